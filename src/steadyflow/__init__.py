@@ -1,0 +1,97 @@
+"""steadyflow: sample, invert, reconstruct and edit diffusion and flow models, stably.
+
+import steadyflow as sf
+
+model = sf.load("digits")
+inversion = sf.invert(model.condition(labels), images, solver="ees25", steps=16)
+same = inversion.decode()
+edited = inversion.decode(model.condition(8), guidance=3.0)
+"""
+
+from . import grids, noise, schedules, solvers
+from ._version import __version__
+from .denoisers import Denoiser, GaussianMixture
+from .errors import (
+    CorruptFileError,
+    InputError,
+    MissingExtraError,
+    NonFiniteError,
+    NotInvertibleError,
+    SingularTimeError,
+    SteadyflowError,
+    UnknownNameError,
+)
+from .grids import Grid
+from .integrate import Moment, Run, Stepper, Trajectory, integrate, plan
+from .models import load
+from .prediction import Prediction
+from .schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosine, VPLinear, VPScaledLinear
+from .solvers import (
+    DDIM,
+    DDPM,
+    EES25,
+    EES27,
+    RK4,
+    SSPRK3,
+    Euler,
+    Heun,
+    Midpoint,
+    Ralston,
+    RungeKutta,
+    Solver,
+)
+from .tasks import Edit, Inversion, Reconstruction, Sample, edit, invert, reconstruct, sample
+
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "EES25",
+    "EES27",
+    "RK4",
+    "SSPRK3",
+    "VE",
+    "CorruptFileError",
+    "Denoiser",
+    "Edit",
+    "Euler",
+    "GaussianMixture",
+    "Grid",
+    "Heun",
+    "InputError",
+    "Inversion",
+    "Midpoint",
+    "MissingExtraError",
+    "Moment",
+    "NonFiniteError",
+    "NotInvertibleError",
+    "Prediction",
+    "Ralston",
+    "Reconstruction",
+    "RectifiedFlow",
+    "Run",
+    "RungeKutta",
+    "Sample",
+    "Schedule",
+    "SingularTimeError",
+    "Solver",
+    "SteadyflowError",
+    "Stepper",
+    "Tabulated",
+    "Trajectory",
+    "UnknownNameError",
+    "VPCosine",
+    "VPLinear",
+    "VPScaledLinear",
+    "__version__",
+    "edit",
+    "grids",
+    "integrate",
+    "invert",
+    "load",
+    "noise",
+    "plan",
+    "reconstruct",
+    "sample",
+    "schedules",
+    "solvers",
+]

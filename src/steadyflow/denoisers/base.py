@@ -1,0 +1,170 @@
+"""`Denoiser`: anything that answers `model(x, t) -> Prediction` along a Gaussian path.
+
+A network of the user's own, an exact mixture and a diffusers pipeline all become this one class, which adds
+what they share: the schedule, the reading of the output, a condition, and classifier-free guidance
+
+    output = output_null + guidance (output_condition - output_null)        (Ho & Salimans 2022)
+
+with both branches in one batched call.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..prediction import Prediction, PredictionType, check_type
+from ..schedules import Schedule
+
+Condition = int | Tensor | Mapping[str, Tensor] | Sequence[int] | None
+"""A label for the whole batch, a label or an embedding a sample (leading dimension B), or a dict of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Denoiser:
+    """A model of the data along a Gaussian path.
+
+    net: called as `net(x, time)` or, with a condition, `net(x, time, condition)`; x has shape (B, ...), time
+        is a tensor of shape (B,), the result has x's shape. `time` is the schedule's `model_time`, times
+        `time_scale`.
+    schedule: the path.
+    prediction: what the network predicts: "epsilon", "sample" (x0), "v_prediction", "flow" or "score".
+    shape: of one sample, without the batch; needed to draw samples.
+    null: the condition that stands for "none", for guidance.
+    time_scale: 1000 for networks that expect their time in [0, 1000) on a schedule over [0, 1].
+    dtype: what the network computes in; its first parameter's by default. The state keeps its own dtype.
+    classes: for messages and checks, the number of labels, where the condition is a label.
+
+    Raises `UnknownNameError` for a prediction type that is none of the five.
+    """
+
+    net: Callable[..., Tensor]
+    schedule: Schedule
+    prediction: PredictionType = "epsilon"
+    shape: tuple[int, ...] | None = None
+    null: Condition = None
+    time_scale: float = 1.0
+    dtype: torch.dtype | None = None
+    classes: int | None = None
+    given: Condition = None
+    guidance: float = 1.0
+    name: str = "model"
+
+    def __post_init__(self):
+        check_type(self.prediction)
+        if not isinstance(self.schedule, Schedule):
+            raise InputError(
+                f"schedule: got {self.schedule!r}, expected a steadyflow schedule, e.g. VPLinear()"
+            )
+        if self.shape is not None:
+            object.__setattr__(self, "shape", tuple(self.shape))
+        if self.dtype is None and isinstance(self.net, nn.Module):
+            parameter = next(self.net.parameters(), None)
+            object.__setattr__(self, "dtype", None if parameter is None else parameter.dtype)
+
+    def condition(self, given: Condition, *, guidance: float | None = None) -> Self:
+        """This model under a condition (and, if given, under a guidance scale)."""
+        self._check_labels(given)
+        model = self._replace(given=given)
+        return model if guidance is None else model.guided(guidance)
+
+    def guided(self, guidance: float) -> Self:
+        """This model with another guidance scale; 1 is the plain conditional model."""
+        if guidance != 1.0 and self.null is None:
+            raise InputError(
+                f"guidance: got {guidance}, but the model has no null condition; give Denoiser(null=...)"
+            )
+        return self._replace(guidance=float(guidance))
+
+    def rows(self, start: int, stop: int) -> Self:
+        """This model for the samples [start, stop) of a batch: conditions given a sample are cut alike."""
+        return self._replace(given=_cut(self.given, start, stop))
+
+    def _replace(self, **changes: Any) -> Self:
+        return dataclasses.replace(self, **changes)
+
+    def __call__(self, x: Tensor, t: float | Tensor) -> Prediction:
+        """The prediction at state x, shape (B, ...), and path time t, a float or a tensor of shape (B,)."""
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        if isinstance(t, Tensor):
+            alpha, sigma = _against(alpha, x), _against(sigma, x)
+        return Prediction(x, self._output(x, t), self.prediction, alpha, sigma)
+
+    def _output(self, x: Tensor, t: float | Tensor) -> Tensor:
+        if self.given is None or self.guidance == 1.0:
+            given = None if self.given is None else _expand(self.given, x)
+            output = self._evaluate(x, t, given)
+        else:
+            twice = x.repeat(2, *[1] * (x.ndim - 1))
+            times = t.repeat(2) if isinstance(t, Tensor) else t
+            labels = _join(_expand(self.null, x), _expand(self.given, x))
+            without, conditional = self._evaluate(twice, times, labels).chunk(2)
+            output = torch.lerp(without, conditional, self.guidance)
+        return output
+
+    def _evaluate(self, x: Tensor, t: float | Tensor, given: Any) -> Tensor:
+        """The network's output in x's precision; one call for the whole batch."""
+        inputs = x if self.dtype is None else x.to(self.dtype)
+        value = self.schedule.model_time(t) * self.time_scale
+        precision = torch.promote_types(inputs.dtype, torch.float32)  # half would round timesteps
+        if isinstance(value, Tensor):
+            time = value.to(precision)
+        else:
+            time = torch.full((len(x),), value, dtype=precision, device=x.device)
+        output = self.net(inputs, time) if given is None else self.net(inputs, time, given)
+        if not isinstance(output, Tensor):
+            raise InputError(f"prediction: the network returned {type(output).__name__}, expected a tensor")
+        if output.shape != x.shape:
+            raise InputError(
+                f"prediction: the network returned shape {tuple(output.shape)} for a state of shape "
+                f"{tuple(x.shape)}; both must be equal"
+            )
+        return output.to(x.dtype)
+
+    def _check_labels(self, given: Condition) -> None:
+        if self.classes is None or given is None or isinstance(given, Mapping):
+            return
+        labels = torch.as_tensor(given)
+        allowed = [*range(self.classes), self.null]
+        wrong = [v for v in labels.flatten().tolist() if v not in allowed]
+        if wrong:
+            raise InputError(f"condition: got label {wrong[0]}, expected 0..{self.classes - 1}")
+
+
+def _against(value: Tensor, x: Tensor) -> Tensor:
+    """A value a sample, shaped to broadcast against x."""
+    return value.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+
+
+def _expand(condition: Any, x: Tensor) -> Any:
+    """The condition with one row a sample of x."""
+    if isinstance(condition, Mapping):
+        return {key: _expand(value, x) for key, value in condition.items()}
+    value = torch.as_tensor(condition, device=x.device)
+    if value.ndim == 0:
+        return value.expand(len(x))
+    if len(value) == len(x):
+        return value
+    if len(value) == 1:
+        return value.expand(len(x), *value.shape[1:])
+    raise InputError(f"condition: got {len(value)} rows for a batch of {len(x)} samples")
+
+
+def _join(null: Any, given: Any) -> Any:
+    if isinstance(given, Mapping):
+        return {key: _join(null[key], value) for key, value in given.items()}
+    return torch.cat([null.to(given.dtype), given])
+
+
+def _cut(condition: Any, start: int, stop: int) -> Any:
+    if isinstance(condition, Mapping):
+        return {key: _cut(value, start, stop) for key, value in condition.items()}
+    if isinstance(condition, Tensor) and condition.ndim and len(condition) > 1:
+        return condition[start:stop]
+    if isinstance(condition, Sequence) and len(condition) > 1:
+        return condition[start:stop]
+    return condition

@@ -1,0 +1,252 @@
+"""Gaussian mixtures, whose denoiser is known exactly: the ground truth of every study here.
+
+For p0 = sum_k w_k N(mu_k, S_k), S_k diagonal, and x = alpha x0 + sigma eps, component k has mean alpha mu_k
+and variance v_k = alpha^2 s_k^2 + sigma^2 at time t. With responsibilities g_k(x) ~ w_k N(x; alpha mu_k, v_k),
+
+    eps_hat = sigma sum_k g_k (x - alpha mu_k) / v_k,        x0_hat = (x - sigma eps_hat) / alpha.
+
+The denoiser hands out v = alpha eps - sigma x0, which loses no digits at either end:
+
+    v = sum_k g_k (c_k x - d_k mu_k),    c_k = alpha sigma (1 - s_k^2) / v_k,    d_k = sigma + alpha c_k.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..noise import INITIAL, normal
+from ..schedules import Schedule
+from .base import Denoiser
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianMixture:
+    """A mixture of K Gaussians in d dimensions.
+
+    means: shape (K, d).
+    std: a number, shape (K,) (one a component) or (K, d) (diagonal covariances); positive.
+    weights: shape (K,), positive, normalised here; equal by default.
+    labels: shape (K,), the class of each component, for conditional models; none by default.
+
+    Raises `InputError` for other shapes, values that are not finite, or scales and weights not positive.
+    """
+
+    means: Tensor
+    std: Any
+    weights: Any = None
+    labels: Any = None
+
+    def __post_init__(self):
+        means = torch.as_tensor(self.means)
+        if not means.is_floating_point():
+            means = means.double()
+        if means.ndim != 2 or 0 in means.shape:
+            raise InputError(f"means: got shape {tuple(means.shape)}, expected (K, d)")
+        std = torch.as_tensor(self.std, dtype=means.dtype)
+        if std.shape not in ((), means.shape[:1], means.shape):
+            raise InputError(f"std: got shape {tuple(std.shape)}, expected a number, (K,) or (K, d)")
+        weights = torch.ones(len(means)) if self.weights is None else torch.as_tensor(self.weights)
+        weights = weights.to(means.dtype)
+        if weights.shape != means.shape[:1]:
+            raise InputError(f"weights: got shape {tuple(weights.shape)}, expected ({len(means)},)")
+        for name, value in (("std", std), ("weights", weights)):
+            if not bool((value > 0).all()):
+                raise InputError(f"{name}: expected positive numbers")
+        for name, value in (("means", means), ("std", std), ("weights", weights)):
+            if not bool(value.isfinite().all()):
+                raise InputError(f"{name}: expected finite numbers, got NaN or infinity")
+        labels = self.labels
+        if labels is not None:
+            labels = torch.as_tensor(labels)
+            if labels.shape != weights.shape or labels.is_floating_point() or bool((labels < 0).any()):
+                raise InputError(f"labels: expected {len(means)} integers >= 0, one a component")
+        object.__setattr__(self, "means", means)
+        object.__setattr__(self, "std", std)
+        object.__setattr__(self, "weights", weights / weights.sum())
+        object.__setattr__(self, "labels", labels)
+
+    @classmethod
+    def grid(
+        cls, side: int = 5, *, spacing: float = 2.0, std: float = 0.02, dtype: torch.dtype = torch.float64
+    ) -> "GaussianMixture":
+        """side x side equal modes on a square grid centred at 0 (the 25 modes of the literature at side 5)."""
+        axis = (torch.arange(side, dtype=dtype) - (side - 1) / 2) * spacing
+        return cls(torch.cartesian_prod(axis, axis), std)
+
+    @classmethod
+    def farthest_points(
+        cls,
+        modes: int,
+        dim: int,
+        *,
+        spacing: float = 2.0,
+        std: float = 0.02,
+        side: int = 5,
+        candidates: int = 4096,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float64,
+    ) -> "GaussianMixture":
+        """Modes chosen from the lattice {0..side-1}^dim * spacing, centred, each the farthest from those before.
+
+        Small lattices are searched whole, large ones over `candidates` random points. The first is the
+        lattice point nearest to a corner.
+        """
+        if modes > side**dim:
+            raise InputError(f"modes: a lattice of {side}^{dim} points holds no {modes} modes")
+        if side**dim <= candidates:
+            lattice = torch.cartesian_prod(*[torch.arange(side)] * dim).view(-1, dim)
+        else:
+            generator = torch.Generator().manual_seed(seed)
+            lattice = torch.randint(side, (candidates, dim), generator=generator).unique(dim=0)
+        points = (lattice.to(dtype) - (side - 1) / 2) * spacing
+        chosen = [int(points.sum(1).argmin())]
+        distance = (points - points[chosen[0]]).square().sum(1)
+        while len(chosen) < modes:
+            chosen.append(int(distance.argmax()))
+            distance = torch.minimum(distance, (points - points[chosen[-1]]).square().sum(1))
+        return cls(points[chosen], std)
+
+    @property
+    def dim(self) -> int:
+        """d, the dimension of one sample."""
+        return self.means.shape[1]
+
+    @property
+    def classes(self) -> int | None:
+        """The number of classes, one more than the largest label."""
+        return None if self.labels is None else int(self.labels.max()) + 1
+
+    def to(
+        self, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> "GaussianMixture":
+        """This mixture in another precision or on another device."""
+        labels = None if self.labels is None else self.labels.to(device=device)
+        means, std, weights = (v.to(dtype=dtype, device=device) for v in (self.means, self.std, self.weights))
+        return GaussianMixture(means, std, weights, labels)
+
+    def sample(self, n: int, seed: int = 0, label: int | None = None, *, index: int = 0) -> Tensor:
+        """n exact draws, shape (n, d); draw i depends on the seed and `index` + i alone."""
+        rows = range(index, index + n)
+        uniform = torch.special.ndtr(normal(seed, INITIAL, (1, 0, 0), rows, (), dtype=torch.float64))
+        chance = (self.weights * self._chosen(label)).double().cpu().cumsum(0)
+        pick = torch.searchsorted(chance / chance[-1], uniform).clamp(max=len(chance) - 1)
+        pick = pick.to(self.means.device)
+        noise = normal(
+            seed, INITIAL, (2, 0, 0), rows, (self.dim,), dtype=self.means.dtype, device=self.means.device
+        )
+        std = self.std if self.std.ndim == 0 else self.std[pick].view(n, -1)
+        return self.means[pick] + std * noise
+
+    def log_prob(self, x: Tensor, label: int | None = None) -> Tensor:
+        """The exact log density in nats of each row of x, shape (n, d) -> (n,)."""
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise InputError(f"x: got shape {tuple(x.shape)}, expected (n, {self.dim})")
+        weights = self.weights * self._chosen(label)
+        return _log_joint(x, self, (weights / weights.sum()).log(), 1.0, 0.0).logsumexp(1)
+
+    def _chosen(self, label: int | None) -> Tensor:
+        if label is None:
+            return torch.ones_like(self.weights)
+        if self.labels is None or label not in self.labels.tolist():
+            known = "no labels" if self.labels is None else f"labels {sorted(set(self.labels.tolist()))}"
+            raise InputError(f"label: got {label}, but the mixture has {known}")
+        return (self.labels == label).to(self.weights)
+
+    def denoiser(self, schedule: Schedule) -> "MixtureDenoiser":
+        """The exact model of this mixture along a path; conditional where the mixture has labels."""
+        return MixtureDenoiser(self, schedule)
+
+
+class MixtureDenoiser(Denoiser):
+    """The exact denoiser of a mixture; used like any other, differentiable, in the state's own precision.
+
+    Under a condition only the components with that label count. Cost: one product of (n, d) by (d, K), a
+    softmax and one of (n, K) by (K, d) for isotropic components.
+    """
+
+    def __init__(self, mixture: GaussianMixture, schedule: Schedule, **options):
+        fields = {
+            "net": mixture,
+            "schedule": schedule,
+            "prediction": "v_prediction",
+            "shape": (mixture.dim,),
+            "null": None if mixture.labels is None else -1,
+            "classes": mixture.classes,
+            "name": "mixture",
+        }
+        super().__init__(**{**fields, **options})
+
+    def _replace(self, **changes):
+        options = {name: changes.get(name, getattr(self, name)) for name in ("given", "guidance")}
+        return MixtureDenoiser(self.mixture, self.schedule, **options)
+
+    @property
+    def mixture(self) -> GaussianMixture:
+        """The distribution of the data."""
+        return self.net  # type: ignore[return-value]  # here the net is the mixture
+
+    @cached_property
+    def _versions(self) -> dict[tuple[torch.dtype, torch.device], GaussianMixture]:
+        return {}
+
+    def _at(self, x: Tensor) -> GaussianMixture:
+        """The mixture in x's precision, on x's device."""
+        key = (x.dtype, x.device)
+        if key not in self._versions:
+            self._versions[key] = self.mixture.to(*key)
+        return self._versions[key]
+
+    def _evaluate(self, x: Tensor, t: float | Tensor, given: Any) -> Tensor:
+        if x.ndim != 2 or x.shape[1] != self.mixture.dim:
+            raise InputError(f"x: got shape {tuple(x.shape)}, expected (n, {self.mixture.dim})")
+        mixture = self._at(x)
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        if isinstance(alpha, Tensor) and isinstance(sigma, Tensor):
+            alpha, sigma = alpha.to(x.dtype)[:, None], sigma.to(x.dtype)[:, None]
+        log_weights = mixture.weights.log()
+        if given is not None and mixture.labels is not None:
+            wanted = (given[:, None] == mixture.labels) | (given[:, None] < 0)
+            log_weights = log_weights.where(wanted, -math.inf)
+        responsibilities = _log_joint(x, mixture, log_weights, alpha, sigma).softmax(1)
+        variance = (alpha * mixture.std) ** 2 + sigma**2
+        of_x = alpha * sigma * (1.0 - mixture.std**2) / variance
+        of_mean = sigma + alpha * of_x
+        if mixture.std.ndim == 0:  # shared by all components, so it leaves the sum
+            return of_x * x - of_mean * (responsibilities @ mixture.means)
+        if mixture.std.ndim == 1:
+            mean = (responsibilities * of_mean) @ mixture.means
+            return (responsibilities * of_x).sum(1, keepdim=True) * x - mean
+        if of_x.ndim == 2:
+            return (responsibilities @ of_x) * x - responsibilities @ (of_mean * mixture.means)
+        mean = torch.einsum("nk,nkd->nd", responsibilities, of_mean * mixture.means)
+        return torch.einsum("nk,nkd->nd", responsibilities, of_x) * x - mean
+
+
+def _log_joint(
+    x: Tensor, mixture: GaussianMixture, log_weights: Tensor, alpha: float | Tensor, sigma: float | Tensor
+) -> Tensor:
+    """ln w_k + ln N(x; alpha mu_k, alpha^2 s_k^2 + sigma^2), shape (n, K), by matrix products.
+
+    alpha and sigma are numbers, or of shape (n, 1).
+    """
+    means, d = mixture.means, mixture.dim
+    if mixture.std.ndim < 2:  # isotropic
+        variance = (alpha * mixture.std) ** 2 + sigma**2
+        norms = x.square().sum(1, keepdim=True)
+        squares = norms - (2.0 * alpha) * (x @ means.T) + alpha**2 * means.square().sum(1)
+        return log_weights - 0.5 * (squares / variance + d * (2.0 * math.pi * variance).log())
+    if not isinstance(alpha, Tensor):
+        variance = (alpha * mixture.std) ** 2 + sigma**2
+        precision, means = 1.0 / variance, alpha * means
+        cross = x @ (means * precision).T
+        squares = x.square() @ precision.T - 2.0 * cross + (means.square() * precision).sum(1)
+        return log_weights - 0.5 * (squares + (2.0 * math.pi * variance).log().sum(1))
+    alpha, sigma = alpha[:, :, None], torch.as_tensor(sigma)[:, :, None]
+    variance = (alpha * mixture.std) ** 2 + sigma**2  # (n, K, d)
+    squares = (x[:, None] - alpha * means).square() / variance
+    return log_weights - 0.5 * (squares + (2.0 * math.pi * variance).log()).sum(2)

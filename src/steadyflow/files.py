@@ -1,0 +1,63 @@
+"""Safetensors files with a kind: written atomically, and refused with a reason when damaged or foreign."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import CorruptFileError
+
+_FORMAT = "steadyflow"
+_VERSION = "1"
+
+
+def write(path: str | Path, kind: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors and text to `path`; an existing file is replaced whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    os.close(handle)
+    try:
+        header = {**metadata, "format": _FORMAT, "version": _VERSION, "kind": kind}
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, header)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    """The process's file-mode mask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def read(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the text of a file that `write` made.
+
+    Raises `FileNotFoundError` where there is none, `CorruptFileError` for a damaged or truncated file, one
+    that steadyflow did not write, or one of another kind.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CorruptFileError(f"{path}: damaged, truncated, or no safetensors file ({error})") from error
+    if metadata.get("format") != _FORMAT or metadata.get("kind") != kind:
+        found = metadata.get("kind", "file of another program")
+        raise CorruptFileError(f"{path}: expected a steadyflow {kind}, found a {found}")
+    if metadata.get("version") != _VERSION:
+        raise CorruptFileError(f"{path}: file version {metadata.get('version')}, expected {_VERSION}")
+    return tensors, metadata

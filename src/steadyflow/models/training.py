@@ -1,0 +1,85 @@
+"""Training of the small bundled models: denoising score matching with an exponential moving average."""
+
+import copy
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..denoisers.base import Denoiser
+from ..prediction import PredictionType
+
+_TARGETS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "epsilon": lambda x0, eps, alpha, sigma: eps,
+    "sample": lambda x0, eps, alpha, sigma: x0,
+    "v_prediction": lambda x0, eps, alpha, sigma: alpha * eps - sigma * x0,
+    "flow": lambda x0, eps, alpha, sigma: eps - x0,
+}
+
+
+def target(kind: PredictionType, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """What a network of this kind should answer, shapes all broadcasting to (B, ...)."""
+    return _TARGETS[kind](x0, eps, alpha, sigma)
+
+
+def train(
+    model: Denoiser,
+    batch: Callable[[torch.Generator], tuple[Tensor, Tensor | None]],
+    *,
+    steps: int,
+    lr: float = 1e-3,
+    weight_decay: float = 0.0,
+    label_dropout: float = 0.1,
+    average: float = 0.999,
+    seed: int = 0,
+    report: Callable[[int, float], None] | None = None,
+    every: int = 500,
+) -> nn.Module:
+    """Train `model.net` on batches of (x0, labels or None) and return the averaged network.
+
+    The loss is the mean square of the prediction's error at times uniform in the schedule's range, stratified
+    over the batch. Adam with a cosine decay to zero and a gradient clip of 1. `report(step, loss)` is called
+    every `every` steps.
+    """
+    net = model.net
+    if not isinstance(net, nn.Module):
+        raise TypeError("train: the denoiser's net must be a torch module")
+    generator = torch.Generator().manual_seed(seed)
+    averaged = copy.deepcopy(net).eval()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=weight_decay)
+    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 0.5 * (1 + math.cos(math.pi * k / steps)))
+    low, high = model.schedule.t_range
+    net.train()
+    total = 0.0
+    for step in range(1, steps + 1):
+        x0, labels = batch(generator)
+        n = len(x0)
+        t = low + (high - low) * (torch.arange(n) + torch.rand(n, generator=generator)) / n
+        t = t[torch.randperm(n, generator=generator)]
+        if labels is not None:
+            dropped = torch.rand(n, generator=generator) < label_dropout
+            labels = labels.masked_fill(dropped, int(model.null))  # type: ignore[arg-type]
+        eps = torch.randn(x0.shape, generator=generator)
+        alpha, sigma = (
+            f(t.double()).to(x0.dtype).view(-1, *[1] * (x0.ndim - 1))
+            for f in (model.schedule.alpha, model.schedule.sigma)
+        )
+        time = model.schedule.model_time(t) * model.time_scale
+        noisy = alpha * x0 + sigma * eps
+        output = net(noisy, time) if labels is None else net(noisy, time, labels)
+        loss = (output - target(model.prediction, x0, eps, alpha, sigma)).square().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        decay.step()
+        rate = min(average, step / (step + 10.0))
+        with torch.no_grad():
+            for mean, value in zip(averaged.parameters(), net.parameters(), strict=True):
+                mean.lerp_(value, 1.0 - rate)
+        total += loss.item()
+        if report is not None and step % every == 0:
+            report(step, total / every)
+            total = 0.0
+    return averaged

@@ -1,0 +1,242 @@
+"""Random numbers with addresses: the same sample gets the same noise, however the work is cut up.
+
+Every number is a function of (seed, stream, sample index, where in the path), computed by the counter-based
+generator Philox 4x64 (Salmon et al. 2011) and the Box-Muller transform. Nothing depends on batch size, order,
+chunking or device, and nothing is stored.
+
+`Brownian` is a Brownian motion W over a clock c >= 0 of any range. The clock's axis is cut at the powers of
+two. Within a binade [2^k, 2^(k+1)] the path is built by halving (Levy's construction), down to 2^-20 of the
+binade: the midpoint of an interval of length h is the mean of its ends plus N(0, h/4). Clock values are
+rounded to that lattice, so increments over adjoining intervals add up to rounding, and a finer grid refines
+the same path.
+
+`White` draws fresh noise for every interval: cheaper (one draw a query instead of about ten to twenty), with
+the same addressing, but two grids then see unrelated noise.
+"""
+
+import math
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import InputError
+
+INITIAL, BROWNIAN, WHITE, PERTURBATION = 0, 1, 2, 3
+"""Streams: what the noise is for. Different streams of one seed are independent."""
+
+_PER_COUNTER = 8  # numbers drawn from one 256-bit counter value: 8 x 32 bits
+_LEVELS = 20  # halvings within a binade
+_FLOOR = -60  # [0, 2^_FLOOR] is one cell
+_WORD = (1 << 64) - 1
+
+
+def normal(
+    seed: int,
+    stream: int,
+    node: tuple[int, int, int],
+    samples: range | Sequence[int],
+    shape: Sequence[int],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Standard normal numbers of shape (len(samples), *shape), the row of a sample fixed by its index.
+
+    `node` is three integers of 64 bits that say where in the stream. Values are drawn in float32 (tails reach
+    6.6) and are then cast, so that runs in different precisions see the same noise.
+    """
+    size = math.prod(shape)
+    rows = [_rows(seed, stream, node, run, size) for run in _runs(samples)]
+    flat = rows[0] if len(rows) == 1 else torch.cat(rows)
+    return flat.view(len(samples), *shape).to(device=device, dtype=dtype)
+
+
+def _runs(samples: range | Sequence[int]) -> list[range]:
+    """The sample indices as a list of contiguous ranges, in their own order."""
+    if isinstance(samples, range) and samples.step == 1:
+        return [samples]
+    runs: list[range] = []
+    for i in samples:
+        if runs and runs[-1].stop == i:
+            runs[-1] = range(runs[-1].start, i + 1)
+        else:
+            runs.append(range(i, i + 1))
+    return runs
+
+
+def _rows(seed: int, stream: int, node: tuple[int, int, int], run: range, size: int) -> Tensor:
+    """Numbers [start, stop) of the endless sequence at this node, one sample after the other."""
+    start, stop = run.start * size, run.stop * size
+    first = start // _PER_COUNTER
+    count = -(-stop // _PER_COUNTER) - first
+    words = [first & _WORD, node[0] & _WORD, node[1] & _WORD, (node[2] & _WORD) ^ (first >> 64)]
+    bits = np.random.Philox(
+        key=np.array([seed & _WORD, stream], dtype=np.uint64), counter=np.array(words, dtype=np.uint64)
+    ).random_raw(count * _PER_COUNTER // 2)
+    pairs = torch.from_numpy(bits.view(np.int32)).view(-1, 2)
+    # Box-Muller: radius from a uniform in (0, 1), angle from a uniform in (-pi, pi)
+    radius = pairs[:, 0].float().mul_(2.0**-32).add_(0.5 + 2.0**-33).clamp_(max=1.0 - 2.0**-24)
+    radius = radius.log_().mul_(-2.0).sqrt_()
+    angle = pairs[:, 1].float().mul_(math.pi * 2.0**-31)
+    numbers = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=1).flatten()
+    offset = start - first * _PER_COUNTER
+    return numbers[offset : offset + stop - start]
+
+
+def initial(
+    seed: int,
+    samples: range | Sequence[int],
+    shape: Sequence[int],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """The starting latents of the given samples: standard normal, shape (len(samples), *shape)."""
+    return normal(seed, INITIAL, (0, 0, 0), samples, shape, dtype=dtype, device=device)
+
+
+class NoiseSource(ABC):
+    """Gaussian increments over intervals of a clock, for a fixed set of samples.
+
+    `samples` are the indices of the batch's rows, `shape` that of one sample. `seed` is any integer; its low
+    64 bits count.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        samples: range | Sequence[int],
+        shape: Sequence[int],
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ):
+        if len(samples) == 0 or min(samples) < 0:
+            raise InputError(f"samples: expected at least one index, none negative, got {samples}")
+        self.seed, self.samples, self.shape = int(seed), samples, tuple(shape)
+        self.dtype, self.device = dtype, torch.device(device)
+
+    @abstractmethod
+    def increment(self, a: float, b: float) -> Tensor:
+        """Gaussian of variance |b - a| and shape (B, *shape); `increment(b, a)` is its negative."""
+
+    @abstractmethod
+    def unit(self, a: float, b: float) -> Tensor:
+        """`increment(a, b)` divided by its standard deviation."""
+
+    def _normal(self, stream: int, node: tuple[int, int, int]) -> Tensor:
+        return normal(self.seed, stream, node, self.samples, self.shape, dtype=self.dtype, device=self.device)
+
+
+class White(NoiseSource):
+    """Independent noise for every interval, addressed by the interval's two ends."""
+
+    def unit(self, a, b):
+        _check_clock(a, b)
+        low, high = (a, b) if a <= b else (b, a)
+        ends = struct.unpack("<QQ", struct.pack("<dd", low, high))
+        draw = self._normal(WHITE, (*ends, 0))
+        return draw if a <= b else -draw
+
+    def increment(self, a, b):
+        return self.unit(a, b) * math.sqrt(abs(b - a))
+
+
+class Brownian(NoiseSource):
+    """A Brownian motion over the clock c >= 0: increments over sub-intervals add up to the whole's.
+
+    Times closer than 2^-20 of their size count as one: the increment between them is 0. Keeps the path down
+    to the last queried times, so that sequential queries cost few draws; the memory is bounded (about forty
+    tensors of the batch's shape).
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._binades: dict[int, Tensor] = {}
+        self._descents: dict[int, list[tuple[int, int, Tensor | float, Tensor | float]]] = {}
+
+    def increment(self, a, b):
+        _check_clock(a, b)
+        if a > b:
+            return -self.increment(b, a)
+        (ka, ma), (kb, mb) = _locate(a), _locate(b)
+        if ka == kb:
+            return self._zeros() + (self._within(kb, mb) - self._within(ka, ma))
+        whole = self._whole(ka) - self._within(ka, ma)
+        for k in range(ka + 1, kb):
+            whole = whole + self._whole(k)
+        return whole + self._within(kb, mb)
+
+    def unit(self, a, b):
+        variance = abs(_rounded(b) - _rounded(a))
+        if variance == 0.0:
+            raise InputError(f"noise: the interval [{a}, {b}] is shorter than the clock's resolution (2^-20)")
+        return self.increment(a, b) * (1.0 / math.sqrt(variance))
+
+    def _zeros(self) -> Tensor:
+        return torch.zeros(len(self.samples), *self.shape, dtype=self.dtype, device=self.device)
+
+    def _whole(self, k: int) -> Tensor:
+        """The increment over binade k, of variance equal to the binade's length."""
+        if k not in self._binades:
+            if len(self._binades) > 4:
+                self._binades.pop(next(iter(self._binades)))
+            self._binades[k] = self._normal(BROWNIAN, (k, 0, 0)) * math.sqrt(_length(k))
+        return self._binades[k]
+
+    def _within(self, k: int, m: int) -> Tensor | float:
+        """W at cell m of binade k, less W at the binade's start."""
+        if m == 0:
+            return 0.0
+        path = self._descents.get(k)
+        if path is None:
+            if len(self._descents) > 1:  # two binades suffice for any walk along the clock
+                self._descents.pop(next(iter(self._descents)))
+            path = self._descents[k] = [(0, 1 << _LEVELS, 0.0, self._whole(k))]
+        while not path[-1][0] <= m <= path[-1][1]:
+            path.pop()
+        low, high, at_low, at_high = path[-1]
+        cell = _length(k) / (1 << _LEVELS)
+        while m not in (low, high):
+            middle = (low + high) // 2
+            spread = math.sqrt((high - low) * cell / 4.0)
+            draw = self._normal(BROWNIAN, (k, middle, 1))
+            at_middle = (at_low + at_high) * 0.5 + draw * spread
+            if m <= middle:
+                high, at_high = middle, at_middle
+            else:
+                low, at_low = middle, at_middle
+            path.append((low, high, at_low, at_high))
+        return at_low if m == low else at_high
+
+
+def _check_clock(a: float, b: float) -> None:
+    for value in (a, b):
+        if not 0.0 <= value < math.inf:
+            raise InputError(f"noise: a clock runs over finite times >= 0, got {value}")
+
+
+def _length(k: int) -> float:
+    return 2.0 ** (_FLOOR if k < _FLOOR else k)
+
+
+def _locate(c: float) -> tuple[int, int]:
+    """The binade of c and the nearest of its cells' starts. Binade _FLOOR - 1 is [0, 2^_FLOOR]."""
+    if c < 2.0**_FLOOR:
+        return _FLOOR - 1, round(c / 2.0**_FLOOR * (1 << _LEVELS))
+    mantissa, exponent = math.frexp(c)  # c = mantissa 2^exponent, mantissa in [1/2, 1)
+    return exponent - 1, round((2.0 * mantissa - 1.0) * (1 << _LEVELS))
+
+
+def _rounded(c: float) -> float:
+    """The lattice point that stands for c."""
+    k, m = _locate(c)
+    start = 0.0 if k < _FLOOR else 2.0**k
+    return start + _length(k) * m / (1 << _LEVELS)
+
+
+SOURCES = {"brownian": Brownian, "white": White}

@@ -1,0 +1,124 @@
+"""What a model says of a noisy state: its estimate of the data (`x0`) and of the noise (`eps`).
+
+A network predicts one of five things; every one of them is affine in (x0, eps), and with
+x = alpha x0 + sigma eps each gives both:
+
+    epsilon        o = eps                     x0 = (x - sigma o) / alpha
+    sample         o = x0                      eps = (x - alpha o) / sigma
+    v_prediction   o = alpha eps - sigma x0    x0 = (alpha x - sigma o) / n,  eps = (sigma x + alpha o) / n,
+                                               n = alpha^2 + sigma^2
+    flow           o = eps - x0                x0 = (x - sigma o) / n,  eps = (x + alpha o) / n,  n = alpha + sigma
+    score          o = -eps / sigma            x0 = (x + sigma^2 o) / alpha
+
+Sources: Ho et al. 2020; Salimans & Ho 2022 (v); Liu et al. 2022 (flow); Song et al. 2021 (score).
+"""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .errors import SingularTimeError, UnknownNameError
+
+PredictionType = Literal["epsilon", "sample", "v_prediction", "flow", "score"]
+
+_Coefficients = tuple[float, float] | tuple[Tensor, Tensor]
+
+
+def check_type(name: str) -> None:
+    """Raise `UnknownNameError` unless `name` is one of the five prediction types."""
+    if name not in get_args(PredictionType):
+        raise UnknownNameError("prediction", name, get_args(PredictionType))
+
+
+def linear(a: float | Tensor, x: Tensor, b: float | Tensor, y: Tensor) -> Tensor:
+    """a x + b y, skipping what is zero."""
+    if isinstance(b, Tensor):
+        return a * x + b * y
+    if not isinstance(a, Tensor) and a == 0.0:
+        return y * b if b != 1.0 else y
+    if b == 0.0:
+        return x * a
+    return torch.add(x * a, y, alpha=b)
+
+
+class Prediction:
+    """A model's output at (x, t), read as data or as noise.
+
+    `x` and `output` have shape (B, ...); `alpha` and `sigma` are floats, or tensors that broadcast against
+    them when each sample has its own time. Both readings are computed when asked for.
+    """
+
+    __slots__ = ("alpha", "kind", "output", "sigma", "x")
+
+    def __init__(
+        self,
+        x: Tensor,
+        output: Tensor,
+        kind: PredictionType,
+        alpha: float | Tensor,
+        sigma: float | Tensor,
+    ):
+        self.x, self.output, self.kind, self.alpha, self.sigma = x, output, kind, alpha, sigma
+
+    @property
+    def x0(self) -> Tensor:
+        """The estimate of the data, E[x0 | x] for a perfect model; shape (B, ...)."""
+        return self.mix(1.0, 0.0)
+
+    @property
+    def eps(self) -> Tensor:
+        """The estimate of the noise; shape (B, ...)."""
+        return self.mix(0.0, 1.0)
+
+    @property
+    def score(self) -> Tensor:
+        """The gradient of the log density at this time, -eps / sigma; shape (B, ...)."""
+        if self.kind == "score":
+            return self.output
+        _check_nonzero(self.sigma, "a score", "sigma")
+        return self.eps * (-1.0 / self.sigma)
+
+    @property
+    def flow(self) -> Tensor:
+        """The velocity of the straight path, eps - x0; shape (B, ...)."""
+        return self.mix(-1.0, 1.0)
+
+    def mix(self, data: float, noise: float) -> Tensor:
+        """data * x0 + noise * eps in one pass; `mix(alpha', sigma')` is the DDIM step to that time."""
+        of_x, of_output = self._coefficients(data, noise)
+        return linear(of_x, self.x, of_output, self.output)
+
+    def _coefficients(self, data: float, noise: float) -> _Coefficients:
+        """The factors of x and of the output in data * x0 + noise * eps."""
+        alpha, sigma = self.alpha, self.sigma
+        match self.kind:
+            case "epsilon":
+                if data == 0.0:
+                    return 0.0, noise
+                _check_nonzero(alpha, "x0 from an epsilon prediction", "alpha")
+                return data / alpha, noise - data * sigma / alpha
+            case "sample":
+                if noise == 0.0:
+                    return 0.0, data
+                _check_nonzero(sigma, "eps from a sample prediction", "sigma")
+                return noise / sigma, data - noise * alpha / sigma
+            case "v_prediction":
+                n = alpha * alpha + sigma * sigma
+                return (data * alpha + noise * sigma) / n, (noise * alpha - data * sigma) / n
+            case "flow":
+                n = alpha + sigma
+                return (data + noise) / n, (noise * alpha - data * sigma) / n
+            case "score":
+                if data == 0.0:
+                    return 0.0, -noise * sigma
+                _check_nonzero(alpha, "x0 from a score", "alpha")
+                return data / alpha, data * sigma * sigma / alpha - noise * sigma
+
+
+def _check_nonzero(value: float | Tensor, what: str, name: str) -> None:
+    # per-sample times stay on their device: a zero among them shows as infinity in the result
+    if not isinstance(value, Tensor) and value == 0.0:
+        raise SingularTimeError(
+            f"{what} needs {name} > 0, but {name} is 0 at this time; stop short of that end"
+        )

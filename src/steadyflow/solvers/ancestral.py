@@ -1,0 +1,79 @@
+"""DDIM and its stochastic relatives.
+
+With chi = sigma / alpha, one step from t0 down to t1 is
+
+    s  = eta sigma1 sqrt(1 - chi1^2 / chi0^2)
+    x1 = alpha1 x0_hat + sqrt(sigma1^2 - s^2) eps_hat + s z,      z ~ N(0, I).
+
+eta = 0 is DDIM, eta = 1 the ancestral sampler of DDPM (Song et al. 2021, eq. 16; Ho et al. 2020). At eta = 1
+the mean is exact for fixed x0_hat, and z is the increment of a Brownian motion over the clock
+alpha^2 / sigma^2 (the signal-to-noise ratio, which grows along sampling), so that runs with different step
+counts can share one noise path.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .base import Asking, Facts, Leg, Query, Solver, ddim_step
+
+
+@dataclass(frozen=True)
+class DDIM(Solver):
+    """DDIM (Song et al. 2021): deterministic at eta = 0, ancestral at eta = 1, stochastic in between."""
+
+    eta: float = 0.0
+    name: ClassVar[str] = "ddim"
+
+    def __post_init__(self):
+        if not 0.0 <= self.eta <= 1.0:
+            raise InputError(f"eta: got {self.eta}, expected a number in [0, 1]")
+
+    @property
+    def facts(self) -> Facts:
+        stochastic = self.eta > 0.0
+        return Facts(
+            order=1,
+            evaluations=1,
+            inverse="none" if stochastic else "approximate",
+            antisymmetric_order=None if stochastic else 1,
+            stochastic=stochastic,
+            real_interval=None if stochastic else 2.0,
+            source="Song et al. 2021",
+        )
+
+    def step(self, state: Tensor, leg: Leg) -> Asking[Tensor]:
+        if self.eta == 0.0:
+            return (yield from ddim_step(state, leg))
+        prediction = yield Query(state, leg.t0)
+        alpha, sigma = leg.schedule.alpha(leg.t1), leg.schedule.sigma(leg.t1)
+        before, after = leg.schedule.ratio(leg.t0), leg.schedule.ratio(leg.t1)
+        spread = self.eta * sigma * math.sqrt(1.0 - (after / before) ** 2)
+        if spread == 0.0:
+            return prediction.mix(alpha, sigma)
+        mean = prediction.mix(alpha, math.sqrt(sigma * sigma - spread * spread))
+        return torch.add(mean, unit_noise(leg), alpha=spread)
+
+    def inverse_step(self, state: Tensor, leg: Leg) -> Asking[Tensor]:
+        self.check_invertible()
+        return self.step(state, leg)
+
+
+@dataclass(frozen=True)
+class DDPM(DDIM):
+    """The ancestral sampler (Ho et al. 2020): DDIM with eta = 1."""
+
+    eta: float = 1.0
+    name: ClassVar[str] = "ddpm"
+
+
+def unit_noise(leg: Leg) -> Tensor:
+    """Standard normal noise for a falling leg: the increment over its signal-to-noise ratios, scaled to 1."""
+    if leg.noise is None:
+        raise InputError("noise: a stochastic solver needs a noise source (see steadyflow.noise.Brownian)")
+    before, after = (math.exp(leg.schedule.log_snr(t)) for t in (leg.t0, leg.t1))
+    return leg.noise.unit(before, after)

@@ -1,0 +1,242 @@
+"""What a solver is: a coroutine that *asks* for model evaluations and never calls a model.
+
+    def step(self, state, leg):            # from leg.t0 to leg.t1
+        prediction = yield Query(x, t)     # as often as it likes
+        return new_state
+
+One definition serves our own loop (`integrate`), an outside loop (`Stepper`), and the way back
+(`inverse_step`). A solver holds options and no run state, so one object can serve many runs; what a run
+carries from step to step is its *state*, an immutable value: a tensor, or a named tuple of tensors and
+numbers registered with `@state`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..errors import CorruptFileError, NotInvertibleError
+from ..noise import NoiseSource
+from ..prediction import Prediction
+from ..schedules import Schedule
+
+
+class Query(NamedTuple):
+    """A request for the model at a state and a time."""
+
+    x: Tensor
+    """In model space, shape (B, ...)."""
+    t: float
+    """Path time."""
+
+
+Result = TypeVar("Result")
+Asking = Generator[Query, Prediction, Result]
+"""A coroutine that yields queries, is sent predictions, and returns a result."""
+
+State = Any
+"""A tensor, or a named tuple registered with `@state`."""
+
+
+class Leg(NamedTuple):
+    """One solver step of a journey over a grid.
+
+    On the way down (sampling) t0 > t1. On the way up (inversion) t0 < t1, and the leg is the one that
+    sampling would travel from t1 to t0, with the same index.
+    """
+
+    schedule: Schedule
+    t0: float
+    t1: float
+    index: int
+    """0 for the leg at the noisy end, steps - 1 for the one at the clean end, whatever the direction."""
+    steps: int
+    noise: NoiseSource | None = None
+
+    @property
+    def rising(self) -> bool:
+        """Whether this leg adds noise (inversion)."""
+        return self.t1 > self.t0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a solver before it runs; each entry is checked by a test over the registry."""
+
+    order: int
+    """Order of accuracy as an ODE method; for a stochastic solver, in the mean."""
+    evaluations: int
+    """Model evaluations a step."""
+    inverse: str
+    """"exact" (to rounding), "approximate" (the same step backwards), or "none"."""
+    antisymmetric_order: int | None = None
+    """p such that a step followed by its inverse is the identity up to O(h^(p+1)); None where exact."""
+    stochastic: bool = False
+    states: int = 1
+    """Tensors carried between steps."""
+    real_interval: float | None = None
+    """Largest r such that the method is stable on [-r, 0] for y' = z y."""
+    source: str = ""
+    """Where the method comes from."""
+
+
+class Solver(ABC):
+    """One step of a method, forwards and backwards. Subclasses are frozen dataclasses of options."""
+
+    name: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def facts(self) -> Facts:
+        """Order, cost, inverse and stability of the method with these options."""
+
+    def start(self, x: Tensor, schedule: Schedule, t: float) -> State:
+        """The state at the start of a journey at x, shape (B, ...)."""
+        return x
+
+    @abstractmethod
+    def step(self, state: State, leg: Leg) -> Asking[State]:
+        """The state at leg.t1, from the one at leg.t0, towards less noise."""
+
+    def inverse_step(self, state: State, leg: Leg) -> Asking[State]:
+        """The state at leg.t1 > leg.t0 that `step` would bring back to this one.
+
+        The same step travelled the other way, by default: an inverse to the method's antisymmetric order.
+        Exactly reversible methods override it; stochastic ones refuse.
+        """
+        return self.step(state, leg)
+
+    def output(self, state: State) -> Tensor:
+        """The sample in model space, shape (B, ...)."""
+        return state
+
+    def travel(self, state: State, leg: Leg) -> Asking[State]:
+        """One leg in its own direction: `step` downwards, `inverse_step` upwards."""
+        return self.inverse_step(state, leg) if leg.rising else self.step(state, leg)
+
+    @property
+    def invertible(self) -> bool:
+        """Whether `inverse_step` exists."""
+        return self.facts.inverse != "none"
+
+    def check_invertible(self) -> None:
+        """Raise `NotInvertibleError` if this solver has no inverse."""
+        if not self.invertible:
+            kind = (
+                "is stochastic: it adds fresh noise at every step"
+                if self.facts.stochastic
+                else "has no inverse"
+            )
+            raise NotInvertibleError(
+                f"solver {self.name!r} {kind} and cannot invert; use a deterministic one, such as 'ees25'"
+            )
+
+    def spec(self) -> dict[str, Any]:
+        """A JSON-able description: the name in the registry and the options."""
+        options = dataclasses.asdict(self) if dataclasses.is_dataclass(self) else {}
+        return {"name": self.name, **options}
+
+
+def ddim_step(x: Tensor, leg: Leg) -> Asking[Tensor]:
+    """x1 = alpha1 x0_hat + sigma1 eps_hat: Euler in either variable, defined at both ends of any path."""
+    prediction = yield Query(x, leg.t0)
+    return prediction.mix(leg.schedule.alpha(leg.t1), leg.schedule.sigma(leg.t1))
+
+
+def combine(first: float, x: Tensor, factors: list[float], others: list[Tensor]) -> Tensor:
+    """first * x + sum of factors * others, one fused pass a term; x itself is left alone."""
+    result: Tensor | None = None
+    for factor, other in zip(factors, others, strict=True):
+        if factor == 0.0:
+            continue
+        if result is None:
+            result = torch.add(x if first == 1.0 else x * first, other, alpha=factor)
+        else:
+            result = result.add_(other, alpha=factor)
+    if result is None:
+        return x if first == 1.0 else x * first
+    return result
+
+
+# States as data: any registered named tuple can be taken apart into tensors and JSON, and put together again.
+
+_STATES: dict[str, type] = {}
+
+
+def state(cls: type[Result]) -> type[Result]:
+    """Register a named tuple as a solver state, so that runs that carry it can be saved."""
+    _STATES[cls.__name__] = cls
+    return cls
+
+
+def cut(value: State, start: int, stop: int) -> State:
+    """The state of the samples [start, stop) of a batch."""
+    if isinstance(value, Tensor):
+        return value[start:stop]
+    if isinstance(value, tuple):
+        return _rebuild(value, [cut(v, start, stop) for v in value])
+    return value
+
+
+def join(values: Sequence[State]) -> State:
+    """One state of the batches' states, in order; numbers in them must agree."""
+    if len(values) == 1:
+        return values[0]
+    if isinstance(values[0], Tensor):
+        return torch.cat(list(values))
+    if isinstance(values[0], tuple):
+        return _rebuild(values[0], [join(parts) for parts in zip(*values, strict=True)])
+    return values[0]
+
+
+def _rebuild(like: tuple, items: list[Any]) -> tuple:
+    return type(like)(*items) if hasattr(like, "_fields") else tuple(items)
+
+
+def pack(value: State, prefix: str = "state") -> tuple[dict[str, Tensor], str]:
+    """A state as named tensors and a JSON text that says how they fit together."""
+    tensors: dict[str, Tensor] = {}
+
+    def walk(item: Any, path: str) -> Any:
+        if isinstance(item, Tensor):
+            tensors[path] = item.detach().contiguous()
+            return {"tensor": path}
+        if isinstance(item, tuple):
+            kind = type(item).__name__ if type(item).__name__ in _STATES else "tuple"
+            return {"tuple": kind, "items": [walk(v, f"{path}.{i}") for i, v in enumerate(item)]}
+        if item is None or isinstance(item, int | str | bool):
+            return {"value": item}
+        if isinstance(item, float):
+            return {"float": item.hex()}
+        raise TypeError(f"a solver state may not hold a {type(item).__name__}")
+
+    return tensors, json.dumps(walk(value, prefix))
+
+
+def unpack(tensors: Mapping[str, Tensor], text: str) -> State:
+    """The state that `pack` took apart. Raises `CorruptFileError` where the parts do not fit."""
+
+    def build(node: Any) -> Any:
+        match node:
+            case {"tensor": str(path)}:
+                return tensors[path]
+            case {"tuple": str(kind), "items": list(items)}:
+                values = [build(v) for v in items]
+                return tuple(values) if kind == "tuple" else _STATES[kind](*values)
+            case {"float": str(digits)}:
+                return float.fromhex(digits)
+            case {"value": value}:
+                return value
+        raise ValueError(f"unknown node {node!r}")
+
+    try:
+        return build(json.loads(text))
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise CorruptFileError(f"the saved solver state cannot be put together: {error}") from error

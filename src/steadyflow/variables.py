@@ -1,0 +1,109 @@
+"""The two changes of variable that remove the linear part of the probability-flow ODE exactly.
+
+| variable | state u      | time tau    | du/dtau | singular where |
+|----------|--------------|-------------|---------|----------------|
+| noise    | x / alpha    | sigma/alpha | eps_hat | alpha = 0      |
+| data     | x / sigma    | alpha/sigma | x0_hat  | sigma = 0      |
+
+A Runge-Kutta method stepping in one of them is a diffusion solver; Euler in either is DDIM.
+Sources: Song et al. 2021 (DDIM, app. B), Karras et al. 2022, Lu et al. 2022 (DPM-Solver++).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from typing import Literal
+
+from torch import Tensor
+
+from .errors import UnknownNameError
+from .prediction import Prediction
+from .schedules import Schedule
+
+VariableName = Literal["noise", "data", "auto"]
+
+
+class Variable(ABC):
+    """A change of variable u = x / scale(t), with time tau(t)."""
+
+    name: str
+
+    @abstractmethod
+    def scale(self, schedule: Schedule, t: float) -> float:
+        """The factor between model space and this variable: x = scale * u."""
+
+    @abstractmethod
+    def time(self, schedule: Schedule, t: float) -> float:
+        """tau at path time t; infinite where the variable is singular."""
+
+    @abstractmethod
+    def when(self, schedule: Schedule, tau: float) -> float:
+        """The path time at which the variable's time is tau."""
+
+    @abstractmethod
+    def slope(self, prediction: Prediction) -> Tensor:
+        """du/dtau, shape (B, ...)."""
+
+
+class Noise(Variable):
+    """u = x / alpha, tau = sigma / alpha, du/dtau = eps_hat."""
+
+    name = "noise"
+
+    def scale(self, schedule, t):
+        return schedule.alpha(t)
+
+    def time(self, schedule, t):
+        return schedule.ratio(t)
+
+    def when(self, schedule, tau):
+        return schedule.t_from_ratio(tau)
+
+    def slope(self, prediction):
+        return prediction.eps
+
+
+class Data(Variable):
+    """u = x / sigma, tau = alpha / sigma, du/dtau = x0_hat."""
+
+    name = "data"
+
+    def scale(self, schedule, t):
+        return schedule.sigma(t)
+
+    def time(self, schedule, t):
+        ratio = schedule.ratio(t)
+        return 1.0 / ratio if ratio > 0.0 else math.inf
+
+    def when(self, schedule, tau):
+        return schedule.t_from_ratio(1.0 / tau if tau > 0.0 else math.inf)
+
+    def slope(self, prediction):
+        return prediction.x0
+
+
+NOISE, DATA = Noise(), Data()
+_NAMES = ("noise", "data", "auto")
+
+
+def check_name(name: str) -> None:
+    """Raise `UnknownNameError` unless `name` is "noise", "data" or "auto"."""
+    if name not in _NAMES:
+        raise UnknownNameError("variable", name, _NAMES)
+
+
+def choose(name: VariableName, schedule: Schedule, t0: float, t1: float) -> Variable | None:
+    """The variable for the interval between t0 and t1, or None where it would be singular at an end.
+
+    "auto" takes the noise variable on the cleaner side of sigma = alpha and the data variable on the
+    noisier side, judged at the interval's middle in log-SNR. Each is then used away from its singular
+    end, and an interval gets the same variable in both directions of travel.
+    """
+    if name == "auto":
+        middle = schedule.log_snr(t0) + schedule.log_snr(t1)
+        if math.isnan(middle):  # from pure noise to clean data in one step
+            return None
+        variable = NOISE if middle >= 0.0 else DATA
+    else:
+        variable = NOISE if name == "noise" else DATA
+    regular = math.isfinite(variable.time(schedule, t0)) and math.isfinite(variable.time(schedule, t1))
+    return variable if regular else None
