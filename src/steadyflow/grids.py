@@ -13,6 +13,7 @@ With s running from 0 to 1 in equal steps, the named grids are
 The ends of a named grid are the schedule's own `t_max` and `t_min`, to the bit.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -33,11 +34,9 @@ class Grid:
         if len(times) < 2:
             raise InputError(f"grid: got {len(times)} time(s), expected at least 2 (one step)")
         if not all(math.isfinite(t) for t in times):
-            raise InputError(
-                f"grid: expected finite times, got {next(t for t in times if not math.isfinite(t))}"
-            )
+            raise InputError(f"grid: expected finite times, got {next(t for t in times if not math.isfinite(t))}")
         sign = 1.0 if times[1] > times[0] else -1.0
-        for k, (a, b) in enumerate(zip(times, times[1:], strict=False)):
+        for k, (a, b) in enumerate(itertools.pairwise(times)):
             if not sign * (b - a) > 0:
                 raise InputError(
                     f"grid: times must strictly fall (sampling) or strictly rise (inversion), "
@@ -117,9 +116,7 @@ def _log_snr(schedule: Schedule, steps: int, t_max: float, t_min: float) -> tupl
     return _interpolated(schedule.log_snr, schedule.t_from_log_snr, t_max, t_min, steps)
 
 
-def _karras(
-    schedule: Schedule, steps: int, t_max: float, t_min: float, rho: float = 7.0
-) -> tuple[float, ...]:
+def _karras(schedule: Schedule, steps: int, t_max: float, t_min: float, rho: float = 7.0) -> tuple[float, ...]:
     if not math.isfinite(schedule.ratio(t_max)):
         raise InputError(f"grid 'karras': sigma/alpha is infinite at t = {t_max}; give a smaller t_max")
     return _interpolated(
@@ -150,7 +147,8 @@ def make(
 ) -> Grid:
     """A falling grid of `steps` steps over [t_min, t_max] (the schedule's own range by default).
 
-    A `Grid` is passed through, turned so that it falls; its own times count, not `steps`. `rho` is for "karras" alone.
+    A `Grid` is passed through, turned so that it falls; its own times count, not `steps`. `rho` is for
+    "karras" alone.
 
     Raises `UnknownNameError` for a grid name, `InputError` for steps < 1, an empty or outlying range, or a
     range that the named spacing cannot cover.

@@ -286,13 +286,9 @@ def check_state(name: str, x: Tensor, shape: tuple[int, ...] | None = None) -> N
             f"the network may compute in less, see Denoiser(dtype=...)); use x.float()"
         )
     if x.ndim < 2 or len(x) == 0:
-        raise InputError(
-            f"{name}: got shape {tuple(x.shape)}, expected (batch, ...) with at least one sample"
-        )
+        raise InputError(f"{name}: got shape {tuple(x.shape)}, expected (batch, ...) with at least one sample")
     if shape is not None and tuple(x.shape[1:]) != tuple(shape):
-        raise InputError(
-            f"{name}: got samples of shape {tuple(x.shape[1:])}, but the model's are {tuple(shape)}"
-        )
+        raise InputError(f"{name}: got samples of shape {tuple(x.shape[1:])}, but the model's are {tuple(shape)}")
     if not bool(x.isfinite().all()):
         rows = x.flatten(1).isfinite().all(1).logical_not().nonzero().flatten().tolist()
         raise InputError(f"{name}: NaN or infinity in sample(s) {', '.join(map(str, rows[:5]))}")
@@ -351,6 +347,4 @@ def progress_bar(progress: Progress, steps: int) -> tqdm:
     if isinstance(progress, tqdm):
         return progress
     shown = sys.stderr.isatty() if progress is None else progress
-    return tqdm(
-        total=steps, disable=not shown, delay=2.0 if progress is None else 0.0, unit="step", leave=False
-    )
+    return tqdm(total=steps, disable=not shown, delay=2.0 if progress is None else 0.0, unit="step", leave=False)

@@ -78,8 +78,8 @@ def _rows(seed: int, stream: int, node: tuple[int, int, int], run: range, size: 
         key=np.array([seed & _WORD, stream], dtype=np.uint64), counter=np.array(words, dtype=np.uint64)
     ).random_raw(count * _PER_COUNTER // 2)
     pairs = torch.from_numpy(bits.view(np.int32)).view(-1, 2)
-    # Box-Muller: radius from a uniform in (0, 1), angle from a uniform in (-pi, pi)
-    radius = pairs[:, 0].float().mul_(2.0**-32).add_(0.5 + 2.0**-33).clamp_(max=1.0 - 2.0**-24)
+    # Box-Muller: radius from a uniform in [2^-32, 1], whose small values (the tails) keep their digits
+    radius = (pairs[:, 0] & 0x7FFFFFFF).float().add_(0.5).mul_(2.0**-31)
     radius = radius.log_().mul_(-2.0).sqrt_()
     angle = pairs[:, 1].float().mul_(math.pi * 2.0**-31)
     numbers = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=1).flatten()

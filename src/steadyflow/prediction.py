@@ -22,7 +22,7 @@ from .errors import SingularTimeError, UnknownNameError
 
 PredictionType = Literal["epsilon", "sample", "v_prediction", "flow", "score"]
 
-_Coefficients = tuple[float, float] | tuple[Tensor, Tensor]
+_Coefficients = tuple[float | Tensor, float | Tensor]
 
 
 def check_type(name: str) -> None:
@@ -109,7 +109,7 @@ class Prediction:
             case "flow":
                 n = alpha + sigma
                 return (data + noise) / n, (noise * alpha - data * sigma) / n
-            case "score":
+            case _:  # score
                 if data == 0.0:
                     return 0.0, -noise * sigma
                 _check_nonzero(alpha, "x0 from a score", "alpha")
@@ -119,6 +119,4 @@ class Prediction:
 def _check_nonzero(value: float | Tensor, what: str, name: str) -> None:
     # per-sample times stay on their device: a zero among them shows as infinity in the result
     if not isinstance(value, Tensor) and value == 0.0:
-        raise SingularTimeError(
-            f"{what} needs {name} > 0, but {name} is 0 at this time; stop short of that end"
-        )
+        raise SingularTimeError(f"{what} needs {name} > 0, but {name} is 0 at this time; stop short of that end")

@@ -23,6 +23,7 @@ Karras et al. 2022 (EDM), Liu et al. 2022 and Esser et al. 2024 (rectified flow,
 
 import bisect
 import dataclasses
+import itertools
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -34,57 +35,57 @@ from torch import Tensor
 
 from .errors import InputError, UnknownNameError
 
-Scalar = TypeVar("Scalar", float, Tensor)
+Scalar = TypeVar("Scalar", float, Tensor, float | Tensor)
 """A float or a tensor; a function of one returns the same kind."""
 
 
 # Elementary functions on floats and tensors alike, with the limits at infinity that `math` refuses.
 
 
-def _exp(x):
+def _exp(x: Any) -> Any:
     if isinstance(x, Tensor):
         return x.exp()
     return math.exp(x) if x < 709.0 else math.inf
 
 
-def _log(x):
+def _log(x: Any) -> Any:
     if isinstance(x, Tensor):
         return x.log()
     return math.log(x) if x > 0.0 else -math.inf
 
 
-def _sqrt(x):
+def _sqrt(x: Any) -> Any:
     return x.sqrt() if isinstance(x, Tensor) else math.sqrt(x)
 
 
-def _expm1(x):
+def _expm1(x: Any) -> Any:
     if isinstance(x, Tensor):
         return x.expm1()
     return math.expm1(x) if x < 709.0 else math.inf
 
 
-def _sigmoid(x):
+def _sigmoid(x: Any) -> Any:
     if isinstance(x, Tensor):
         return x.sigmoid()
     return 1.0 / (1.0 + math.exp(-x)) if x > -709.0 else 0.0
 
 
-def _softplus(x):
+def _softplus(x: Any) -> Any:
     """ln(1 + e^x) without overflow."""
     if isinstance(x, Tensor):
         return torch.logaddexp(x, torch.zeros_like(x))
     return math.log1p(math.exp(x)) if x < 36.0 else x
 
 
-def _sin(x):
+def _sin(x: Any) -> Any:
     return x.sin() if isinstance(x, Tensor) else math.sin(x)
 
 
-def _arctan2(y, x):
+def _arctan2(y: Any, x: Any) -> Any:
     return torch.atan2(y, x) if isinstance(y, Tensor) else math.atan2(y, x)
 
 
-def _cbrt(x):
+def _cbrt(x: Any) -> Any:
     return x.pow(1 / 3) if isinstance(x, Tensor) else math.cbrt(x)
 
 
@@ -303,16 +304,14 @@ class VE(Schedule):
     def t_from_log_snr(self, log_snr):
         return _exp(-0.5 * log_snr)
 
-    def _alpha(self, log_snr):
+    def _alpha(self, log_snr: Any) -> Any:
         return torch.ones_like(log_snr) if isinstance(log_snr, Tensor) else 1.0
 
     def _sigma(self, log_snr):
         return _exp(-0.5 * log_snr)
 
     def _log_snr_from_alpha(self, alpha):
-        raise InputError(
-            "t_from_alpha: alpha is 1 at every time of a variance-exploding path; use t_from_sigma"
-        )
+        raise InputError("t_from_alpha: alpha is 1 at every time of a variance-exploding path; use t_from_sigma")
 
     def _log_snr_from_sigma(self, sigma):
         return -2.0 * _log(sigma)
@@ -379,7 +378,7 @@ class Tabulated(VariancePreserving):
         table = tuple(float(a) for a in table)
         if len(table) < 2:
             raise InputError(f"alphas_cumprod: got {len(table)} entries, expected at least 2")
-        if not all(a > b for a, b in zip(table, table[1:], strict=False)):
+        if not all(a > b for a, b in itertools.pairwise(table)):
             raise InputError("alphas_cumprod: expected strictly decreasing values")
         if not (table[0] < 1.0 and table[-1] >= 0.0):
             raise InputError(
@@ -421,7 +420,7 @@ class Tabulated(VariancePreserving):
     def _rising(self) -> list[float]:
         return [-level for level in self._falling]
 
-    def log_snr(self, t):
+    def log_snr(self, t: Any) -> Any:
         knots = self._falling
         if isinstance(t, Tensor):
             table = torch.tensor(knots, dtype=t.dtype, device=t.device)
@@ -439,7 +438,7 @@ class Tabulated(VariancePreserving):
         """alpha in the last cell of a table that ends in 0: linear, from the last positive entry."""
         return math.sqrt(self.alphas_cumprod[-2]) * (len(self.alphas_cumprod) - 1 - t)
 
-    def t_from_log_snr(self, log_snr):
+    def t_from_log_snr(self, log_snr: Any) -> Any:
         knots = self._rising
         if isinstance(log_snr, Tensor):
             table = torch.tensor(knots, dtype=log_snr.dtype, device=log_snr.device)

@@ -23,8 +23,8 @@ def digits(part: Literal["train", "held-out"]) -> tuple[Tensor, Tensor]:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise MissingExtraError("scikit-learn", "lab", "the digits data set") from error
-    data = load_digits()
+    values, targets = load_digits(return_X_y=True)
     order = np.random.RandomState(0).permutation(TRAIN + HELD_OUT)
     chosen = order[:TRAIN] if part == "train" else order[TRAIN:]
-    images = torch.from_numpy(data.images[chosen]).float().view(-1, 1, 8, 8) / 8.0 - 1.0
-    return images, torch.from_numpy(data.target[chosen]).long()
+    images = torch.from_numpy(values[chosen]).float().view(-1, 1, 8, 8) / 8.0 - 1.0
+    return images, torch.from_numpy(targets[chosen]).long()

@@ -57,9 +57,7 @@ class Denoiser:
     def __post_init__(self):
         check_type(self.prediction)
         if not isinstance(self.schedule, Schedule):
-            raise InputError(
-                f"schedule: got {self.schedule!r}, expected a steadyflow schedule, e.g. VPLinear()"
-            )
+            raise InputError(f"schedule: got {self.schedule!r}, expected a steadyflow schedule, e.g. VPLinear()")
         if self.shape is not None:
             object.__setattr__(self, "shape", tuple(self.shape))
         if self.dtype is None and isinstance(self.net, nn.Module):
@@ -90,7 +88,7 @@ class Denoiser:
     def __call__(self, x: Tensor, t: float | Tensor) -> Prediction:
         """The prediction at state x, shape (B, ...), and path time t, a float or a tensor of shape (B,)."""
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-        if isinstance(t, Tensor):
+        if isinstance(alpha, Tensor) and isinstance(sigma, Tensor):
             alpha, sigma = _against(alpha, x), _against(sigma, x)
         return Prediction(x, self._output(x, t), self.prediction, alpha, sigma)
 

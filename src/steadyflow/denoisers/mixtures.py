@@ -121,9 +121,7 @@ class GaussianMixture:
         """The number of classes, one more than the largest label."""
         return None if self.labels is None else int(self.labels.max()) + 1
 
-    def to(
-        self, dtype: torch.dtype | None = None, device: torch.device | str | None = None
-    ) -> "GaussianMixture":
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "GaussianMixture":
         """This mixture in another precision or on another device."""
         labels = None if self.labels is None else self.labels.to(device=device)
         means, std, weights = (v.to(dtype=dtype, device=device) for v in (self.means, self.std, self.weights))

@@ -17,9 +17,7 @@ _NETWORKS = {"ResidualMLP": ResidualMLP}
 
 def names() -> list[str]:
     """The bundled models."""
-    return sorted(
-        p.name.removesuffix(".safetensors") for p in _folder().iterdir() if p.suffix == ".safetensors"
-    )
+    return sorted(p.name.removesuffix(".safetensors") for p in _folder().iterdir() if p.suffix == ".safetensors")
 
 
 def load(name: str) -> Denoiser:

@@ -15,6 +15,8 @@ class ResidualMLP(nn.Module):
     shape: of one sample. classes: the number of labels, 0 for an unconditional network.
     """
 
+    rates: Tensor
+
     def __init__(
         self,
         shape: tuple[int, ...],

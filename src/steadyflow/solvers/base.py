@@ -45,7 +45,8 @@ State = Any
 """A tensor, or a named tuple registered with `@state`."""
 
 
-class Leg(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Leg:
     """One solver step of a journey over a grid.
 
     On the way down (sampling) t0 > t1. On the way up (inversion) t0 < t1, and the leg is the one that
@@ -130,9 +131,7 @@ class Solver(ABC):
         """Raise `NotInvertibleError` if this solver has no inverse."""
         if not self.invertible:
             kind = (
-                "is stochastic: it adds fresh noise at every step"
-                if self.facts.stochastic
-                else "has no inverse"
+                "is stochastic: it adds fresh noise at every step" if self.facts.stochastic else "has no inverse"
             )
             raise NotInvertibleError(
                 f"solver {self.name!r} {kind} and cannot invert; use a deterministic one, such as 'ees25'"

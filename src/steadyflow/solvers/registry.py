@@ -43,9 +43,7 @@ def get(solver: str | Solver, **options: Any) -> Solver:
     accepted = inspect.signature(maker).parameters
     unknown = sorted(set(options) - set(accepted))
     if unknown:
-        raise InputError(
-            f"solver {solver!r}: no option {unknown[0]!r}; it takes {', '.join(accepted) or 'none'}"
-        )
+        raise InputError(f"solver {solver!r}: no option {unknown[0]!r}; it takes {', '.join(accepted) or 'none'}")
     return maker(**options)
 
 

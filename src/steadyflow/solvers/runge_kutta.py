@@ -14,7 +14,7 @@ Where the variable is singular at an end of the leg, or a stage would ask the mo
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -44,17 +44,9 @@ class RungeKutta(Solver):
     def tableau(self) -> Tableau:
         """The method's coefficients."""
 
-    @cached_property
+    @property
     def facts(self) -> Facts:
-        tableau = self.tableau
-        return Facts(
-            order=tableau.order,
-            evaluations=tableau.stages,
-            inverse="approximate",
-            antisymmetric_order=tableau.antisymmetric_order,
-            real_interval=tableau.real_interval(),
-            source=tableau.source,
-        )
+        return _facts(self.tableau)
 
     def step(self, state: Tensor, leg: Leg) -> Asking[Tensor]:
         variable = self.regular_variable(leg)
@@ -87,12 +79,27 @@ class RungeKutta(Solver):
         return slopes, h
 
 
+@cache
+def _facts(tableau: Tableau) -> Facts:
+    return Facts(
+        order=tableau.order,
+        evaluations=tableau.stages,
+        inverse="approximate",
+        antisymmetric_order=tableau.antisymmetric_order,
+        real_interval=tableau.real_interval(),
+        source=tableau.source,
+    )
+
+
 @dataclass(frozen=True)
 class Euler(RungeKutta):
     """First order, one evaluation: DDIM, in either variable."""
 
     name: ClassVar[str] = "euler"
-    tableau = tableaux.EULER
+
+    @property
+    def tableau(self) -> Tableau:
+        return tableaux.EULER
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,10 @@ class Midpoint(RungeKutta):
     """Second order, two evaluations, antisymmetric order 3."""
 
     name: ClassVar[str] = "midpoint"
-    tableau = tableaux.MIDPOINT
+
+    @property
+    def tableau(self) -> Tableau:
+        return tableaux.MIDPOINT
 
 
 @dataclass(frozen=True)
@@ -108,7 +118,10 @@ class Heun(RungeKutta):
     """Second order, two evaluations; in the noise variable EDM's deterministic sampler."""
 
     name: ClassVar[str] = "heun"
-    tableau = tableaux.HEUN
+
+    @property
+    def tableau(self) -> Tableau:
+        return tableaux.HEUN
 
 
 @dataclass(frozen=True)
@@ -116,7 +129,10 @@ class Ralston(RungeKutta):
     """Second order, two evaluations, smallest truncation bound of its kind."""
 
     name: ClassVar[str] = "ralston"
-    tableau = tableaux.RALSTON
+
+    @property
+    def tableau(self) -> Tableau:
+        return tableaux.RALSTON
 
 
 @dataclass(frozen=True)
@@ -124,7 +140,10 @@ class SSPRK3(RungeKutta):
     """Third order, three evaluations, strong-stability preserving."""
 
     name: ClassVar[str] = "ssprk3"
-    tableau = tableaux.SSPRK3
+
+    @property
+    def tableau(self) -> Tableau:
+        return tableaux.SSPRK3
 
 
 @dataclass(frozen=True)
@@ -132,7 +151,10 @@ class RK4(RungeKutta):
     """Fourth order, four evaluations, antisymmetric order 5."""
 
     name: ClassVar[str] = "rk4"
-    tableau = tableaux.RK4
+
+    @property
+    def tableau(self) -> Tableau:
+        return tableaux.RK4
 
 
 @dataclass(frozen=True)
@@ -145,7 +167,7 @@ class EES25(RungeKutta):
     x: float = 0.1
     name: ClassVar[str] = "ees25"
 
-    @cached_property
+    @property
     def tableau(self) -> Tableau:
         return tableaux.ees25(self.x)
 
@@ -165,7 +187,7 @@ class EES27(RungeKutta):
     branch: Literal["+", "-"] = "+"
     name: ClassVar[str] = "ees27"
 
-    @cached_property
+    @property
     def tableau(self) -> Tableau:
         return tableaux.ees27(self.x, self.branch)
 

@@ -11,7 +11,7 @@ defaults minimise the leading residuals of both the order and the symmetry condi
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal
 
 import numpy as np
@@ -40,9 +40,7 @@ class Tableau:
 
     def __post_init__(self):
         if len(self.a) != len(self.b) or any(len(row) != i for i, row in enumerate(self.a)):
-            raise InputError(
-                f"tableau {self.name!r}: a must hold rows of 0, 1, .., s - 1 entries and b s of them"
-            )
+            raise InputError(f"tableau {self.name!r}: a must hold rows of 0, 1, .., s - 1 entries and b s of them")
 
     @cached_property
     def c(self) -> tuple[float, ...]:
@@ -56,7 +54,7 @@ class Tableau:
         return len(self.b)
 
     def stability_polynomial(self) -> tuple[float, ...]:
-        """The coefficients (1, b.1, b.A.1, b.A.A.1, ...) of R(z), by which a step multiplies y for y' = z y / h."""
+        """The coefficients (1, b.1, b.A.1, ...) of R(z), by which a step of y' = z y / h multiplies y."""
         s = self.stages
         matrix = np.zeros((s, s))
         for i, row in enumerate(self.a):
@@ -102,6 +100,7 @@ RK4 = Tableau(
 )
 
 
+@cache
 def ees25(x: float = 0.1) -> Tableau:
     """EES(2,5;x): three stages, order 2, antisymmetric order 5. x is any number but 1, 1/2 and -1/2."""
     if not math.isfinite(x) or any(abs(x - bad) < 1e-9 for bad in (1.0, 0.5, -0.5)):
@@ -116,6 +115,7 @@ EES27_X = (5 - 3 * SQRT2) / 14
 """The recommended parameter of EES(2,7;x) on the "+" branch."""
 
 
+@cache
 def ees27(x: float = EES27_X, branch: Literal["+", "-"] = "+") -> Tableau:
     """EES(2,7;x): four stages, order 2, antisymmetric order 7.
 

@@ -43,9 +43,7 @@ class Edit:
     """Solver steps each way."""
 
 
-def reconstruct(
-    model: Denoiser, x: Tensor, *, solver: str | Solver = "ees25", **options: Any
-) -> Reconstruction:
+def reconstruct(model: Denoiser, x: Tensor, *, solver: str | Solver = "ees25", **options: Any) -> Reconstruction:
     """Invert x and generate it again with the same model, solver and grid.
 
     x: shape (B, ...), float32 or float64. The options are those of `invert`.

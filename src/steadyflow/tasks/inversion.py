@@ -91,9 +91,7 @@ class Inversion:
             )
         if guidance is not None:
             model = model.guided(guidance)
-        options = Options(
-            self.seed, self.index, self.noise, corrections, callback, record, progress, batch_size
-        )
+        options = Options(self.seed, self.index, self.noise, corrections, callback, record, progress, batch_size)
         arrival = travel(model, self.grid.reversed(), self.solver, options, state=self.state)
         return Sample(
             self.solver.output(arrival.state),
@@ -225,9 +223,7 @@ def _plain(condition: Any) -> Any:
     if isinstance(condition, list):
         return tuple(condition)
     if isinstance(condition, dict):
-        raise InputError(
-            "save: an inversion under a dict of conditions cannot be saved; save the state yourself"
-        )
+        raise InputError("save: an inversion under a dict of conditions cannot be saved; save the state yourself")
     return condition
 
 

@@ -71,9 +71,7 @@ def sample(
     check_state("x", x, model.shape)
     options = Options(seed, index, noise, corrections, callback, record, progress, batch_size)
     arrival = travel(model, times, method, options, x=x)
-    return Sample(
-        method.output(arrival.state), arrival.nfe, times.steps, method, times, seed, arrival.trajectory
-    )
+    return Sample(method.output(arrival.state), arrival.nfe, times.steps, method, times, seed, arrival.trajectory)
 
 
 def _latents(model, n, times: Grid, seed, index, dtype, device) -> Tensor:

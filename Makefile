@@ -1,0 +1,43 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both set up what they need in $(VENV).
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints-cpu.txt
+export HF_HUB_OFFLINE = 1
+
+.PHONY: demo test lint docs picture clean
+
+demo: $(VENV)/.lab  ## the main job on real input: table on the terminal, report in demo/report.html
+	$(BIN)/steadyflow demo --out demo
+
+test: $(VENV)/.dev lint  ## ruff, pyright and the test suite
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: $(VENV)/.docs  ## the documentation site, in site/
+	$(BIN)/mkdocs build --strict
+
+picture: $(VENV)/.lab  ## the picture of the README
+	$(BIN)/python scripts/readme_picture.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.lab: $(VENV)/bin/python pyproject.toml constraints-cpu.txt
+	$(PIP) -e ".[lab]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints-cpu.txt
+	$(PIP) -e ".[dev]"
+	@touch $@ $(VENV)/.lab
+
+$(VENV)/.docs: $(VENV)/bin/python pyproject.toml constraints-cpu.txt
+	$(PIP) -e ".[lab,docs]"
+	@touch $@ $(VENV)/.lab
+
+clean:
+	rm -rf $(VENV) demo site build dist .pytest_cache .ruff_cache

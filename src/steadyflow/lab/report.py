@@ -1,0 +1,132 @@
+"""The HTML report of the demonstration: one file, pictures inside, nothing fetched."""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .. import __version__
+from ..arrays import sheet
+from ..errors import MissingExtraError
+from .demo import Study, table
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>steadyflow: round trips and edits of real digits</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; color: #1c2430; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
+h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
+.scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #dde3ea; white-space: nowrap }
+th:first-child, td:first-child { text-align: left } tr.first td { border-top: 2px solid #9aa7b5 }
+figure { margin: 1rem 0 } figcaption { color: #4c5a6a; font-size: .92rem }
+img { max-width: 100%; height: auto } img.digits { image-rendering: pixelated; width: 100% }
+</style></head><body>
+<h1>Round trips and edits of {{ n }} held-out real digits</h1>
+<p>Each digit was inverted under its own label and generated again: the <em>error</em> is the root mean square of
+what came back less what was sent, on a scale from -1 to 1. From the same latent it was generated under another
+label with guidance w: <em>edited</em> is the share that a classifier of real digits takes for the target,
+<em>kept</em> the median distance to the source. Evaluations are counted each way.</p>
+<h2>Figures</h2>
+<div class="scroll"><table>
+<thead><tr>{% for head in heads %}<th scope="col">{{ head }}</th>{% endfor %}</tr></thead>
+<tbody>{% for row in cells %}<tr{% if loop.index0 % budgets == 0 %} class="first"{% endif %}>
+{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</tbody></table></div>
+<h2>Error against evaluations</h2>
+<figure><img alt="Reconstruction error of each solver against evaluations each way, both axes logarithmic"
+src="data:image/png;base64,{{ curves }}"><figcaption>Median over the digits; the bars reach the 95th
+percentile. Lower is better.</figcaption></figure>
+<h2>Pictures: {{ shown }} at {{ nfe }} evaluations each way</h2>
+{% for strip in strips %}<figure><img class="digits" alt="{{ strip.alt }}"
+src="data:image/png;base64,{{ strip.png }}"><figcaption>{{ strip.caption }}</figcaption></figure>
+{% endfor %}
+<p>steadyflow {{ version }}, {{ seconds }} seconds.</p>
+</body></html>
+"""
+
+
+def write(result: Study, path: str | Path) -> Path:
+    """Write the report of a study to one self-contained HTML file and return its path.
+
+    Raises `MissingExtraError` without jinja2, matplotlib or Pillow.
+    """
+    try:
+        import jinja2
+    except ImportError as error:
+        raise MissingExtraError("jinja2", "lab", "the HTML report") from error
+    heads, cells = table(result)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    html = environment.from_string(_PAGE).render(
+        n=len(result.source),
+        heads=heads,
+        cells=cells,
+        budgets=len({row.nfe for row in result.rows}) or 1,
+        curves=_curves(result),
+        shown=result.shown,
+        nfe=result.nfe_shown,
+        strips=_strips(result),
+        version=__version__,
+        seconds=f"{result.seconds:.0f}",
+    )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(html, encoding="utf-8")
+    return path
+
+
+def _strips(result: Study, count: int = 16) -> list[dict[str, str]]:
+    wanted = " ".join(str(int(v)) for v in result.targets[:count])
+    latent = result.latent / result.latent.abs().max()
+    strips = [
+        ("source", "Source: digits that the model has not seen.", result.source),
+        ("latent", "Latent: what the inversion found, scaled to the picture's range.", latent),
+        ("reconstruction", "Reconstruction from the latent.", result.reconstruction),
+    ]
+    strips += [
+        (f"edit at guidance {w:g}", f"Edited at guidance {w:g}, towards {wanted}.", x)
+        for w, x in result.edits.items()
+    ]
+    return [
+        {"alt": f"{len(x[:count])} digits, {name}", "caption": caption, "png": _digits_png(x[:count])}
+        for name, caption, x in strips
+    ]
+
+
+def _digits_png(x: Tensor, zoom: int = 8) -> str:
+    from PIL import Image
+
+    pixels = sheet(x, columns=len(x))
+    picture = Image.fromarray(pixels)
+    picture = picture.resize((pixels.shape[1] * zoom, pixels.shape[0] * zoom), Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def draw_curves(result: Study, axes: Any) -> None:
+    """Draw reconstruction error against evaluations, a line a solver, on matplotlib axes."""
+    for name in dict.fromkeys(row.solver for row in result.rows):
+        rows = [row for row in result.rows if row.solver == name]
+        nfe, median = [row.nfe for row in rows], [row.error_median for row in rows]
+        above = [row.error_p95 - row.error_median for row in rows]
+        axes.errorbar(nfe, median, yerr=[[0.0] * len(rows), above], marker="o", capsize=3, label=name)
+    ticks = sorted({row.nfe for row in result.rows})
+    axes.set(xscale="log", yscale="log", xlabel="evaluations each way", ylabel="reconstruction error (rms)")
+    axes.minorticks_off()
+    axes.set_xticks(ticks, [str(t) for t in ticks])
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+
+
+def _curves(result: Study) -> str:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "lab", "plots") from error
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    draw_curves(result, figure.subplots())
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return base64.b64encode(buffer.getvalue()).decode()

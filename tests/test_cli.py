@@ -1,0 +1,184 @@
+"""The command line as a user meets it."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import steadyflow as sf
+from steadyflow import arrays
+from steadyflow.datasets import digits
+
+
+def run(*arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "steadyflow", *map(str, arguments)], capture_output=True, text=True, timeout=300
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """The command line in this process: exit status, standard output, standard error."""
+    from steadyflow import cli
+
+    def invoke(*arguments):
+        monkeypatch.setattr(sys, "argv", ["steadyflow", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capsys.readouterr()
+        return stop.value.code or 0, out, err
+
+    return invoke
+
+
+def test_help_at_every_level_shows_an_example(call):
+    assert call("--help")[0] == 0
+    for command in ("sample", "roundtrip", "edit", "solvers", "demo"):
+        status, out, _ = call(command, "--help")
+        assert status == 0
+        assert f"Example: steadyflow {command}" in out
+
+
+def test_version_is_the_packages(call):
+    assert call("--version") == (0, f"steadyflow {sf.__version__}\n", "")
+
+
+def test_solvers_lists_every_registered_solver_with_its_facts(call):
+    _, out, _ = call("solvers")
+    lines = out.splitlines()
+    assert {line.split()[0] for line in lines[2:]} == set(sf.solvers.names())
+    facts = json.loads(call("solvers", "--json")[1])
+    assert facts["ees25"]["antisymmetric_order"] == 5
+    assert re.search(r"ees25 .*\[-3\.087, 0\]", out)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".npy", ".safetensors"])
+def test_sample_writes_what_it_drew(suffix, call, tmp_path):
+    out = tmp_path / f"sevens{suffix}"
+    status, text, _ = call(
+        "sample", "--n", 4, "--label", 7, "--guidance", 2, "--steps", 10, "--out", out, "--json"
+    )
+    assert status == 0
+    figures = json.loads(text)
+    assert (figures["steps"], figures["nfe"], figures["samples"]) == (10, 10, 4)
+    expected = sf.sample(sf.load("digits").condition(7, guidance=2.0), n=4, steps=10).x
+    if suffix == ".png":
+        assert arrays.read(out, (1, 16, 16)).shape == (1, 1, 16, 16)
+    else:
+        written = torch.from_numpy(np.load(out)) if suffix == ".npy" else load_file(out)["x"]
+        torch.testing.assert_close(written, expected)
+
+
+def test_roundtrip_of_the_users_own_picture(call, tmp_path):
+    image = digits("held-out")[0][:1]
+    arrays.write(tmp_path / "mine.png", image)
+    arguments = ("roundtrip", "--input", tmp_path / "mine.png", "--solver", "rk4", "--nfe", 96, "--json")
+    status, text, _ = call(*arguments, "--out", tmp_path / "back.npy", "--save", tmp_path / "inv.safetensors")
+    assert status == 0
+    figures = json.loads(text)
+    assert figures["nfe each way"] == 96
+    assert figures["error max"] < 1e-2
+    back = torch.from_numpy(np.load(tmp_path / "back.npy"))
+    assert (back - image).abs().max() < 2e-2
+    again = sf.Inversion.load(tmp_path / "inv.safetensors", sf.load("digits")).decode().x
+    torch.testing.assert_close(again, back)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+def test_roundtrip_of_arrays_on_the_mixture(suffix, call, tmp_path):
+    x = sf.GaussianMixture.grid().sample(5)
+    path = tmp_path / f"points{suffix}"
+    arrays.write(path, x)
+    status, text, _ = call("roundtrip", "--model", "mixture", "--input", path, "--nfe", 60, "--json")
+    assert status == 0
+    assert json.loads(text)["samples"] == 5
+    assert json.loads(text)["error max"] < 1e-3
+
+
+def test_edit_says_how_many_are_recognised(call, tmp_path):
+    options = ("--source", 3, "--target", 8, "--n", 8, "--guidance", 2, "--json", "--out", tmp_path / "e.png")
+    status, text, _ = call("edit", *options)
+    assert status == 0
+    assert json.loads(text)["recognised as target"] > 0.5
+    assert (tmp_path / "e.png").is_file()
+
+
+def test_demo_prints_one_table_and_writes_one_self_contained_report(call, tmp_path):
+    status, out, _ = call("demo", "--n", 6, "--out", tmp_path / "demo")
+    assert status == 0
+    assert len([line for line in out.splitlines() if line.startswith(("ddim", "midpoint", "rk4", "ees2"))]) == 15
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert page.count("<img") == page.count('src="data:image/png;base64,') == page.count("alt=") == 7
+    assert not re.search(r'(src|href)="(?!data:)', page)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("sample", "--solver", "ees52"), "unknown solver 'ees52': did you mean 'ees2"),
+    (("sample", "--steps", "0"), "steps: got 0"),
+    (("sample", "--steps", "5", "--nfe", "5"), "not both"),
+    (("sample", "--solver", "rk4", "--nfe", "3"), "takes 4 evaluations"),
+    (("sample", "--model", "digitz"), "did you mean 'digits'"),
+    (("sample", "--label", "12"), "label 12"),
+    (("sample", "--guidance", "3"), "give --label"),
+    (("sample", "--variable", "data"), "no option 'variable'"),
+    (("roundtrip", "--solver", "ddpm"), "stochastic"),
+    (("roundtrip", "--input", "nowhere.png"), "no such file"),
+])  # fmt: skip
+def test_mistakes_are_told_in_one_line_without_a_traceback(arguments, message, call):
+    status, out, err = call(*arguments)
+    assert status == 1
+    assert out == ""
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_debug_shows_where_an_error_came_from():
+    status, _, err = run("--debug", "sample", "--steps", "0")
+    assert status == 1
+    assert "Traceback" in err
+
+
+def test_files_that_are_not_what_they_say_are_refused(tmp_path):
+    shape = (1, 8, 8)
+    text = tmp_path / "text.png"
+    text.write_text("this is no picture")
+    with pytest.raises(sf.CorruptFileError, match="no picture"):
+        arrays.read(text, shape)
+    (tmp_path / "text.npy").write_text("this is no array")
+    with pytest.raises(sf.CorruptFileError, match=r"no plain \.npy array"):
+        arrays.read(tmp_path / "text.npy", shape)
+    np.save(tmp_path / "objects.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(sf.CorruptFileError):
+        arrays.read(tmp_path / "objects.npy", shape)
+    np.save(tmp_path / "words.npy", np.array(["a", "b"]))
+    with pytest.raises(sf.InputError, match="array of numbers"):
+        arrays.read(tmp_path / "words.npy", shape)
+    (tmp_path / "text.safetensors").write_text("this is no tensor")
+    with pytest.raises(sf.CorruptFileError, match="no safetensors file"):
+        arrays.read(tmp_path / "text.safetensors", shape)
+    save_file({"a": torch.zeros(1), "b": torch.zeros(1)}, tmp_path / "two.safetensors")
+    with pytest.raises(sf.InputError, match="one named 'x'"):
+        arrays.read(tmp_path / "two.safetensors", shape)
+    (tmp_path / "thing.xyz").write_text("")
+    with pytest.raises(sf.InputError, match="unknown kind"):
+        arrays.read(tmp_path / "thing.xyz", shape)
+
+
+def test_a_picture_of_another_size_is_refused_or_resized_on_request(tmp_path):
+    arrays.write(tmp_path / "large.png", torch.zeros(1, 1, 20, 30))
+    with pytest.raises(sf.InputError, match="30 x 20, the model's samples are 8 x 8"):
+        arrays.read(tmp_path / "large.png", (1, 8, 8))
+    assert arrays.read(tmp_path / "large.png", (1, 8, 8), resize=True).shape == (1, 1, 8, 8)
+
+
+def test_pictures_survive_writing_and_reading_to_half_a_level(tmp_path):
+    x = torch.rand(1, 3, 5, 7) * 2 - 1
+    arrays.write(tmp_path / "x.png", x)
+    assert (arrays.read(tmp_path / "x.png", (3, 5, 7)) - x).abs().max() <= 0.5 / 127.5 + 1e-6

@@ -1,0 +1,63 @@
+"""The bundled model does what is said of it, measured by a classifier of real digits."""
+
+from importlib import resources
+
+import pytest
+import torch
+
+import steadyflow as sf
+from steadyflow import models
+from steadyflow.datasets import digits
+from steadyflow.lab.digits import quality
+
+
+@pytest.fixture(scope="module")
+def figures():
+    return quality(sf.load("digits"))
+
+
+def test_the_judge_knows_real_digits_it_has_not_seen(figures):
+    assert figures["classifier"] >= 0.97
+
+
+def test_conditional_samples_are_recognised(figures):
+    assert figures["recognised"] >= 0.95
+
+
+def test_samples_are_not_copies_of_training_digits(figures):
+    assert figures["novelty"] >= 0.8
+
+
+def test_the_weights_are_under_4_megabytes():
+    file = resources.files("steadyflow.models") / "weights" / "digits.safetensors"
+    assert len(file.read_bytes()) < 4_000_000
+
+
+def test_the_split_holds_297_digits_out_and_shares_none():
+    train, held_out = digits("train"), digits("held-out")
+    assert (len(train[0]), len(held_out[0])) == (1500, 297)
+    assert torch.cdist(held_out[0].flatten(1), train[0].flatten(1)).min() > 0
+    assert held_out[0].min() == -1.0
+    assert held_out[0].max() == 1.0
+
+
+def test_a_model_saved_and_loaded_predicts_the_same(tmp_path):
+    model = sf.load("digits")
+    network = {"type": "ResidualMLP", "shape": (1, 8, 8), "hidden": 256, "blocks": 3, "classes": 10}
+    models.save(model, tmp_path / "again.safetensors", network)
+    again = sf.load(str(tmp_path / "again.safetensors"))
+    x = torch.randn(3, 1, 8, 8)
+    assert torch.equal(again.condition(4)(x, 0.5).x0, model.condition(4)(x, 0.5).x0)
+    assert again.schedule == model.schedule
+
+
+def test_an_unknown_or_damaged_model_is_refused(tmp_path):
+    with pytest.raises(sf.UnknownNameError, match="did you mean 'digits'"):
+        sf.load("digit")
+    path = tmp_path / "broken.safetensors"
+    path.write_bytes(b"\x00" * 64)
+    with pytest.raises(sf.CorruptFileError):
+        sf.load(str(path))
+    sf.invert(sf.GaussianMixture.grid(2).denoiser(sf.VE()), torch.zeros(1, 2)).save(path)
+    with pytest.raises(sf.CorruptFileError, match="expected a steadyflow model, found a inversion"):
+        sf.load(str(path))

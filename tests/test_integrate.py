@@ -1,0 +1,279 @@
+"""The two drivers, recording, resuming, and what happens when a run goes wrong."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import steadyflow as sf
+from steadyflow import solvers
+from steadyflow.solvers.base import cut, join, pack, unpack
+
+NAMES = solvers.names()
+PATHS = {"vp": sf.VPCosine(), "ve": sf.VE(), "flow": sf.RectifiedFlow()}
+
+
+@pytest.fixture
+def model():
+    return sf.GaussianMixture.grid(3, std=0.3).denoiser(sf.VPCosine())
+
+
+def start(schedule, n=6):
+    return schedule.sigma(schedule.t_max) * sf.noise.initial(0, range(n), (2,), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("schedule", PATHS.values(), ids=PATHS)
+@pytest.mark.parametrize("name", NAMES)
+def test_an_outside_loop_gives_the_same_bits_as_ours(name, schedule):
+    model = sf.GaussianMixture.grid(3, std=0.3).denoiser(schedule)
+    solver, grid, x = solvers.get(name), sf.grids.make("quadratic", schedule, 9), start(schedule)
+    noise = sf.noise.Brownian(0, range(len(x)), (2,), dtype=torch.float64)
+    ours = sf.integrate(model, x, grid, solver, noise=noise)
+    stepper = sf.Stepper(solver, schedule, grid, x, noise=noise)
+    queries = []
+    while stepper.query is not None:
+        queries.append(stepper.query.t)
+        stepper.feed(model(stepper.query.x, stepper.query.t))
+    assert torch.equal(stepper.x, ours.x)
+    assert stepper.nfe == ours.nfe == len(queries)
+    assert [t for _, t in sf.plan(solver, schedule, grid, sf.noise.Brownian(0, range(1), (1,)))] == queries
+
+
+def test_feeding_a_finished_journey_is_refused(model):
+    stepper = sf.Stepper(solvers.get("ddim"), model.schedule, sf.Grid((0.5, 0.2)), torch.ones(1, 2))
+    prediction = model(stepper.query.x, stepper.query.t)
+    stepper.feed(prediction)
+    with pytest.raises(sf.InputError, match="journey is over"):
+        stepper.feed(prediction)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_evaluations_are_counted_as_the_facts_declare(name, model):
+    calls = []
+    net = model._evaluate
+    counting = sf.Denoiser(
+        lambda x, t: calls.append(1) or net(x, t[0].item(), None),
+        model.schedule,
+        prediction="v_prediction",
+        shape=(2,),
+    )
+    out = sf.sample(counting, x=start(model.schedule), solver=name, steps=5)
+    assert out.nfe == len(calls) == 5 * solvers.get(name).facts.evaluations
+
+
+@pytest.mark.parametrize(("record", "kept"), [("all", [0, 1, 2, 3, 4, 5, 6, 7]), (3, [0, 3, 6, 7]), (7, [0, 7])])
+def test_recording_keeps_the_states_that_were_asked_for(record, kept, model):
+    grid = sf.grids.make("uniform", model.schedule, 7)
+    seen = [start(model.schedule)]
+    run = sf.integrate(
+        model, seen[0], grid, solvers.get("ees25"), record=record, callback=lambda m: seen.append(m.x.clone())
+    )
+    assert run.trajectory.times == tuple(grid.times[k] for k in kept)
+    assert torch.equal(run.trajectory.x, torch.stack([seen[k] for k in kept]))
+
+
+@pytest.mark.parametrize("record", [None, "last"])
+def test_nothing_is_recorded_unless_asked_for(record, model):
+    grid = sf.grids.make("uniform", model.schedule, 3)
+    assert sf.integrate(model, start(model.schedule), grid, sf.Euler(), record=record).trajectory is None
+
+
+def test_memory_does_not_grow_with_the_number_of_steps():
+    """The largest number of living tensors of the state's size is the same for 5 and for 25 steps."""
+    import gc
+
+    class Spy:
+        most = 0
+
+        def __call__(self, moment):
+            alive = sum(
+                isinstance(o, torch.Tensor) and o.numel() == moment.x.numel() and o.shape == moment.x.shape
+                for o in gc.get_objects()
+            )
+            self.most = max(self.most, alive)
+
+    model = sf.GaussianMixture.grid(3, std=0.3).denoiser(sf.VPCosine())
+    most = []
+    for steps in (5, 25):
+        spy = Spy()
+        sf.sample(model, n=257, solver="ddpm", steps=steps, callback=spy, noise="white")
+        most.append(spy.most)
+    assert most[1] <= most[0]
+
+
+def test_callbacks_see_every_solver_step_once_and_in_order(model):
+    moments = []
+    sf.sample(model, n=2, solver="rk4", steps=4, callback=moments.append)
+    assert [(m.step, m.steps, m.nfe) for m in moments] == [(1, 4, 4), (2, 4, 8), (3, 4, 12), (4, 4, 16)]
+
+
+def test_a_correction_replaces_the_state_and_is_seen_by_the_next_step(model):
+    seen = []
+
+    def clamp(moment):
+        seen.append(moment.step)
+        return moment.x.clamp(-0.1, 0.1) if moment.step == 3 else None
+
+    out = sf.sample(model, n=16, solver="euler", steps=3, corrections=[clamp])
+    assert seen == [1, 2, 3]
+    assert out.x.abs().max() <= 0.1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_stopped_saved_and_resumed_ends_in_the_same_bits(name, model, tmp_path):
+    grid, x, solver = sf.grids.make("quadratic", model.schedule, 9), start(model.schedule), solvers.get(name)
+
+    def noise():
+        return sf.noise.Brownian(4, range(len(x)), (2,), dtype=torch.float64)
+
+    whole = sf.integrate(model, x, grid, solver, noise=noise())
+    part = sf.integrate(model, x, grid, solver, noise=noise(), stop_after=4)
+    assert not part.finished
+    part.save(tmp_path / "run.safetensors")
+    loaded = sf.Run.load(tmp_path / "run.safetensors")
+    rest = sf.integrate(model, None, loaded.grid, loaded.solver, noise=noise(), resume=loaded)
+    assert rest.finished
+    assert torch.equal(rest.x, whole.x)
+    assert rest.nfe == whole.nfe
+
+
+def test_resuming_over_another_grid_is_refused(model):
+    grid = sf.grids.make("quadratic", model.schedule, 4)
+    part = sf.integrate(model, start(model.schedule), grid, sf.Euler(), stop_after=2)
+    with pytest.raises(sf.InputError, match="another grid or solver"):
+        sf.integrate(model, None, sf.grids.make("uniform", model.schedule, 4), sf.Euler(), resume=part)
+
+
+def test_nan_in_mid_run_names_the_step_and_the_times(model):
+    schedule = sf.VPLinear()
+    grid = sf.Grid((0.9, 0.7, 0.5, 0.3))
+    breaks = sf.Denoiser(lambda x, t: x * (float("nan") if t[0] < 0.6 else 1.0), schedule, shape=(2,))
+    with pytest.raises(sf.NonFiniteError, match=r"step 3, between t = 0\.5 and t = 0\.3"):
+        sf.sample(breaks, x=torch.ones(1, 2), grid=grid)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("verb", ["sample", "invert", "reconstruct"])
+def test_nan_and_infinity_in_the_input_are_refused_and_the_sample_named(verb, value, model):
+    x = torch.zeros(4, 2)
+    x[2, 1] = value
+    call = {
+        "sample": lambda: sf.sample(model, x=x),
+        "invert": lambda: sf.invert(model, x),
+        "reconstruct": lambda: sf.reconstruct(model, x),
+    }[verb]
+    with pytest.raises(sf.InputError, match=r"NaN or infinity in sample\(s\) 2"):
+        call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64])
+def test_states_of_less_than_single_precision_are_refused(dtype, model):
+    with pytest.raises(sf.InputError, match=r"expected float32 or float64"):
+        sf.sample(model, x=torch.zeros(2, 2, dtype=dtype))
+
+
+@pytest.mark.parametrize(("x", "message"), [
+    (torch.zeros(3, 5), r"samples of shape \(5,\), but the model's are \(2,\)"),
+    (torch.zeros(2), r"expected \(batch, \.\.\.\)"),
+    (torch.zeros(0, 2), "at least one sample"),
+    ([[0.0, 0.0]], "expected a torch tensor"),
+])  # fmt: skip
+def test_wrong_shapes_are_refused(x, message, model):
+    with pytest.raises(sf.InputError, match=message):
+        sf.invert(model, x)
+
+
+def test_a_network_that_answers_in_another_shape_is_named():
+    model = sf.Denoiser(lambda x, t: x[:, :1], sf.VPLinear(), shape=(2,))
+    with pytest.raises(sf.InputError, match=r"returned shape \(3, 1\) for a state of shape \(3, 2\)"):
+        sf.sample(model, n=3)
+
+
+@pytest.mark.parametrize(("solver", "message"), [
+    ("ees52", "did you mean 'ees25' or 'ees27'|did you mean 'ees27' or 'ees25'"),
+    ("DDMI", "ddim"),
+    ("euler ancestral", "unknown solver"),
+])  # fmt: skip
+def test_an_unknown_solver_gets_the_nearest_names(solver, message, model):
+    with pytest.raises(sf.UnknownNameError, match=message):
+        sf.sample(model, n=1, solver=solver)
+
+
+def test_an_unknown_option_of_a_solver_is_refused():
+    with pytest.raises(sf.InputError, match="no option 'gamma'; it takes variable, x"):
+        solvers.get("ees25", gamma=1)
+
+
+@pytest.mark.parametrize("steps", [0, -3, 2.0, True, None])
+def test_fewer_than_one_step_is_refused(steps, model):
+    with pytest.raises(sf.InputError, match="steps"):
+        sf.sample(model, n=1, steps=steps)
+
+
+@pytest.mark.parametrize("solver", ["ddpm", sf.DDIM(eta=0.5)])
+def test_a_stochastic_solver_refuses_to_invert(solver, model):
+    for call in (sf.invert, sf.reconstruct):
+        with pytest.raises(sf.NotInvertibleError, match=r"stochastic.*cannot invert"):
+            call(model, torch.zeros(1, 2), solver=solver)
+    method = solvers.get(solver)
+    with pytest.raises(sf.NotInvertibleError):
+        sf.integrate(model, torch.zeros(1, 2), sf.Grid((0.1, 0.5)), method)
+    with pytest.raises(sf.NotInvertibleError):
+        sf.Stepper(method, model.schedule, sf.Grid((0.1, 0.5)), torch.zeros(1, 2))
+
+
+def test_a_grid_outside_the_path_is_refused(model):
+    for grid in (sf.Grid((1.5, 0.1)), sf.Grid((0.5, -0.1))):
+        with pytest.raises(sf.InputError, match=r"VPCosine is defined on \[0.0, 1.0\]"):
+            sf.sample(model, n=1, grid=grid)
+
+
+def test_a_singular_evaluation_says_so():
+    """An epsilon network cannot say x0 where alpha = 0: the very end of a cosine path."""
+    model = sf.Denoiser(lambda x, t: x, sf.VPCosine(), prediction="epsilon", shape=(2,))
+    with pytest.raises(sf.SingularTimeError, match="needs alpha > 0"):
+        sf.sample(model, n=1, t_max=1.0)
+
+
+@pytest.mark.parametrize("x", [1.0, 0.5, -0.5, float("nan")])
+def test_inadmissible_ees_parameters_are_refused_when_the_solver_is_made(x):
+    with pytest.raises(sf.InputError, match="expected a finite number other than"):
+        sf.EES25(x=x)
+
+
+def test_inadmissible_options_of_other_solvers_are_refused():
+    with pytest.raises(sf.InputError, match="branch"):
+        sf.EES27(branch="*")
+    with pytest.raises(sf.InputError, match="other than"):
+        sf.EES27(x=0.5)
+    with pytest.raises(sf.InputError, match="eta"):
+        sf.DDIM(eta=1.5)
+    with pytest.raises(sf.UnknownNameError, match="variable 'nose': did you mean 'noise'"):
+        sf.Euler(variable="nose")
+
+
+def test_a_state_survives_packing_cutting_and_joining():
+    value = (torch.arange(6.0).view(3, 2), (torch.ones(3, 1), 0.1, None, 7))
+    tensors, text = pack(value)
+    again = unpack(tensors, text)
+    assert torch.equal(again[0], value[0])
+    assert again[1][1:] == (0.1, None, 7)
+    parts = join([cut(value, 0, 1), cut(value, 1, 3)])
+    assert torch.equal(parts[0], value[0])
+    assert parts[1][1:] == (0.1, None, 7)
+
+
+def test_a_state_that_does_not_fit_its_file_is_refused():
+    with pytest.raises(sf.CorruptFileError):
+        unpack({}, json.dumps({"tensor": "missing"}))
+    with pytest.raises(sf.CorruptFileError):
+        unpack({}, "[" * 5)
+    with pytest.raises(sf.CorruptFileError):
+        unpack({}, json.dumps({"tuple": "os.system", "items": []}))
+
+
+def test_a_file_of_another_program_is_not_taken_for_a_run(tmp_path):
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(sf.CorruptFileError, match="file of another program"):
+        sf.Run.load(tmp_path / "other.safetensors")

@@ -1,0 +1,82 @@
+"""What importing costs, what is public, and which way imports run."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import steadyflow as sf
+
+SOURCE = Path(sf.__file__).parent
+
+# The floors of the house, from the ground up; a module may import from lower floors and its own room.
+FLOORS = [
+    ["errors", "_version"],
+    ["schedules"],
+    ["prediction", "noise", "files", "arrays", "metrics"],
+    ["variables", "grids", "denoisers"],
+    ["solvers"],
+    ["integrate"],
+    ["tasks", "models", "datasets", "corrections"],
+    ["diagnostics"],
+    ["lab", "adapters"],
+    ["cli"],
+    ["__main__", "__init__"],
+]
+
+
+def room(module):
+    return module.split(".")[0]
+
+
+def imports(path):
+    """The rooms that a module imports from, within the package."""
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = parts[: len(parts) - node.level]
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            for name in names:
+                yield room(".".join([*base, name]))
+
+
+def test_imports_go_down_only():
+    floor = {name: k for k, names in enumerate(FLOORS) for name in names}
+    wrong = []
+    for path in SOURCE.rglob("*.py"):
+        here = path.relative_to(SOURCE).with_suffix("").parts[0]
+        wrong += [
+            f"{path.relative_to(SOURCE)} imports {target}"
+            for target in imports(path)
+            if target != here and target in floor and floor[target] >= floor[here] and here not in ("__init__",)
+        ]
+    assert not wrong
+
+
+def test_importing_loads_none_of_the_optional_packages():
+    code = "import sys, steadyflow; print([m for m in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    heavy = ("matplotlib", "diffusers", "sklearn", "skimage", "transformers", "jinja2", "typer", "PIL")
+    assert [name for name in heavy if f"'{name}'" in loaded] == []
+
+
+@pytest.mark.parametrize(("package", "code"), [
+    ("sklearn", "from steadyflow.datasets import digits; digits('train')"),
+    ("jinja2", "from steadyflow.lab import report; report.write(None, 'x.html')"),
+    ("matplotlib", "from steadyflow.lab import report; report._curves(None)"),
+    ("PIL", "import torch; from steadyflow import arrays; arrays.write('x.png', torch.zeros(1, 1, 8, 8))"),
+])  # fmt: skip
+def test_a_missing_extra_says_what_to_install(package, code):
+    hide = f"import sys; sys.modules[{package!r}] = None; import steadyflow as sf\n"
+    program = f"{hide}try:\n    {code}\nexcept sf.MissingExtraError as error:\n    print(error)"
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "pip install 'steadyflow[lab]'" in out.stdout, out.stderr
+
+
+def test_every_public_name_exists_and_is_documented():
+    for name in sf.__all__:
+        assert getattr(sf, name) is not None
+        if name != "__version__":
+            assert getattr(sf, name).__doc__, name

@@ -1,0 +1,299 @@
+"""Orders, inverses and stability of every registered solver, from its own step code."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+
+import steadyflow as sf
+from oracles import (
+    SCHEDULES,
+    field_model,
+    field_step,
+    gaussian,
+    gaussian_flow,
+    inner_range,
+    nonlinear,
+    slope,
+)
+from steadyflow import solvers
+from steadyflow.solvers import tableaux
+from steadyflow.solvers.runge_kutta import RungeKutta
+
+RUNGE_KUTTA = [n for n in solvers.names() if isinstance(solvers.get(n), RungeKutta)]
+DETERMINISTIC = [n for n in solvers.names() if not solvers.get(n).facts.stochastic]
+ADMISSIBLE_EES27 = [0.1, 1 / 3, (2 - 2**0.5) / 4, -0.3, tableaux.EES27_X]
+
+
+def in_variable(name, variable):
+    solver = solvers.get(name)
+    return dataclasses.replace(solver, variable=variable) if isinstance(solver, RungeKutta) else solver
+
+
+@pytest.fixture
+def start():
+    return torch.tensor([[0.4, -0.9], [1.1, 0.3]], dtype=torch.float64)
+
+
+def reference(y0):
+    """The solution at tau = 2 from y0 at tau = 1, by scipy to 1e-13."""
+    field = lambda tau, y: nonlinear(tau, torch.tensor(y)).numpy()  # noqa: E731
+    return solve_ivp(field, (1.0, 2.0), y0, method="DOP853", rtol=1e-13, atol=1e-13).y[:, -1]
+
+
+@pytest.mark.parametrize("variable", ["noise", "data"])
+@pytest.mark.parametrize("name", RUNGE_KUTTA)
+def test_forward_order_on_a_nonlinear_equation_is_the_declared_one(name, variable, start):
+    solver, model = in_variable(name, variable), field_model(variable)
+    exact = torch.stack([torch.from_numpy(reference(y0.numpy())) for y0 in start])
+    steps, errors = [8, 16, 32, 64], []
+    for n in steps:
+        y = start
+        for k in range(n):
+            y = field_step(solver, variable, y, 1.0 + k / n, 1.0 + (k + 1) / n, model)
+        errors.append((y - exact).norm().item())
+    assert -slope(steps, errors) == pytest.approx(solver.facts.order, abs=0.25)
+
+
+@pytest.mark.parametrize("variable", ["noise", "data"])
+@pytest.mark.parametrize("name", RUNGE_KUTTA)
+def test_the_step_and_the_step_back_cancel_to_the_declared_antisymmetric_order(name, variable, start):
+    solver = in_variable(name, variable)
+    order = solver.facts.antisymmetric_order
+    sizes = np.array([0.2, 0.14, 0.1, 0.07] if order < 7 else [0.28, 0.22, 0.18, 0.14])
+    defects = []
+    for h in sizes:
+        there = field_step(solver, variable, start, 1.0, 1.0 + h)
+        back = field_step(solver, variable, there, 1.0 + h, 1.0)
+        defects.append((back - start).norm().item())
+    tolerance = {5: 0.3, 7: 0.4}.get(order, 0.25)
+    assert slope(sizes, defects) == pytest.approx(order + 1, abs=tolerance)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+@pytest.mark.parametrize("variable", ["noise", "data", "auto"])
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_forward_order_on_gaussian_data_is_the_declared_one_on_every_path(name, variable, schedule):
+    solver = in_variable(name, variable)
+    if variable != "data" and not isinstance(solver, RungeKutta):
+        pytest.skip("has no variable")
+    mixture = gaussian()
+    model = mixture.denoiser(schedule)
+    top, bottom = inner_range(schedule)
+    x = torch.tensor([[1.3, -0.2, 2.0]], dtype=torch.float64)
+    exact = gaussian_flow(mixture, schedule, x, top, bottom)
+    steps, errors = [32, 48, 64, 96], []
+    for n in steps:
+        grid = sf.grids.make("uniform", schedule, n, t_max=top, t_min=bottom)
+        errors.append((sf.sample(model, x=x, solver=solver, grid=grid).x - exact).norm().item())
+    # on Gaussian data u = sqrt(tau^2 + s^2) along the flow, and the midpoint rule's leading error,
+    # h^3 (u'''/24 + f_u u''/8) = h^3 tau s^2 (tau^2 + s^2)^(-5/2) (-3/24 + 1/8), vanishes: it gains an order
+    expected = 3 if name == "midpoint" else solver.facts.order
+    assert -slope(steps, errors) == pytest.approx(expected, abs=0.3)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+@pytest.mark.parametrize("variable", ["noise", "data", "auto"])
+def test_euler_in_either_variable_is_ddim(variable, schedule):
+    model = sf.GaussianMixture.grid(5).denoiser(schedule)
+    grid = sf.grids.make("quadratic", schedule, 12)
+    x = schedule.sigma(grid.times[0]) * torch.randn(8, 2, dtype=torch.float64)
+    ddim = sf.sample(model, x=x, solver="ddim", grid=grid).x
+    euler = sf.sample(model, x=x, solver=sf.Euler(variable=variable), grid=grid).x
+    torch.testing.assert_close(euler, ddim, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", RUNGE_KUTTA)
+def test_the_measured_growth_factor_is_the_stability_polynomial_and_the_interval_its_first_exit(name):
+    solver = in_variable(name, "noise")
+    facts, polynomial = solver.facts, solver.tableau.stability_polynomial()
+
+    def growth(z):
+        model = field_model("noise", lambda tau, y: z * y)
+        return field_step(solver, "noise", torch.ones(1, 2, dtype=torch.float64), 1.0, 2.0, model)[0, 0].item()
+
+    for z in np.linspace(-4.5, 0.5, 11):
+        assert growth(z) == pytest.approx(np.polyval(polynomial[::-1], z), abs=1e-11)
+    inside = np.linspace(-facts.real_interval + 1e-4, 0, 200)
+    assert all(abs(growth(z)) <= 1 + 1e-12 for z in inside)
+    assert abs(growth(-facts.real_interval - 1e-4)) > 1
+
+
+@pytest.mark.parametrize(("name", "interval"), [
+    ("euler", 2.0), ("midpoint", 2.0), ("ssprk3", 2.51275), ("rk4", 2.78529),
+    ("ees25", 3.08738), ("ees27", 3.91557),
+])  # fmt: skip
+def test_stability_intervals_are_those_of_the_literature(name, interval):
+    assert solvers.get(name).facts.real_interval == pytest.approx(interval, abs=1e-4)
+
+
+@pytest.mark.parametrize("x", [0.1, 0.25, 1 / 3, -0.7, 2.0])
+def test_ees25_identity_r_of_z_times_r_of_minus_z(x):
+    z = np.linspace(-2, 2, 9)
+    r = np.poly1d(tableaux.ees25(x).stability_polynomial()[::-1])
+    np.testing.assert_allclose(r(z) * r(-z), 1 - z**6 / 64, atol=1e-13)
+
+
+@pytest.mark.parametrize("branch", ["+", "-"])
+@pytest.mark.parametrize("x", ADMISSIBLE_EES27)
+def test_ees27_identity_and_order_hold_for_every_admissible_x_on_both_branches(x, branch):
+    z = np.linspace(-1, 1, 9)
+    tableau = tableaux.ees27(x, branch)
+    r = np.poly1d(tableau.stability_polynomial()[::-1])
+    d = (3 - 2 * 2**0.5) / 8 if branch == "+" else (3 + 2 * 2**0.5) / 8
+    np.testing.assert_allclose(r(z) * r(-z), 1 + d**2 * z**8, atol=1e-11)
+    b, c = np.array(tableau.b), np.array(tableau.c)
+    assert b.sum() == pytest.approx(1, abs=1e-12)
+    assert b @ c == pytest.approx(0.5, abs=1e-12)
+
+
+@pytest.mark.parametrize(("make", "x"), [
+    *[(lambda x: sf.EES25(x=x, variable="noise"), x) for x in (0.25, -0.7, 1 / 3)],
+    *[(lambda x: sf.EES27(x=x, variable="noise"), x) for x in (0.1, 0.14645, 1 / 3)],
+    (lambda x: sf.EES27(x=x, branch="-", variable="noise"), 0.1),
+])  # fmt: skip
+def test_other_members_of_the_ees_families_are_as_reversible(make, x, start):
+    solver = make(x)
+    sizes = np.array([0.3, 0.22, 0.16, 0.12])
+    defects = []
+    for h in sizes:
+        there = field_step(solver, "noise", start, 1.0, 1.0 + h)
+        defects.append((field_step(solver, "noise", there, 1.0 + h, 1.0) - start).norm().item())
+    assert slope(sizes, defects) > solver.facts.antisymmetric_order + 1 - 0.5
+
+
+def test_the_recommended_ees_members_satisfy_the_third_order_bushy_condition():
+    for tableau in (tableaux.ees25(), tableaux.ees27()):
+        assert np.dot(tableau.b, np.square(tableau.c)) == pytest.approx(1 / 3, abs=1e-13)
+
+
+def test_ees25_on_25_modes_reconstructs_below_1e_5_and_300_times_better_than_ddim():
+    mixture = sf.GaussianMixture.grid(5, spacing=2.0, std=0.02)
+    model = mixture.denoiser(sf.VPScaledLinear())
+    x = mixture.sample(2000, seed=3)
+    ddim = sf.reconstruct(model, x, solver="ddim", steps=60, grid="quadratic")
+    ees = sf.reconstruct(model, x, solver=sf.EES25(variable="noise"), steps=20, grid="quadratic")
+    assert ddim.nfe == ees.nfe == 120
+    error = (ees.x - x).norm(dim=1).median()
+    assert error < 1e-5
+    assert (ddim.x - x).norm(dim=1).median() > 300 * error
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_ddpm_marginals_are_exact_where_the_data_are_a_point(schedule):
+    """With x0_hat constant every ancestral step is exact, so the state has the path's own mean and spread."""
+    point = torch.tensor([[0.8, -0.6]], dtype=torch.float64)
+    model = sf.Denoiser(lambda x, t: point.expand(x.shape), schedule, prediction="sample", shape=(2,))
+    top, bottom = inner_range(schedule)
+    n = 20000
+    noise = sf.noise.initial(11, range(n), (2,), dtype=torch.float64)
+    x = schedule.alpha(top) * point + schedule.sigma(top) * noise
+    out = sf.sample(
+        model, x=x, solver="ddpm", grid=sf.grids.make("uniform", schedule, 7, t_max=top, t_min=bottom)
+    ).x
+    deviation = (out - schedule.alpha(bottom) * point) / schedule.sigma(bottom)
+    # 40,000 standard normal numbers: five standard errors, an error probability of about 1e-6 each
+    assert deviation.mean().abs() < 5 / (2 * n) ** 0.5
+    assert (deviation.square().mean() - 1).abs() < 5 * (2 / (2 * n)) ** 0.5
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_ddim_eta_keeps_the_variance_of_gaussian_data(eta):
+    mixture = gaussian()
+    model = mixture.denoiser(sf.VPLinear())
+    n = 20000
+    options = {"steps": 200, "grid": "log-snr", "noise": "white", "seed": 5, "dtype": torch.float64}
+    x = sf.sample(model, n=n, solver=sf.DDIM(eta=eta), **options).x
+    wanted = (mixture.std[0] ** 2 * sf.VPLinear().alpha(1e-3) ** 2) + sf.VPLinear().sigma(1e-3) ** 2
+    # the discretisation of 200 steps leaves under 2 %, the sampling error of five deviations is 5 %
+    assert (x.var(0) / wanted - 1).abs().max() < 0.07
+
+
+def test_one_noise_path_serves_grids_of_any_step_count():
+    model = sf.GaussianMixture.grid(3, std=0.4).denoiser(sf.VPLinear())
+    runs = {
+        (noise, k): sf.sample(model, n=64, solver="ddpm", steps=k, grid="log-snr", seed=2, noise=noise).x
+        for noise in ("brownian", "white")
+        for k in (200, 400)
+    }
+    gap = {n: (runs[n, 200] - runs[n, 400]).norm(dim=1).median() for n in ("brownian", "white")}
+    assert gap["brownian"] < 0.2 * gap["white"]
+
+
+@pytest.mark.parametrize("end", ["clean", "noisy"])
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_a_singular_end_of_the_path_is_crossed_by_a_ddim_step(name, end):
+    schedule = sf.RectifiedFlow()
+    mixture = sf.GaussianMixture.grid(3, std=0.3)
+    model = mixture.denoiser(schedule)
+    x = torch.randn(4, 2, dtype=torch.float64)
+    grid = sf.Grid((0.3, 0.0)) if end == "clean" else sf.Grid((1.0, 0.7))
+    solver = in_variable(name, "data" if end == "clean" else "noise")
+    prediction = model(x, grid.times[0])
+    ddim = schedule.alpha(grid.times[1]) * prediction.x0 + schedule.sigma(grid.times[1]) * prediction.eps
+    torch.testing.assert_close(sf.sample(model, x=x, solver=solver, grid=grid).x, ddim, rtol=1e-12, atol=1e-12)
+
+
+def test_auto_variable_takes_full_order_over_the_whole_of_a_flow_path():
+    mixture = gaussian(std=(0.5, 1.2, 0.9))
+    schedule = sf.RectifiedFlow()
+    model = mixture.denoiser(schedule)
+    x = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    exact = gaussian_flow(mixture, schedule, x, 1.0, 0.0)
+    steps, errors = [16, 32, 64], []
+    for n in steps:
+        out = sf.sample(model, x=x, solver="ees25", grid="quadratic", steps=n)
+        assert out.nfe == 3 * n  # no step fell back to DDIM
+        errors.append((out.x - exact).norm().item())
+    assert -slope(steps, errors) == pytest.approx(2, abs=0.25)
+
+
+def test_a_zero_terminal_snr_table_can_be_sampled_from_its_very_end():
+    table = sf.Tabulated.linear(50, 2e-3, 0.3)
+    zero = sf.Tabulated((*table.alphas_cumprod[:-1], 0.0))
+    model = sf.GaussianMixture.grid(3, std=0.3).denoiser(zero)
+    out = sf.sample(model, n=500, solver="ees25", steps=30, grid="uniform", dtype=torch.float64)
+    assert out.x.isfinite().all()
+    nearest = torch.cdist(out.x, zero.alpha(0.0) * model.mixture.means).min(1).values
+    assert nearest.median() < 0.6
+
+
+@pytest.mark.parametrize("name", RUNGE_KUTTA)
+def test_any_precision_gives_the_same_answer_to_its_rounding(name):
+    model = sf.GaussianMixture.grid(5).denoiser(sf.VPCosine())
+    x = sf.noise.initial(0, range(32), (2,))
+    single = sf.sample(model, x=x, solver=name, steps=8).x
+    double = sf.sample(model, x=x.double(), solver=name, steps=8).x
+    assert single.dtype == torch.float32
+    assert (single - double).abs().median() < 1e-4
+
+
+def test_ddim_equals_the_scheduler_of_diffusers_on_the_same_timesteps():
+    diffusers = pytest.importorskip("diffusers")
+    reference = diffusers.DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    reference.set_timesteps(20)
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(9, 64), torch.nn.SiLU(), torch.nn.Linear(64, 8))
+
+    def epsilon(x, t):
+        return net(torch.cat([x, t[:, None] / 1000], 1))
+
+    x = torch.randn(4, 8)
+    theirs = x
+    with torch.no_grad():
+        for t in reference.timesteps:
+            theirs = reference.step(epsilon(theirs, t.expand(4).float()), t, theirs).prev_sample
+        model = sf.Denoiser(epsilon, sf.Tabulated(tuple(reference.alphas_cumprod.double().tolist())))
+        grid = sf.Grid.from_timesteps(reference.timesteps.tolist(), final=0)
+        for solver in ("ddim", sf.Euler(variable="noise"), sf.Euler(variable="data")):
+            ours = sf.sample(model, x=x, solver=solver, grid=grid).x
+            assert (ours - theirs).norm() / theirs.norm() < 1e-5
