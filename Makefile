@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints-cpu.txt
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test lint docs picture clean
+.PHONY: demo test lint docs picture table clean
 
 demo: $(VENV)/.lab  ## the main job on real input: table on the terminal, report in demo/report.html
 	$(BIN)/steadyflow demo --out demo
@@ -23,6 +23,9 @@ docs: $(VENV)/.docs  ## the documentation site, in site/
 
 picture: $(VENV)/.lab  ## the picture of the README
 	$(BIN)/python scripts/readme_picture.py
+
+table: $(VENV)/.lab  ## the table of solvers in the README, from the registry
+	$(BIN)/python scripts/readme_table.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

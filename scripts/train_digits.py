@@ -37,9 +37,7 @@ def batch(generator):
     return images[rows], labels[rows]
 
 
-model = sf.Denoiser(
-    net, sf.VPCosine(), prediction="v_prediction", shape=(1, 8, 8), null=10, classes=10, name="digits"
-)
+model = sf.Denoiser(net, sf.VPCosine(), prediction="v_prediction", shape=(1, 8, 8), null=10, classes=10, name="digits")
 averaged = train(
     model,
     batch,

@@ -36,9 +36,7 @@ def field_model(variable, f=nonlinear):
     if variable == "noise":  # u = x, tau = sigma
         return sf.Denoiser(lambda x, t: f(t[0].item(), x), sf.VE(), prediction="epsilon", shape=(2,))
     # u = x / sigma, tau = 1 / sigma
-    return sf.Denoiser(
-        lambda x, t: f(1.0 / t[0].item(), x / t[0].item()), sf.VE(), prediction="sample", shape=(2,)
-    )
+    return sf.Denoiser(lambda x, t: f(1.0 / t[0].item(), x / t[0].item()), sf.VE(), prediction="sample", shape=(2,))
 
 
 def field_step(solver, variable, y, tau0, tau1, model=None):

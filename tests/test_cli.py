@@ -61,9 +61,7 @@ def test_solvers_lists_every_registered_solver_with_its_facts(call):
 @pytest.mark.parametrize("suffix", [".png", ".npy", ".safetensors"])
 def test_sample_writes_what_it_drew(suffix, call, tmp_path):
     out = tmp_path / f"sevens{suffix}"
-    status, text, _ = call(
-        "sample", "--n", 4, "--label", 7, "--guidance", 2, "--steps", 10, "--out", out, "--json"
-    )
+    status, text, _ = call("sample", "--n", 4, "--label", 7, "--guidance", 2, "--steps", 10, "--out", out, "--json")
     assert status == 0
     figures = json.loads(text)
     assert (figures["steps"], figures["nfe"], figures["samples"]) == (10, 10, 4)

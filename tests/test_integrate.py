@@ -11,7 +11,7 @@ from steadyflow import solvers
 from steadyflow.solvers.base import cut, join, pack, unpack
 
 NAMES = solvers.names()
-PATHS = {"vp": sf.VPCosine(), "ve": sf.VE(), "flow": sf.RectifiedFlow()}
+PATHS = {"vp": sf.VPCosine(), "ve": sf.VE(), "flow": sf.RectifiedFlow(t_min=0.01, t_max=0.99)}
 
 
 @pytest.fixture
@@ -37,7 +37,8 @@ def test_an_outside_loop_gives_the_same_bits_as_ours(name, schedule):
         stepper.feed(model(stepper.query.x, stepper.query.t))
     assert torch.equal(stepper.x, ours.x)
     assert stepper.nfe == ours.nfe == len(queries)
-    assert [t for _, t in sf.plan(solver, schedule, grid, sf.noise.Brownian(0, range(1), (1,)))] == queries
+    if solver.facts.evaluations is not None:
+        assert [t for _, t in sf.plan(solver, schedule, grid, sf.noise.Brownian(0, range(1), (1,)))] == queries
 
 
 def test_feeding_a_finished_journey_is_refused(model):
@@ -59,7 +60,10 @@ def test_evaluations_are_counted_as_the_facts_declare(name, model):
         shape=(2,),
     )
     out = sf.sample(counting, x=start(model.schedule), solver=name, steps=5)
-    assert out.nfe == len(calls) == 5 * solvers.get(name).facts.evaluations
+    facts = solvers.get(name).facts
+    assert out.nfe == len(calls)
+    if facts.evaluations is not None:
+        assert out.nfe == 5 * facts.evaluations + facts.extra
 
 
 @pytest.mark.parametrize(("record", "kept"), [("all", [0, 1, 2, 3, 4, 5, 6, 7]), (3, [0, 3, 6, 7]), (7, [0, 7])])

@@ -24,6 +24,10 @@ from steadyflow.solvers.runge_kutta import RungeKutta
 
 RUNGE_KUTTA = [n for n in solvers.names() if isinstance(solvers.get(n), RungeKutta)]
 DETERMINISTIC = [n for n in solvers.names() if not solvers.get(n).facts.stochastic]
+EXACT_ORDER_ON_GAUSSIANS = [
+    "ddim", "euler", "heun", "ralston", "ssprk3", "rk4", "ees25", "ees27", "edict", "reversible-heun", "belm",
+    "implicit-midpoint", "dpm-2", "dpm-3", "dpmpp-2s", "dpmpp-2m",
+]  # fmt: skip
 ADMISSIBLE_EES27 = [0.1, 1 / 3, (2 - 2**0.5) / 4, -0.3, tableaux.EES27_X]
 
 
@@ -38,23 +42,41 @@ def start():
 
 
 def reference(y0):
-    """The solution at tau = 2 from y0 at tau = 1, by scipy to 1e-13."""
+    """The solution at tau = 1 from y0 at tau = 2, by scipy to 1e-13."""
     field = lambda tau, y: nonlinear(tau, torch.tensor(y)).numpy()  # noqa: E731
-    return solve_ivp(field, (1.0, 2.0), y0, method="DOP853", rtol=1e-13, atol=1e-13).y[:, -1]
+    return solve_ivp(field, (2.0, 1.0), y0, method="DOP853", rtol=1e-13, atol=1e-13).y[:, -1]
 
 
-@pytest.mark.parametrize("variable", ["noise", "data"])
-@pytest.mark.parametrize("name", RUNGE_KUTTA)
-def test_forward_order_on_a_nonlinear_equation_is_the_declared_one(name, variable, start):
-    solver, model = in_variable(name, variable), field_model(variable)
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_order_on_a_nonlinear_equation_is_the_declared_one(name, start):
+    """On the variance-exploding path dx/dsigma = eps is any equation one likes, for any solver."""
+    solver, model = in_variable(name, "noise"), field_model("noise")
     exact = torch.stack([torch.from_numpy(reference(y0.numpy())) for y0 in start])
-    steps, errors = [8, 16, 32, 64], []
+    order = solver.facts.order
+    steps, errors = {4: [6, 8, 12, 16], 5: [10, 14, 20, 28]}.get(order, [16, 24, 32, 48]), []
+    for n in steps:
+        grid = sf.Grid(tuple(2.0 - k / n for k in range(n + 1)))
+        errors.append((sf.sample(model, x=start, solver=solver, grid=grid).x - exact).norm().item())
+    fitted = -slope(steps, errors)
+    assert fitted > order - 0.35
+    if name not in ("bdia", "ipndm") and order < 5:  # those gain on equal steps; fifth order is met from above
+        assert fitted < order + 0.45
+
+
+@pytest.mark.parametrize("name", RUNGE_KUTTA)
+def test_order_on_a_nonlinear_equation_in_the_data_variable_is_the_declared_one(name, start):
+    solver, model = in_variable(name, "data"), field_model("data")
+    exact = torch.stack([torch.from_numpy(reference(y0.numpy())) for y0 in start])
+    order = solver.facts.order
+    steps, errors = {4: [6, 8, 12, 16], 5: [10, 14, 20, 28]}.get(order, [16, 24, 32, 48]), []
     for n in steps:
         y = start
         for k in range(n):
-            y = field_step(solver, variable, y, 1.0 + k / n, 1.0 + (k + 1) / n, model)
+            y = field_step(solver, "data", y, 2.0 - k / n, 2.0 - (k + 1) / n, model)
         errors.append((y - exact).norm().item())
-    assert -slope(steps, errors) == pytest.approx(solver.facts.order, abs=0.25)
+    fitted = -slope(steps, errors)
+    assert fitted > order - 0.35
+    assert fitted < order + 0.45 or order == 5  # which is met from above
 
 
 @pytest.mark.parametrize("variable", ["noise", "data"])
@@ -69,29 +91,37 @@ def test_the_step_and_the_step_back_cancel_to_the_declared_antisymmetric_order(n
         back = field_step(solver, variable, there, 1.0 + h, 1.0)
         defects.append((back - start).norm().item())
     tolerance = {5: 0.3, 7: 0.4}.get(order, 0.25)
+    if solver.facts.order == 5:  # the next terms are as large at these steps, and smaller ones meet rounding
+        tolerance = 0.6
     assert slope(sizes, defects) == pytest.approx(order + 1, abs=tolerance)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 @pytest.mark.parametrize("variable", ["noise", "data", "auto"])
-@pytest.mark.parametrize("name", DETERMINISTIC)
+@pytest.mark.parametrize("name", [n for n in DETERMINISTIC if solvers.get(n).facts.order < 5])
 def test_forward_order_on_gaussian_data_is_the_declared_one_on_every_path(name, variable, schedule):
     solver = in_variable(name, variable)
     if variable != "data" and not isinstance(solver, RungeKutta):
-        pytest.skip("has no variable")
+        variable = "only"
     mixture = gaussian()
     model = mixture.denoiser(schedule)
     top, bottom = inner_range(schedule)
     x = torch.tensor([[1.3, -0.2, 2.0]], dtype=torch.float64)
     exact = gaussian_flow(mixture, schedule, x, top, bottom)
+    order = solver.facts.order
     steps, errors = [32, 48, 64, 96], []
     for n in steps:
         grid = sf.grids.make("uniform", schedule, n, t_max=top, t_min=bottom)
         errors.append((sf.sample(model, x=x, solver=solver, grid=grid).x - exact).norm().item())
-    # on Gaussian data u = sqrt(tau^2 + s^2) along the flow, and the midpoint rule's leading error,
-    # h^3 (u'''/24 + f_u u''/8) = h^3 tau s^2 (tau^2 + s^2)^(-5/2) (-3/24 + 1/8), vanishes: it gains an order
-    expected = 3 if name == "midpoint" else solver.facts.order
-    assert -slope(steps, errors) == pytest.approx(expected, abs=0.3)
+    # On Gaussian data u = sqrt(tau^2 + s^2) along the flow, and the midpoint rule's leading error,
+    # h^3 (u'''/24 + f_u u''/8) = h^3 tau s^2 (tau^2 + s^2)^(-5/2) (-3/24 + 1/8), vanishes: it gains an order,
+    # and what is built on it, or tuned in its coupling, may gain some too. Nothing may lose.
+    fitted = -slope(steps, errors)
+    assert fitted > order - 0.35
+    if name in EXACT_ORDER_ON_GAUSSIANS:
+        assert fitted == pytest.approx(order, abs=0.35)
+    if name == "midpoint":
+        assert fitted == pytest.approx(3, abs=0.3)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
@@ -190,9 +220,7 @@ def test_ddpm_marginals_are_exact_where_the_data_are_a_point(schedule):
     n = 20000
     noise = sf.noise.initial(11, range(n), (2,), dtype=torch.float64)
     x = schedule.alpha(top) * point + schedule.sigma(top) * noise
-    out = sf.sample(
-        model, x=x, solver="ddpm", grid=sf.grids.make("uniform", schedule, 7, t_max=top, t_min=bottom)
-    ).x
+    out = sf.sample(model, x=x, solver="ddpm", grid=sf.grids.make("uniform", schedule, 7, t_max=top, t_min=bottom)).x
     deviation = (out - schedule.alpha(bottom) * point) / schedule.sigma(bottom)
     # 40,000 standard normal numbers: five standard errors, an error probability of about 1e-6 each
     assert deviation.mean().abs() < 5 / (2 * n) ** 0.5
@@ -223,7 +251,7 @@ def test_one_noise_path_serves_grids_of_any_step_count():
 
 
 @pytest.mark.parametrize("end", ["clean", "noisy"])
-@pytest.mark.parametrize("name", DETERMINISTIC)
+@pytest.mark.parametrize("name", [n for n in DETERMINISTIC if solvers.get(n).facts.inverse != "exact"])
 def test_a_singular_end_of_the_path_is_crossed_by_a_ddim_step(name, end):
     schedule = sf.RectifiedFlow()
     mixture = sf.GaussianMixture.grid(3, std=0.3)
@@ -297,3 +325,97 @@ def test_ddim_equals_the_scheduler_of_diffusers_on_the_same_timesteps():
         for solver in ("ddim", sf.Euler(variable="noise"), sf.Euler(variable="data")):
             ours = sf.sample(model, x=x, solver=solver, grid=grid).x
             assert (ours - theirs).norm() / theirs.norm() < 1e-5
+
+
+def rough_network():
+    """A field that no scheduler can have been tuned to; without time, which schedulers round differently."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.SiLU(), torch.nn.Linear(64, 8)).double()
+    for layer in net[::2]:
+        torch.nn.init.normal_(layer.weight, std=0.2)
+    return lambda x: 0.3 * net(x) + 0.9 * x
+
+
+@pytest.mark.parametrize(("kind", "options", "solver"), [
+    ("DPMSolverMultistepScheduler", {"solver_order": 1}, sf.DDIM()),
+    ("DPMSolverMultistepScheduler", {"solver_order": 2}, solvers.get("dpmpp-2m")),
+    ("UniPCMultistepScheduler", {"solver_order": 1}, solvers.get("unipc", order=1)),
+    ("UniPCMultistepScheduler", {"solver_order": 2}, solvers.get("unipc", order=2)),
+    ("HeunDiscreteScheduler", {}, sf.Heun(variable="noise")),
+])  # fmt: skip
+@torch.no_grad()
+def test_solvers_agree_with_the_schedulers_of_diffusers_on_the_same_sigmas(kind, options, solver):
+    diffusers = pytest.importorskip("diffusers")
+    theirs = getattr(diffusers, kind)(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, use_karras_sigmas=True, **options
+    )
+    theirs.set_timesteps(20)
+    sigmas, eps = theirs.sigmas.tolist(), rough_network()
+    x = torch.randn(4, 8, dtype=torch.float64)
+    schedule = sf.Tabulated.scaled_linear()
+    frame = 1.0
+    if kind == "HeunDiscreteScheduler":  # works in the variance-exploding frame, and lists each level twice
+        sigmas = [sigmas[0], *sigmas[1:-1:2], 0.0]
+        frame = (1 + sigmas[0] ** 2) ** 0.5
+    expected = x * frame
+    for t in theirs.timesteps:
+        expected = theirs.step(eps(theirs.scale_model_input(expected, t)), t, expected).prev_sample
+    model = sf.Denoiser(lambda x, t: eps(x), schedule)
+    out = sf.sample(model, x=x, solver=solver, grid=sf.Grid.from_sigmas(sigmas[:-1], schedule))
+    ours = model(out.x, out.grid.times[-1]).x0  # the last step of each scheduler, to sigma = 0
+    assert (ours - expected).norm() / expected.norm() < 1e-4
+
+
+@pytest.mark.parametrize(("name", "order"), [("dpmpp-3m", 3), ("deis", 3), ("lms", 4), ("lms", 3), ("lms", 2)])
+def test_multistep_methods_reach_their_own_order_from_an_exact_history(name, order):
+    """The low-order start of a run caps the order of convergence at two; the method itself has more."""
+    from steadyflow.integrate import answer
+    from steadyflow.solvers.base import legs
+    from steadyflow.solvers.multistep import History
+
+    mixture, schedule = gaussian(), sf.VE()
+    model = mixture.denoiser(schedule)
+    solver = solvers.get(name, order=order)
+    top = torch.tensor([[1.3, -0.2, 2.0]], dtype=torch.float64)
+    steps, errors = [32, 48, 64, 96], []
+    for n in steps:
+        grid = sf.grids.make("uniform", schedule, n, t_max=3.0, t_min=0.5)
+        states = [gaussian_flow(mixture, schedule, top, 3.0, t) for t in grid]
+        past = range(order - 2, -1, -1)
+        slopes = tuple(solver.variable.slope(model(states[k], grid.times[k])) for k in past)
+        state = History(states[order - 1], tuple(grid.times[k] for k in past), slopes)
+        for leg in legs(schedule, grid, first=order - 1):
+            state, _ = answer(solver.step(state, leg), model)
+        errors.append((state.x - states[-1]).norm().item())
+    assert -slope(steps, errors) > order - 0.3
+
+
+@pytest.mark.parametrize("name", [n for n in solvers.names() if solvers.get(n).facts.stochastic])
+def test_stochastic_solvers_keep_the_spread_of_gaussian_data(name):
+    mixture, schedule = gaussian(), sf.VPLinear()
+    model = mixture.denoiser(schedule)
+    if name in ("lcm", "rex-sde"):
+        pytest.skip("consistency steps are for distilled models; the pair of rex-sde is tested with the exact ones")
+    n = 20000
+    x = sf.sample(model, n=n, solver=name, steps=200, grid="log-snr", dtype=torch.float64, seed=5, noise="white").x
+    wanted = mixture.std[0] ** 2 * schedule.alpha(1e-3) ** 2 + schedule.sigma(1e-3) ** 2
+    # 200 steps leave under 3 %; five deviations of the sampling error are 5 %
+    assert (x.var(0) / wanted - 1).abs().max() < 0.08
+    assert (x.mean(0) - schedule.alpha(1e-3) * mixture.means[0]).abs().max() < 5 * 1.7 / n**0.5 + 0.02
+
+
+def test_consistency_steps_of_an_exact_consistency_function_give_the_data():
+    """A one-point data set has a constant consistency function: whatever the noise, LCM ends there."""
+    point = torch.tensor([0.8, -0.6])
+    model = sf.Denoiser(lambda x, t: point.expand(x.shape), sf.VPCosine(), prediction="sample", shape=(2,))
+    x = sf.sample(model, n=5, solver="lcm", grid=sf.Grid((0.9, 0.5, 0.2, 0.0))).x
+    torch.testing.assert_close(x, point.expand(5, 2))
+
+
+@pytest.mark.parametrize(("name", "option"), [
+    ("dpmpp-2m", {"order": 3}), ("lms", {"order": 0}), ("deis", {"order": 9}), ("unipc", {"order": 4}),
+    ("unipc", {"kind": "bh3"}), ("edm-churn", {"churn": -1}),
+])  # fmt: skip
+def test_options_out_of_range_are_refused(name, option):
+    with pytest.raises(sf.InputError, match=name):
+        solvers.get(name, **option)

@@ -12,6 +12,7 @@ from . import grids, noise, schedules, solvers
 from ._version import __version__
 from .denoisers import Denoiser, GaussianMixture
 from .errors import (
+    ConvergenceError,
     CorruptFileError,
     InputError,
     MissingExtraError,
@@ -50,6 +51,7 @@ __all__ = [
     "RK4",
     "SSPRK3",
     "VE",
+    "ConvergenceError",
     "CorruptFileError",
     "Denoiser",
     "Edit",

@@ -105,9 +105,7 @@ def sample(
     _tell(figures, as_json, out)
 
 
-@app.command(
-    epilog="Example: steadyflow roundtrip --input seven.png --label 7 --solver ees25 --nfe 48 --out back.png"
-)
+@app.command(epilog="Example: steadyflow roundtrip --input seven.png --label 7 --solver ees25 --nfe 48 --out back.png")
 def roundtrip(
     model: Model = "digits",
     input: Input = None,
@@ -161,9 +159,7 @@ def roundtrip(
     _tell(figures, as_json, out)
 
 
-@app.command(
-    epilog="Example: steadyflow edit --input three.png --source 3 --target 8 --guidance 3 --out eight.png"
-)
+@app.command(epilog="Example: steadyflow edit --input three.png --source 3 --target 8 --guidance 3 --out eight.png")
 def edit(
     target: Annotated[int, typer.Option(help="The class to move to.")],
     model: Model = "digits",
@@ -232,7 +228,7 @@ def solvers(as_json: Json = False) -> None:
         [
             name,
             str(f["order"]),
-            str(f["evaluations"]),
+            str(f["evaluations"] or "until converged"),
             f["inverse"],
             "-" if f["antisymmetric_order"] is None else str(f["antisymmetric_order"]),
             "yes" if f["stochastic"] else "no",
@@ -302,10 +298,9 @@ def _steps(solver: Any, steps: int | None, nfe: int | None, default: int) -> int
         raise InputError("steps: give --steps or --nfe, not both")
     if nfe is None:
         return default if steps is None else steps
-    cost = solver.facts.evaluations
-    if nfe < cost:
-        raise InputError(f"nfe: got {nfe}, but one step of {solver.name!r} takes {cost} evaluations")
-    return nfe // cost
+    from .solvers.base import steps_for
+
+    return steps_for(solver, nfe)
 
 
 def _input(model: Any, path: str | None, n: int, resize: bool, label: int | None) -> tuple[Any, Any]:
@@ -341,9 +336,7 @@ def _table(heads: list[str], rows: list[list[str]], left: tuple[int, ...]) -> st
     widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
 
     def line(cells: list[str]) -> str:
-        parts = [
-            c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))
-        ]
+        parts = [c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
         return "  ".join(parts).rstrip()
 
     return "\n".join([line(heads), line(["-" * w for w in widths]), *map(line, rows)])

@@ -34,6 +34,10 @@ class NonFiniteError(SteadyflowError, ArithmeticError):
     """NaN or infinity appeared in the state during a run."""
 
 
+class ConvergenceError(SteadyflowError, ArithmeticError):
+    """A fixed-point iteration did not reach its tolerance."""
+
+
 class NotInvertibleError(SteadyflowError, TypeError):
     """A solver that has no inverse (a stochastic one, say) was asked to invert."""
 

@@ -53,10 +53,19 @@ class Grid:
     def from_sigmas(cls, sigmas: Iterable[float], schedule: Schedule, final: float | None = None) -> "Grid":
         """The grid whose noise-to-signal ratios sigma/alpha are the given numbers (k-diffusion's `sigmas`).
 
-        A last 0 (the clean end) is accepted where the schedule reaches it. For the sigmas of a flow model,
-        which are its own sigma(t), use `from_timesteps` with `schedule.t_from_sigma`.
+        A last 0 (the clean end) is accepted where the schedule reaches it. A level that misses an end of the path
+        by single-precision rounding counts as that end. For the sigmas of a flow model, which are its own
+        sigma(t), use `from_timesteps` with `schedule.t_from_sigma`.
         """
-        return cls.from_timesteps((schedule.t_from_ratio(float(s)) for s in sigmas), final)
+        ends = [(schedule.ratio(t), t) for t in schedule.domain]
+
+        def time(level: float) -> float:
+            for ratio, t in ends:
+                if math.isclose(level, ratio, rel_tol=1e-6):
+                    return t
+            return schedule.t_from_ratio(level)
+
+        return cls.from_timesteps((time(float(s)) for s in sigmas), final)
 
     def __len__(self) -> int:
         return len(self.times)
@@ -84,8 +93,7 @@ class Grid:
         first, last = min(self.times), max(self.times)
         if first < low or last > high:
             raise InputError(
-                f"grid: times run over [{first}, {last}], but {type(schedule).__name__} is defined on "
-                f"[{low}, {high}]"
+                f"grid: times run over [{first}, {last}], but {type(schedule).__name__} is defined on [{low}, {high}]"
             )
         return self
 

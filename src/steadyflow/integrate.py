@@ -28,7 +28,7 @@ from .noise import NoiseSource
 from .prediction import Prediction
 from .schedules import Schedule
 from .solvers import registry
-from .solvers.base import Asking, Leg, Query, Result, Solver, State, pack, unpack
+from .solvers.base import Asking, Leg, Query, Result, Solver, State, legs, pack, unpack
 
 Record = Literal["all", "last"] | int | None
 """What to keep of a run: "all" states, every k-th (an integer k), or only the "last" (None)."""
@@ -116,14 +116,6 @@ class Run:
         return cls(solver, grid, step, state, nfe)
 
 
-def legs(schedule: Schedule, grid: Grid, noise: NoiseSource | None = None, first: int = 0) -> Iterable[Leg]:
-    """The legs of a journey over a grid, from step `first` on."""
-    n = grid.steps
-    for k in range(first, n):
-        index = n - 1 - k if grid.rising else k
-        yield Leg(schedule, grid.times[k], grid.times[k + 1], index, n, noise)
-
-
 def answer(asking: Asking[Result], model: Callable[[Tensor, float], Prediction]) -> tuple[Result, int]:
     """Run a coroutine to its end with a model answering; the result, and the number of evaluations."""
     asked, reply = 0, None
@@ -179,6 +171,8 @@ def integrate(
         check_state("x", x)
         state = solver.start(x, model.schedule, grid.times[0])
     current = solver.output(state)
+    if grid.rising:
+        _check_growth(solver, model.schedule, grid, current.dtype)
     watch = _Watch(current)
     recorder = _Recorder(record, grid.steps, grid.times[first], current)
     last = grid.steps if stop_after is None else min(grid.steps, first + stop_after)
@@ -235,9 +229,7 @@ class Stepper:
         self._journey = self._travel(schedule, grid, noise)
         self.query: Query | None = next(self._journey, None)
 
-    def _travel(
-        self, schedule: Schedule, grid: Grid, noise: NoiseSource | None
-    ) -> Generator[Query, Prediction, None]:
+    def _travel(self, schedule: Schedule, grid: Grid, noise: NoiseSource | None) -> Generator[Query, Prediction, None]:
         for leg in legs(schedule, grid, noise):
             self.state = yield from self._solver.travel(self.state, leg)
 
@@ -257,9 +249,7 @@ class Stepper:
         return self._solver.output(self.state)
 
 
-def plan(
-    solver: Solver, schedule: Schedule, grid: Grid, noise: NoiseSource | None = None
-) -> list[tuple[int, float]]:
+def plan(solver: Solver, schedule: Schedule, grid: Grid, noise: NoiseSource | None = None) -> list[tuple[int, float]]:
     """The queries of a journey before it runs: for each, the step it belongs to and its path time.
 
     Found by running the solver's own code on a single number.
@@ -274,6 +264,16 @@ def plan(
     for step, leg in enumerate(legs(schedule, grid, noise)):  # noqa: B007  # `model` reads the step
         state, _ = answer(solver.travel(state, leg), model)
     return queries
+
+
+def _check_growth(solver: Solver, schedule: Schedule, grid: Grid, dtype: torch.dtype) -> None:
+    """Refuse an inversion whose rounding errors are bound to drown the latent."""
+    growth = solver.inverse_growth(schedule, grid)
+    if growth * torch.finfo(dtype).eps > 0.1:
+        raise InputError(
+            f"solver {solver.name!r}: its inverse is predicted to amplify rounding errors {growth:.1e} times over "
+            f"these {grid.steps} steps, more than {dtype} can bear; use a coupling nearer to 1, fewer steps, or float64"
+        )
 
 
 def check_state(name: str, x: Tensor, shape: tuple[int, ...] | None = None) -> None:

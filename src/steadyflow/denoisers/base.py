@@ -73,9 +73,7 @@ class Denoiser:
     def guided(self, guidance: float) -> Self:
         """This model with another guidance scale; 1 is the plain conditional model."""
         if guidance != 1.0 and self.null is None:
-            raise InputError(
-                f"guidance: got {guidance}, but the model has no null condition; give Denoiser(null=...)"
-            )
+            raise InputError(f"guidance: got {guidance}, but the model has no null condition; give Denoiser(null=...)")
         return self._replace(guidance=float(guidance))
 
     def rows(self, start: int, stop: int) -> Self:

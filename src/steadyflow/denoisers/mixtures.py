@@ -134,9 +134,7 @@ class GaussianMixture:
         chance = (self.weights * self._chosen(label)).double().cpu().cumsum(0)
         pick = torch.searchsorted(chance / chance[-1], uniform).clamp(max=len(chance) - 1)
         pick = pick.to(self.means.device)
-        noise = normal(
-            seed, INITIAL, (2, 0, 0), rows, (self.dim,), dtype=self.means.dtype, device=self.means.device
-        )
+        noise = normal(seed, INITIAL, (2, 0, 0), rows, (self.dim,), dtype=self.means.dtype, device=self.means.device)
         std = self.std if self.std.ndim == 0 else self.std[pick].view(n, -1)
         return self.means[pick] + std * noise
 

@@ -17,6 +17,7 @@ from ..denoisers.base import Denoiser
 from ..integrate import Moment
 from ..metrics import rmse
 from ..models import load
+from ..solvers.base import steps_for
 from ..tasks import invert
 from .digits import recognise
 
@@ -112,9 +113,7 @@ def _one(
     began = time.perf_counter()
     solver = solvers.get(name)
     largest = _Largest()
-    inversion = invert(
-        model.condition(labels), images, solver=solver, steps=max(1, budget // solver.facts.evaluations)
-    )
+    inversion = invert(model.condition(labels), images, solver=solver, steps=steps_for(solver, budget))
     same = inversion.decode(callback=largest)
     error = rmse(same.x, images)
     edits = {w: inversion.decode(model.condition(targets), guidance=w, callback=largest).x for w in guidances}

@@ -85,8 +85,7 @@ def _strips(result: Study, count: int = 16) -> list[dict[str, str]]:
         ("reconstruction", "Reconstruction from the latent.", result.reconstruction),
     ]
     strips += [
-        (f"edit at guidance {w:g}", f"Edited at guidance {w:g}, towards {wanted}.", x)
-        for w, x in result.edits.items()
+        (f"edit at guidance {w:g}", f"Edited at guidance {w:g}, towards {wanted}.", x) for w, x in result.edits.items()
     ]
     return [
         {"alt": f"{len(x[:count])} digits, {name}", "caption": caption, "png": _digits_png(x[:count])}

@@ -5,7 +5,8 @@ With chi = sigma / alpha, one step from t0 down to t1 is
     s  = eta sigma1 sqrt(1 - chi1^2 / chi0^2)
     x1 = alpha1 x0_hat + sqrt(sigma1^2 - s^2) eps_hat + s z,      z ~ N(0, I).
 
-eta = 0 is DDIM, eta = 1 the ancestral sampler of DDPM (Song et al. 2021, eq. 16; Ho et al. 2020). At eta = 1
+eta = 0 is DDIM; eta = 1 is the ancestral sampler of DDPM (Song et al. 2021, eq. 16; Ho et al. 2020), which
+k-diffusion calls "Euler ancestral". At eta = 1
 the mean is exact for fixed x0_hat, and z is the increment of a Brownian motion over the clock
 alpha^2 / sigma^2 (the signal-to-noise ratio, which grows along sampling), so that runs with different step
 counts can share one noise path.

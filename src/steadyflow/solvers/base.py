@@ -14,15 +14,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..errors import CorruptFileError, NotInvertibleError
+from ..errors import CorruptFileError, InputError, NotInvertibleError
+from ..grids import Grid
 from ..noise import NoiseSource
 from ..prediction import Prediction
 from ..schedules import Schedule
@@ -73,17 +75,21 @@ class Facts:
 
     order: int
     """Order of accuracy as an ODE method; for a stochastic solver, in the mean."""
-    evaluations: int
-    """Model evaluations a step."""
+    evaluations: int | None
+    """Model evaluations a step; None where a step iterates until it converges."""
     inverse: str
     """"exact" (to rounding), "approximate" (the same step backwards), or "none"."""
     antisymmetric_order: int | None = None
     """p such that a step followed by its inverse is the identity up to O(h^(p+1)); None where exact."""
     stochastic: bool = False
+    extra: int = 0
+    """Model evaluations once, before the first step."""
     states: int = 1
     """Tensors carried between steps."""
     real_interval: float | None = None
-    """Largest r such that the method is stable on [-r, 0] for y' = z y."""
+    """Largest r such that the method is stable on [-r, 0] for y' = z y, on a grid of equal steps."""
+    imaginary_interval: float | None = None
+    """Largest r such that the method is stable on i [-r, r]."""
     source: str = ""
     """Where the method comes from."""
 
@@ -118,6 +124,30 @@ class Solver(ABC):
         """The sample in model space, shape (B, ...)."""
         return state
 
+    def turn(self, state: State) -> State:
+        """The state at which an inversion ends, made ready for the way back.
+
+        Exactly reversible methods need all of it; a history of predictions from the other direction is dropped.
+        """
+        return state
+
+    def determinant(self, leg: Leg) -> float | None:
+        """The determinant of the step map over a leg, per dimension of a sample and in the solver's variable.
+
+        Only for exactly reversible methods, which carry two states; else None. Its inverse is the factor by
+        which the inverse step spreads rounding errors, and its negative logarithm is, to first order, the length of
+        the stability interval on the negative axis.
+        """
+        return None
+
+    def inverse_growth(self, schedule: Schedule, grid: Grid) -> float:
+        """The predicted growth of rounding errors over an inversion: the product of 1 / |determinant|."""
+        total = 0.0
+        for leg in legs(schedule, grid if grid.rising else grid.reversed()):
+            determinant = self.determinant(leg)
+            total -= 0.0 if determinant is None else math.log(abs(determinant))
+        return math.exp(min(total, 700.0))
+
     def travel(self, state: State, leg: Leg) -> Asking[State]:
         """One leg in its own direction: `step` downwards, `inverse_step` upwards."""
         return self.inverse_step(state, leg) if leg.rising else self.step(state, leg)
@@ -130,9 +160,7 @@ class Solver(ABC):
     def check_invertible(self) -> None:
         """Raise `NotInvertibleError` if this solver has no inverse."""
         if not self.invertible:
-            kind = (
-                "is stochastic: it adds fresh noise at every step" if self.facts.stochastic else "has no inverse"
-            )
+            kind = "is stochastic: it adds fresh noise at every step" if self.facts.stochastic else "has no inverse"
             raise NotInvertibleError(
                 f"solver {self.name!r} {kind} and cannot invert; use a deterministic one, such as 'ees25'"
             )
@@ -141,6 +169,27 @@ class Solver(ABC):
         """A JSON-able description: the name in the registry and the options."""
         options = dataclasses.asdict(self) if dataclasses.is_dataclass(self) else {}
         return {"name": self.name, **options}
+
+
+def legs(schedule: Schedule, grid: Grid, noise: NoiseSource | None = None, first: int = 0) -> Iterable[Leg]:
+    """The legs of a journey over a grid, from step `first` on."""
+    n = grid.steps
+    for k in range(first, n):
+        index = n - 1 - k if grid.rising else k
+        yield Leg(schedule, grid.times[k], grid.times[k + 1], index, n, noise)
+
+
+def steps_for(solver: Solver, nfe: int) -> int:
+    """The number of steps that a budget of evaluations pays for.
+
+    Raises `InputError` for a budget below one step, and for a solver whose steps have no fixed cost.
+    """
+    cost = solver.facts.evaluations
+    if cost is None:
+        raise InputError(f"nfe: a step of {solver.name!r} has no fixed cost; give the number of steps")
+    if nfe < cost:
+        raise InputError(f"nfe: got {nfe}, but one step of {solver.name!r} takes {cost} evaluations")
+    return nfe // cost
 
 
 def ddim_step(x: Tensor, leg: Leg) -> Asking[Tensor]:

@@ -1,13 +1,32 @@
 """The solvers by name. Registering one is all it takes to be listed, tested and usable everywhere."""
 
 import inspect
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ..errors import InputError, UnknownNameError
+from ..variables import VariableName
 from .ancestral import DDIM, DDPM
 from .base import Solver
-from .runge_kutta import EES25, EES27, RK4, SSPRK3, Euler, Heun, Midpoint, Ralston
+from .multistep import DEIS, IPNDM, LMS, DPMpp2M, DPMpp3M, DPMppSDE, UniPC
+from .reversible import ALF, BDIA, BELM, EDICT, Coupling, ImplicitMidpoint, ReversibleHeun, Rex, RexSDE
+from .runge_kutta import (
+    EES25,
+    EES27,
+    RK4,
+    SSPRK3,
+    BogackiShampine,
+    Dopri5,
+    Euler,
+    Heun,
+    Midpoint,
+    Ralston,
+    Tsit5,
+)
+from .singlestep import DPMpp2S, DPMSolver2, DPMSolver3
+from .stochastic import LCM, SEEDS2, EDMStochastic
 
 _MAKERS: dict[str, Callable[..., Solver]] = {}
 
@@ -19,7 +38,29 @@ def register(name: str, maker: Callable[..., Solver]) -> None:
     _MAKERS[name] = maker
 
 
-for _solver in (DDIM, DDPM, Euler, Midpoint, Heun, Ralston, SSPRK3, RK4, EES25, EES27):
+_RUNGE_KUTTA = (Euler, Midpoint, Heun, Ralston, SSPRK3, RK4, BogackiShampine, Dopri5, Tsit5)
+
+
+def _rex(method: str) -> Callable[..., Solver]:
+    """The maker of Rex over one method, whose name is then no option."""
+
+    def make(variable: VariableName = "noise", coupling: Coupling = 0.999) -> Solver:
+        return Rex(method, variable, coupling)
+
+    return make
+
+
+for _solver in (DDIM, DDPM, *_RUNGE_KUTTA, EES25, EES27):
+    register(_solver.name, _solver)
+for _solver in _RUNGE_KUTTA:
+    register(f"rex-{_solver.name}", _rex(_solver.name))
+for _solver in (RexSDE, ReversibleHeun, ALF, EDICT, BDIA, BELM, ImplicitMidpoint):
+    register(_solver.name, _solver)
+for _solver in (DPMSolver2, DPMSolver3, DPMpp2S, DPMpp2M, DPMpp3M, UniPC, DEIS, IPNDM, LMS):
+    register(_solver.name, _solver)
+for _order in (1, 2, 3):
+    register(DPMppSDE(_order).name, partial(DPMppSDE, _order))
+for _solver in (SEEDS2, EDMStochastic, LCM):
     register(_solver.name, _solver)
 
 
@@ -51,3 +92,20 @@ def from_spec(spec: dict[str, Any]) -> Solver:
     """The solver that `Solver.spec` described."""
     options = dict(spec)
     return get(options.pop("name"), **options)
+
+
+def solver_table() -> str:
+    """All solvers and their facts as a Markdown table."""
+    lines = [
+        "| solver | order | nfe/step | inverse | order back | stable on | source |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in names():
+        facts = get(name).facts
+        inverse = "none (stochastic)" if facts.inverse == "none" else facts.inverse
+        back = "" if facts.antisymmetric_order is None else str(facts.antisymmetric_order)
+        cost = "until converged" if facts.evaluations is None else str(facts.evaluations)
+        interval = facts.real_interval
+        stable = "" if interval is None else "all z < 0" if interval == math.inf else f"[-{interval:.4g}, 0]"
+        lines.append(f"| `{name}` | {facts.order} | {cost} | {inverse} | {back} | {stable} | {facts.source} |")
+    return "\n".join(lines)

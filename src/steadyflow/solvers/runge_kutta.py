@@ -158,6 +158,39 @@ class RK4(RungeKutta):
 
 
 @dataclass(frozen=True)
+class BogackiShampine(RungeKutta):
+    """Third order, three evaluations, with an embedded method of second order."""
+
+    name: ClassVar[str] = "bogacki-shampine"
+
+    @property
+    def tableau(self) -> Tableau:
+        return tableaux.BOGACKI_SHAMPINE
+
+
+@dataclass(frozen=True)
+class Dopri5(RungeKutta):
+    """Fifth order, six evaluations, with an embedded method of fourth order."""
+
+    name: ClassVar[str] = "dopri5"
+
+    @property
+    def tableau(self) -> Tableau:
+        return tableaux.DOPRI5
+
+
+@dataclass(frozen=True)
+class Tsit5(RungeKutta):
+    """Fifth order, six evaluations, with an embedded method of fourth order."""
+
+    name: ClassVar[str] = "tsit5"
+
+    @property
+    def tableau(self) -> Tableau:
+        return tableaux.TSIT5
+
+
+@dataclass(frozen=True)
 class EES25(RungeKutta):
     """EES(2,5;x): second order, three evaluations, near-reversible: antisymmetric order 5.
 

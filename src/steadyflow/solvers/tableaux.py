@@ -27,7 +27,8 @@ class Tableau:
 
     `a` holds the strictly lower rows (the first is empty), `b` the weights. `antisymmetric_order` is p such
     that a step and the step back compose to the identity up to O(h^(p+1)). `b_low`, where there is one, are
-    the weights of an embedded method of lower order, for error estimates.
+    the weights of an embedded method of lower order, for error estimates; one entry more than `b` is the weight of
+    the slope at the step's end (first same as last).
     """
 
     name: str
@@ -95,8 +96,55 @@ SSPRK3 = Tableau(
     "Shu & Osher 1988",
     (1 / 2, 1 / 2, 0.0),
 )
-RK4 = Tableau(
-    "rk4", ((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6), 4, 5, "Kutta 1901"
+RK4 = Tableau("rk4", ((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6), 4, 5, "Kutta 1901")
+BOGACKI_SHAMPINE = Tableau(
+    "bogacki-shampine",
+    ((), (1 / 2,), (0.0, 3 / 4)),
+    (2 / 9, 1 / 3, 4 / 9),
+    3,
+    3,
+    "Bogacki & Shampine 1989",
+    (7 / 24, 1 / 4, 1 / 3, 1 / 8),
+)
+DOPRI5 = Tableau(
+    "dopri5",
+    (
+        (),
+        (1 / 5,),
+        (3 / 40, 9 / 40),
+        (44 / 45, -56 / 15, 32 / 9),
+        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+    ),
+    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+    5,
+    5,
+    "Dormand & Prince 1980",
+    (5179 / 57600, 0.0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40),
+)
+TSIT5 = Tableau(
+    "tsit5",
+    (
+        (),
+        (0.161,),
+        (-0.008480655492356989, 0.335480655492357),
+        (2.8971530571054935, -6.359448489975075, 4.3622954328695815),
+        (5.325864828439257, -11.748883564062828, 7.4955393428898365, -0.09249506636175525),
+        (5.86145544294642, -12.92096931784711, 8.159367898576159, -0.071584973281401, -0.028269050394068383),
+    ),
+    (0.09646076681806523, 0.01, 0.4798896504144996, 1.379008574103742, -3.290069515436081, 2.324710524099774),
+    5,
+    5,
+    "Tsitouras 2011",
+    (
+        0.09468075576583945,
+        0.009183565540343254,
+        0.4877705284247616,
+        1.234297566930479,
+        -2.7077123499835256,
+        1.866628418170587,
+        1 / 66,
+    ),
 )
 
 

@@ -190,7 +190,7 @@ def invert(
     options = Options(seed, index, noise, corrections, callback, record, progress, batch_size)
     arrival = travel(model, times, method, options, x=x)
     return Inversion(
-        arrival.state,
+        method.turn(arrival.state),
         method,
         times,
         model.guidance,
@@ -205,9 +205,7 @@ def invert(
     )
 
 
-def _partial(
-    model: Denoiser, grid: str | Grid, strength: float, t_max: float | None, t_min: float | None
-) -> float:
+def _partial(model: Denoiser, grid: str | Grid, strength: float, t_max: float | None, t_min: float | None) -> float:
     """The time that lies the share `strength` of the way from t_min to t_max."""
     if isinstance(grid, Grid):
         raise InputError("strength: goes with a named grid; a Grid says itself how far up it goes")

@@ -1,0 +1,371 @@
+"""Multistep methods: each step reuses the predictions of the steps before it.
+
+In a variable of time tau (see `variables`) a step is u1 = u0 + integral of f dtau. The last `order` slopes are
+interpolated by a polynomial P in some clock s(tau), and P is integrated exactly (Gauss-Legendre, 16 nodes):
+
+| name     | variable | slopes  | clock s             |                                                  |
+|----------|----------|---------|---------------------|--------------------------------------------------|
+| lms      | noise    | eps_hat | sigma/alpha         | Adams-Bashforth; LMS of k-diffusion, rhoAB-DEIS  |
+| deis     | noise    | eps_hat | ln(sigma/alpha)     | DEIS with exponential weights (log-rho)          |
+| dpmpp-3m | data     | x0_hat  | ln(alpha/sigma)     | DPM-Solver++(3M), exponential Adams-Bashforth    |
+
+`dpmpp-2m` keeps the published coefficient, which differs from the exact integral at second order only:
+
+    x1 = (sigma1/sigma0) x + alpha1 (1 - e^-h) [ m0 + (h / 2 h_1) (m0 - m_1) ],     h = lambda1 - lambda0,
+
+and `ipndm` takes the equal-step Adams-Bashforth weights whatever the grid (Liu et al. 2022).
+
+The stochastic forms add the noise of the reverse SDE: with J_k = 2 integral of s^k e^(-2(h - s)) over [0, h],
+
+    x1 = (sigma1/sigma0) e^-h x + alpha1 (m0 J_0 + m' J_1 + m'' J_2 / 2) + sigma1 sqrt(1 - e^-2h) z.
+
+Where a leg ends in sigma = 0 or starts at alpha = 0 the order drops to one, which is DDIM there. The first steps
+have lower order, as there is less history. Inversion runs the same method up the grid, with a history of its own.
+
+Sources: Zhang & Chen 2022 (DEIS); Lu et al. 2022 (DPM-Solver++); Liu et al. 2022 (PNDM); Karras et al. 2022.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..schedules import Schedule
+from ..variables import DATA, NOISE, Variable
+from .ancestral import unit_noise
+from .base import Asking, Facts, Leg, Query, Solver, combine, state
+
+
+@state
+class History(NamedTuple):
+    """The sample, and the slopes of the last steps with their path times, the newest first."""
+
+    x: Tensor
+    times: tuple[float, ...]
+    slopes: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Multistep(Solver):
+    """What the multistep methods share: a history of at most `order` slopes, which is the method's own order.
+
+    The first step of a run is of first order, so that a run converges with order two at most; the error of that
+    one step is small, and the higher orders pay all the same.
+    """
+
+    order: int = 3
+
+    def __post_init__(self):
+        if self.order not in range(1, self.highest + 1):
+            raise InputError(f"{self.name}: got order {self.order!r}, expected a whole number from 1 to {self.highest}")
+
+    highest: ClassVar[int] = 4
+    source: ClassVar[str] = ""
+    variable: ClassVar[Variable] = NOISE
+    stochastic: ClassVar[bool] = False
+
+    @property
+    def facts(self) -> Facts:
+        # the first step has no history and leaves a local error of second order, which caps the convergence
+        order, inverse = min(self.order, 2), "none" if self.stochastic else "approximate"
+        return Facts(order, 1, inverse, stochastic=self.stochastic, states=1 + self.order, source=self.source)
+
+    def start(self, x: Tensor, schedule: Schedule, t: float) -> History:
+        return History(x, (), ())
+
+    def output(self, state: History) -> Tensor:
+        return state.x
+
+    def step(self, state: History, leg: Leg) -> Asking[History]:
+        prediction = yield Query(state.x, leg.t0)
+        times = (leg.t0, *state.times)[: self.order]
+        slopes = (self.variable.slope(prediction), *state.slopes)[: self.order]
+        ends = (leg.schedule.log_snr(leg.t0), leg.schedule.log_snr(leg.t1))
+        if not all(map(math.isfinite, ends)):
+            x = prediction.mix(leg.schedule.alpha(leg.t1), leg.schedule.sigma(leg.t1))
+        else:
+            regular = [t for t in times if math.isfinite(leg.schedule.log_snr(t))]
+            x = self.advance(state.x, leg, regular, slopes[: len(regular)])
+        return History(x, times, slopes)
+
+    def inverse_step(self, state: History, leg: Leg) -> Asking[History]:
+        self.check_invertible()
+        return self.step(state, leg)
+
+    def turn(self, state: History) -> History:
+        return History(state.x, (), ())
+
+    @abstractmethod
+    def advance(self, x: Tensor, leg: Leg, times: list[float], slopes: tuple[Tensor, ...]) -> Tensor:
+        """The sample at leg.t1, from the one at leg.t0 and the slopes at `times`, the newest first."""
+
+    def transfer(self, x: Tensor, leg: Leg, weights: list[float], slopes: tuple[Tensor, ...]) -> Tensor:
+        """(W1/W0) x + W1 sum of weights * slopes: a step in the variable, told in model space."""
+        before, after = (self.variable.scale(leg.schedule, t) for t in (leg.t0, leg.t1))
+        return combine(after / before, x, [after * w for w in weights], list(slopes))
+
+
+def _lambda(schedule: Schedule, t: float) -> float:
+    return 0.5 * schedule.log_snr(t)
+
+
+@cache
+def _gauss() -> tuple[np.ndarray, np.ndarray]:
+    nodes, weights = np.polynomial.legendre.leggauss(16)
+    return 0.5 * (nodes + 1.0), 0.5 * weights
+
+
+def _lagrange_weights(knots: list[float], clock: np.ndarray, measure: np.ndarray) -> list[float]:
+    """The integral of each Lagrange polynomial of the knots, given clock values and their measure."""
+    result = []
+    for j, knot in enumerate(knots):
+        others = np.array(knots[:j] + knots[j + 1 :])
+        values = np.prod((clock[:, None] - others) / (knot - others), axis=1)
+        result.append(float(values @ measure))
+    return result
+
+
+@dataclass(frozen=True)
+class LMS(Multistep):
+    """Linear multistep in the noise variable: variable-step Adams-Bashforth in sigma/alpha, order 1 to 4."""
+
+    order: int = 4
+    name: ClassVar[str] = "lms"
+    source = "Karras et al. 2022; k-diffusion"
+
+    def advance(self, x, leg, times, slopes):
+        start, end = (leg.schedule.ratio(t) for t in (leg.t0, leg.t1))
+        nodes, weights = _gauss()
+        knots = [leg.schedule.ratio(t) for t in times]
+        chosen = _lagrange_weights(knots, start + (end - start) * nodes, (end - start) * weights)
+        return self.transfer(x, leg, chosen, slopes)
+
+
+@dataclass(frozen=True)
+class DEIS(Multistep):
+    """DEIS: the noise interpolated in log sigma/alpha and integrated exactly, order 1 to 4."""
+
+    name: ClassVar[str] = "deis"
+    source = "Zhang & Chen 2022"
+
+    def advance(self, x, leg, times, slopes):
+        return self.transfer(x, leg, _exponential_weights(self.variable, leg, times), slopes)
+
+
+def _exponential_weights(variable: Variable, leg: Leg, times: list[float]) -> list[float]:
+    """Weights of slopes interpolated in ln tau and integrated over dtau, in the variable's units."""
+    start, end = (math.log(variable.time(leg.schedule, t)) for t in (leg.t0, leg.t1))
+    nodes, weights = _gauss()
+    clock = start + (end - start) * nodes
+    knots = [math.log(variable.time(leg.schedule, t)) for t in times]
+    return _lagrange_weights(knots, clock, (end - start) * weights * np.exp(clock))
+
+
+_ADAMS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+
+
+@dataclass(frozen=True)
+class IPNDM(Multistep):
+    """iPNDM: the Adams-Bashforth weights of equal steps, whatever the grid; order 1 unless the steps are equal."""
+
+    order: int = 4
+    name: ClassVar[str] = "ipndm"
+    source = "Liu et al. 2022; Zhang & Chen 2022"
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(1, 1, "approximate", states=1 + self.order, source=self.source)
+
+    def advance(self, x, leg, times, slopes):
+        h = leg.schedule.ratio(leg.t1) - leg.schedule.ratio(leg.t0)
+        return self.transfer(x, leg, [h * w for w in _ADAMS[len(times) - 1]], slopes)
+
+
+@dataclass(frozen=True)
+class DPMpp2M(Multistep):
+    """DPM-Solver++(2M): second order, one evaluation a step."""
+
+    order: int = 2
+    name: ClassVar[str] = "dpmpp-2m"
+    highest = 2
+    variable = DATA
+    source = "Lu et al. 2022"
+
+    def advance(self, x, leg, times, slopes):
+        gain = DATA.time(leg.schedule, leg.t1) - DATA.time(leg.schedule, leg.t0)
+        extra = _extrapolation(leg, times)
+        return self.transfer(
+            x, leg, [gain * (1 + extra), *([-gain * extra] if extra else [])], slopes[: 1 + bool(extra)]
+        )
+
+
+def _extrapolation(leg: Leg, times: list[float]) -> float:
+    """h / (2 h_1): how far half the step reaches in units of the step before; 0 without history."""
+    if len(times) < 2:
+        return 0.0
+    here = _lambda(leg.schedule, leg.t0)
+    return 0.5 * (_lambda(leg.schedule, leg.t1) - here) / (here - _lambda(leg.schedule, times[1]))
+
+
+@dataclass(frozen=True)
+class DPMpp3M(Multistep):
+    """DPM-Solver++(3M): third order, one evaluation a step.
+
+    The quadratic through three predictions is integrated exactly. Implementations that halve its last coefficient
+    (k-diffusion, diffusers) are of second order.
+    """
+
+    name: ClassVar[str] = "dpmpp-3m"
+    highest = 3
+    variable = DATA
+    source = "Lu et al. 2022"
+
+    def advance(self, x, leg, times, slopes):
+        return self.transfer(x, leg, _exponential_weights(self.variable, leg, times), slopes)
+
+
+@dataclass(frozen=True)
+class DPMppSDE(Multistep):
+    """DPM-Solver++ for the reverse SDE, multistep: `dpmpp-sde` (order 1), `dpmpp-2m-sde`, `dpmpp-3m-sde`.
+
+    The order is that of the drift. Order 1 is the ancestral sampler with twice the log-SNR step of the ODE.
+    """
+
+    order: int = 2
+    highest = 3
+    variable = DATA
+    stochastic = True
+    source = "Lu et al. 2022"
+
+    @property
+    def name(self) -> str:  # type: ignore[override]  # one class serves a name an order
+        return "dpmpp-sde" if self.order == 1 else f"dpmpp-{self.order}m-sde"
+
+    def spec(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+    def advance(self, x, leg, times, slopes):
+        schedule = leg.schedule
+        here, there = _lambda(schedule, leg.t0), _lambda(schedule, leg.t1)
+        h, alpha, sigma = there - here, schedule.alpha(leg.t1), schedule.sigma(leg.t1)
+        decay = -math.expm1(-2.0 * h)
+        if len(times) == 2:  # the published midpoint form
+            extra = _extrapolation(leg, times)
+            weights = [alpha * decay * (1 + extra), -alpha * decay * extra]
+        else:
+            nodes, measure = _gauss()
+            clock = here + h * nodes
+            measure = 2.0 * h * measure * np.exp(2.0 * (clock - there))
+            knots = [_lambda(schedule, t) for t in times]
+            weights = [alpha * w for w in _lagrange_weights(knots, clock, measure)]
+        mean = combine(sigma / schedule.sigma(leg.t0) * math.exp(-h), x, weights, list(slopes))
+        return torch.add(mean, unit_noise(leg), alpha=sigma * math.sqrt(decay))
+
+
+@state
+class Corrected(NamedTuple):
+    """UniPC's state: the predicted sample, the corrected one before it, and the history of x0 predictions."""
+
+    x: Tensor
+    last: Tensor | None
+    times: tuple[float, ...]
+    slopes: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class UniPC(Solver):
+    """UniPC: a multistep predictor and a corrector that reuses the evaluation at the predicted point.
+
+    order: of the predictor, 1 to 3; the corrector gains one. kind: "bh2" (B(h) = e^-h - 1) or "bh1" (B(h) = -h). One
+    evaluation a step, x0 prediction. Source: Zhao et al. 2023.
+    """
+
+    order: int = 2
+    kind: Literal["bh1", "bh2"] = "bh2"
+    name: ClassVar[str] = "unipc"
+
+    def __post_init__(self):
+        if self.order not in (1, 2, 3):
+            raise InputError(f"unipc: got order {self.order!r}, expected 1, 2 or 3")
+        if self.kind not in ("bh1", "bh2"):
+            raise InputError(f"unipc: got kind {self.kind!r}, expected 'bh1' or 'bh2'")
+
+    @property
+    def facts(self) -> Facts:
+        # the last prediction is not corrected, which costs nothing: one local error of order + 1
+        return Facts(self.order + 1, 1, "approximate", states=2 + self.order, source="Zhao et al. 2023")
+
+    def start(self, x: Tensor, schedule: Schedule, t: float) -> Corrected:
+        return Corrected(x, None, (), ())
+
+    def output(self, state: Corrected) -> Tensor:
+        return state.x
+
+    def turn(self, state: Corrected) -> Corrected:
+        return Corrected(state.x, None, (), ())
+
+    def step(self, state: Corrected, leg: Leg) -> Asking[Corrected]:
+        prediction = yield Query(state.x, leg.t0)
+        model, x = prediction.x0, state.x
+        schedule = leg.schedule
+        regular = [t for t in state.times if math.isfinite(schedule.log_snr(t))]
+        if state.last is not None and regular:
+            x = self._move(schedule, state.last, regular, state.slopes[: len(regular)], leg.t0, model)
+        times, slopes = (leg.t0, *state.times)[: self.order], (model, *state.slopes)[: self.order]
+        ends = (schedule.log_snr(leg.t0), schedule.log_snr(leg.t1))
+        if not all(map(math.isfinite, ends)):
+            ahead = schedule.sigma(leg.t1) / schedule.sigma(leg.t0)
+            onward = combine(ahead, x, [schedule.alpha(leg.t1) - ahead * schedule.alpha(leg.t0)], [model])
+        else:
+            regular = [t for t in times if math.isfinite(schedule.log_snr(t))]
+            onward = self._move(schedule, x, regular, slopes[: len(regular)], leg.t1, None)
+        return Corrected(onward, x, times, slopes)
+
+    def _move(
+        self,
+        schedule: Schedule,
+        x: Tensor,
+        times: list[float],
+        slopes: tuple[Tensor, ...],
+        t: float,
+        ahead: Tensor | None,
+    ) -> Tensor:
+        """From x at times[0] to t by UniP, or by UniC where the prediction `ahead` at t is known."""
+        here, there = _lambda(schedule, times[0]), _lambda(schedule, t)
+        h = here - there  # "hh" of the paper: minus the step, for x0 prediction
+        ratios = [(_lambda(schedule, s) - here) / (there - here) for s in times[1:]]
+        knots = [*ratios, 1.0] if ahead is not None else ratios
+        others = [*slopes[1:], ahead] if ahead is not None else list(slopes[1:])
+        scale = h if self.kind == "bh1" else math.expm1(h)
+        weights = _unified_weights(h, scale, knots)
+        alpha = schedule.alpha(t)
+        gain = -alpha * scale
+        factors = [gain * w / r for w, r in zip(weights, knots, strict=True)]
+        of_model = -alpha * math.expm1(h) - sum(factors)
+        return combine(schedule.sigma(t) / schedule.sigma(times[0]), x, [of_model, *factors], [slopes[0], *others])
+
+
+def _unified_weights(h: float, scale: float, knots: list[float]) -> list[float]:
+    """The weights rho of UniPC: R rho = b with R_ij = r_j^(i-1), b_i = i! phi_(i+1)(h) h / B(h).
+
+    A single knot gets 1/2, as the authors have it, which keeps the order.
+    """
+    if not knots:
+        return []
+    if len(knots) == 1:
+        return [0.5]
+    phi, factorial, rhs = math.expm1(h) / h - 1.0, 1.0, []
+    for i in range(1, len(knots) + 1):
+        rhs.append(phi * factorial / scale)
+        factorial *= i + 1
+        phi = phi / h - 1.0 / factorial
+    matrix = np.vander(np.array(knots), increasing=True).T
+    return [float(w) for w in np.linalg.solve(matrix, np.array(rhs))]

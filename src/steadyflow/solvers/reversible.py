@@ -1,0 +1,567 @@
+"""Exactly reversible methods: two states, so that the step map has an algebraic inverse.
+
+Every method here is a linear map of two states when the field is linear, and the product of its two roots is
+the *determinant* D of the step. The physical root is about e^z, so the parasitic one is about D e^-z: the method is
+stable for real z < 0 iff |z| is at most about -ln |D|, and its inverse spreads rounding errors by 1 / |D| a step.
+With D = 1 nothing contracts. `coupling` sets D; "auto" takes it from the leg,
+
+    |D| = (chi1 / chi0)^c,        chi = sigma / alpha,
+
+so that the method just follows the strongest contraction of the noise variable, dchi / chi, at every step, and
+the inversion's growth is (chi_T / chi_0)^c over the whole grid. For Rex over Euler and c = 1 the stability interval
+is then exactly 1 - chi1 / chi0, the largest |z| of the leg.
+
+Sources: McCallum & Foster 2024 (2410.11648); Rex: Blasingame & Liu 2025 (2502.08834); EDICT: Wallace et al. 2023;
+BDIA: Zhang et al. 2023; O-BELM: Wang et al. 2024; Reversible Heun: Kidger et al. 2021 (2105.13493); ALF: Zhuang et al.
+2021; implicit midpoint: Hairer, Lubich & Wanner, Geometric Numerical Integration.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import ConvergenceError, InputError, SingularTimeError
+from ..schedules import Schedule
+from ..variables import NOISE, Variable, VariableName, check_name, choose
+from .base import Asking, Facts, Leg, Query, Solver, combine, ddim_step, state
+from .runge_kutta import (
+    RK4,
+    SSPRK3,
+    BogackiShampine,
+    Dopri5,
+    Euler,
+    Heun,
+    Midpoint,
+    Ralston,
+    RungeKutta,
+    Tsit5,
+)
+
+Coupling = float | Literal["auto"]
+
+
+@state
+class Pair(NamedTuple):
+    """Two coupled states in model space, shape (B, ...) each; the first is the sample."""
+
+    x: Tensor
+    y: Tensor
+
+
+@state
+class Neighbours(NamedTuple):
+    """The sample, and the one at the neighbouring time of the grid; none before the first step."""
+
+    x: Tensor
+    other: Tensor | None
+    t_other: float
+
+
+@state
+class Moving(NamedTuple):
+    """The sample, an auxiliary tensor, and the slope there; none before the first step."""
+
+    x: Tensor
+    aid: Tensor | None
+    slope: Tensor | None
+
+
+def _check_coupling(value: Coupling, name: str) -> None:
+    if value != "auto" and not (isinstance(value, int | float) and 0.0 < value <= 1.0):
+        raise InputError(f'{name}: got coupling {value!r}, expected a number in (0, 1] or "auto"')
+
+
+def _contraction(leg: Leg, power: float) -> float:
+    """(chi_clean / chi_noisy)^power over a leg, kept away from 0 at singular ends."""
+    low, high = sorted((leg.schedule.ratio(leg.t0), leg.schedule.ratio(leg.t1)))
+    return max((low / high) ** power if high < math.inf else 0.0, 0.05)
+
+
+def _variable(name: VariableName, leg: Leg) -> Variable:
+    variable = choose(name, leg.schedule, leg.t0, leg.t1)
+    if variable is None:
+        raise SingularTimeError(
+            f"an exactly reversible solver cannot cross the leg from t = {leg.t0:.6g} to t = {leg.t1:.6g}: its "
+            f"variable {name!r} is singular there; bound the grid with t_max or t_min, or take another variable"
+        )
+    return variable
+
+
+class TwoStates(Solver):
+    """What the pair methods share: a start from equal states, and the sample as output."""
+
+    def start(self, x: Tensor, schedule: Schedule, t: float) -> Pair:
+        return Pair(x, x)
+
+    def output(self, state: Pair) -> Tensor:
+        return state.x
+
+    @abstractmethod
+    def determinant(self, leg: Leg) -> float: ...
+
+
+_BASES: dict[str, type[RungeKutta]] = {
+    cls.name: cls for cls in (Euler, Midpoint, Heun, Ralston, SSPRK3, RK4, BogackiShampine, Dopri5, Tsit5)
+}
+_REX_POWER = {"euler": 1.0}
+
+
+@dataclass(frozen=True)
+class Rex(TwoStates):
+    """McCallum-Foster coupling over a Runge-Kutta method in a variable: Rex, for ODEs.
+
+    With P_h(t, x) the method's increment in the variable, and zeta the coupling,
+
+        u1 = zeta u + (1 - zeta) v + P_h(t0, v),        v1 = v - P_-h(t1, u1),
+
+    and back: v = v1 + P_-h(t1, u1), u = (u1 - (1 - zeta) v - P_h(t0, v)) / zeta. Determinant zeta. Order that of the
+    method; twice its evaluations. Source: 2410.11648, 2502.08834.
+    """
+
+    method: str = "euler"
+    variable: VariableName = "noise"
+    coupling: Coupling = 0.999
+
+    def __post_init__(self):
+        check_name(self.variable)
+        _check_coupling(self.coupling, self.name)
+
+    @property
+    def name(self) -> str:  # type: ignore[override]  # one class serves a name a method
+        return f"rex-{self.method}"
+
+    @property
+    def base(self) -> RungeKutta:
+        """The Runge-Kutta method that is coupled."""
+        return _BASES[self.method](variable=self.variable)
+
+    def spec(self) -> dict[str, Any]:
+        return {"name": self.name, "variable": self.variable, "coupling": self.coupling}
+
+    @property
+    def facts(self) -> Facts:
+        base = self.base.facts
+        zeta = self.coupling
+        closed_form = self.method == "euler" and zeta != "auto"
+        return Facts(
+            order=base.order,
+            evaluations=2 * (base.evaluations or 0),
+            inverse="exact",
+            states=2,
+            real_interval=1.0 - float(zeta) if closed_form else None,
+            imaginary_interval=math.sqrt(1.0 - float(zeta) ** 2) if closed_form else None,
+            source="Blasingame & Liu 2025; McCallum & Foster 2024",
+        )
+
+    def determinant(self, leg: Leg) -> float:
+        if self.coupling == "auto":
+            return _contraction(leg, _REX_POWER.get(self.method, 0.8))
+        return self.coupling
+
+    def step(self, state: Pair, leg: Leg) -> Asking[Pair]:
+        variable, zeta = _variable(self.variable, leg), self.determinant(leg)
+        before, after = variable.scale(leg.schedule, leg.t0), variable.scale(leg.schedule, leg.t1)
+        ratio = after / before
+        slopes, h = yield from self.base.slopes(state.y, leg.schedule, leg.t0, leg.t1, variable)
+        weights = [after * h * b for b in self.base.tableau.b]
+        x = combine(ratio * zeta, state.x, [ratio * (1 - zeta), *weights], [state.y, *slopes])
+        slopes, h = yield from self.base.slopes(x, leg.schedule, leg.t1, leg.t0, variable)
+        weights = [-after * h * b for b in self.base.tableau.b]
+        return Pair(x, combine(ratio, state.y, weights, slopes))
+
+    def inverse_step(self, state: Pair, leg: Leg) -> Asking[Pair]:
+        variable, zeta = _variable(self.variable, leg), self.determinant(leg)
+        before, after = variable.scale(leg.schedule, leg.t0), variable.scale(leg.schedule, leg.t1)
+        ratio = after / before
+        slopes, h = yield from self.base.slopes(state.x, leg.schedule, leg.t0, leg.t1, variable)
+        y = combine(ratio, state.y, [after * h * b for b in self.base.tableau.b], slopes)
+        slopes, h = yield from self.base.slopes(y, leg.schedule, leg.t1, leg.t0, variable)
+        weights = [-after * h * b / zeta for b in self.base.tableau.b]
+        return Pair(combine(ratio / zeta, state.x, [1 - 1 / zeta, *weights], [y, *slopes]), y)
+
+
+@dataclass(frozen=True)
+class RexSDE(TwoStates):
+    """Rex for the reverse SDE by Euler-Maruyama, over the addressed Brownian path of the run.
+
+    In the noise variable u = x / alpha the SDE is du = 2 eps_hat dchi + dB over chi^2, in the data variable
+    u = x alpha / sigma^2 it is du = x0_hat drho + dB over rho = (alpha / sigma)^2. The coupling is that of `Rex`, with
+    the same increment of B both ways, so that a sample's latent and seed give it back exactly. The latent of an
+    inversion is no draw of the prior: reverse-time sampling contracts strongly, and its inverse expands.
+    Source: 2502.08834, section on SDEs.
+    """
+
+    variable: Literal["noise", "data"] = "data"
+    coupling: float = 0.999
+    name: ClassVar[str] = "rex-sde"
+
+    def __post_init__(self):
+        if self.variable not in ("noise", "data"):
+            raise InputError(f"rex-sde: got variable {self.variable!r}, expected 'noise' or 'data'")
+        _check_coupling(self.coupling, self.name)
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(1, 2, "exact", stochastic=True, states=2, source="Blasingame & Liu 2025")
+
+    def determinant(self, leg: Leg) -> float:
+        return self.coupling
+
+    def _scale(self, leg: Leg, t: float) -> float:
+        alpha, sigma = leg.schedule.alpha(t), leg.schedule.sigma(t)
+        scale = alpha if self.variable == "noise" else sigma * sigma / alpha if alpha > 0 else math.inf
+        if not 0.0 < scale < math.inf:
+            raise SingularTimeError(f"rex-sde: the {self.variable} variable is singular at t = {t:.6g}")
+        return scale
+
+    def _increment(self, x: Tensor, leg: Leg, t0: float, t1: float) -> Asking[Tensor]:
+        """Drift and noise of an Euler-Maruyama step from (x, t0) to t1, in the variable."""
+        assert leg.noise is not None
+        prediction = yield Query(x, t0)
+        ratio0, ratio1 = leg.schedule.ratio(t0), leg.schedule.ratio(t1)
+        if self.variable == "noise":
+            drift, h, clock = prediction.eps, 2.0 * (ratio1 - ratio0), (ratio0**2, ratio1**2)
+        else:
+            drift, h, clock = prediction.x0, ratio1**-2 - ratio0**-2, (ratio0**-2, ratio1**-2)
+        return torch.add(leg.noise.increment(*clock), drift, alpha=h)
+
+    def step(self, state: Pair, leg: Leg) -> Asking[Pair]:
+        if leg.noise is None:
+            raise InputError("noise: a stochastic solver needs a noise source (see steadyflow.noise.Brownian)")
+        zeta, after = self.coupling, self._scale(leg, leg.t1)
+        ratio = after / self._scale(leg, leg.t0)
+        forth = yield from self._increment(state.y, leg, leg.t0, leg.t1)
+        x = combine(ratio * zeta, state.x, [ratio * (1 - zeta), after], [state.y, forth])
+        back = yield from self._increment(x, leg, leg.t1, leg.t0)
+        return Pair(x, combine(ratio, state.y, [-after], [back]))
+
+    def inverse_step(self, state: Pair, leg: Leg) -> Asking[Pair]:
+        if leg.noise is None:
+            raise InputError("noise: a stochastic solver needs a noise source (see steadyflow.noise.Brownian)")
+        zeta, after = self.coupling, self._scale(leg, leg.t1)
+        ratio = after / self._scale(leg, leg.t0)
+        back = yield from self._increment(state.x, leg, leg.t0, leg.t1)
+        y = combine(ratio, state.y, [after], [back])
+        forth = yield from self._increment(y, leg, leg.t1, leg.t0)
+        return Pair(combine(ratio / zeta, state.x, [1 - 1 / zeta, -after / zeta], [y, forth]), y)
+
+
+@dataclass(frozen=True)
+class EDICT(TwoStates):
+    """Two DDIM states that denoise each other and are then averaged with weight p, the coupling.
+
+    With A = alpha1/alpha0 and B = sigma1 - A sigma0:  x' = A x + B eps(y, t0),  y' = A y + B eps(x', t0),
+    x1 = p x' + (1 - p) y',  y1 = p y' + (1 - p) x1. `alternate` exchanges the two states' roles at every other
+    step, as the authors' code does. Order 1; determinant p^2. Source: Wallace et al. 2023.
+    """
+
+    coupling: Coupling = 0.93
+    alternate: bool = True
+    name: ClassVar[str] = "edict"
+
+    def __post_init__(self):
+        _check_coupling(self.coupling, self.name)
+
+    @property
+    def facts(self) -> Facts:
+        p = 1.0 if self.coupling == "auto" else self.coupling
+        closed_form = self.coupling != "auto" and not self.alternate
+        real = (1 - p * p) / (1 - p + p * p) if closed_form else None
+        return Facts(1, 2, "exact", states=2, real_interval=real, source="Wallace et al. 2023")
+
+    def _weight(self, leg: Leg) -> float:
+        return _contraction(leg, 0.75) if self.coupling == "auto" else self.coupling
+
+    def determinant(self, leg: Leg) -> float:
+        return self._weight(leg) ** 2
+
+    def _turned(self, pair: Pair, leg: Leg) -> Pair:
+        return Pair(pair.y, pair.x) if self.alternate and leg.index % 2 else pair
+
+    def step(self, state: Pair, leg: Leg) -> Asking[Pair]:
+        x, y = self._turned(state, leg)
+        p, (a, b) = self._weight(leg), _ddim_factors(leg.schedule, leg.t0, leg.t1)
+        x = combine(a, x, [b], [(yield Query(y, leg.t0)).eps])
+        y = combine(a, y, [b], [(yield Query(x, leg.t0)).eps])
+        x = combine(p, x, [1 - p], [y])
+        y = combine(p, y, [1 - p], [x])
+        return self._turned(Pair(x, y), leg)
+
+    def inverse_step(self, state: Pair, leg: Leg) -> Asking[Pair]:
+        x, y = self._turned(state, leg)
+        p, (a, b) = self._weight(leg), _ddim_factors(leg.schedule, leg.t1, leg.t0)
+        y = combine(1 / p, y, [1 - 1 / p], [x])
+        x = combine(1 / p, x, [1 - 1 / p], [y])
+        y = combine(1 / a, y, [-b / a], [(yield Query(x, leg.t1)).eps])
+        x = combine(1 / a, x, [-b / a], [(yield Query(y, leg.t1)).eps])
+        return self._turned(Pair(x, y), leg)
+
+
+def _ddim_factors(schedule: Schedule, t0: float, t1: float) -> tuple[float, float]:
+    """A and B of the DDIM step x1 = A x0 + B eps from t0 to t1."""
+    before = schedule.alpha(t0)
+    if before == 0.0:
+        raise SingularTimeError(f"edict: alpha is 0 at t = {t0:.6g}; give a smaller t_max")
+    ratio = schedule.alpha(t1) / before
+    return ratio, schedule.sigma(t1) - ratio * schedule.sigma(t0)
+
+
+class TwoStep(Solver):
+    """Two-step methods in the noise variable w = x / alpha that are reversible as they stand.
+
+    With chi- < chi < chi+ the times of three neighbours, clean to noisy,
+
+        w- = k w+ + (1 - k) w + [(chi- - chi) - k (chi+ - chi)] eps(w),
+
+    solved for w- in sampling and for w+ in inversion. The first step is DDIM; a step back over the leg just
+    travelled returns the neighbour, without an evaluation. Determinant -k.
+    """
+
+    @abstractmethod
+    def weight(self, schedule: Schedule, clean: float, middle: float, noisy: float) -> float:
+        """k, from the three times."""
+
+    def start(self, x: Tensor, schedule: Schedule, t: float) -> Neighbours:
+        return Neighbours(x, None, t)
+
+    def output(self, state: Neighbours) -> Tensor:
+        return state.x
+
+    def step(self, state: Neighbours, leg: Leg) -> Asking[Neighbours]:
+        x, other, t_other = state
+        if other is None:
+            return Neighbours((yield from ddim_step(x, leg)), x, leg.t0)
+        if t_other == leg.t1:
+            return Neighbours(other, x, leg.t0)
+        clean, noisy = (t_other, leg.t1) if leg.rising else (leg.t1, t_other)
+        k = self.weight(leg.schedule, clean, leg.t0, noisy)
+        scale = {t: NOISE.scale(leg.schedule, t) for t in (t_other, leg.t0, leg.t1)}
+        if min(scale.values()) == 0.0:
+            raise SingularTimeError(f"{self.name}: alpha is 0 at an end of the grid; give a smaller t_max")
+        here, down, up = (NOISE.time(leg.schedule, t) for t in (leg.t0, clean, noisy))
+        gain = (down - here) - k * (up - here)
+        eps = (yield Query(x, leg.t0)).eps
+        # the relation solved for the neighbour ahead: factors of the one behind, of this one, and of eps
+        behind, middle, slope = (1 / k, -(1 - k) / k, -gain / k) if leg.rising else (k, 1 - k, gain)
+        after = scale[leg.t1]
+        factors = [after * behind / scale[t_other], after * slope]
+        return Neighbours(combine(after * middle / scale[leg.t0], x, factors, [other, eps]), x, leg.t0)
+
+    def determinant(self, leg: Leg) -> float:
+        """-k of an interior step; the legs at hand do not show the neighbour, so equal steps are assumed."""
+        low, high = sorted((leg.t0, leg.t1))
+        beyond = leg.schedule.ratio(high) * 2 - leg.schedule.ratio(low)
+        noisy = leg.schedule.t_from_ratio(beyond)
+        return -self.weight(leg.schedule, low, high, min(noisy, leg.schedule.domain[1]))
+
+    def inverse_growth(self, schedule: Schedule, grid: Any) -> float:
+        times = grid.times if grid.rising else grid.times[::-1]
+        triples = zip(times, times[1:], times[2:], strict=False)
+        weights = [self.weight(schedule, *triple) for triple in triples]
+        if 0.0 in weights:
+            raise SingularTimeError(f"{self.name}: alpha is 0 at an end of the grid; give a smaller t_max")
+        total = -sum(math.log(abs(k)) for k in weights)
+        return math.exp(min(total, 700.0))
+
+
+@dataclass(frozen=True)
+class BDIA(TwoStep):
+    """Bidirectional integration approximation: k = gamma alpha+ / alpha-, gamma the coupling.
+
+    One evaluation a step, order 1. The inverse amplifies by 1 / gamma a step, so that gamma below about 0.9 is
+    unusable for inversion in float32 (refused, with the predicted growth). Source: Zhang et al. 2023.
+    """
+
+    coupling: Coupling = 0.96
+    name: ClassVar[str] = "bdia"
+
+    def __post_init__(self):
+        _check_coupling(self.coupling, self.name)
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(1, 1, "exact", states=2, source="Zhang et al. 2023")
+
+    def weight(self, schedule, clean, middle, noisy):
+        if self.coupling == "auto":
+            return max((schedule.ratio(clean) / schedule.ratio(middle)) ** 1.4, 0.05)
+        return self.coupling * schedule.alpha(noisy) / schedule.alpha(clean)
+
+
+@dataclass(frozen=True)
+class BELM(TwoStep):
+    """O-BELM: the two-step method of second order, k = q^2, q = (chi - chi-) / (chi+ - chi).
+
+    The variable-step leapfrog in the noise variable. One evaluation a step, order 2. Stable only where the steps
+    in chi shrink towards the data (q < 1). Source: Wang et al. 2024.
+    """
+
+    name: ClassVar[str] = "belm"
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(2, 1, "exact", states=2, real_interval=0.0, imaginary_interval=1.0, source="Wang et al. 2024")
+
+    def weight(self, schedule, clean, middle, noisy):
+        down, here, up = (schedule.ratio(t) for t in (clean, middle, noisy))
+        return ((here - down) / (up - here)) ** 2
+
+
+@dataclass(frozen=True)
+class Auxiliary(Solver):
+    """What Reversible Heun and ALF share: one variable for the whole journey, and a slope kept between steps."""
+
+    variable: Literal["noise", "data"] = "noise"
+
+    def __post_init__(self):
+        if self.variable not in ("noise", "data"):
+            raise InputError(f"{self.name}: got variable {self.variable!r}, expected 'noise' or 'data'")
+
+    def start(self, x: Tensor, schedule: Schedule, t: float) -> Moving:
+        return Moving(x, None, None)
+
+    def output(self, state: Moving) -> Tensor:
+        return state.x
+
+
+@dataclass(frozen=True)
+class ReversibleHeun(Auxiliary):
+    """Reversible Heun: z1 = 2 u - z + h f(t0, z),  u1 = u + h/2 (f(t0, z) + f(t1, z1)); the step back is itself.
+
+    One evaluation a step and one to start, order 2, determinant 1 in modulus: stable on i [-1, 1] alone.
+    Source: Kidger et al. 2021.
+    """
+
+    name: ClassVar[str] = "reversible-heun"
+
+    @property
+    def facts(self) -> Facts:
+        source = "Kidger et al. 2021"
+        return Facts(2, 1, "exact", extra=1, states=3, real_interval=0.0, imaginary_interval=1.0, source=source)
+
+    def determinant(self, leg: Leg) -> float:
+        return 1.0
+
+    def step(self, state: Moving, leg: Leg) -> Asking[Moving]:
+        variable = _variable(self.variable, leg)
+        x, aid, slope = state
+        if aid is None or slope is None:
+            aid, slope = x, variable.slope((yield Query(x, leg.t0)))
+        before, after = variable.scale(leg.schedule, leg.t0), variable.scale(leg.schedule, leg.t1)
+        h = variable.time(leg.schedule, leg.t1) - variable.time(leg.schedule, leg.t0)
+        ratio = after / before
+        aid = combine(2 * ratio, x, [-ratio, after * h], [aid, slope])
+        ahead = variable.slope((yield Query(aid, leg.t1)))
+        return Moving(combine(ratio, x, [after * h / 2, after * h / 2], [slope, ahead]), aid, ahead)
+
+
+@dataclass(frozen=True)
+class ALF(Auxiliary):
+    """Asynchronous leapfrog (MALI), damped by eta: k = u + h/2 v,  v1 = v + 2 eta (f(k) - v),  u1 = k + h/2 v1.
+
+    One evaluation a step and one to start. Order 2 at eta = 1, else 1; determinant 1 - 2 eta, so that eta = 1/2 has no
+    inverse. Source: Zhuang et al. 2021.
+    """
+
+    eta: float = 1.0
+    name: ClassVar[str] = "alf"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0.5 < self.eta <= 1.0:
+            raise InputError(f"alf: got eta {self.eta}, expected a number in (0.5, 1]")
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(
+            order=2 if self.eta == 1.0 else 1,
+            evaluations=1,
+            inverse="exact",
+            extra=1,
+            states=2,
+            real_interval=2 * (1 - self.eta) / self.eta,
+            imaginary_interval=1.0 if self.eta == 1.0 else 0.0,
+            source="Zhuang et al. 2021",
+        )
+
+    def determinant(self, leg: Leg) -> float:
+        return 1.0 - 2.0 * self.eta
+
+    def step(self, state: Moving, leg: Leg) -> Asking[Moving]:
+        return self._move(state, leg, 1 - 2 * self.eta, 2 * self.eta)
+
+    def inverse_step(self, state: Moving, leg: Leg) -> Asking[Moving]:
+        back = 2 * self.eta - 1
+        return self._move(state, leg, -1 / back, 2 * self.eta / back)
+
+    def _move(self, state: Moving, leg: Leg, of_v: float, of_f: float) -> Asking[Moving]:
+        """Half a step along v, v1 = of_v v + of_f f(middle), half a step along v1."""
+        variable = _variable(self.variable, leg)
+        x, _, v = state
+        if v is None:
+            v = variable.slope((yield Query(x, leg.t0)))
+        start = variable.time(leg.schedule, leg.t0)
+        h = variable.time(leg.schedule, leg.t1) - start
+        t = variable.when(leg.schedule, start + h / 2)
+        before, here, after = (variable.scale(leg.schedule, s) for s in (leg.t0, t, leg.t1))
+        middle = combine(here / before, x, [here * h / 2], [v])
+        v1 = combine(of_v, v, [of_f], [variable.slope((yield Query(middle, t)))])
+        return Moving(combine(after / here, middle, [after * h / 2], [v1]), None, v1)
+
+
+@dataclass(frozen=True)
+class ImplicitMidpoint(Solver):
+    """u1 = u + h f(t + h/2, (u + u1) / 2), solved by fixed-point iteration; symmetric, and stable everywhere.
+
+    One state. The iteration converges where |h| times the field's Lipschitz constant is below 2. It stops when a
+    round changes the middle state by less than `tolerance` of its size (by default 1e-12 in float64, 1e-6 in float32),
+    and raises `ConvergenceError` after `iterations` rounds. The round trip is exact to that tolerance.
+    """
+
+    variable: VariableName = "auto"
+    tolerance: float | None = None
+    iterations: int = 100
+    name: ClassVar[str] = "implicit-midpoint"
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(
+            order=2,
+            evaluations=None,
+            inverse="exact",
+            real_interval=math.inf,
+            imaginary_interval=math.inf,
+            source="Hairer, Lubich & Wanner 2006",
+        )
+
+    def __post_init__(self):
+        check_name(self.variable)
+
+    def step(self, state: Tensor, leg: Leg) -> Asking[Tensor]:
+        variable = _variable(self.variable, leg)
+        start = variable.time(leg.schedule, leg.t0)
+        h = variable.time(leg.schedule, leg.t1) - start
+        t = variable.when(leg.schedule, start + h / 2)
+        before, here, after = (variable.scale(leg.schedule, s) for s in (leg.t0, t, leg.t1))
+        tolerance = self.tolerance or (1e-12 if state.dtype == torch.float64 else 1e-6)
+        ratio, middle, change = here / before, state * (here / before), math.inf
+        for _ in range(self.iterations):
+            slope = variable.slope((yield Query(middle, t)))
+            better = combine(ratio, state, [here * h / 2], [slope])
+            change = float((better - middle).norm() / (1e-30 + better.norm()))
+            middle = better
+            if change <= tolerance:
+                break
+        else:
+            raise ConvergenceError(
+                f"implicit-midpoint: at t = {t:.6g} the fixed point still moved by {change:.1e} of its size after "
+                f"{self.iterations} rounds (asked for {tolerance:.1e}); take more steps or a larger tolerance"
+            )
+        # u1 = 2 (middle) - u, which keeps the symmetry to rounding
+        return combine(2 * after / here, middle, [-after / before], [state])

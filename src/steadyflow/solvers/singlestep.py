@@ -1,0 +1,105 @@
+"""Exponential one-step methods in lambda = ln(alpha / sigma): DPM-Solver and DPM-Solver++(2S).
+
+With h = lambda1 - lambda0 and intermediate points at lambda0 + r h, in terms of eps_hat (DPM-Solver-2, -3) or of
+x0_hat (DPM-Solver++ 2S):
+
+    -2:  u = (as/a0) x - ss (e^(h/2) - 1) e0,      x1 = (a1/a0) x - s1 (e^h - 1) es
+    -3:  r = 1/3, 2/3, with the finite differences of the two middle predictions
+    2S:  u = (ss/s0) x + as (1 - e^(-h/2)) m0,     x1 = (s1/s0) x + a1 (1 - e^-h) ms
+
+Order 1 of either is DDIM. The step back is the same step with the ends exchanged. Where the log-SNR is infinite at
+an end of the leg, the leg is one DDIM step. Sources: Lu et al. 2022a (DPM-Solver), 2022b (DPM-Solver++).
+"""
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..schedules import Schedule
+from .base import Asking, Facts, Leg, Query, Solver, combine, ddim_step
+
+
+class Exponential(Solver):
+    """What the methods share: lambda as the time, and DDIM where it is infinite."""
+
+    def step(self, state: Tensor, leg: Leg) -> Asking[Tensor]:
+        ends = tuple(0.5 * leg.schedule.log_snr(t) for t in (leg.t0, leg.t1))
+        if not all(map(math.isfinite, ends)):
+            return ddim_step(state, leg)
+        return self.regular_step(state, leg, *ends)
+
+    @abstractmethod
+    def regular_step(self, x: Tensor, leg: Leg, start: float, end: float) -> Asking[Tensor]:
+        """The step between finite values of lambda."""
+
+
+def _at(schedule: Schedule, value: float) -> tuple[float, float, float]:
+    """Time, alpha and sigma where lambda has this value."""
+    t = schedule.t_from_log_snr(2.0 * value)
+    return t, schedule.alpha(t), schedule.sigma(t)
+
+
+@dataclass(frozen=True)
+class DPMSolver2(Exponential):
+    """DPM-Solver-2, with the middle at half the step in lambda: order 2, two evaluations."""
+
+    name: ClassVar[str] = "dpm-2"
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(2, 2, "approximate", antisymmetric_order=3, source="Lu et al. 2022")
+
+    def regular_step(self, x, leg, start, end):
+        schedule, h = leg.schedule, end - start
+        a0, a1, s1 = schedule.alpha(leg.t0), schedule.alpha(leg.t1), schedule.sigma(leg.t1)
+        t, a, s = _at(schedule, start + h / 2)
+        first = (yield Query(x, leg.t0)).eps
+        middle = combine(a / a0, x, [-s * math.expm1(h / 2)], [first])
+        second = (yield Query(middle, t)).eps
+        return combine(a1 / a0, x, [-s1 * math.expm1(h)], [second])
+
+
+@dataclass(frozen=True)
+class DPMSolver3(Exponential):
+    """DPM-Solver-3, with the middles at a third and two thirds in lambda: order 3, three evaluations."""
+
+    name: ClassVar[str] = "dpm-3"
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(3, 3, "approximate", antisymmetric_order=3, source="Lu et al. 2022")
+
+    def regular_step(self, x, leg, start, end):
+        schedule, h = leg.schedule, end - start
+        r1, r2 = 1 / 3, 2 / 3
+        a0, a1, s1 = schedule.alpha(leg.t0), schedule.alpha(leg.t1), schedule.sigma(leg.t1)
+        (ta, aa, sa), (tb, ab, sb) = (_at(schedule, start + r * h) for r in (r1, r2))
+        e0 = (yield Query(x, leg.t0)).eps
+        ea = (yield Query(combine(aa / a0, x, [-sa * math.expm1(r1 * h)], [e0]), ta)).eps
+        bend = sb * (r2 / r1) * (math.expm1(r2 * h) / (r2 * h) - 1)
+        eb = (yield Query(combine(ab / a0, x, [bend - sb * math.expm1(r2 * h), -bend], [e0, ea]), tb)).eps
+        bend = s1 / r2 * (math.expm1(h) / h - 1)
+        return combine(a1 / a0, x, [bend - s1 * math.expm1(h), -bend], [e0, eb])
+
+
+@dataclass(frozen=True)
+class DPMpp2S(Exponential):
+    """DPM-Solver++(2S): order 2, two evaluations, in terms of x0."""
+
+    name: ClassVar[str] = "dpmpp-2s"
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(2, 2, "approximate", antisymmetric_order=3, source="Lu et al. 2022")
+
+    def regular_step(self, x, leg, start, end):
+        schedule, h = leg.schedule, end - start
+        s0, a1, s1 = schedule.sigma(leg.t0), schedule.alpha(leg.t1), schedule.sigma(leg.t1)
+        t, a, s = _at(schedule, start + h / 2)
+        first = (yield Query(x, leg.t0)).x0
+        middle = combine(s / s0, x, [-a * math.expm1(-h / 2)], [first])
+        second = (yield Query(middle, t)).x0
+        return combine(s1 / s0, x, [-a1 * math.expm1(-h)], [second])
