@@ -214,10 +214,22 @@ def edit(
     _tell(figures, as_json, out)
 
 
-@app.command(epilog="Example: steadyflow solvers --json")
-def solvers(as_json: Json = False) -> None:
-    """List the solvers with their facts."""
+@app.command(epilog="Example: steadyflow solvers --plot regions.png --names ees25,rex-euler")
+def solvers(
+    plot: Annotated[Path | None, typer.Option(help="Draw the stability regions into this file.")] = None,
+    names: Annotated[str | None, typer.Option(help="Which to draw, separated by commas.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the solvers with their facts, or draw their stability regions."""
     from . import solvers as registry
+
+    if plot is not None:
+        from .diagnostics import stability
+
+        plot.parent.mkdir(parents=True, exist_ok=True)
+        stability.figure(names.split(",") if names else None).savefig(plot, dpi=120)
+        typer.echo(f"written to {plot}")
+        return
 
     facts = {name: dataclasses.asdict(registry.get(name).facts) for name in registry.names()}
     if as_json:

@@ -18,7 +18,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -98,6 +98,16 @@ class Solver(ABC):
     """One step of a method, forwards and backwards. Subclasses are frozen dataclasses of options."""
 
     name: ClassVar[str]
+
+    @property
+    def frame(self) -> Literal["noise", "data"]:
+        """The variable in whose terms the method is stable or not (see `variables`)."""
+        return "noise"
+
+    @property
+    def points(self) -> int:
+        """How many of the state's tensors are states in model space; the others are slopes."""
+        return 1
 
     @property
     @abstractmethod

@@ -43,6 +43,9 @@ from ..variables import DATA, NOISE, Variable
 from .ancestral import unit_noise
 from .base import Asking, Facts, Leg, Query, Solver, combine, state
 
+ADAMS_INTERVALS = (2.0, 1.0, 6 / 11, 3 / 10)
+"""The real stability intervals of the Adams-Bashforth methods of order 1 to 4 (Hairer & Wanner, sec. V.1)."""
+
 
 @state
 class History(NamedTuple):
@@ -73,10 +76,22 @@ class Multistep(Solver):
     stochastic: ClassVar[bool] = False
 
     @property
+    def frame(self) -> Literal["noise", "data"]:
+        return "data" if self.variable is DATA else "noise"
+
+    @property
     def facts(self) -> Facts:
         # the first step has no history and leaves a local error of second order, which caps the convergence
         order, inverse = min(self.order, 2), "none" if self.stochastic else "approximate"
-        return Facts(order, 1, inverse, stochastic=self.stochastic, states=1 + self.order, source=self.source)
+        return Facts(
+            order,
+            1,
+            inverse,
+            stochastic=self.stochastic,
+            states=1 + self.order,
+            real_interval=None if self.stochastic else ADAMS_INTERVALS[self.order - 1],
+            source=self.source,
+        )
 
     def start(self, x: Tensor, schedule: Schedule, t: float) -> History:
         return History(x, (), ())
@@ -182,7 +197,8 @@ class IPNDM(Multistep):
 
     @property
     def facts(self) -> Facts:
-        return Facts(1, 1, "approximate", states=1 + self.order, source=self.source)
+        interval = ADAMS_INTERVALS[self.order - 1]
+        return Facts(1, 1, "approximate", states=1 + self.order, real_interval=interval, source=self.source)
 
     def advance(self, x, leg, times, slopes):
         h = leg.schedule.ratio(leg.t1) - leg.schedule.ratio(leg.t0)
@@ -299,9 +315,25 @@ class UniPC(Solver):
             raise InputError(f"unipc: got kind {self.kind!r}, expected 'bh1' or 'bh2'")
 
     @property
+    def frame(self) -> Literal["noise", "data"]:
+        return "data"
+
+    @property
+    def points(self) -> int:
+        return 2
+
+    @property
     def facts(self) -> Facts:
         # the last prediction is not corrected, which costs nothing: one local error of order + 1
-        return Facts(self.order + 1, 1, "approximate", states=2 + self.order, source="Zhao et al. 2023")
+        interval = ADAMS_INTERVALS[self.order]  # with equal steps the corrected method is Adams-Bashforth, one order up
+        return Facts(
+            self.order + 1,
+            1,
+            "approximate",
+            states=2 + self.order,
+            real_interval=interval,
+            source="Zhao et al. 2023",
+        )
 
     def start(self, x: Tensor, schedule: Schedule, t: float) -> Corrected:
         return Corrected(x, None, (), ())

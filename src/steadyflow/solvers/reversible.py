@@ -21,8 +21,10 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,6 +44,7 @@ from .runge_kutta import (
     RungeKutta,
     Tsit5,
 )
+from .tableaux import Tableau
 
 Coupling = float | Literal["auto"]
 
@@ -102,6 +105,10 @@ class TwoStates(Solver):
     def output(self, state: Pair) -> Tensor:
         return state.x
 
+    @property
+    def points(self) -> int:
+        return 2
+
     @abstractmethod
     def determinant(self, leg: Leg) -> float: ...
 
@@ -141,21 +148,23 @@ class Rex(TwoStates):
         """The Runge-Kutta method that is coupled."""
         return _BASES[self.method](variable=self.variable)
 
+    @property
+    def frame(self) -> Literal["noise", "data"]:
+        return "data" if self.variable == "data" else "noise"
+
     def spec(self) -> dict[str, Any]:
         return {"name": self.name, "variable": self.variable, "coupling": self.coupling}
 
     @property
     def facts(self) -> Facts:
         base = self.base.facts
-        zeta = self.coupling
-        closed_form = self.method == "euler" and zeta != "auto"
+        fixed = None if self.coupling == "auto" else float(self.coupling)
         return Facts(
             order=base.order,
             evaluations=2 * (base.evaluations or 0),
             inverse="exact",
             states=2,
-            real_interval=1.0 - float(zeta) if closed_form else None,
-            imaginary_interval=math.sqrt(1.0 - float(zeta) ** 2) if closed_form else None,
+            real_interval=None if fixed is None else _coupled_interval(self.base.tableau, fixed),
             source="Blasingame & Liu 2025; McCallum & Foster 2024",
         )
 
@@ -184,6 +193,28 @@ class Rex(TwoStates):
         slopes, h = yield from self.base.slopes(y, leg.schedule, leg.t1, leg.t0, variable)
         weights = [-after * h * b / zeta for b in self.base.tableau.b]
         return Pair(combine(ratio / zeta, state.x, [1 - 1 / zeta, *weights], [y, *slopes]), y)
+
+
+@cache
+def _coupled_interval(tableau: Tableau, zeta: float) -> float:
+    """The real stability interval of McCallum-Foster coupling, from the roots of its matrix on u' = z u,
+
+    [[zeta, 1 - zeta + a], [-b zeta, 1 - b (1 - zeta + a)]],  a = R(z) - 1,  b = R(-z) - 1: those of
+    r^2 - (zeta + 1 - b (1 - zeta + a)) r + zeta, R being the method's stability polynomial.
+    """
+    polynomial = np.poly1d(tableau.stability_polynomial()[::-1])
+
+    def stable(z: float) -> bool:
+        trace = zeta + 1.0 - (polynomial(-z) - 1.0) * (polynomial(z) - zeta)
+        return bool(np.abs(np.roots([1.0, -trace, zeta])).max() <= 1.0 + 1e-12)
+
+    low, high = 0.0, 1e-5
+    while stable(-high) and high < 20.0:
+        low, high = high, high * 1.05
+    for _ in range(40):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if stable(-middle) else (low, middle)
+    return low
 
 
 @dataclass(frozen=True)
@@ -333,6 +364,10 @@ class TwoStep(Solver):
     def output(self, state: Neighbours) -> Tensor:
         return state.x
 
+    @property
+    def points(self) -> int:
+        return 2
+
     def step(self, state: Neighbours, leg: Leg) -> Asking[Neighbours]:
         x, other, t_other = state
         if other is None:
@@ -386,7 +421,9 @@ class BDIA(TwoStep):
 
     @property
     def facts(self) -> Facts:
-        return Facts(1, 1, "exact", states=2, source="Zhang et al. 2023")
+        gamma = self.coupling
+        real = None if gamma == "auto" else 2 * (1 - gamma) / (1 + gamma)
+        return Facts(1, 1, "exact", states=2, real_interval=real, source="Zhang et al. 2023")
 
     def weight(self, schedule, clean, middle, noisy):
         if self.coupling == "auto":
@@ -429,6 +466,10 @@ class Auxiliary(Solver):
     def output(self, state: Moving) -> Tensor:
         return state.x
 
+    @property
+    def frame(self) -> Literal["noise", "data"]:
+        return self.variable
+
 
 @dataclass(frozen=True)
 class ReversibleHeun(Auxiliary):
@@ -444,6 +485,10 @@ class ReversibleHeun(Auxiliary):
     def facts(self) -> Facts:
         source = "Kidger et al. 2021"
         return Facts(2, 1, "exact", extra=1, states=3, real_interval=0.0, imaginary_interval=1.0, source=source)
+
+    @property
+    def points(self) -> int:
+        return 2
 
     def determinant(self, leg: Leg) -> float:
         return 1.0

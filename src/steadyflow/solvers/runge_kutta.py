@@ -45,6 +45,10 @@ class RungeKutta(Solver):
         """The method's coefficients."""
 
     @property
+    def frame(self) -> Literal["noise", "data"]:
+        return "data" if self.variable == "data" else "noise"
+
+    @property
     def facts(self) -> Facts:
         return _facts(self.tableau)
 

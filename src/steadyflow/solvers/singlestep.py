@@ -14,7 +14,7 @@ an end of the leg, the leg is one DDIM step. Sources: Lu et al. 2022a (DPM-Solve
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -50,7 +50,7 @@ class DPMSolver2(Exponential):
 
     @property
     def facts(self) -> Facts:
-        return Facts(2, 2, "approximate", antisymmetric_order=3, source="Lu et al. 2022")
+        return Facts(2, 2, "approximate", antisymmetric_order=3, real_interval=2.0, source="Lu et al. 2022")
 
     def regular_step(self, x, leg, start, end):
         schedule, h = leg.schedule, end - start
@@ -70,7 +70,7 @@ class DPMSolver3(Exponential):
 
     @property
     def facts(self) -> Facts:
-        return Facts(3, 3, "approximate", antisymmetric_order=3, source="Lu et al. 2022")
+        return Facts(3, 3, "approximate", antisymmetric_order=3, real_interval=2.5127453, source="Lu et al. 2022")
 
     def regular_step(self, x, leg, start, end):
         schedule, h = leg.schedule, end - start
@@ -92,8 +92,12 @@ class DPMpp2S(Exponential):
     name: ClassVar[str] = "dpmpp-2s"
 
     @property
+    def frame(self) -> Literal["noise", "data"]:
+        return "data"
+
+    @property
     def facts(self) -> Facts:
-        return Facts(2, 2, "approximate", antisymmetric_order=3, source="Lu et al. 2022")
+        return Facts(2, 2, "approximate", antisymmetric_order=3, real_interval=2.0, source="Lu et al. 2022")
 
     def regular_step(self, x, leg, start, end):
         schedule, h = leg.schedule, end - start

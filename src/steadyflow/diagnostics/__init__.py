@@ -1,0 +1,1 @@
+"""Diagnoses: what a solver and a model do to each other, in numbers."""
