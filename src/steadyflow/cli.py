@@ -31,7 +31,7 @@ SolverName = Annotated[str, typer.Option(help="A solver's name; see `steadyflow 
 Steps = Annotated[int | None, typer.Option(help="Solver steps.")]
 Nfe = Annotated[int | None, typer.Option(help="Model evaluations each way, instead of --steps.")]
 GridName = Annotated[str, typer.Option(help="uniform, quadratic, log-snr or karras.")]
-Variable = Annotated[str | None, typer.Option(help="noise, data or auto, for Runge-Kutta solvers.")]
+Variable = Annotated[str | None, typer.Option(help="flow, noise or data, for Runge-Kutta solvers and Rex.")]
 Seed = Annotated[int, typer.Option(help="Of the noise.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
 Out = Annotated[Path | None, typer.Option(help="Where to write: .png, .npy or .safetensors.")]

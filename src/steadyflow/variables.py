@@ -1,11 +1,14 @@
-"""The two changes of variable that remove the linear part of the probability-flow ODE exactly.
+"""The changes of variable that remove the linear part of the probability-flow ODE exactly.
 
-| variable | state u      | time tau    | du/dtau | singular where |
-|----------|--------------|-------------|---------|----------------|
-| noise    | x / alpha    | sigma/alpha | eps_hat | alpha = 0      |
-| data     | x / sigma    | alpha/sigma | x0_hat  | sigma = 0      |
+| variable | state u             | time tau              | du/dtau          | singular where |
+|----------|---------------------|-----------------------|------------------|----------------|
+| noise    | x / alpha           | sigma/alpha           | eps_hat          | alpha = 0      |
+| data     | x / sigma           | alpha/sigma           | x0_hat           | sigma = 0      |
+| flow     | x / (alpha + sigma) | sigma/(alpha + sigma) | eps_hat - x0_hat | nowhere        |
 
-A Runge-Kutta method stepping in one of them is a diffusion solver; Euler in either is DDIM.
+The last makes every path a rectified flow, u = (1 - tau) x0 + tau eps.
+
+A Runge-Kutta method stepping in one of them is a diffusion solver; Euler in any of them is DDIM.
 Sources: Song et al. 2021 (DDIM, app. B), Karras et al. 2022, Lu et al. 2022 (DPM-Solver++).
 """
 
@@ -19,7 +22,7 @@ from .errors import UnknownNameError
 from .prediction import Prediction
 from .schedules import Schedule
 
-VariableName = Literal["noise", "data", "auto"]
+VariableName = Literal["noise", "data", "flow"]
 
 
 class Variable(ABC):
@@ -81,29 +84,43 @@ class Data(Variable):
         return prediction.x0
 
 
-NOISE, DATA = Noise(), Data()
-_NAMES = ("noise", "data", "auto")
+class Flow(Variable):
+    """u = x / (alpha + sigma), tau = sigma / (alpha + sigma), du/dtau = eps_hat - x0_hat."""
+
+    name = "flow"
+
+    def scale(self, schedule, t):
+        return schedule.alpha(t) + schedule.sigma(t)
+
+    def time(self, schedule, t):
+        ratio = schedule.ratio(t)
+        return ratio / (1.0 + ratio) if ratio < math.inf else 1.0
+
+    def when(self, schedule, tau):
+        return schedule.t_from_ratio(tau / (1.0 - tau) if tau < 1.0 else math.inf)
+
+    def slope(self, prediction):
+        return prediction.flow
+
+
+NOISE, DATA, FLOW = Noise(), Data(), Flow()
+_BY_NAME: dict[str, Variable] = {variable.name: variable for variable in (NOISE, DATA, FLOW)}
 
 
 def check_name(name: str) -> None:
-    """Raise `UnknownNameError` unless `name` is "noise", "data" or "auto"."""
-    if name not in _NAMES:
-        raise UnknownNameError("variable", name, _NAMES)
+    """Raise `UnknownNameError` unless `name` is "noise", "data" or "flow"."""
+    if name not in _BY_NAME:
+        raise UnknownNameError("variable", name, _BY_NAME)
+
+
+def by_name(name: str) -> Variable:
+    """The variable of a name. Raises `UnknownNameError` for another."""
+    check_name(name)
+    return _BY_NAME[name]
 
 
 def choose(name: VariableName, schedule: Schedule, t0: float, t1: float) -> Variable | None:
-    """The variable for the interval between t0 and t1, or None where it would be singular at an end.
-
-    "auto" takes the noise variable on the cleaner side of sigma = alpha and the data variable on the
-    noisier side, judged at the interval's middle in log-SNR. Each is then used away from its singular
-    end, and an interval gets the same variable in both directions of travel.
-    """
-    if name == "auto":
-        middle = schedule.log_snr(t0) + schedule.log_snr(t1)
-        if math.isnan(middle):  # from pure noise to clean data in one step
-            return None
-        variable = NOISE if middle >= 0.0 else DATA
-    else:
-        variable = NOISE if name == "noise" else DATA
+    """The variable for the interval between t0 and t1, or None where it is singular at an end."""
+    variable = _BY_NAME[name]
     regular = math.isfinite(variable.time(schedule, t0)) and math.isfinite(variable.time(schedule, t1))
     return variable if regular else None

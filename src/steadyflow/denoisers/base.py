@@ -76,6 +76,14 @@ class Denoiser:
             raise InputError(f"guidance: got {guidance}, but the model has no null condition; give Denoiser(null=...)")
         return self._replace(guidance=float(guidance))
 
+    def against(self, negative: Condition) -> Self:
+        """This model with guidance that starts from another condition than "none" (a negative prompt).
+
+        With the source's condition, and the target's by `condition`, this is negative-prompt inversion (Miyake et al.
+        2023): at guidance 1 of the source it is the plain conditional model, so that the latent stays valid.
+        """
+        return self._replace(null=negative)
+
     def rows(self, start: int, stop: int) -> Self:
         """This model for the samples [start, stop) of a batch: conditions given a sample are cut alike."""
         return self._replace(given=_cut(self.given, start, stop))

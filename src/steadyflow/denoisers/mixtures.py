@@ -178,7 +178,7 @@ class MixtureDenoiser(Denoiser):
         super().__init__(**{**fields, **options})
 
     def _replace(self, **changes):
-        options = {name: changes.get(name, getattr(self, name)) for name in ("given", "guidance")}
+        options = {name: changes.get(name, getattr(self, name)) for name in ("given", "guidance", "null")}
         return MixtureDenoiser(self.mixture, self.schedule, **options)
 
     @property

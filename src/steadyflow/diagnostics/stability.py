@@ -25,16 +25,17 @@ from ..denoisers.base import Denoiser
 from ..errors import InputError, MissingExtraError
 from ..grids import Grid
 from ..integrate import answer
-from ..prediction import Prediction
+from ..prediction import Prediction, PredictionType
 from ..schedules import VE
 from ..solvers.base import Solver, State, legs
-from ..variables import DATA, NOISE
+from ..variables import DATA, by_name
 
-_FAR = 2.0**20
-"""The variable's time at which the test equation is solved: steps of size 1 are then equal in any clock."""
+_STEP = 2.0**-20
+"""The size of the steps, around 1/2 in the variable's time: small, so that they are equal in any clock."""
+_KINDS: dict[str, PredictionType] = {"noise": "epsilon", "data": "sample", "flow": "flow"}
 
 
-def amplification(solver: str | Solver, z: Any, *, step: float = 1.0) -> np.ndarray:
+def amplification(solver: str | Solver, z: Any) -> np.ndarray:
     """The spectral radius of one step of the solver at each z, an array of complex numbers; same shape.
 
     The steps are of equal size. Methods that alternate or remember are taken over two steps, and the square root.
@@ -42,43 +43,38 @@ def amplification(solver: str | Solver, z: Any, *, step: float = 1.0) -> np.ndar
     method = solvers.get(solver)
     values = np.atleast_1d(np.asarray(z, dtype=complex))
     flat = torch.from_numpy(values.ravel().copy())
-    first, second = _matrices(method, flat, step)
+    first, second = _matrices(method, flat)
     both = second @ first
     radius = torch.linalg.eigvals(both).abs().amax(dim=1).sqrt()
     return radius.numpy().reshape(values.shape)
 
 
-def _matrices(solver: Solver, z: Tensor, step: float) -> tuple[Tensor, Tensor]:
+def _matrices(solver: Solver, z: Tensor) -> tuple[Tensor, Tensor]:
     """The matrices of two consecutive steps, shape (n, T, T) complex, T the tensors of the state."""
-    schedule = VE(t_min=1e-9, t_max=1e9)
-    data = solver.frame == "data"
+    schedule, variable = VE(), by_name(solver.frame)
+    toward = 1.0 if variable is DATA else -1.0  # sampling runs up in the data variable's time, else down
 
     def model(x: Tensor, t: float) -> Prediction:
-        """The field du/dtau = lambda u, in the variable that the solver steps in; complex numbers as pairs."""
-        factor = z / step if data else -z / step
-        u = torch.view_as_complex(x.reshape(-1, 2).contiguous()) / (t if data else 1.0)
-        slope = torch.view_as_real(factor * u).reshape(x.shape)
-        kind = "sample" if data else "epsilon"
-        return Prediction(x, slope, kind, schedule.alpha(t), schedule.sigma(t))
+        """The field du/dtau = lambda u in the solver's variable, complex numbers as pairs."""
+        u = torch.view_as_complex(x.reshape(-1, 2).contiguous()) / variable.scale(schedule, t)
+        slope = torch.view_as_real(toward * z / _STEP * u).reshape(x.shape)
+        return Prediction(x, slope, _KINDS[solver.frame], schedule.alpha(t), schedule.sigma(t))
 
-    # sampling runs down in sigma, which is down in the noise variable's time and up in the data variable's
-    taus = [_FAR + (k if data else -k) * step for k in range(9)]
-    times = [1.0 / tau if data else tau for tau in taus]
-    grid = Grid(tuple(times))
-    journey = list(legs(schedule, grid))
-    state = solver.start(_unit(z, journey[0].t0 if data else 1.0), schedule, times[0])
+    times = [variable.when(schedule, 0.5 + toward * k * _STEP) for k in range(9)]
+    journey = list(legs(schedule, Grid(tuple(times))))
+    state = solver.start(_unit(z, variable.scale(schedule, times[0])), schedule, times[0])
     for leg in journey[:6]:  # fill the history
         state, _ = answer(solver.step(state, leg), model)
     matrices = []
     for leg in journey[6:8]:
         template, parts = _tensors(state)
-        scales = [_scale(solver, part, leg.t0) for part in range(len(parts))]
+        scales = [_scale(solver, part, variable.scale(schedule, leg.t0)) for part in range(len(parts))]
         columns = []
         for j in range(len(parts)):
             inputs = [_unit(z, scales[i]) if i == j else torch.zeros_like(parts[0]) for i in range(len(parts))]
             after, _ = answer(solver.step(template(inputs), leg), model)
             _, out = _tensors(after)
-            outs = [_scale(solver, part, leg.t1) for part in range(len(out))]
+            outs = [_scale(solver, part, variable.scale(schedule, leg.t1)) for part in range(len(out))]
             columns.append(torch.stack([torch.view_as_complex(o) / s for o, s in zip(out, outs, strict=True)], 1))
         matrices.append(torch.stack(columns, 2))
         state, _ = answer(solver.step(state, leg), model)
@@ -89,9 +85,9 @@ def _unit(z: Tensor, scale: float) -> Tensor:
     return torch.tensor([scale, 0.0], dtype=torch.float64).repeat(len(z), 1)
 
 
-def _scale(solver: Solver, part: int, t: float) -> float:
+def _scale(solver: Solver, part: int, scale: float) -> float:
     """Model space over the solver's variable for the state's tensor number `part` (slopes have none)."""
-    return t if solver.frame == "data" and part < solver.points else 1.0
+    return scale if part < solver.points else 1.0
 
 
 def _tensors(state: State) -> tuple[Callable[[list[Tensor]], State], list[Tensor]]:
@@ -177,7 +173,7 @@ def placement(
     if grid.rising:
         raise InputError("placement: expected a falling grid (a sampling run)")
     method = solvers.get(solver)
-    variable = DATA if method.frame == "data" else NOISE
+    variable = by_name(method.frame)
     state = method.start(x, model.schedule, grid.times[0])
     rows = []
     for leg in legs(model.schedule, grid):
@@ -200,7 +196,7 @@ def _dominant(field: Callable[[Tensor], Tensor], x: Tensor, iterations: int) -> 
     shape = (-1, *[1] * (x.ndim - 1))
     for _ in range(iterations):
         v = v / v.flatten(1).norm(dim=1).clamp_min(1e-30).view(shape)
-        _, product = torch.func.jvp(field, (x,), (v,))
+        product = torch.func.jvp(field, (x,), (v,))[1]
         quotient = (v * product).flatten(1).sum(1)
         v = product
     return quotient

@@ -14,25 +14,32 @@ counts can share one noise path.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .base import Asking, Facts, Leg, Query, Solver, ddim_step
+from .base import Asking, Facts, Leg, Query, Solver, combine, ddim_factors, ddim_step
 
 
 @dataclass(frozen=True)
 class DDIM(Solver):
-    """DDIM (Song et al. 2021): deterministic at eta = 0, ancestral at eta = 1, stochastic in between."""
+    """DDIM (Song et al. 2021): deterministic at eta = 0, ancestral at eta = 1, stochastic in between.
+
+    inverse_time: the time at which the model is asked when inverting: that of the state ("start"), or that of the
+    level it goes to ("end"), as prompt-to-prompt and the inverse scheduler of diffusers do.
+    """
 
     eta: float = 0.0
+    inverse_time: Literal["start", "end"] = "start"
     name: ClassVar[str] = "ddim"
 
     def __post_init__(self):
         if not 0.0 <= self.eta <= 1.0:
             raise InputError(f"eta: got {self.eta}, expected a number in [0, 1]")
+        if self.inverse_time not in ("start", "end"):
+            raise InputError(f"inverse_time: got {self.inverse_time!r}, expected 'start' or 'end'")
 
     @property
     def facts(self) -> Facts:
@@ -61,7 +68,10 @@ class DDIM(Solver):
 
     def inverse_step(self, state: Tensor, leg: Leg) -> Asking[Tensor]:
         self.check_invertible()
-        return self.step(state, leg)
+        if self.inverse_time == "start":
+            return (yield from self.step(state, leg))
+        a, b = ddim_factors(leg.schedule, leg.t0, leg.t1)
+        return combine(a, state, [b], [(yield Query(state, leg.t1)).eps])
 
 
 @dataclass(frozen=True)

@@ -18,16 +18,17 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..errors import CorruptFileError, InputError, NotInvertibleError
+from ..errors import CorruptFileError, InputError, NotInvertibleError, SingularTimeError
 from ..grids import Grid
 from ..noise import NoiseSource
 from ..prediction import Prediction
 from ..schedules import Schedule
+from ..variables import VariableName
 
 
 class Query(NamedTuple):
@@ -82,6 +83,8 @@ class Facts:
     antisymmetric_order: int | None = None
     """p such that a step followed by its inverse is the identity up to O(h^(p+1)); None where exact."""
     stochastic: bool = False
+    inverse_evaluations: int | None = None
+    """Model evaluations a step upwards, where they differ from those downwards."""
     extra: int = 0
     """Model evaluations once, before the first step."""
     states: int = 1
@@ -100,7 +103,7 @@ class Solver(ABC):
     name: ClassVar[str]
 
     @property
-    def frame(self) -> Literal["noise", "data"]:
+    def frame(self) -> VariableName:
         """The variable in whose terms the method is stable or not (see `variables`)."""
         return "noise"
 
@@ -206,6 +209,15 @@ def ddim_step(x: Tensor, leg: Leg) -> Asking[Tensor]:
     """x1 = alpha1 x0_hat + sigma1 eps_hat: Euler in either variable, defined at both ends of any path."""
     prediction = yield Query(x, leg.t0)
     return prediction.mix(leg.schedule.alpha(leg.t1), leg.schedule.sigma(leg.t1))
+
+
+def ddim_factors(schedule: Schedule, t0: float, t1: float) -> tuple[float, float]:
+    """A and B of the DDIM step x1 = A x0 + B eps from t0 to t1. Raises `SingularTimeError` where alpha(t0) = 0."""
+    before = schedule.alpha(t0)
+    if before == 0.0:
+        raise SingularTimeError(f"alpha is 0 at t = {t0:.6g}, from where this step is undefined; give a smaller t_max")
+    ratio = schedule.alpha(t1) / before
+    return ratio, schedule.sigma(t1) - ratio * schedule.sigma(t0)
 
 
 def combine(first: float, x: Tensor, factors: list[float], others: list[Tensor]) -> Tensor:

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..schedules import Schedule
-from ..variables import DATA, NOISE, Variable
+from ..variables import DATA, NOISE, Variable, VariableName
 from .ancestral import unit_noise
 from .base import Asking, Facts, Leg, Query, Solver, combine, state
 
@@ -76,7 +76,7 @@ class Multistep(Solver):
     stochastic: ClassVar[bool] = False
 
     @property
-    def frame(self) -> Literal["noise", "data"]:
+    def frame(self) -> VariableName:
         return "data" if self.variable is DATA else "noise"
 
     @property
@@ -315,7 +315,7 @@ class UniPC(Solver):
             raise InputError(f"unipc: got kind {self.kind!r}, expected 'bh1' or 'bh2'")
 
     @property
-    def frame(self) -> Literal["noise", "data"]:
+    def frame(self) -> VariableName:
         return "data"
 
     @property

@@ -10,6 +10,7 @@ from ..errors import InputError, UnknownNameError
 from ..variables import VariableName
 from .ancestral import DDIM, DDPM
 from .base import Solver
+from .fixed_point import AIDI, FireFlow, ReNoise
 from .multistep import DEIS, IPNDM, LMS, DPMpp2M, DPMpp3M, DPMppSDE, UniPC
 from .reversible import ALF, BDIA, BELM, EDICT, Coupling, ImplicitMidpoint, ReversibleHeun, Rex, RexSDE
 from .runge_kutta import (
@@ -56,7 +57,7 @@ for _solver in _RUNGE_KUTTA:
     register(f"rex-{_solver.name}", _rex(_solver.name))
 for _solver in (RexSDE, ReversibleHeun, ALF, EDICT, BDIA, BELM, ImplicitMidpoint):
     register(_solver.name, _solver)
-for _solver in (DPMSolver2, DPMSolver3, DPMpp2S, DPMpp2M, DPMpp3M, UniPC, DEIS, IPNDM, LMS):
+for _solver in (DPMSolver2, DPMSolver3, DPMpp2S, DPMpp2M, DPMpp3M, UniPC, DEIS, IPNDM, LMS, FireFlow, AIDI, ReNoise):
     register(_solver.name, _solver)
 for _order in (1, 2, 3):
     register(DPMppSDE(_order).name, partial(DPMppSDE, _order))

@@ -5,11 +5,11 @@ the *determinant* D of the step. The physical root is about e^z, so the parasiti
 stable for real z < 0 iff |z| is at most about -ln |D|, and its inverse spreads rounding errors by 1 / |D| a step.
 With D = 1 nothing contracts. `coupling` sets D; "auto" takes it from the leg,
 
-    |D| = (chi1 / chi0)^c,        chi = sigma / alpha,
+    |D| = (tau1 / tau0)^c,        tau = sigma / alpha (noise variable) or sigma / (alpha + sigma) (flow variable),
 
-so that the method just follows the strongest contraction of the noise variable, dchi / chi, at every step, and
-the inversion's growth is (chi_T / chi_0)^c over the whole grid. For Rex over Euler and c = 1 the stability interval
-is then exactly 1 - chi1 / chi0, the largest |z| of the leg.
+so that the method just follows the strongest contraction of its variable, dtau / tau, at every step, and the
+inversion's growth is (tau_T / tau_0)^c over the whole grid. For Rex over Euler and c = 1 the stability interval is
+then exactly 1 - tau1 / tau0, the largest |z| of the leg.
 
 Sources: McCallum & Foster 2024 (2410.11648); Rex: Blasingame & Liu 2025 (2502.08834); EDICT: Wallace et al. 2023;
 BDIA: Zhang et al. 2023; O-BELM: Wang et al. 2024; Reversible Heun: Kidger et al. 2021 (2105.13493); ALF: Zhuang et al.
@@ -30,8 +30,8 @@ from torch import Tensor
 
 from ..errors import ConvergenceError, InputError, SingularTimeError
 from ..schedules import Schedule
-from ..variables import NOISE, Variable, VariableName, check_name, choose
-from .base import Asking, Facts, Leg, Query, Solver, combine, ddim_step, state
+from ..variables import DATA, NOISE, Variable, VariableName, check_name, choose
+from .base import Asking, Facts, Leg, Query, Solver, combine, ddim_factors, ddim_step, state
 from .runge_kutta import (
     RK4,
     SSPRK3,
@@ -80,9 +80,13 @@ def _check_coupling(value: Coupling, name: str) -> None:
         raise InputError(f'{name}: got coupling {value!r}, expected a number in (0, 1] or "auto"')
 
 
-def _contraction(leg: Leg, power: float) -> float:
-    """(chi_clean / chi_noisy)^power over a leg, kept away from 0 at singular ends."""
-    low, high = sorted((leg.schedule.ratio(leg.t0), leg.schedule.ratio(leg.t1)))
+def _contraction(leg: Leg, power: float, variable: Variable = NOISE) -> float:
+    """(tau_clean / tau_noisy)^power over a leg, for a time that grows with noise; kept away from 0 at singular ends.
+
+    The data variable, in which sampling contracts nothing, is given the noise variable's.
+    """
+    clock = NOISE if variable is DATA else variable
+    low, high = sorted((clock.time(leg.schedule, leg.t0), clock.time(leg.schedule, leg.t1)))
     return max((low / high) ** power if high < math.inf else 0.0, 0.05)
 
 
@@ -149,8 +153,8 @@ class Rex(TwoStates):
         return _BASES[self.method](variable=self.variable)
 
     @property
-    def frame(self) -> Literal["noise", "data"]:
-        return "data" if self.variable == "data" else "noise"
+    def frame(self) -> VariableName:
+        return self.variable
 
     def spec(self) -> dict[str, Any]:
         return {"name": self.name, "variable": self.variable, "coupling": self.coupling}
@@ -170,7 +174,7 @@ class Rex(TwoStates):
 
     def determinant(self, leg: Leg) -> float:
         if self.coupling == "auto":
-            return _contraction(leg, _REX_POWER.get(self.method, 0.8))
+            return _contraction(leg, _REX_POWER.get(self.method, 0.8), _variable(self.variable, leg))
         return self.coupling
 
     def step(self, state: Pair, leg: Leg) -> Asking[Pair]:
@@ -317,7 +321,7 @@ class EDICT(TwoStates):
 
     def step(self, state: Pair, leg: Leg) -> Asking[Pair]:
         x, y = self._turned(state, leg)
-        p, (a, b) = self._weight(leg), _ddim_factors(leg.schedule, leg.t0, leg.t1)
+        p, (a, b) = self._weight(leg), ddim_factors(leg.schedule, leg.t0, leg.t1)
         x = combine(a, x, [b], [(yield Query(y, leg.t0)).eps])
         y = combine(a, y, [b], [(yield Query(x, leg.t0)).eps])
         x = combine(p, x, [1 - p], [y])
@@ -326,21 +330,12 @@ class EDICT(TwoStates):
 
     def inverse_step(self, state: Pair, leg: Leg) -> Asking[Pair]:
         x, y = self._turned(state, leg)
-        p, (a, b) = self._weight(leg), _ddim_factors(leg.schedule, leg.t1, leg.t0)
+        p, (a, b) = self._weight(leg), ddim_factors(leg.schedule, leg.t1, leg.t0)
         y = combine(1 / p, y, [1 - 1 / p], [x])
         x = combine(1 / p, x, [1 - 1 / p], [y])
         y = combine(1 / a, y, [-b / a], [(yield Query(x, leg.t1)).eps])
         x = combine(1 / a, x, [-b / a], [(yield Query(y, leg.t1)).eps])
         return self._turned(Pair(x, y), leg)
-
-
-def _ddim_factors(schedule: Schedule, t0: float, t1: float) -> tuple[float, float]:
-    """A and B of the DDIM step x1 = A x0 + B eps from t0 to t1."""
-    before = schedule.alpha(t0)
-    if before == 0.0:
-        raise SingularTimeError(f"edict: alpha is 0 at t = {t0:.6g}; give a smaller t_max")
-    ratio = schedule.alpha(t1) / before
-    return ratio, schedule.sigma(t1) - ratio * schedule.sigma(t0)
 
 
 class TwoStep(Solver):
@@ -467,7 +462,7 @@ class Auxiliary(Solver):
         return state.x
 
     @property
-    def frame(self) -> Literal["noise", "data"]:
+    def frame(self) -> VariableName:
         return self.variable
 
 
@@ -569,7 +564,7 @@ class ImplicitMidpoint(Solver):
     and raises `ConvergenceError` after `iterations` rounds. The round trip is exact to that tolerance.
     """
 
-    variable: VariableName = "auto"
+    variable: VariableName = "flow"
     tolerance: float | None = None
     iterations: int = 100
     name: ClassVar[str] = "implicit-midpoint"

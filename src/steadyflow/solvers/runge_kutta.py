@@ -1,12 +1,13 @@
-"""Explicit Runge-Kutta methods in the noise or the data variable: one class, many tableaux.
+"""Explicit Runge-Kutta methods in the flow, noise or data variable: one class, many tableaux.
 
 With scale W and time tau of the variable (see `variables`), a step from t0 to t1, h = tau1 - tau0, is
 
     x_i = (W_i / W0) x + W_i h sum_{j<i} A_ij k_j,   k_i = slope(prediction at (x_i, t_i)),  tau_i = tau0 + c_i h
     x1  = (W1 / W0) x + W1 h sum_i b_i k_i.
 
-The step back is the same step with the ends exchanged. Euler is DDIM in either variable, Heun in the noise
-variable is EDM's deterministic sampler, EES gives the near-reversible samplers of 2605.16399.
+The step back is the same step with the ends exchanged. Euler is DDIM in any variable, Heun in the noise variable
+is EDM's deterministic sampler, midpoint in the flow variable is RF-Solver (Wang et al. 2024), and EES gives the
+near-reversible samplers of 2605.16399.
 
 Where the variable is singular at an end of the leg, or a stage would ask the model for a state without noise
 (sigma = 0), the leg is one DDIM step, which is defined there.
@@ -28,13 +29,13 @@ from .tableaux import Tableau
 
 @dataclass(frozen=True)
 class RungeKutta(Solver):
-    """An explicit Runge-Kutta method in a variable: "noise", "data", or "auto".
+    """An explicit Runge-Kutta method in a variable: "flow", "noise" or "data".
 
-    "auto" takes the noise variable where the signal is stronger than the noise and the data variable where it
-    is weaker, so that neither is used near its singular end.
+    The flow variable is regular at both ends of every path, and its round trips are the best or close to it on
+    all the models measured here (benchmarks/variables.py).
     """
 
-    variable: VariableName = "auto"
+    variable: VariableName = "flow"
 
     def __post_init__(self):
         check_name(self.variable)
@@ -45,8 +46,8 @@ class RungeKutta(Solver):
         """The method's coefficients."""
 
     @property
-    def frame(self) -> Literal["noise", "data"]:
-        return "data" if self.variable == "data" else "noise"
+    def frame(self) -> VariableName:
+        return self.variable
 
     @property
     def facts(self) -> Facts:
@@ -97,7 +98,7 @@ def _facts(tableau: Tableau) -> Facts:
 
 @dataclass(frozen=True)
 class Euler(RungeKutta):
-    """First order, one evaluation: DDIM, in either variable."""
+    """First order, one evaluation: DDIM, in any variable."""
 
     name: ClassVar[str] = "euler"
 

@@ -14,11 +14,12 @@ an end of the leg, the leg is one DDIM step. Sources: Lu et al. 2022a (DPM-Solve
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
 from ..schedules import Schedule
+from ..variables import VariableName
 from .base import Asking, Facts, Leg, Query, Solver, combine, ddim_step
 
 
@@ -92,7 +93,7 @@ class DPMpp2S(Exponential):
     name: ClassVar[str] = "dpmpp-2s"
 
     @property
-    def frame(self) -> Literal["noise", "data"]:
+    def frame(self) -> VariableName:
         return "data"
 
     @property

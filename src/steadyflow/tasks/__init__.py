@@ -1,7 +1,23 @@
-"""The verbs: sample, invert, reconstruct, edit."""
+"""The verbs: sample, invert, reconstruct, edit; and the ways to edit that keep something else than a latent."""
 
 from .editing import Edit, Reconstruction, edit, reconstruct
+from .flowing import FlowingEdit, flow_edit, rf_inversion
 from .inversion import Inversion, invert
+from .noise_maps import NoiseMaps, noise_maps
 from .sampling import Sample, sample
 
-__all__ = ["Edit", "Inversion", "Reconstruction", "Sample", "edit", "invert", "reconstruct", "sample"]
+__all__ = [
+    "Edit",
+    "FlowingEdit",
+    "Inversion",
+    "NoiseMaps",
+    "Reconstruction",
+    "Sample",
+    "edit",
+    "flow_edit",
+    "invert",
+    "noise_maps",
+    "reconstruct",
+    "rf_inversion",
+    "sample",
+]

@@ -1,0 +1,42 @@
+"""Direct inversion: bring a run back, step by step, to states recorded on the way up.
+
+"Direct" or PnP inversion (Ju et al. 2023, 2310.01506) adds to the source branch, after every step, the offset between
+the inversion's state and what the step gave; the branch then retraces the inversion exactly, whatever the solver. It
+costs the memory of one state a step. With `share` below 1 a part of the offset is added: an edit that is held near
+its source.
+"""
+
+import bisect
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..errors import InputError
+from ..integrate import Moment, Trajectory
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A correction that moves the state the given share of the way to a recorded trajectory's at the same time.
+
+    trajectory: of the inversion, recorded with `record="all"`. Raises `InputError` at a time that was not recorded.
+    """
+
+    trajectory: Trajectory
+    share: float = 1.0
+
+    def __post_init__(self):
+        if not 0.0 < self.share <= 1.0:
+            raise InputError(f"share: got {self.share}, expected a number in (0, 1]")
+
+    def __call__(self, moment: Moment) -> Tensor:
+        times = self.trajectory.times
+        if times[0] > times[-1]:
+            times, order = times[::-1], -1
+        else:
+            order = 1
+        k = bisect.bisect_left(times, moment.t)
+        if k == len(times) or times[k] != moment.t:
+            raise InputError(f"anchor: nothing was recorded at t = {moment.t:.6g}; invert with record='all'")
+        recorded = self.trajectory.x[k if order == 1 else len(times) - 1 - k]
+        return recorded if self.share == 1.0 else moment.x + self.share * (recorded - moment.x)

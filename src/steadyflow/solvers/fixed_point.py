@@ -1,0 +1,154 @@
+"""DDIM whose inversion solves for the state that DDIM would bring back, and FireFlow.
+
+The exact inverse of the DDIM step from (x1, t1) down to (x0, t0) is the solution x1 of
+
+    x1 = A x0 + B eps_hat(x1, t1),        A = alpha1 / alpha0,  B = sigma1 - A sigma0,
+
+found by iteration from x1 = x0. It converges where |B| times the Lipschitz constant of eps_hat is below 1.
+
+- `aidi`: the plain iteration, or Anderson's with a memory of one (Pan et al. 2023, 2309.04907).
+- `renoise`: the plain iteration, with the eps_hat of the last few rounds averaged for the final step (Garibi et al.
+  2024, 2403.14602; without its noise regularisation, which needs gradients).
+
+`fireflow` is the explicit midpoint rule in the flow variable that takes the slope at its middle state's predictor from
+the step before: two steps' order for one evaluation (Deng et al. 2024, 2412.07517).
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..schedules import Schedule
+from ..variables import FLOW, VariableName
+from .base import Asking, Facts, Leg, Query, Solver, combine, ddim_factors, ddim_step
+from .reversible import Moving
+
+
+class ImplicitDDIM(Solver):
+    """DDIM downwards; upwards, rounds of the fixed-point iteration above."""
+
+    rounds: int
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(1, 1, "approximate", inverse_evaluations=self.rounds + 1, real_interval=2.0, source=self.source)
+
+    source: ClassVar[str] = ""
+
+    def step(self, state: Tensor, leg: Leg) -> Asking[Tensor]:
+        return (yield from ddim_step(state, leg))
+
+    @abstractmethod
+    def inverse_step(self, state: Tensor, leg: Leg) -> Asking[Tensor]: ...
+
+
+@dataclass(frozen=True)
+class AIDI(ImplicitDDIM):
+    """Fixed-point inversion of DDIM. rounds: after the first guess, at one evaluation each. accelerate: Anderson."""
+
+    rounds: int = 5
+    accelerate: bool = True
+    name: ClassVar[str] = "aidi"
+    source = "Pan et al. 2023"
+
+    def __post_init__(self):
+        _check_rounds(self.name, self.rounds)
+
+    def inverse_step(self, state: Tensor, leg: Leg) -> Asking[Tensor]:
+        a, b = ddim_factors(leg.schedule, leg.t0, leg.t1)
+        x = combine(a, state, [b], [(yield Query(state, leg.t1)).eps])
+        past: tuple[Tensor, Tensor] | None = None
+        for _ in range(self.rounds):
+            image = combine(a, state, [b], [(yield Query(x, leg.t1)).eps])
+            residual = image - x
+            onward = image
+            if past is not None and self.accelerate:
+                onward = _anderson(image, residual, *past)
+            past = (image, residual)
+            x = onward
+        return x
+
+
+def _anderson(image: Tensor, residual: Tensor, image_before: Tensor, residual_before: Tensor) -> Tensor:
+    """The mix of the last two images whose residuals, mixed alike, are smallest; a weight a sample."""
+    change = residual - residual_before
+    size = change.flatten(1).square().sum(1)
+    weight = (residual * change).flatten(1).sum(1) / size.clamp_min(torch.finfo(size.dtype).tiny)
+    weight = weight.clamp(-2.0, 2.0).view(-1, *[1] * (image.ndim - 1))
+    return image - weight * (image - image_before)
+
+
+@dataclass(frozen=True)
+class ReNoise(ImplicitDDIM):
+    """ReNoise: `rounds` rounds, of which the last `average` predictions are averaged for the step."""
+
+    rounds: int = 9
+    average: int = 3
+    name: ClassVar[str] = "renoise"
+    source = "Garibi et al. 2024"
+
+    def __post_init__(self):
+        _check_rounds(self.name, self.rounds)
+        if not 1 <= self.average <= self.rounds + 1:
+            raise InputError(f"renoise: got average {self.average}, expected 1 to rounds + 1 = {self.rounds + 1}")
+
+    def inverse_step(self, state: Tensor, leg: Leg) -> Asking[Tensor]:
+        a, b = ddim_factors(leg.schedule, leg.t0, leg.t1)
+        x, total = state, None
+        for k in range(self.rounds + 1):
+            eps = (yield Query(x, leg.t1)).eps
+            if k > self.rounds - self.average:
+                total = eps if total is None else total + eps
+            x = combine(a, state, [b], [eps])
+        assert total is not None
+        return combine(a, state, [b / self.average], [total])
+
+
+def _check_rounds(name: str, rounds: int) -> None:
+    if not isinstance(rounds, int) or rounds < 1:
+        raise InputError(f"{name}: got rounds {rounds!r}, expected a whole number of at least 1")
+
+
+@dataclass(frozen=True)
+class FireFlow(Solver):
+    """FireFlow: the midpoint rule in the flow variable, its predictor's slope reused from the step before.
+
+    One evaluation a step and one to start; order 2 where steps are equal. The step back is the same, with a history
+    of its own.
+    """
+
+    name: ClassVar[str] = "fireflow"
+
+    @property
+    def frame(self) -> VariableName:
+        return "flow"
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(2, 1, "approximate", extra=1, states=2, source="Deng et al. 2024")
+
+    def start(self, x: Tensor, schedule: Schedule, t: float) -> Moving:
+        return Moving(x, None, None)
+
+    def output(self, state: Moving) -> Tensor:
+        return state.x
+
+    def turn(self, state: Moving) -> Moving:
+        return Moving(state.x, None, None)
+
+    def step(self, state: Moving, leg: Leg) -> Asking[Moving]:
+        x, _, slope = state
+        if slope is None:
+            slope = (yield Query(x, leg.t0)).flow
+        schedule = leg.schedule
+        start = FLOW.time(schedule, leg.t0)
+        h = FLOW.time(schedule, leg.t1) - start
+        t = FLOW.when(schedule, start + h / 2)
+        before, here, after = (FLOW.scale(schedule, s) for s in (leg.t0, t, leg.t1))
+        middle = combine(here / before, x, [here * h / 2], [slope])
+        slope = (yield Query(middle, t)).flow
+        return Moving(combine(after / before, x, [after * h], [slope]), None, slope)
