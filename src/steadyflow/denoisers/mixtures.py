@@ -209,6 +209,8 @@ class MixtureDenoiser(Denoiser):
             wanted = (given[:, None] == mixture.labels) | (given[:, None] < 0)
             log_weights = log_weights.where(wanted, -math.inf)
         responsibilities = _log_joint(x, mixture, log_weights, alpha, sigma).softmax(1)
+        if mixture.std.ndim == 2 and isinstance(alpha, Tensor) and isinstance(sigma, Tensor):
+            alpha, sigma = alpha[:, :, None], sigma[:, :, None]  # against (K, d)
         variance = (alpha * mixture.std) ** 2 + sigma**2
         of_x = alpha * sigma * (1.0 - mixture.std**2) / variance
         of_mean = sigma + alpha * of_x
