@@ -283,6 +283,42 @@ def demo(
     )
 
 
+lab_app = typer.Typer(help="Experiments; each prints a table and writes a picture.", no_args_is_help=True)
+app.add_typer(lab_app, name="lab")
+
+
+@lab_app.command("coupling", epilog="Example: steadyflow lab coupling --problem digits --out lab")
+def lab_coupling(
+    problem: Annotated[str, typer.Option(help="'mixture' (16-dimensional, exact) or 'digits'.")] = "mixture",
+    n: Number = 64,
+    nfe: Annotated[int, typer.Option(help="Model evaluations each way.")] = 48,
+    grid: GridName = "quadratic",
+    out: Annotated[Path, typer.Option(help="The folder for the picture.")] = Path("lab"),
+    as_json: Json = False,
+) -> None:
+    """Exact reversibility against stability: edits at rising guidance, fixed and automatic coupling."""
+    from matplotlib.figure import Figure
+    from tqdm import tqdm
+
+    from .lab import coupling
+
+    with tqdm(total=len(coupling.METHODS), unit="method", leave=False, disable=None) as bar:
+
+        def tell(_: str) -> None:
+            bar.update()
+
+        rows = coupling.study(problem, n=n, nfe=nfe, grid=grid, progress=tell)
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+        return
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    coupling.draw(rows, figure.subplots())
+    out.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out / f"coupling-{problem}.png", dpi=120)
+    typer.echo(_table(*coupling.table(rows), left=(0, 1)))
+    typer.echo(f"\nPicture: {out / f'coupling-{problem}.png'}")
+
+
 def _model(name: str) -> Any:
     from .denoisers import GaussianMixture
     from .models import load
