@@ -19,6 +19,7 @@ FLOORS = [
     ["variables", "grids", "denoisers"],
     ["solvers"],
     ["integrate"],
+    ["adaptive"],
     ["tasks", "models", "datasets", "corrections"],
     ["diagnostics"],
     ["lab", "adapters"],

@@ -10,6 +10,7 @@ edited = inversion.decode(model.condition(8), guidance=3.0)
 
 from . import grids, noise, schedules, solvers
 from ._version import __version__
+from .adaptive import AdaptiveRun, solve_adaptive
 from .denoisers import Denoiser, GaussianMixture
 from .errors import (
     ConvergenceError,
@@ -42,12 +43,14 @@ from .solvers import (
     Solver,
 )
 from .tasks import (
+    Choice,
     Edit,
     FlowingEdit,
     Inversion,
     NoiseMaps,
     Reconstruction,
     Sample,
+    choose_solver,
     edit,
     flow_edit,
     invert,
@@ -65,6 +68,8 @@ __all__ = [
     "RK4",
     "SSPRK3",
     "VE",
+    "AdaptiveRun",
+    "Choice",
     "ConvergenceError",
     "CorruptFileError",
     "Denoiser",
@@ -101,6 +106,7 @@ __all__ = [
     "VPLinear",
     "VPScaledLinear",
     "__version__",
+    "choose_solver",
     "edit",
     "flow_edit",
     "grids",
@@ -114,5 +120,6 @@ __all__ = [
     "rf_inversion",
     "sample",
     "schedules",
+    "solve_adaptive",
     "solvers",
 ]

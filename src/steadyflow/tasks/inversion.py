@@ -21,7 +21,8 @@ from ..errors import CorruptFileError, InputError
 from ..grids import Grid
 from ..integrate import Callback, Correction, Progress, Record, Trajectory, check_state
 from ..solvers import registry
-from ..solvers.base import Solver, State, pack, unpack
+from ..solvers.base import Solver, State, pack, steps_for, unpack
+from .choosing import choose_solver
 from .journey import Options, travel
 from .sampling import Sample
 
@@ -46,6 +47,8 @@ class Inversion:
     """Model evaluations a sample, on the way up."""
     model: Denoiser | None = None
     """The model that inverted; not saved."""
+    reason: str = ""
+    """Why this solver, where it was chosen by solver="auto"."""
     trajectory: Trajectory | None = None
 
     @property
@@ -157,6 +160,9 @@ def invert(
     *,
     solver: str | Solver = "ees25",
     steps: int = 32,
+    nfe: int | None = None,
+    exact: bool = False,
+    target: Denoiser | None = None,
     grid: str | Grid = "quadratic",
     strength: float = 1.0,
     t_max: float | None = None,
@@ -174,6 +180,10 @@ def invert(
 
     x: shape (B, ...), float32 or float64, taken as the state at the grid's clean end.
     solver: one with an inverse. "ees25" is near-reversible: the error of the round trip is of fifth order.
+        "auto" tries a few on some of the samples and takes the best for the budget `nfe` (48 by default), an exactly
+        reversible one if `exact`, judged by the edit if `target`, the model of the way back, is given; the result's
+        `reason` says why (see `choosing`).
+    nfe: model evaluations each way, instead of steps.
     strength: how far up to go, as a share of the way from t_min to t_max; 1 is all the way. Less keeps more of
         the source in an edit.
     The rest is as in `sample`.
@@ -181,9 +191,18 @@ def invert(
     Raises `NotInvertibleError` for a stochastic solver, `InputError` for arguments that do not fit,
     `NonFiniteError` where the run diverges.
     """
+    check_state("x", x, model.shape)
+    reason = ""
+    if solver == "auto":
+        choice = choose_solver(model, x, nfe=nfe or 48, exact=exact, target=target)
+        solver, steps, nfe, reason = choice.solver, choice.steps, None, choice.reason
+        grid = choice.grid if grid == "quadratic" else grid
+    elif exact or target is not None:
+        raise InputError("invert: exact and target go with solver='auto'")
     method = solvers.get(solver)
     method.check_invertible()
-    check_state("x", x, model.shape)
+    if nfe is not None:
+        steps = steps_for(method, nfe)
     if strength != 1.0:
         t_max = _partial(model, grid, strength, t_max, t_min)
     times = grids.make(grid, model.schedule, steps, t_max=t_max, t_min=t_min).reversed()
@@ -201,6 +220,7 @@ def invert(
         noise,
         arrival.nfe,
         model,
+        reason,
         arrival.trajectory,
     )
 

@@ -1,0 +1,122 @@
+"""Choosing a solver for the user: by trying a few on a few of the samples.
+
+For an inversion at a given budget of evaluations each way, the candidates are tried on up to four samples, under the
+condition and the guidance that will be asked for, and the best is taken. What is compared is the error of the round
+trip; where the way back has another guidance or condition, also the distance of the edit to that of a reference
+solve with four times the budget. With `exact`, only exactly reversible solvers are tried, and the edit decides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import solvers
+from ..denoisers.base import Denoiser
+from ..errors import InputError, SteadyflowError
+from ..metrics.images import rmse
+from ..solvers.base import Solver, steps_for
+
+APPROXIMATE: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("midpoint", {}),
+    ("rk4", {}),
+    ("ees25", {}),
+    ("ees27", {}),
+    ("rk4", {"variable": "data"}),
+    ("ees27", {"variable": "data"}),
+)
+EXACT: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("rex-euler", {"variable": "flow", "coupling": "auto"}),
+    ("rex-midpoint", {"variable": "flow", "coupling": "auto"}),
+    ("rex-rk4", {"variable": "flow", "coupling": "auto"}),
+    ("belm", {}),
+    ("alf", {}),
+)
+GRIDS = ("quadratic", "uniform")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A solver for a model and a budget."""
+
+    solver: Solver
+    steps: int
+    grid: str
+    reason: str
+    """In one sentence."""
+    errors: dict[str, float]
+    """Of all candidates, "solver option on grid" -> the error by which they were judged."""
+    nfe: int
+    """Model evaluations that the trial spent, a sample tried."""
+
+
+def choose_solver(
+    model: Denoiser,
+    x: Tensor,
+    *,
+    nfe: int = 48,
+    exact: bool = False,
+    target: Denoiser | None = None,
+    samples: int = 4,
+) -> Choice:
+    """The best solver, variable and grid for inverting samples like x with nfe evaluations each way.
+
+    x: shape (B, ...); its first `samples` are tried. target: the model of the way back, if it is another condition or
+    guidance of this one. exact: the round trip must be exact.
+
+    Raises `InputError` for a budget that pays for no candidate.
+    """
+    from .inversion import invert  # the two verbs name each other
+
+    few = x[:samples]
+    here = model.rows(0, len(few)) if len(x) > len(few) else model
+    there = None if target is None else target.rows(0, len(few)) if len(x) > len(few) else target
+    spent, reference = 0, None
+    if there is not None or exact:
+        fine = invert(here, few, solver="rk4", steps=max(nfe, 4), grid="quadratic")
+        decoded = fine.decode(there)
+        reference, spent = (fine.latent, decoded.x), fine.nfe + decoded.nfe
+    tried: dict[str, tuple[float, Solver, int, str]] = {}
+    for name, options in EXACT if exact else APPROXIMATE:
+        solver = solvers.get(name, **options)
+        if nfe < (solver.facts.evaluations or 1):
+            continue
+        for grid in GRIDS:
+            steps = steps_for(solver, nfe)
+            label = " ".join([name, *(f"{k}={v}" for k, v in options.items()), "on", grid])
+            try:
+                inversion = invert(here, few, solver=solver, steps=steps, grid=grid)
+                spent += inversion.nfe
+                error = _judge(inversion, few, there, reference, exact)
+                spent += inversion.nfe * (2 if there is not None else 1)
+            except SteadyflowError:
+                error = float("inf")
+            tried[label] = (error, solver, steps, grid)
+    finite = {label: entry for label, entry in tried.items() if entry[0] < float("inf")}
+    if not finite:
+        raise InputError(f"solver 'auto': no candidate can invert with {nfe} evaluations; raise nfe or narrow the grid")
+    best = min(finite, key=lambda label: finite[label][0])
+    error, solver, steps, grid = finite[best]
+    kind = "exactly reversible candidate" if exact else "candidate"
+    what = "edit error" if reference is not None else "round-trip error"
+    reason = (
+        f"{best}, {steps} steps, had the smallest {what} ({error:.1e}) of {len(tried)} {kind}s tried on {len(few)} "
+        f"sample(s) at {nfe} evaluations each way."
+    )
+    return Choice(solver, steps, grid, reason, {label: entry[0] for label, entry in tried.items()}, spent)
+
+
+def _judge(inversion: Any, x: Tensor, there: Denoiser | None, reference: Any, exact: bool) -> float:
+    """Median over the samples of the error by which a candidate is judged."""
+    errors = []
+    if not exact:
+        errors.append(rmse(inversion.decode().x, x))
+    if reference is not None:
+        latent, edited = reference
+        errors.append(rmse(inversion.latent, latent))
+        if there is not None:
+            errors.append(rmse(inversion.decode(there).x, edited))
+    return torch.stack(errors).amax(0).median().item()
