@@ -103,7 +103,7 @@ def test_noise_maps_are_larger_than_ordinary_noise(model, points):
     assert maps[:-1].std() > 1.3
 
 
-@pytest.mark.parametrize("solver", ["ees25", "ddim", "seeds-2", "rex-sde"])
+@pytest.mark.parametrize("solver", ["ees25", "ddim", "seeds-2", "rex-sde", "rex-shark"])
 def test_solvers_without_one_noise_a_step_have_no_noise_maps(solver, model, points):
     with pytest.raises(sf.NotInvertibleError, match="one unit of noise a step"):
         sf.noise_maps(model, points, solver=solver)
@@ -168,3 +168,9 @@ def test_fireflow_costs_one_evaluation_a_step_and_beats_euler(model, points):
     assert fire.inversion.nfe == 25
     euler = sf.reconstruct(model, points, solver="ddim", steps=24)
     assert fire.error.median() < 0.2 * euler.error.median()
+
+
+def test_a_diverging_fixed_point_says_where_and_by_how_much():
+    stiff = sf.Denoiser(lambda x, t: 30.0 * x, sf.VE(), shape=(2,))
+    with pytest.raises(sf.ConvergenceError, match=r"aidi: at t = 1 the fixed point diverges"):
+        sf.invert(stiff, torch.ones(2, 2), solver=solvers.get("aidi", accelerate=False), grid=sf.Grid((0.5, 1.0)))

@@ -396,8 +396,8 @@ def test_multistep_methods_reach_their_own_order_from_an_exact_history(name, ord
 def test_stochastic_solvers_keep_the_spread_of_gaussian_data(name):
     mixture, schedule = gaussian(), sf.VPLinear()
     model = mixture.denoiser(schedule)
-    if name in ("lcm", "rex-sde"):
-        pytest.skip("consistency steps are for distilled models; the pair of rex-sde is tested with the exact ones")
+    if name in ("lcm", "rex-sde", "rex-shark"):
+        pytest.skip("consistency steps are for distilled models; rex-sde and rex-shark are tested with the exact ones")
     n = 20000
     x = sf.sample(model, n=n, solver=name, steps=200, grid="log-snr", dtype=torch.float64, seed=5, noise="white").x
     wanted = mixture.std[0] ** 2 * schedule.alpha(1e-3) ** 2 + schedule.sigma(1e-3) ** 2

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .errors import InputError
 
-INITIAL, BROWNIAN, WHITE, PERTURBATION = 0, 1, 2, 3
+INITIAL, BROWNIAN, WHITE, PERTURBATION, AREA = 0, 1, 2, 3, 4
 """Streams: what the noise is for. Different streams of one seed are independent."""
 
 _PER_COUNTER = 8  # numbers drawn from one 256-bit counter value: 8 x 32 bits
@@ -127,6 +127,16 @@ class NoiseSource(ABC):
     @abstractmethod
     def unit(self, a: float, b: float) -> Tensor:
         """`increment(a, b)` divided by its standard deviation."""
+
+    def area(self, a: float, b: float) -> Tensor:
+        """The space-time Levy area H over the interval: Gaussian of variance |b - a| / 12, independent of W; (B, ...).
+
+        H = (1/h) * integral of (W - the chord of W). It is drawn for each interval by itself, which is its exact law
+        on one grid; the areas of a refined grid belong to other paths. The same both ways along the interval.
+        """
+        _check_clock(a, b)
+        ends = struct.unpack("<QQ", struct.pack("<dd", min(a, b), max(a, b)))
+        return self._normal(AREA, (*ends, 0)) * math.sqrt(abs(b - a) / 12.0)
 
     def _normal(self, stream: int, node: tuple[int, int, int]) -> Tensor:
         return normal(self.seed, stream, node, self.samples, self.shape, dtype=self.dtype, device=self.device)

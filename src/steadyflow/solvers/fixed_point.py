@@ -21,7 +21,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import ConvergenceError, InputError
 from ..schedules import Schedule
 from ..variables import FLOW, VariableName
 from .base import Asking, Facts, Leg, Query, Solver, combine, ddim_factors, ddim_step
@@ -62,15 +62,29 @@ class AIDI(ImplicitDDIM):
         a, b = ddim_factors(leg.schedule, leg.t0, leg.t1)
         x = combine(a, state, [b], [(yield Query(state, leg.t1)).eps])
         past: tuple[Tensor, Tensor] | None = None
+        first: Tensor | None = None
         for _ in range(self.rounds):
             image = combine(a, state, [b], [(yield Query(x, leg.t1)).eps])
             residual = image - x
             onward = image
             if past is not None and self.accelerate:
                 onward = _anderson(image, residual, *past)
+            first = residual if first is None else first
             past = (image, residual)
             x = onward
+        if first is not None and past is not None:
+            _check_convergence(self.name, leg, first, past[1], state)
         return x
+
+
+def _check_convergence(name: str, leg: Leg, first: Tensor, last: Tensor, state: Tensor) -> None:
+    """Raise `ConvergenceError` if the last round moved the state more than the first, beyond rounding."""
+    before, after, size = first.norm().item(), last.norm().item(), state.norm().item()
+    if not after <= before + 10 * torch.finfo(state.dtype).eps * size:
+        raise ConvergenceError(
+            f"{name}: at t = {leg.t1:.6g} the fixed point diverges: its rounds moved the state by {before:.1e} "
+            f"at first and by {after:.1e} at last; take more steps or another solver"
+        )
 
 
 def _anderson(image: Tensor, residual: Tensor, image_before: Tensor, residual_before: Tensor) -> Tensor:

@@ -55,7 +55,9 @@ for _solver in (DDIM, DDPM, *_RUNGE_KUTTA, EES25, EES27):
     register(_solver.name, _solver)
 for _solver in _RUNGE_KUTTA:
     register(f"rex-{_solver.name}", _rex(_solver.name))
-for _solver in (RexSDE, ReversibleHeun, ALF, EDICT, BDIA, BELM, ImplicitMidpoint):
+for _method in ("euler-maruyama", "shark"):
+    register(RexSDE(_method).name, partial(RexSDE, _method))
+for _solver in (ReversibleHeun, ALF, EDICT, BDIA, BELM, ImplicitMidpoint):
     register(_solver.name, _solver)
 for _solver in (DPMSolver2, DPMSolver3, DPMpp2S, DPMpp2M, DPMpp3M, UniPC, DEIS, IPNDM, LMS, FireFlow, AIDI, ReNoise):
     register(_solver.name, _solver)

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConvergenceError, InputError, SingularTimeError
+from ..noise import NoiseSource
 from ..schedules import Schedule
 from ..variables import DATA, NOISE, Variable, VariableName, check_name, choose
 from .base import Asking, Facts, Leg, Query, Solver, combine, ddim_factors, ddim_step, state
@@ -223,27 +224,49 @@ def _coupled_interval(tableau: Tableau, zeta: float) -> float:
 
 @dataclass(frozen=True)
 class RexSDE(TwoStates):
-    """Rex for the reverse SDE by Euler-Maruyama, over the addressed Brownian path of the run.
+    """Rex for the reverse SDE, over the addressed Brownian path of the run.
 
     In the noise variable u = x / alpha the SDE is du = 2 eps_hat dchi + dB over chi^2, in the data variable
     u = x alpha / sigma^2 it is du = x0_hat drho + dB over rho = (alpha / sigma)^2. The coupling is that of `Rex`, with
-    the same increment of B both ways, so that a sample's latent and seed give it back exactly. The latent of an
-    inversion is no draw of the prior: reverse-time sampling contracts strongly, and its inverse expands.
+    the same increments W (and areas H) of B both ways, so that a sample's latent and seed give it back exactly. The
+    latent of an inversion is no draw of the prior: reverse-time sampling contracts strongly, its inverse expands.
+
+    Increments of the base method: "euler-maruyama", or "shark" (Foster et al. 2024; data variable only),
+
+        Z1 = u + H,  Z2 = u + 5/6 (h f(Z1) + W) + H,  P = h (2/5 f(Z1) + 3/5 f(Z2)) + W.
+
     Source: 2502.08834, section on SDEs.
     """
 
+    method: Literal["euler-maruyama", "shark"] = "euler-maruyama"
     variable: Literal["noise", "data"] = "data"
     coupling: float = 0.999
-    name: ClassVar[str] = "rex-sde"
 
     def __post_init__(self):
-        if self.variable not in ("noise", "data"):
-            raise InputError(f"rex-sde: got variable {self.variable!r}, expected 'noise' or 'data'")
+        if self.method not in ("euler-maruyama", "shark"):
+            raise InputError(f"rex-sde: got method {self.method!r}, expected 'euler-maruyama' or 'shark'")
+        if self.variable not in (("data",) if self.method == "shark" else ("noise", "data")):
+            raise InputError(f"{self.name}: the {self.variable!r} variable is not defined for it; use 'data'")
         _check_coupling(self.coupling, self.name)
 
     @property
+    def name(self) -> str:  # type: ignore[override]  # one class serves a name a method
+        return "rex-shark" if self.method == "shark" else "rex-sde"
+
+    def spec(self) -> dict[str, Any]:
+        return {"name": self.name, "variable": self.variable, "coupling": self.coupling}
+
+    @property
     def facts(self) -> Facts:
-        return Facts(1, 2, "exact", stochastic=True, states=2, source="Blasingame & Liu 2025")
+        shark = self.method == "shark"
+        return Facts(
+            2 if shark else 1,
+            4 if shark else 2,
+            "exact",
+            stochastic=True,
+            states=2,
+            source="Blasingame & Liu 2025" + ("; Foster et al. 2024" if shark else ""),
+        )
 
     def determinant(self, leg: Leg) -> float:
         return self.coupling
@@ -252,12 +275,15 @@ class RexSDE(TwoStates):
         alpha, sigma = leg.schedule.alpha(t), leg.schedule.sigma(t)
         scale = alpha if self.variable == "noise" else sigma * sigma / alpha if alpha > 0 else math.inf
         if not 0.0 < scale < math.inf:
-            raise SingularTimeError(f"rex-sde: the {self.variable} variable is singular at t = {t:.6g}")
+            raise SingularTimeError(f"{self.name}: the {self.variable} variable is singular at t = {t:.6g}")
         return scale
 
     def _increment(self, x: Tensor, leg: Leg, t0: float, t1: float) -> Asking[Tensor]:
-        """Drift and noise of an Euler-Maruyama step from (x, t0) to t1, in the variable."""
-        assert leg.noise is not None
+        """Drift and noise of a step of the base method from (x, t0) to t1, in the variable."""
+        if leg.noise is None:
+            raise InputError("noise: a stochastic solver needs a noise source (see steadyflow.noise.Brownian)")
+        if self.method == "shark":
+            return (yield from self._shark(x, leg, t0, t1, leg.noise))
         prediction = yield Query(x, t0)
         ratio0, ratio1 = leg.schedule.ratio(t0), leg.schedule.ratio(t1)
         if self.variable == "noise":
@@ -266,9 +292,18 @@ class RexSDE(TwoStates):
             drift, h, clock = prediction.x0, ratio1**-2 - ratio0**-2, (ratio0**-2, ratio1**-2)
         return torch.add(leg.noise.increment(*clock), drift, alpha=h)
 
+    def _shark(self, x: Tensor, leg: Leg, t0: float, t1: float, noise: NoiseSource) -> Asking[Tensor]:
+        schedule = leg.schedule
+        rho0, rho1 = (schedule.ratio(t) ** -2 for t in (t0, t1))
+        h, w, area = rho1 - rho0, noise.increment(rho0, rho1), noise.area(rho0, rho1)
+        middle = schedule.t_from_ratio((rho0 + 5 / 6 * h) ** -0.5)
+        before, here = self._scale(leg, t0), self._scale(leg, middle)
+        first = (yield Query(torch.add(x, area, alpha=before), t0)).x0
+        inner = combine(here / before, x, [here * 5 / 6 * h, here * 5 / 6, here], [first, w, area])
+        second = (yield Query(inner, middle)).x0
+        return combine(1.0, w, [0.4 * h, 0.6 * h], [first, second])
+
     def step(self, state: Pair, leg: Leg) -> Asking[Pair]:
-        if leg.noise is None:
-            raise InputError("noise: a stochastic solver needs a noise source (see steadyflow.noise.Brownian)")
         zeta, after = self.coupling, self._scale(leg, leg.t1)
         ratio = after / self._scale(leg, leg.t0)
         forth = yield from self._increment(state.y, leg, leg.t0, leg.t1)
@@ -277,8 +312,6 @@ class RexSDE(TwoStates):
         return Pair(x, combine(ratio, state.y, [-after], [back]))
 
     def inverse_step(self, state: Pair, leg: Leg) -> Asking[Pair]:
-        if leg.noise is None:
-            raise InputError("noise: a stochastic solver needs a noise source (see steadyflow.noise.Brownian)")
         zeta, after = self.coupling, self._scale(leg, leg.t1)
         ratio = after / self._scale(leg, leg.t0)
         back = yield from self._increment(state.x, leg, leg.t0, leg.t1)
