@@ -1,9 +1,10 @@
 """Choosing a solver for the user: by trying a few on a few of the samples.
 
-For an inversion at a given budget of evaluations each way, the candidates are tried on up to four samples, under the
+For an inversion at a given budget of evaluations each way, the candidates are tried on up to eight samples, under the
 condition and the guidance that will be asked for, and the best is taken. What is compared is the error of the round
 trip; where the way back has another guidance or condition, also the distance of the edit to that of a reference
-solve with four times the budget. With `exact`, only exactly reversible solvers are tried, and the edit decides.
+solve with eight times the budget. With `exact`, only exactly reversible solvers are tried, and the edit decides, or
+the distance of the latent to the reference's where there is none.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def choose_solver(
     nfe: int = 48,
     exact: bool = False,
     target: Denoiser | None = None,
-    samples: int = 4,
+    samples: int = 8,
 ) -> Choice:
     """The best solver, variable and grid for inverting samples like x with nfe evaluations each way.
 
@@ -76,7 +77,7 @@ def choose_solver(
     there = None if target is None else target.rows(0, len(few)) if len(x) > len(few) else target
     spent, reference = 0, None
     if there is not None or exact:
-        fine = invert(here, few, solver="rk4", steps=max(nfe, 4), grid="quadratic")
+        fine = invert(here, few, solver="rk4", steps=2 * nfe, grid="quadratic")
         decoded = fine.decode(there)
         reference, spent = (fine.latent, decoded.x), fine.nfe + decoded.nfe
     tried: dict[str, tuple[float, Solver, int, str]] = {}
@@ -116,7 +117,5 @@ def _judge(inversion: Any, x: Tensor, there: Denoiser | None, reference: Any, ex
         errors.append(rmse(inversion.decode().x, x))
     if reference is not None:
         latent, edited = reference
-        errors.append(rmse(inversion.latent, latent))
-        if there is not None:
-            errors.append(rmse(inversion.decode(there).x, edited))
+        errors.append(rmse(inversion.latent, latent) if there is None else rmse(inversion.decode(there).x, edited))
     return torch.stack(errors).amax(0).median().item()

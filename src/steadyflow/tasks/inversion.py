@@ -180,9 +180,9 @@ def invert(
 
     x: shape (B, ...), float32 or float64, taken as the state at the grid's clean end.
     solver: one with an inverse. "ees25" is near-reversible: the error of the round trip is of fifth order.
-        "auto" tries a few on some of the samples and takes the best for the budget `nfe` (48 by default), an exactly
-        reversible one if `exact`, judged by the edit if `target`, the model of the way back, is given; the result's
-        `reason` says why (see `choosing`).
+        "auto" tries a few on up to eight of the samples and takes the best for the budget `nfe` (48 by default), an
+        exactly reversible one if `exact`, judged by the edit if `target`, the model of the way back, is given; the
+        result's `reason` says why (see `choosing`).
     nfe: model evaluations each way, instead of steps.
     strength: how far up to go, as a share of the way from t_min to t_max; 1 is all the way. Less keeps more of
         the source in an edit.
