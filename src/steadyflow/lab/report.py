@@ -145,8 +145,7 @@ def _regions() -> str:
     grid = grids.make("quadratic", model.schedule, 12)
     start = noise.initial(0, range(8), (1, 8, 8)) * model.schedule.sigma(grid.times[0])
     places = {
-        f"w = {w:g}": stability.placement(model.guided(w), grid, start, solver="ddim", iterations=6)
-        for w in (1.0, 7.5)
+        f"w = {w:g}": stability.placement(model.guided(w), grid, start, solver="ddim", iterations=6) for w in (1.0, 7.5)
     }
     names = ["ddim", "midpoint", "rk4", "ees25", "ees27", "rex-euler", "rex-midpoint", "edict", "bdia", "alf"]
     return _png(stability.figure(names, placements=places, resolution=51))
