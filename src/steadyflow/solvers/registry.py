@@ -12,7 +12,8 @@ from .ancestral import DDIM, DDPM
 from .base import Solver
 from .fixed_point import AIDI, FireFlow, ReNoise
 from .multistep import DEIS, IPNDM, LMS, DPMpp2M, DPMpp3M, DPMppSDE, UniPC
-from .reversible import ALF, BDIA, BELM, EDICT, Coupling, ImplicitMidpoint, ReversibleHeun, Rex, RexSDE
+from .reversible import ALF, BDIA, BELM, EDICT, Coupling, ImplicitMidpoint, ReversibleHeun
+from .rex import Rex, RexSDE
 from .runge_kutta import (
     EES25,
     EES27,

@@ -11,8 +11,8 @@ so that the method just follows the strongest contraction of its variable, dtau 
 inversion's growth is (tau_T / tau_0)^c over the whole grid. For Rex over Euler and c = 1 the stability interval is
 then exactly 1 - tau1 / tau0, the largest |z| of the leg.
 
-Sources: McCallum & Foster 2024 (2410.11648); Rex: Blasingame & Liu 2025 (2502.08834); EDICT: Wallace et al. 2023;
-BDIA: Zhang et al. 2023; O-BELM: Wang et al. 2024; Reversible Heun: Kidger et al. 2021 (2105.13493); ALF: Zhuang et al.
+Rex, the coupling of any Runge-Kutta method, has a file of its own (`rex`). Sources of the others: EDICT: Wallace et
+al. 2023; BDIA: Zhang et al. 2023; O-BELM: Wang et al. 2024; Reversible Heun: Kidger et al. 2021 (2105.13493); ALF: Zhuang et al.
 2021; implicit midpoint: Hairer, Lubich & Wanner, Geometric Numerical Integration.
 """
 
@@ -21,31 +21,15 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, ClassVar, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import ConvergenceError, InputError, SingularTimeError
-from ..noise import NoiseSource
 from ..schedules import Schedule
 from ..variables import DATA, NOISE, Variable, VariableName, check_name, choose
 from .base import Asking, Facts, Leg, Query, Solver, combine, ddim_factors, ddim_step, state
-from .runge_kutta import (
-    RK4,
-    SSPRK3,
-    BogackiShampine,
-    Dopri5,
-    Euler,
-    Heun,
-    Midpoint,
-    Ralston,
-    RungeKutta,
-    Tsit5,
-)
-from .tableaux import Tableau
 
 Coupling = float | Literal["auto"]
 
@@ -76,12 +60,12 @@ class Moving(NamedTuple):
     slope: Tensor | None
 
 
-def _check_coupling(value: Coupling, name: str) -> None:
+def check_coupling(value: Coupling, name: str) -> None:
     if value != "auto" and not (isinstance(value, int | float) and 0.0 < value <= 1.0):
         raise InputError(f'{name}: got coupling {value!r}, expected a number in (0, 1] or "auto"')
 
 
-def _contraction(leg: Leg, power: float, variable: Variable = NOISE) -> float:
+def contraction(leg: Leg, power: float, variable: Variable = NOISE) -> float:
     """(tau_clean / tau_noisy)^power over a leg, for a time that grows with noise; kept away from 0 at singular ends.
 
     The data variable, in which sampling contracts nothing, is given the noise variable's.
@@ -91,7 +75,7 @@ def _contraction(leg: Leg, power: float, variable: Variable = NOISE) -> float:
     return max((low / high) ** power if high < math.inf else 0.0, 0.05)
 
 
-def _variable(name: VariableName, leg: Leg) -> Variable:
+def regular_variable(name: VariableName, leg: Leg) -> Variable:
     variable = choose(name, leg.schedule, leg.t0, leg.t1)
     if variable is None:
         raise SingularTimeError(
@@ -118,208 +102,6 @@ class TwoStates(Solver):
     def determinant(self, leg: Leg) -> float: ...
 
 
-_BASES: dict[str, type[RungeKutta]] = {
-    cls.name: cls for cls in (Euler, Midpoint, Heun, Ralston, SSPRK3, RK4, BogackiShampine, Dopri5, Tsit5)
-}
-_REX_POWER = {"euler": 1.0}
-
-
-@dataclass(frozen=True)
-class Rex(TwoStates):
-    """McCallum-Foster coupling over a Runge-Kutta method in a variable: Rex, for ODEs.
-
-    With P_h(t, x) the method's increment in the variable, and zeta the coupling,
-
-        u1 = zeta u + (1 - zeta) v + P_h(t0, v),        v1 = v - P_-h(t1, u1),
-
-    and back: v = v1 + P_-h(t1, u1), u = (u1 - (1 - zeta) v - P_h(t0, v)) / zeta. Determinant zeta. Order that of the
-    method; twice its evaluations. Source: 2410.11648, 2502.08834.
-    """
-
-    method: str = "euler"
-    variable: VariableName = "noise"
-    coupling: Coupling = 0.999
-
-    def __post_init__(self):
-        check_name(self.variable)
-        _check_coupling(self.coupling, self.name)
-
-    @property
-    def name(self) -> str:  # type: ignore[override]  # one class serves a name a method
-        return f"rex-{self.method}"
-
-    @property
-    def base(self) -> RungeKutta:
-        """The Runge-Kutta method that is coupled."""
-        return _BASES[self.method](variable=self.variable)
-
-    @property
-    def frame(self) -> VariableName:
-        return self.variable
-
-    def spec(self) -> dict[str, Any]:
-        return {"name": self.name, "variable": self.variable, "coupling": self.coupling}
-
-    @property
-    def facts(self) -> Facts:
-        base = self.base.facts
-        fixed = None if self.coupling == "auto" else float(self.coupling)
-        return Facts(
-            order=base.order,
-            evaluations=2 * (base.evaluations or 0),
-            inverse="exact",
-            states=2,
-            real_interval=None if fixed is None else _coupled_interval(self.base.tableau, fixed),
-            source="Blasingame & Liu 2025; McCallum & Foster 2024",
-        )
-
-    def determinant(self, leg: Leg) -> float:
-        if self.coupling == "auto":
-            return _contraction(leg, _REX_POWER.get(self.method, 0.8), _variable(self.variable, leg))
-        return self.coupling
-
-    def step(self, state: Pair, leg: Leg) -> Asking[Pair]:
-        variable, zeta = _variable(self.variable, leg), self.determinant(leg)
-        before, after = variable.scale(leg.schedule, leg.t0), variable.scale(leg.schedule, leg.t1)
-        ratio = after / before
-        slopes, h = yield from self.base.slopes(state.y, leg.schedule, leg.t0, leg.t1, variable)
-        weights = [after * h * b for b in self.base.tableau.b]
-        x = combine(ratio * zeta, state.x, [ratio * (1 - zeta), *weights], [state.y, *slopes])
-        slopes, h = yield from self.base.slopes(x, leg.schedule, leg.t1, leg.t0, variable)
-        weights = [-after * h * b for b in self.base.tableau.b]
-        return Pair(x, combine(ratio, state.y, weights, slopes))
-
-    def inverse_step(self, state: Pair, leg: Leg) -> Asking[Pair]:
-        variable, zeta = _variable(self.variable, leg), self.determinant(leg)
-        before, after = variable.scale(leg.schedule, leg.t0), variable.scale(leg.schedule, leg.t1)
-        ratio = after / before
-        slopes, h = yield from self.base.slopes(state.x, leg.schedule, leg.t0, leg.t1, variable)
-        y = combine(ratio, state.y, [after * h * b for b in self.base.tableau.b], slopes)
-        slopes, h = yield from self.base.slopes(y, leg.schedule, leg.t1, leg.t0, variable)
-        weights = [-after * h * b / zeta for b in self.base.tableau.b]
-        return Pair(combine(ratio / zeta, state.x, [1 - 1 / zeta, *weights], [y, *slopes]), y)
-
-
-@cache
-def _coupled_interval(tableau: Tableau, zeta: float) -> float:
-    """The real stability interval of McCallum-Foster coupling, from the roots of its matrix on u' = z u,
-
-    [[zeta, 1 - zeta + a], [-b zeta, 1 - b (1 - zeta + a)]],  a = R(z) - 1,  b = R(-z) - 1: those of
-    r^2 - (zeta + 1 - b (1 - zeta + a)) r + zeta, R being the method's stability polynomial.
-    """
-    polynomial = np.poly1d(tableau.stability_polynomial()[::-1])
-
-    def stable(z: float) -> bool:
-        trace = zeta + 1.0 - (polynomial(-z) - 1.0) * (polynomial(z) - zeta)
-        return bool(np.abs(np.roots([1.0, -trace, zeta])).max() <= 1.0 + 1e-12)
-
-    low, high = 0.0, 1e-5
-    while stable(-high) and high < 20.0:
-        low, high = high, high * 1.05
-    for _ in range(40):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if stable(-middle) else (low, middle)
-    return low
-
-
-@dataclass(frozen=True)
-class RexSDE(TwoStates):
-    """Rex for the reverse SDE, over the addressed Brownian path of the run.
-
-    In the noise variable u = x / alpha the SDE is du = 2 eps_hat dchi + dB over chi^2, in the data variable
-    u = x alpha / sigma^2 it is du = x0_hat drho + dB over rho = (alpha / sigma)^2. The coupling is that of `Rex`, with
-    the same increments W (and areas H) of B both ways, so that a sample's latent and seed give it back exactly. The
-    latent of an inversion is no draw of the prior: reverse-time sampling contracts strongly, its inverse expands.
-
-    Increments of the base method: "euler-maruyama", or "shark" (Foster et al. 2024; data variable only),
-
-        Z1 = u + H,  Z2 = u + 5/6 (h f(Z1) + W) + H,  P = h (2/5 f(Z1) + 3/5 f(Z2)) + W.
-
-    Source: 2502.08834, section on SDEs.
-    """
-
-    method: Literal["euler-maruyama", "shark"] = "euler-maruyama"
-    variable: Literal["noise", "data"] = "data"
-    coupling: float = 0.999
-
-    def __post_init__(self):
-        if self.method not in ("euler-maruyama", "shark"):
-            raise InputError(f"rex-sde: got method {self.method!r}, expected 'euler-maruyama' or 'shark'")
-        if self.variable not in (("data",) if self.method == "shark" else ("noise", "data")):
-            raise InputError(f"{self.name}: the {self.variable!r} variable is not defined for it; use 'data'")
-        _check_coupling(self.coupling, self.name)
-
-    @property
-    def name(self) -> str:  # type: ignore[override]  # one class serves a name a method
-        return "rex-shark" if self.method == "shark" else "rex-sde"
-
-    def spec(self) -> dict[str, Any]:
-        return {"name": self.name, "variable": self.variable, "coupling": self.coupling}
-
-    @property
-    def facts(self) -> Facts:
-        shark = self.method == "shark"
-        return Facts(
-            2 if shark else 1,
-            4 if shark else 2,
-            "exact",
-            stochastic=True,
-            states=2,
-            source="Blasingame & Liu 2025" + ("; Foster et al. 2024" if shark else ""),
-        )
-
-    def determinant(self, leg: Leg) -> float:
-        return self.coupling
-
-    def _scale(self, leg: Leg, t: float) -> float:
-        alpha, sigma = leg.schedule.alpha(t), leg.schedule.sigma(t)
-        scale = alpha if self.variable == "noise" else sigma * sigma / alpha if alpha > 0 else math.inf
-        if not 0.0 < scale < math.inf:
-            raise SingularTimeError(f"{self.name}: the {self.variable} variable is singular at t = {t:.6g}")
-        return scale
-
-    def _increment(self, x: Tensor, leg: Leg, t0: float, t1: float) -> Asking[Tensor]:
-        """Drift and noise of a step of the base method from (x, t0) to t1, in the variable."""
-        if leg.noise is None:
-            raise InputError("noise: a stochastic solver needs a noise source (see steadyflow.noise.Brownian)")
-        if self.method == "shark":
-            return (yield from self._shark(x, leg, t0, t1, leg.noise))
-        prediction = yield Query(x, t0)
-        ratio0, ratio1 = leg.schedule.ratio(t0), leg.schedule.ratio(t1)
-        if self.variable == "noise":
-            drift, h, clock = prediction.eps, 2.0 * (ratio1 - ratio0), (ratio0**2, ratio1**2)
-        else:
-            drift, h, clock = prediction.x0, ratio1**-2 - ratio0**-2, (ratio0**-2, ratio1**-2)
-        return torch.add(leg.noise.increment(*clock), drift, alpha=h)
-
-    def _shark(self, x: Tensor, leg: Leg, t0: float, t1: float, noise: NoiseSource) -> Asking[Tensor]:
-        schedule = leg.schedule
-        rho0, rho1 = (schedule.ratio(t) ** -2 for t in (t0, t1))
-        h, w, area = rho1 - rho0, noise.increment(rho0, rho1), noise.area(rho0, rho1)
-        middle = schedule.t_from_ratio((rho0 + 5 / 6 * h) ** -0.5)
-        before, here = self._scale(leg, t0), self._scale(leg, middle)
-        first = (yield Query(torch.add(x, area, alpha=before), t0)).x0
-        inner = combine(here / before, x, [here * 5 / 6 * h, here * 5 / 6, here], [first, w, area])
-        second = (yield Query(inner, middle)).x0
-        return combine(1.0, w, [0.4 * h, 0.6 * h], [first, second])
-
-    def step(self, state: Pair, leg: Leg) -> Asking[Pair]:
-        zeta, after = self.coupling, self._scale(leg, leg.t1)
-        ratio = after / self._scale(leg, leg.t0)
-        forth = yield from self._increment(state.y, leg, leg.t0, leg.t1)
-        x = combine(ratio * zeta, state.x, [ratio * (1 - zeta), after], [state.y, forth])
-        back = yield from self._increment(x, leg, leg.t1, leg.t0)
-        return Pair(x, combine(ratio, state.y, [-after], [back]))
-
-    def inverse_step(self, state: Pair, leg: Leg) -> Asking[Pair]:
-        zeta, after = self.coupling, self._scale(leg, leg.t1)
-        ratio = after / self._scale(leg, leg.t0)
-        back = yield from self._increment(state.x, leg, leg.t0, leg.t1)
-        y = combine(ratio, state.y, [after], [back])
-        forth = yield from self._increment(y, leg, leg.t1, leg.t0)
-        return Pair(combine(ratio / zeta, state.x, [1 - 1 / zeta, -after / zeta], [y, forth]), y)
-
-
 @dataclass(frozen=True)
 class EDICT(TwoStates):
     """Two DDIM states that denoise each other and are then averaged with weight p, the coupling.
@@ -334,7 +116,7 @@ class EDICT(TwoStates):
     name: ClassVar[str] = "edict"
 
     def __post_init__(self):
-        _check_coupling(self.coupling, self.name)
+        check_coupling(self.coupling, self.name)
 
     @property
     def facts(self) -> Facts:
@@ -344,7 +126,7 @@ class EDICT(TwoStates):
         return Facts(1, 2, "exact", states=2, real_interval=real, source="Wallace et al. 2023")
 
     def _weight(self, leg: Leg) -> float:
-        return _contraction(leg, 0.75) if self.coupling == "auto" else self.coupling
+        return contraction(leg, 0.75) if self.coupling == "auto" else self.coupling
 
     def determinant(self, leg: Leg) -> float:
         return self._weight(leg) ** 2
@@ -445,7 +227,7 @@ class BDIA(TwoStep):
     name: ClassVar[str] = "bdia"
 
     def __post_init__(self):
-        _check_coupling(self.coupling, self.name)
+        check_coupling(self.coupling, self.name)
 
     @property
     def facts(self) -> Facts:
@@ -522,7 +304,7 @@ class ReversibleHeun(Auxiliary):
         return 1.0
 
     def step(self, state: Moving, leg: Leg) -> Asking[Moving]:
-        variable = _variable(self.variable, leg)
+        variable = regular_variable(self.variable, leg)
         x, aid, slope = state
         if aid is None or slope is None:
             aid, slope = x, variable.slope((yield Query(x, leg.t0)))
@@ -575,7 +357,7 @@ class ALF(Auxiliary):
 
     def _move(self, state: Moving, leg: Leg, of_v: float, of_f: float) -> Asking[Moving]:
         """Half a step along v, v1 = of_v v + of_f f(middle), half a step along v1."""
-        variable = _variable(self.variable, leg)
+        variable = regular_variable(self.variable, leg)
         x, _, v = state
         if v is None:
             v = variable.slope((yield Query(x, leg.t0)))
@@ -617,7 +399,7 @@ class ImplicitMidpoint(Solver):
         check_name(self.variable)
 
     def step(self, state: Tensor, leg: Leg) -> Asking[Tensor]:
-        variable = _variable(self.variable, leg)
+        variable = regular_variable(self.variable, leg)
         start = variable.time(leg.schedule, leg.t0)
         h = variable.time(leg.schedule, leg.t1) - start
         t = variable.when(leg.schedule, start + h / 2)

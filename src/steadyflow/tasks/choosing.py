@@ -9,8 +9,9 @@ the distance of the latent to the reference's where there is none.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -39,6 +40,18 @@ EXACT: tuple[tuple[str, dict[str, Any]], ...] = (
 GRIDS = ("quadratic", "uniform")
 
 
+class Inverted(Protocol):
+    """What is used here of an `Inversion`."""
+
+    @property
+    def nfe(self) -> int: ...
+
+    @property
+    def latent(self) -> Tensor: ...
+
+    def decode(self, model: Denoiser | None = None) -> Any: ...
+
+
 @dataclass(frozen=True)
 class Choice:
     """A solver for a model and a budget."""
@@ -54,7 +67,8 @@ class Choice:
     """Model evaluations that the trial spent, a sample tried."""
 
 
-def choose_solver(
+def choose(
+    attempt: Callable[..., Inverted],
     model: Denoiser,
     x: Tensor,
     *,
@@ -65,19 +79,16 @@ def choose_solver(
 ) -> Choice:
     """The best solver, variable and grid for inverting samples like x with nfe evaluations each way.
 
-    x: shape (B, ...); its first `samples` are tried. target: the model of the way back, if it is another condition or
-    guidance of this one. exact: the round trip must be exact.
+    attempt: the verb `invert`. The rest is told at `choose_solver`, which calls this.
 
     Raises `InputError` for a budget that pays for no candidate.
     """
-    from .inversion import invert  # the two verbs name each other
-
     few = x[:samples]
     here = model.rows(0, len(few)) if len(x) > len(few) else model
     there = None if target is None else target.rows(0, len(few)) if len(x) > len(few) else target
     spent, reference = 0, None
     if there is not None or exact:
-        fine = invert(here, few, solver="rk4", steps=2 * nfe, grid="quadratic")
+        fine = attempt(here, few, solver="rk4", steps=2 * nfe, grid="quadratic")
         decoded = fine.decode(there)
         reference, spent = (fine.latent, decoded.x), fine.nfe + decoded.nfe
     tried: dict[str, tuple[float, Solver, int, str]] = {}
@@ -89,7 +100,7 @@ def choose_solver(
             steps = steps_for(solver, nfe)
             label = " ".join([name, *(f"{k}={v}" for k, v in options.items()), "on", grid])
             try:
-                inversion = invert(here, few, solver=solver, steps=steps, grid=grid)
+                inversion = attempt(here, few, solver=solver, steps=steps, grid=grid)
                 spent += inversion.nfe
                 error = _judge(inversion, few, there, reference, exact)
                 spent += inversion.nfe * (2 if there is not None else 1)
@@ -110,7 +121,7 @@ def choose_solver(
     return Choice(solver, steps, grid, reason, {label: entry[0] for label, entry in tried.items()}, spent)
 
 
-def _judge(inversion: Any, x: Tensor, there: Denoiser | None, reference: Any, exact: bool) -> float:
+def _judge(inversion: Inverted, x: Tensor, there: Denoiser | None, reference: Any, exact: bool) -> float:
     """Median over the samples of the error by which a candidate is judged."""
     errors = []
     if not exact:

@@ -22,7 +22,7 @@ from ..grids import Grid
 from ..integrate import Callback, Correction, Progress, Record, Trajectory, check_state
 from ..solvers import registry
 from ..solvers.base import Solver, State, pack, steps_for, unpack
-from .choosing import choose_solver
+from .choosing import Choice, choose
 from .journey import Options, travel
 from .sampling import Sample
 
@@ -223,6 +223,25 @@ def invert(
         reason,
         arrival.trajectory,
     )
+
+
+def choose_solver(
+    model: Denoiser,
+    x: Tensor,
+    *,
+    nfe: int = 48,
+    exact: bool = False,
+    target: Denoiser | None = None,
+    samples: int = 8,
+) -> Choice:
+    """The best solver, variable and grid for inverting samples like x with nfe evaluations each way, by trial.
+
+    x: shape (B, ...); its first `samples` are tried. target: the model of the way back, if it is another condition or
+    guidance of this one. exact: the round trip must be exact. `invert(solver="auto")` uses it.
+
+    Raises `InputError` for a budget that pays for no candidate.
+    """
+    return choose(invert, model, x, nfe=nfe, exact=exact, target=target, samples=samples)
 
 
 def _partial(model: Denoiser, grid: str | Grid, strength: float, t_max: float | None, t_min: float | None) -> float:
