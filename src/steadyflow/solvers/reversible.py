@@ -12,8 +12,8 @@ inversion's growth is (tau_T / tau_0)^c over the whole grid. For Rex over Euler 
 then exactly 1 - tau1 / tau0, the largest |z| of the leg.
 
 Rex, the coupling of any Runge-Kutta method, has a file of its own (`rex`). Sources of the others: EDICT: Wallace et
-al. 2023; BDIA: Zhang et al. 2023; O-BELM: Wang et al. 2024; Reversible Heun: Kidger et al. 2021 (2105.13493); ALF: Zhuang et al.
-2021; implicit midpoint: Hairer, Lubich & Wanner, Geometric Numerical Integration.
+al. 2023; BDIA: Zhang et al. 2023; O-BELM: Wang et al. 2024; Reversible Heun: Kidger et al. 2021 (2105.13493); ALF:
+Zhuang et al. 2021; implicit midpoint: Hairer, Lubich & Wanner, Geometric Numerical Integration.
 """
 
 from __future__ import annotations
