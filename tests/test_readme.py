@@ -1,6 +1,7 @@
 """The README's examples run, and its table is the registry's."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,10 @@ def test_the_five_examples_run_one_after_the_other(capsys):
 def test_the_table_of_solvers_is_the_registrys():
     """Renewed by `make table`."""
     assert solver_table() in README.read_text()
+    assert solver_table() in (README.parent / "docs" / "solvers.md").read_text()
+
+
+@pytest.mark.usefixtures("in_a_folder_of_its_own")
+@pytest.mark.parametrize("path", sorted((README.parent / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_the_examples_run(path):
+    runpy.run_path(str(path))
