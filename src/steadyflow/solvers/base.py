@@ -129,8 +129,9 @@ class Solver(ABC):
         """The state at leg.t1 > leg.t0 that `step` would bring back to this one.
 
         The same step travelled the other way, by default: an inverse to the method's antisymmetric order.
-        Exactly reversible methods override it; stochastic ones refuse.
+        Exactly reversible methods override it; those without an inverse refuse.
         """
+        self.check_invertible()
         return self.step(state, leg)
 
     def output(self, state: State) -> Tensor:

@@ -111,10 +111,6 @@ class Multistep(Solver):
             x = self.advance(state.x, leg, regular, slopes[: len(regular)])
         return History(x, times, slopes)
 
-    def inverse_step(self, state: History, leg: Leg) -> Asking[History]:
-        self.check_invertible()
-        return self.step(state, leg)
-
     def turn(self, state: History) -> History:
         return History(state.x, (), ())
 

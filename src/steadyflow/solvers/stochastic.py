@@ -54,10 +54,6 @@ class EDMStochastic(Solver):
         onward = Leg(schedule, t, leg.t1, leg.index, leg.steps, leg.noise)
         return (yield from Heun(variable="noise").step(x, onward))
 
-    def inverse_step(self, state: Tensor, leg: Leg) -> Asking[Tensor]:
-        self.check_invertible()
-        return self.step(state, leg)
-
 
 @dataclass(frozen=True)
 class SEEDS2(Solver):
@@ -95,10 +91,6 @@ class SEEDS2(Solver):
         assert leg.noise is not None
         return torch.add(drift, leg.noise.increment(rho0, rho1), alpha=after)
 
-    def inverse_step(self, state: Tensor, leg: Leg) -> Asking[Tensor]:
-        self.check_invertible()
-        return self.step(state, leg)
-
 
 @dataclass(frozen=True)
 class LCM(Solver):
@@ -115,7 +107,3 @@ class LCM(Solver):
         alpha, sigma = leg.schedule.alpha(leg.t1), leg.schedule.sigma(leg.t1)
         mean = prediction.mix(alpha, 0.0)
         return mean if sigma == 0.0 else torch.add(mean, unit_noise(leg), alpha=sigma)
-
-    def inverse_step(self, state: Tensor, leg: Leg) -> Asking[Tensor]:
-        self.check_invertible()
-        return self.step(state, leg)
