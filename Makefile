@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints-cpu.txt
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test lint docs picture table clean
+.PHONY: demo test lint docs benchmarks picture table clean
 
 demo: $(VENV)/.lab  ## the main job on real input: table on the terminal, report in demo/report.html
 	$(BIN)/steadyflow demo --out demo
@@ -20,6 +20,9 @@ lint: $(VENV)/.dev
 
 docs: $(VENV)/.docs  ## the documentation site, in site/
 	$(BIN)/mkdocs build --strict
+
+benchmarks: $(VENV)/.dev  ## all published figures, into benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/run.py
 
 picture: $(VENV)/.lab  ## the picture of the README
 	$(BIN)/python scripts/readme_picture.py
