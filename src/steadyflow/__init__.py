@@ -1,4 +1,4 @@
-"""steadyflow: sample, invert, reconstruct and edit diffusion and flow models, stably.
+"""steadyflow: sample, invert, reconstruct, edit and diagnose diffusion and flow models, stably.
 
 import steadyflow as sf
 
@@ -8,10 +8,11 @@ same = inversion.decode()
 edited = inversion.decode(model.condition(8), guidance=3.0)
 """
 
-from . import grids, noise, schedules, solvers
+from . import diagnostics, grids, noise, schedules, solvers
 from ._version import __version__
 from .adaptive import AdaptiveRun, solve_adaptive
 from .denoisers import Denoiser, GaussianMixture
+from .diagnostics import Diagnosis, JourneyMap, diagnose, log_likelihood
 from .errors import (
     ConvergenceError,
     CorruptFileError,
@@ -73,6 +74,7 @@ __all__ = [
     "ConvergenceError",
     "CorruptFileError",
     "Denoiser",
+    "Diagnosis",
     "Edit",
     "Euler",
     "FlowingEdit",
@@ -81,6 +83,7 @@ __all__ = [
     "Heun",
     "InputError",
     "Inversion",
+    "JourneyMap",
     "Midpoint",
     "MissingExtraError",
     "Moment",
@@ -107,12 +110,15 @@ __all__ = [
     "VPScaledLinear",
     "__version__",
     "choose_solver",
+    "diagnose",
+    "diagnostics",
     "edit",
     "flow_edit",
     "grids",
     "integrate",
     "invert",
     "load",
+    "log_likelihood",
     "noise",
     "noise_maps",
     "plan",

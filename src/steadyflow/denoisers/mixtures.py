@@ -153,6 +153,12 @@ class GaussianMixture:
             raise InputError(f"label: got {label}, but the mixture has {known}")
         return (self.labels == label).to(self.weights)
 
+    def marginal(self, schedule: Schedule, t: float) -> "GaussianMixture":
+        """The exact distribution of the state at path time t: means alpha mu, variances alpha^2 s^2 + sigma^2."""
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        std = ((alpha * self.std) ** 2 + sigma**2).sqrt()
+        return GaussianMixture(alpha * self.means, std, self.weights, self.labels)
+
     def denoiser(self, schedule: Schedule) -> "MixtureDenoiser":
         """The exact model of this mixture along a path; conditional where the mixture has labels."""
         return MixtureDenoiser(self, schedule)

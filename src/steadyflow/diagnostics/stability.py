@@ -27,7 +27,7 @@ from ..grids import Grid
 from ..integrate import answer
 from ..prediction import Prediction, PredictionType
 from ..schedules import VE
-from ..solvers.base import Solver, State, legs
+from ..solvers.base import Solver, legs, take_apart
 from ..variables import DATA, by_name
 
 _STEP = 2.0**-20
@@ -67,13 +67,13 @@ def _matrices(solver: Solver, z: Tensor) -> tuple[Tensor, Tensor]:
         state, _ = answer(solver.step(state, leg), model)
     matrices = []
     for leg in journey[6:8]:
-        template, parts = _tensors(state)
+        template, parts = take_apart(state)
         scales = [_scale(solver, part, variable.scale(schedule, leg.t0)) for part in range(len(parts))]
         columns = []
         for j in range(len(parts)):
             inputs = [_unit(z, scales[i]) if i == j else torch.zeros_like(parts[0]) for i in range(len(parts))]
             after, _ = answer(solver.step(template(inputs), leg), model)
-            _, out = _tensors(after)
+            _, out = take_apart(after)
             outs = [_scale(solver, part, variable.scale(schedule, leg.t1)) for part in range(len(out))]
             columns.append(torch.stack([torch.view_as_complex(o) / s for o, s in zip(out, outs, strict=True)], 1))
         matrices.append(torch.stack(columns, 2))
@@ -88,34 +88,6 @@ def _unit(z: Tensor, scale: float) -> Tensor:
 def _scale(solver: Solver, part: int, scale: float) -> float:
     """Model space over the solver's variable for the state's tensor number `part` (slopes have none)."""
     return scale if part < solver.points else 1.0
-
-
-def _tensors(state: State) -> tuple[Callable[[list[Tensor]], State], list[Tensor]]:
-    """The tensors of a state, and how to put others in their places."""
-    found: list[Tensor] = []
-
-    def walk(item: State) -> tuple[int | None, State, list[Any] | None]:
-        """Which tensor this is, if one; the item itself; and its parts, if it is a tuple."""
-        if isinstance(item, Tensor):
-            found.append(item)
-            return len(found) - 1, item, None
-        return None, item, [walk(v) for v in item] if isinstance(item, tuple) else None
-
-    shape = walk(state)
-
-    def build(tensors: list[Tensor]) -> State:
-        def fill(node: tuple[int | None, State, list[Any] | None]) -> State:
-            index, item, children = node
-            if index is not None:
-                return tensors[index]
-            if children is None:
-                return item
-            values = [fill(child) for child in children]
-            return type(item)(*values) if hasattr(item, "_fields") else tuple(values)
-
-        return fill(shape)
-
-    return build, found
 
 
 def real_interval(solver: str | Solver, limit: float = 20.0) -> float:

@@ -10,9 +10,9 @@ from torch import nn
 from .. import files, schedules
 from ..denoisers.base import Denoiser
 from ..errors import CorruptFileError, UnknownNameError
-from .networks import ResidualMLP
+from .networks import ResidualMLP, UNet
 
-_NETWORKS = {"ResidualMLP": ResidualMLP}
+_NETWORKS = {"ResidualMLP": ResidualMLP, "UNet": UNet}
 
 
 def names() -> list[str]:

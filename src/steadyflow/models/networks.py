@@ -40,16 +40,97 @@ class ResidualMLP(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
         """x: (B, *shape); time: (B,) in [0, 1]; label: (B,) integers in 0..classes. Returns x's shape."""
-        angles = time[:, None].to(x.dtype) * self.rates.to(x.dtype)
-        context = self.time(torch.cat([angles.sin(), angles.cos()], dim=1))
-        if self.label is not None:
-            if label is None:
-                label = torch.full((len(x),), self.classes, device=x.device)
-            context = context + self.label(label)
+        context = _context(self, x, time, label)
         h = self.enter(x.flatten(1))
         for block in self.blocks:
             h = block(h, context)
         return self.leave(h).view(x.shape)
+
+
+class UNet(nn.Module):
+    """A small convolutional U-Net for images, conditioned on time and, optionally, on a label.
+
+    Residual blocks with group norm, modulated by the embedding of time and label; halves the image between
+    levels. Label `classes` stands for "no label".
+
+    shape: (C, H, W), H and W divisible by 2^(levels - 1). channels: of each level, multiples of 8, the finest first.
+    classes: the number of labels, 0 for an unconditional network.
+    """
+
+    rates: Tensor
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        *,
+        channels: tuple[int, ...] = (32, 64, 64),
+        classes: int = 0,
+        frequencies: int = 16,
+    ):
+        super().__init__()
+        channels = tuple(channels)
+        wide = 4 * channels[0]
+        self.classes = classes
+        self.register_buffer("rates", math.pi * 2.0 ** torch.linspace(-1, 5, frequencies), persistent=False)
+        self.time = nn.Sequential(nn.Linear(2 * frequencies, wide), nn.SiLU(), nn.Linear(wide, wide))
+        self.label = nn.Embedding(classes + 1, wide) if classes else None
+        self.enter = nn.Conv2d(shape[0], channels[0], 3, padding=1)
+        coarser = [*channels[1:], channels[-1]]
+        self.down = nn.ModuleList(_ConvBlock(c, c, wide) for c in channels)
+        self.halve = nn.ModuleList(
+            nn.Conv2d(c, d, 3, stride=2, padding=1) for c, d in zip(channels[:-1], coarser, strict=False)
+        )
+        self.middle = _ConvBlock(channels[-1], channels[-1], wide)
+        self.up = nn.ModuleList(_ConvBlock(c + d, c, wide) for c, d in zip(channels, coarser, strict=True))
+        self.leave = nn.Sequential(
+            nn.GroupNorm(8, channels[0]), nn.SiLU(), nn.Conv2d(channels[0], shape[0], 3, padding=1)
+        )
+        nn.init.zeros_(self.leave[-1].weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.leave[-1].bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
+        """x: (B, C, H, W); time: (B,) in [0, 1]; label: (B,) integers in 0..classes. Returns x's shape."""
+        context = _context(self, x, time, label)
+        h, skips = self.enter(x), []
+        for level, block in enumerate(self.down):
+            if level:
+                h = self.halve[level - 1](h)
+            h = block(h, context)
+            skips.append(h)
+        h = self.middle(h, context)
+        for level in reversed(range(len(self.up))):
+            h = self.up[level](torch.cat([h, skips[level]], dim=1), context)
+            if level:
+                h = torch.nn.functional.interpolate(h, scale_factor=2.0, mode="nearest")
+        return self.leave(h)
+
+
+def _context(net: ResidualMLP | UNet, x: Tensor, time: Tensor, label: Tensor | None) -> Tensor:
+    """The embedding of time (B,) and label (B,), shape (B, width)."""
+    angles = time[:, None].to(x.dtype) * net.rates.to(x.dtype)
+    context = net.time(torch.cat([angles.sin(), angles.cos()], dim=1))
+    if net.label is None:
+        return context
+    if label is None:
+        label = torch.full((len(x),), net.classes, device=x.device)
+    return context + net.label(label)
+
+
+class _ConvBlock(nn.Module):
+    """h -> skip(h) + conv(silu(scale(c) * norm(conv(silu(norm h))) + shift(c)))."""
+
+    def __init__(self, inner: int, outer: int, wide: int):
+        super().__init__()
+        self.first = nn.Sequential(nn.GroupNorm(8, inner), nn.SiLU(), nn.Conv2d(inner, outer, 3, padding=1))
+        self.norm = nn.GroupNorm(8, outer)
+        self.modulate = nn.Linear(wide, 2 * outer)
+        self.second = nn.Conv2d(outer, outer, 3, padding=1)
+        self.skip = nn.Identity() if inner == outer else nn.Conv2d(inner, outer, 1)
+
+    def forward(self, h: Tensor, context: Tensor) -> Tensor:
+        scale, shift = self.modulate(context)[:, :, None, None].chunk(2, dim=1)
+        inner = torch.nn.functional.silu(self.norm(self.first(h)) * (1.0 + scale) + shift)
+        return self.skip(h) + self.second(inner)
 
 
 class _Block(nn.Module):

@@ -16,7 +16,7 @@ import dataclasses
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -269,6 +269,23 @@ def join(values: Sequence[State]) -> State:
 
 def _rebuild(like: tuple, items: list[Any]) -> tuple:
     return type(like)(*items) if hasattr(like, "_fields") else tuple(items)
+
+
+def take_apart(value: State) -> tuple[Callable[[Sequence[Tensor]], State], list[Tensor]]:
+    """How to build a state like this one from other tensors, and the tensors of this one."""
+    found: list[Tensor] = []
+
+    def walk(item: State) -> Callable[[Sequence[Tensor]], State]:
+        if isinstance(item, Tensor):
+            k = len(found)
+            found.append(item)
+            return lambda tensors: tensors[k]
+        if isinstance(item, tuple):
+            parts = [walk(part) for part in item]
+            return lambda tensors: _rebuild(item, [part(tensors) for part in parts])
+        return lambda tensors: item
+
+    return walk(value), found
 
 
 def pack(value: State, prefix: str = "state") -> tuple[dict[str, Tensor], str]:

@@ -409,7 +409,7 @@ class ImplicitMidpoint(Solver):
         for _ in range(self.iterations):
             slope = variable.slope((yield Query(middle, t)))
             better = combine(ratio, state, [here * h / 2], [slope])
-            change = float((better - middle).norm() / (1e-30 + better.norm()))
+            change = float(((better - middle).norm() / (1e-30 + better.norm())).detach())
             middle = better
             if change <= tolerance:
                 break

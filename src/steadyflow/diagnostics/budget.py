@@ -1,0 +1,247 @@
+"""The error budget of a reconstruction: where the difference between x and its round trip comes from.
+
+With z the latent of x by the exact ODE under the inversion's model, z^ what the solver found, G the exact generation
+map under the model of the way back, G_h the solver's, J the Jacobian of G half way between z and z^, and x^ what came
+back,
+
+    x^ - x = (decode(encode(x)) - x)         codec floor, where there is a codec
+           + (G(z) - x)                      guidance mismatch: zero if both ways have the same model
+           + J (z^ - z)                      discretisation of the inversion, amplified by the generation map
+           + (G_h(z^) - G(z^))               discretisation of the regeneration
+           + (x^ - x^ in float64)            rounding in the working precision
+           + remainder,
+
+to first order in z^ - z (the mean value of J removes the second order too). Derived from arXiv 2506.18290. "Exact" is
+an adaptive solve in float64 whose own error is estimated by solving ten times less accurately. The terms are vectors;
+what is reported of each is its part along their sum, so that the parts add up, and the amplified part is divided into
+the latent's error as it stands and what the amplification E = |J (z^ - z)| / |z^ - z| adds to it.
+
+For an exactly reversible solver, with the same model both ways, the discretisation errors cancel by construction, and
+rounding is all there is.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from ..adaptive import AdaptiveRun, solve_adaptive
+from ..denoisers.base import Denoiser
+from ..errors import ConvergenceError, InputError
+from ..grids import Grid
+from ..metrics.images import rmse
+from ..solvers import registry
+from ..solvers.base import Solver
+from ..tasks import invert
+from .maps import JourneyMap, Tangent
+
+TERMS = ("codec", "guidance", "inversion", "amplification", "regeneration", "rounding")
+_REFERENCE = registry.get("dopri5")
+_JACOBIAN = 1e-6
+"""The tolerance of the solve whose Jacobian is taken."""
+
+
+class Codec(Protocol):
+    """What turns images into a model's samples and back, such as a VAE."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The model's samples of images."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The images of samples."""
+        ...
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The terms of a reconstruction error, a sample, as root mean squares in the image's units."""
+
+    measured: Tensor
+    """The error of the round trip, shape (B,)."""
+    total: Tensor
+    """The sum of the terms, shape (B,)."""
+    terms: dict[str, Tensor]
+    """Each term's part along the sum of all, shape (B,); negative where it works against the others."""
+    uncertainty: dict[str, Tensor]
+    """What the reference solves leave open of each term, shape (B,)."""
+    remainder: Tensor
+    """Of the difference between the error and the sum of the terms, shape (B,)."""
+    linear: Tensor
+    """Whether the linear theory can hold: the Jacobian hardly changes between z and z^, shape (B,)."""
+    coefficient: Tensor
+    """E along the inversion error, shape (B,)."""
+    latent_error: Tensor
+    """Root mean square of z^ - z, in the latent's units, shape (B,)."""
+    times: tuple[float, ...]
+    """Of `growth`, from the noisy end."""
+    growth: Tensor
+    """How a unit inversion error grows on the way down, shape (T, B)."""
+    reconstruction: Tensor
+    """x^, shape (B, ...)."""
+    nfe: int
+    """Model evaluations a sample that the budget cost, Jacobian products counted as two."""
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Median over the samples of each term over the total."""
+        total = self.total.clamp_min(torch.finfo(self.total.dtype).tiny)
+        return {name: (term / total).median().item() for name, term in self.terms.items()}
+
+
+def in_precision(model: Denoiser, dtype: torch.dtype) -> Denoiser:
+    """The same model computing in another precision; one that is no torch module computes in the state's."""
+    if not isinstance(model.net, nn.Module):
+        return model
+    return dataclasses.replace(model, net=copy.deepcopy(model.net).to(dtype), dtype=dtype)
+
+
+def budget(
+    model: Denoiser,
+    images: Tensor,
+    *,
+    solver: Solver,
+    grid: Grid,
+    back: Denoiser | None = None,
+    codec: Codec | None = None,
+    tolerance: float | None = None,
+) -> Budget:
+    """The error budget of inverting images under `model` and generating them again under `back`.
+
+    images: shape (B, ...), float32 or float64: the working precision of the state. grid: falling. tolerance: of the
+    reference solves; by default a thousandth of the error found, within [1e-10, 1e-5].
+    """
+    same = back is None
+    back = model if back is None else back
+    x = images if codec is None else codec.encode(images)
+    inversion = invert(model, x, solver=solver, grid=grid)
+    returned = inversion.decode(back).x
+    shown = returned if codec is None else codec.decode(returned)
+    if shown.shape != images.shape:
+        raise InputError(f"codec: decodes to shape {tuple(shown.shape)}, but the images have {tuple(images.shape)}")
+    error = (shown - images).double()
+    measured = _rms(error)
+    if tolerance is None:
+        tolerance = min(max(1e-3 * rmse(returned, x).median().item(), 1e-10), 1e-5)
+
+    exact = _Exact(in_precision(model, torch.float64), grid, tolerance)
+    exact_back = exact if same else _Exact(in_precision(back, torch.float64), grid, tolerance)
+    start = x.double()
+    precise = invert(exact.model, start, solver=solver, grid=grid)
+    precise_returned = precise.decode(exact_back.model).x
+    found = precise.latent
+    z, z_open, _ = exact.solve(start, rising=True)
+    again, again_open, run = exact_back.solve(found)
+    offset = found - z
+    along = JourneyMap(exact_back.model, run.grid, _REFERENCE)
+    tangent, at_start = along.carry(z + 0.5 * offset, offset), along.carry(z, offset)
+    nfe = 2 * (inversion.nfe + precise.nfe) + exact.nfe + 4 * run.nfe
+
+    cancels = same and solver.facts.inverse == "exact"
+    vectors = {
+        "guidance": torch.zeros_like(start),
+        "inversion": tangent.change,
+        "regeneration": precise_returned - again,
+        "rounding": returned.double() - precise_returned,
+    }
+    unknown = {"inversion": _rms(along.jvp(z, z_open)), "regeneration": _rms(again_open)}
+    if not same:
+        there, there_open, _ = exact_back.solve(z)
+        vectors["guidance"], unknown["guidance"] = there - start, _rms(there_open)
+        nfe += exact_back.nfe
+    if cancels:
+        vectors = {name: torch.zeros_like(start) for name in vectors} | {"rounding": returned.double() - start}
+        unknown = {}
+    if codec is not None:
+        vectors = {name: _pushed(codec, x, vector) for name, vector in vectors.items()}
+        vectors["codec"] = (codec.decode(x) - images).double()
+    total_vector = torch.stack(list(vectors.values())).sum(0)
+    total = _rms(total_vector)
+    parts = {name: _along(vector, total_vector) for name, vector in vectors.items()}
+    coefficient = tangent.norms[-1] / tangent.norms[0].clamp_min(1e-300)
+    parts["amplification"] = parts["inversion"] * (1.0 - 1.0 / coefficient.clamp_min(1e-300))
+    parts["inversion"] = parts["inversion"] - parts["amplification"]
+    zero = torch.zeros_like(total)
+    return Budget(
+        measured=measured,
+        total=total,
+        terms={name: parts.get(name, zero) for name in TERMS if name != "codec" or codec is not None},
+        uncertainty={name: unknown.get(name, zero) for name in TERMS if name != "codec" or codec is not None},
+        remainder=_rms(error - total_vector),
+        linear=_is_linear(tangent, at_start, total) if not cancels else torch.ones_like(total, dtype=torch.bool),
+        coefficient=coefficient,
+        latent_error=_rms(offset),
+        times=run.grid.times,
+        growth=tangent.norms / tangent.norms[0].clamp_min(1e-300),
+        reconstruction=shown,
+        nfe=nfe,
+    )
+
+
+class _Exact:
+    """A model's ODE between the ends of a grid, solved adaptively in float64."""
+
+    def __init__(self, model: Denoiser, grid: Grid, tolerance: float):
+        self.model, self.grid, self.tolerance, self.nfe = model, grid, tolerance, 0
+
+    def solve(self, x: Tensor, rising: bool = False) -> tuple[Tensor, Tensor, AdaptiveRun]:
+        """The end of the solve, its difference to one ten times less accurate, and a run good enough for Jacobians."""
+        fine, coarse = self._run(x, rising, self.tolerance), self._run(x, rising, 10.0 * self.tolerance)
+        loose = coarse if rising or 10.0 * self.tolerance >= _JACOBIAN else self._run(x, rising, _JACOBIAN)
+        return fine.x, fine.x - coarse.x, loose
+
+    def _run(self, x: Tensor, rising: bool, tolerance: float) -> AdaptiveRun:
+        ends = (self.grid.times[-1], self.grid.times[0]) if rising else (self.grid.times[0], self.grid.times[-1])
+        try:
+            run = solve_adaptive(
+                self.model,
+                x,
+                solver=_REFERENCE,
+                rtol=tolerance,
+                atol=tolerance,
+                t_start=ends[0],
+                t_end=ends[1],
+                max_steps=5000,
+            )
+        except ConvergenceError as error:
+            raise ConvergenceError(
+                f"diagnose: the reference solve failed ({error}); give a larger tolerance"
+            ) from error
+        self.nfe += run.nfe
+        return run
+
+
+def _is_linear(middle: Tangent, start: Tangent, total: Tensor) -> Tensor:
+    """Whether what the mean-value Jacobian leaves out is small against the sum of the terms.
+
+    With c the change of J (z^ - z) over half the way, a term of second order, the part left out is of third order, for
+    which |c|^2 / |J (z^ - z)| stands.
+    """
+    change, whole = _rms(middle.change - start.change), _rms(middle.change)
+    return change.square() <= 0.1 * total * whole
+
+
+def _pushed(codec: Codec, x: Tensor, vector: Tensor) -> Tensor:
+    """A difference in the model's space as one between images, by the decoder's derivative."""
+    with torch.no_grad(), forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(codec.decode(forward_ad.make_dual(x, vector.to(x.dtype)))).tangent
+    assert tangent is not None
+    return tangent.double()
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x.flatten(1).square().mean(1).sqrt()
+
+
+def _along(vector: Tensor, whole: Tensor) -> Tensor:
+    """The root mean square of the vector's part along the whole."""
+    return (vector * whole).flatten(1).mean(1) / _rms(whole).clamp_min(1e-300)
+
+
+__all__ = ["TERMS", "Budget", "Codec", "budget", "in_precision"]

@@ -1,0 +1,182 @@
+"""`diagnose`: why a reconstruction fails, and what to change.
+
+The error budget (`budget`) says where the error of a round trip comes from; the recommendation (`remedies`) names the
+cause and a remedy that was tried on a few of the images. `Diagnosis.verify` tries it on all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import grids
+from ..denoisers.base import Denoiser
+from ..errors import InputError, NonFiniteError
+from ..grids import Grid
+from ..integrate import check_state
+from ..solvers import registry
+from ..solvers.base import Solver, steps_for
+from .budget import TERMS, Budget, Codec, budget
+from .remedies import Recommendation, Setting, recommend
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The recommendation, carried out on all images."""
+
+    error: Tensor
+    """Root mean square error of each image, shape (B,)."""
+    gain: float
+    """The median error before over the median error after."""
+    predicted: float
+    """The gain that was predicted."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `diagnose` found."""
+
+    budget: Budget
+    recommendation: Recommendation
+    setting: Setting
+    images: Tensor
+    model: Denoiser
+    codec: Codec | None = None
+    verified: Verification | None = None
+
+    @property
+    def measured(self) -> Tensor:
+        """The root mean square reconstruction error of each image, shape (B,)."""
+        return self.budget.measured
+
+    @property
+    def total(self) -> Tensor:
+        """The sum of the budget's terms for each image, shape (B,)."""
+        return self.budget.total
+
+    @property
+    def terms(self) -> dict[str, Tensor]:
+        """The budget's terms by name, each of shape (B,); they sum to `total`. See `TERMS` and `Budget.terms`."""
+        return self.budget.terms
+
+    @property
+    def cause(self) -> str:
+        """One of the names in `remedies.CAUSES`."""
+        return self.recommendation.cause
+
+    @property
+    def linear(self) -> Tensor:
+        """For which images the linear theory behind the budget holds, shape (B,)."""
+        return self.budget.linear
+
+    @property
+    def reconstruction(self) -> Tensor:
+        """What came back, shape (B, ...)."""
+        return self.budget.reconstruction
+
+    def verify(self) -> Verification:
+        """Carry out the recommendation on all images and compare."""
+        error = self.recommendation.setting.errors(self.model, self.images, self.codec)
+        before, after = self.measured.median().item(), error.median().item()
+        gain = before / max(after, 1e-300) if math.isfinite(before) else math.inf
+        return Verification(error, gain, self.recommendation.gain)
+
+    def summary(self) -> str:
+        """The diagnosis as text: error, budget, how far to trust it, and the recommendation."""
+        found = self.budget
+        median = found.measured.median().item()
+        lines = [f"reconstruction error (rms)  median {median:.3g}, largest {found.measured.max().item():.3g}"]
+        if math.isfinite(median):
+            lines.append(f"sum of the budget           median {found.total.median().item():.3g}")
+            for name, term in found.terms.items():
+                if bool((term != 0).any()):
+                    open_part = found.uncertainty[name].median().item()
+                    lines.append(f"  {name:<25} {term.median().item():+.3g}  +- {open_part:.1g}")
+            lines.append(f"  {'remainder':<25} {found.remainder.median().item():.3g}")
+            lines.append(
+                f"amplification of the inversion error: {found.coefficient.median().item():.3g} times (median)"
+            )
+            share = found.linear.double().mean().item()
+            lines.append(
+                "the linear theory holds for all images"
+                if share == 1.0
+                else f"the linear theory holds for {share:.0%} of the images; for the others the budget is a guide only"
+            )
+        lines += [f"cause: {self.cause}", self.recommendation.text, f"  {self.recommendation.call}"]
+        if self.verified is not None:
+            after = self.verified.error.median().item()
+            lines.append(
+                f"verified: median error {after:.3g}, {self.verified.gain:.3g} times lower "
+                f"(predicted {self.verified.predicted:.3g})"
+            )
+        return "\n".join(lines)
+
+
+def diagnose(
+    model: Denoiser,
+    images: Tensor,
+    *,
+    solver: str | Solver = "ees25",
+    steps: int | None = None,
+    nfe: int | None = None,
+    grid: str | Grid = "quadratic",
+    guidance: float | None = None,
+    codec: Codec | None = None,
+    tolerance: float | None = None,
+    verify: bool = False,
+) -> Diagnosis:
+    """Take the error of reconstructing images apart, name its cause and recommend a remedy.
+
+    model: under the condition and guidance of the inversion. images: shape (B, ...), float32 or float64.
+    solver, steps (16 by default) or nfe, grid: of the round trip, as in `invert`.
+    guidance: of the way back, where it differs from the inversion's.
+    codec: encodes images to the model's samples and back, where the model works on latents.
+    tolerance: of the reference solves; by default a thousandth of the error found, within [1e-10, 1e-5].
+    verify: carry out the recommendation on all images and report what it gained (`Diagnosis.verified`).
+
+    Costs some hundreds to thousands of evaluations a sample, in float64. Raises `NotInvertibleError` for a stochastic
+    solver, `InputError` for arguments that do not fit.
+    """
+    check_state("images", images, model.shape if codec is None else None)
+    method = registry.get(solver)
+    method.check_invertible()
+    if steps is not None and nfe is not None:
+        raise InputError("diagnose: give steps or nfe, not both")
+    if isinstance(grid, Grid):
+        steps = grid.steps
+    elif nfe is not None:
+        steps = steps_for(method, nfe)
+    setting = Setting(method, steps or 16, grid, back=guidance)
+    times = grids.make(grid, model.schedule, setting.steps)
+    _, back = setting.models(model)
+    try:
+        found = budget(model, images, solver=method, grid=times, back=back, codec=codec, tolerance=tolerance)
+    except NonFiniteError:
+        found = _diverged(images)
+    result = Diagnosis(found, recommend(setting, found, model, images, codec), setting, images, model, codec)
+    if not verify:
+        return result
+    return Diagnosis(found, result.recommendation, setting, images, model, codec, result.verify())
+
+
+def _diverged(images: Tensor) -> Budget:
+    """The budget of a round trip that did not stay finite."""
+    nothing = torch.full((len(images),), math.nan, dtype=torch.float64)
+    terms = {name: nothing for name in TERMS if name != "codec"}
+    return Budget(
+        measured=torch.full_like(nothing, math.inf),
+        total=torch.full_like(nothing, math.inf),
+        terms=terms,
+        uncertainty=terms,
+        remainder=nothing,
+        linear=torch.zeros(len(images), dtype=torch.bool),
+        coefficient=nothing,
+        latent_error=nothing,
+        times=(),
+        growth=nothing[None][:0],
+        reconstruction=torch.full_like(images, math.nan),
+        nfe=0,
+    )

@@ -1,0 +1,186 @@
+"""A whole journey over a grid as a differentiable map, with its Jacobian's products.
+
+`jvp` carries a tangent along in forward mode, so that its memory does not grow with the number of steps. `vjp` keeps
+one state a step on the way there and runs each step again on the way back, so that never more than one step's graph
+is alive (checkpointing; Chen et al. 2016).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ..denoisers.base import Denoiser
+from ..errors import InputError, NonFiniteError
+from ..grids import Grid
+from ..integrate import answer, check_state
+from ..noise import NoiseSource
+from ..solvers import registry
+from ..solvers.base import Leg, Solver, State, legs, take_apart
+
+DENSE_LIMIT = 4096
+"""The largest number of dimensions for which a whole Jacobian is made."""
+
+_Function = Callable[..., list[Tensor]]
+_Build = Callable[[Sequence[Tensor]], State]
+
+
+@dataclass(frozen=True)
+class Tangent:
+    """A tangent carried along a journey."""
+
+    x: Tensor
+    """Where the journey ends, shape (B, ...)."""
+    change: Tensor
+    """The Jacobian times the direction, shape (B, ...)."""
+    times: tuple[float, ...]
+    norms: Tensor
+    """The tangent's Euclidean norm in model space at each time, shape (steps + 1, B)."""
+
+
+@dataclass(frozen=True, eq=False)
+class JourneyMap:
+    """z -> x: a solver's journey over a grid; the generation map G of a model over a falling grid.
+
+    noise: of a stochastic solver, whose map for these draws it then is. All methods take z of shape (B, ...) and treat
+    the samples of the batch as separate maps.
+    """
+
+    model: Denoiser
+    grid: Grid
+    solver: Solver
+    noise: NoiseSource | None = None
+
+    def __post_init__(self):
+        self.grid.check_domain(self.model.schedule)
+        object.__setattr__(self, "solver", registry.get(self.solver))
+        if self.grid.rising:
+            self.solver.check_invertible()
+        if self.solver.facts.stochastic and self.noise is None:
+            raise InputError(f"map: solver {self.solver.name!r} is stochastic; give the noise for which to take it")
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """The end of the journey, shape (B, ...)."""
+        check_state("z", z, self.model.shape)
+        state = self.solver.start(z, self.model.schedule, self.grid.times[0])
+        for leg in self._legs():
+            state, _ = answer(self.solver.travel(state, leg), self.model)
+        return _finite(self.solver.output(state))
+
+    def jvp(self, z: Tensor, u: Tensor) -> Tensor:
+        """The Jacobian at z times u, shape (B, ...); forward mode."""
+        return self.carry(z, u).change
+
+    def carry(self, z: Tensor, u: Tensor) -> Tangent:
+        """The Jacobian at z times u, and the tangent's norm at every time of the grid."""
+        check_state("z", z, self.model.shape)
+        check_state("u", u, tuple(z.shape[1:]))
+        norms = [u.flatten(1).norm(dim=1)]
+        values, changes = [z], [u]
+        x, change = z, u
+        for step in self._steps():
+            values, changes = _forward(step, values, changes)
+            (x,), (change,) = _forward(step.output, values, changes)
+            norms.append(change.flatten(1).norm(dim=1))
+        return Tangent(_finite(x), change, self.grid.times, torch.stack(norms))
+
+    def vjp(self, z: Tensor, w: Tensor) -> Tensor:
+        """The transposed Jacobian at z times w, shape (B, ...); reverse mode."""
+        check_state("z", z, self.model.shape)
+        check_state("w", w, tuple(z.shape[1:]))
+        tape: list[tuple[_Function, list[Tensor]]] = []
+        values, last = [z], None
+        for step in self._steps():
+            tape += [(step, values)]
+            with torch.no_grad():
+                values = step(*values)
+            last = step
+        assert last is not None  # a grid has at least one step
+        tape += [(last.output, values)]
+        pulled = [w]
+        while tape:
+            function, values = tape.pop()
+            pulled = _backward(function, values, pulled)
+        return _finite(pulled[0])
+
+    def dense(self, z: Tensor) -> Tensor:
+        """The Jacobian at z, shape (B, n, n), n the dimensions of a sample; one `jvp` a column.
+
+        Raises `InputError` beyond `DENSE_LIMIT` dimensions.
+        """
+        n = z[0].numel()
+        if n > DENSE_LIMIT:
+            raise InputError(f"dense: {n} dimensions; a whole Jacobian is made up to {DENSE_LIMIT}")
+        columns = []
+        for k in range(n):
+            u = torch.zeros_like(z).flatten(1)
+            u[:, k] = 1.0
+            columns.append(self.jvp(z, u.view(z.shape)).flatten(1))
+        return torch.stack(columns, 2)
+
+    def _legs(self) -> Iterable[Leg]:
+        return legs(self.model.schedule, self.grid, self.noise)
+
+    def _steps(self) -> Iterator[_Step]:
+        """The journey as functions of the state's tensors; the first takes z itself."""
+
+        def start(tensors: Sequence[Tensor]) -> State:
+            return self.solver.start(tensors[0], self.model.schedule, self.grid.times[0])
+
+        build: _Build = start
+        for leg in self._legs():
+            step = _Step(self.model, self.solver, leg, build)
+            yield step
+            build = step.after
+
+
+class _Step:
+    """One solver step as a function from the tensors of the state before to those of the state after."""
+
+    def __init__(self, model: Denoiser, solver: Solver, leg: Leg, before: _Build):
+        self._model, self._solver, self._leg, self._before = model, solver, leg, before
+        self.after: _Build = before
+        """How to build the state after the step from its tensors; known once the step has run."""
+
+    def __call__(self, *tensors: Tensor) -> list[Tensor]:
+        state, _ = answer(self._solver.travel(self._before(tensors), self._leg), self._model)
+        self.after, parts = take_apart(state)
+        return parts
+
+    def output(self, *tensors: Tensor) -> list[Tensor]:
+        """The sample of the state after the step."""
+        return [self._solver.output(self.after(tensors))]
+
+
+def _forward(run: _Function, values: Sequence[Tensor], changes: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """The function's values, and its derivative along the changes."""
+    with torch.no_grad(), forward_ad.dual_level():
+        duals = [forward_ad.make_dual(value, change) for value, change in zip(values, changes, strict=True)]
+        parts = [forward_ad.unpack_dual(part) for part in run(*duals)]
+    return (
+        [part.primal for part in parts],
+        [torch.zeros_like(part.primal) if part.tangent is None else part.tangent for part in parts],
+    )
+
+
+def _backward(run: _Function, values: Sequence[Tensor], pulled: Sequence[Tensor]) -> list[Tensor]:
+    """The cotangents of the function's arguments, from those of its values."""
+    with torch.enable_grad():
+        leaves = [value.detach().requires_grad_() for value in values]
+        parts = run(*leaves)
+        wanted = [(part, w) for part, w in zip(parts, pulled, strict=True) if part.requires_grad]
+        if not wanted:
+            return [torch.zeros_like(value) for value in values]
+        grads = torch.autograd.grad([p for p, _ in wanted], leaves, [w for _, w in wanted], allow_unused=True)
+    return [torch.zeros_like(v) if g is None else g for v, g in zip(values, grads, strict=True)]
+
+
+def _finite(x: Tensor) -> Tensor:
+    if not math.isfinite(x.sum().item()):
+        raise NonFiniteError("map: NaN or infinity along the journey; more steps, less guidance or another solver")
+    return x

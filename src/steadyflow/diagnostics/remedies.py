@@ -1,0 +1,254 @@
+"""From an error budget to its cause, and from the cause to a remedy that has been tried.
+
+The group of terms with the largest share names the kind of cause. Within the discretisation errors the cause is the
+change that would have mended it: a bad grid, if another grid gains more at the same cost than four times the steps do
+on this one; too few steps otherwise. Remedies are tried on a few of the images and the best is recommended, a dearer
+one only where none at equal cost gains ten times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..denoisers.base import Denoiser
+from ..errors import SteadyflowError
+from ..grids import Grid
+from ..solvers import registry
+from ..solvers.base import Solver, steps_for
+from ..tasks import invert
+from .budget import Budget, Codec, in_precision
+
+CAUSES = {
+    "none": "The round trip is as good as its precision allows",
+    "codec": "The codec loses more than the solver does",
+    "guidance": "Inversion and generation have different guidance",
+    "precision": "The working precision is too coarse",
+    "instability": "The solver is exactly reversible and unstable: it amplifies what another solver would damp",
+    "grid": "The grid's steps lie in the wrong places",
+    "steps": "The steps are too few, or the solver's order too low",
+}
+"""The causes that a diagnosis can name."""
+
+GRIDS = ("quadratic", "uniform", "log-snr", "karras")
+SOLVERS = ("ees25", "ees27", "rk4", "midpoint")
+_DEARER = 4
+"""How many times as many steps a dearer remedy takes."""
+_ENOUGH = 10.0
+"""The gain at equal cost for which a dearer remedy is not recommended."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A round trip: what `diagnose` was asked about, and what it recommends."""
+
+    solver: Solver
+    steps: int
+    grid: str | Grid = "quadratic"
+    guidance: float | None = None
+    """Of the inversion; None leaves the model's own."""
+    back: float | None = None
+    """Guidance of the way back; None is that of the inversion."""
+    model_dtype: torch.dtype | None = None
+    """What the network computes in; None leaves it."""
+    dtype: torch.dtype | None = None
+    """The state's precision; None leaves it."""
+
+    def models(self, model: Denoiser) -> tuple[Denoiser, Denoiser | None]:
+        """The model of the inversion, and that of the way back where it is another."""
+        if self.model_dtype is not None:
+            model = in_precision(model, self.model_dtype)
+        here = model if self.guidance is None else model.guided(self.guidance)
+        same = self.back is None or self.back == here.guidance
+        return here, None if same else model.guided(self.back)  # type: ignore[arg-type]  # not None where another
+
+    def errors(self, model: Denoiser, images: Tensor, codec: Codec | None) -> Tensor:
+        """The root mean square error of the round trip of each image, shape (B,); infinite where the run fails."""
+        here, back = self.models(model)
+        x = images if self.dtype is None else images.to(self.dtype)
+        try:
+            samples = x if codec is None else codec.encode(x)
+            inversion = invert(here, samples, solver=self.solver, steps=self.steps, grid=self.grid)
+            returned = inversion.decode(back).x
+        except SteadyflowError:
+            return torch.full((len(images),), float("inf"), dtype=torch.float64)
+        shown = returned if codec is None else codec.decode(returned)
+        return (shown - x).double().flatten(1).square().mean(1).sqrt()
+
+    def call(self) -> str:
+        """The call that makes this round trip."""
+        spec = self.solver.spec()
+        plain = registry.get(spec.pop("name")).spec()
+        changed = {key: value for key, value in spec.items() if plain[key] != value}
+        name = f'"{self.solver.name}"'
+        if changed:
+            name = f"sf.solvers.get({name}, {', '.join(f'{k}={v!r}' for k, v in changed.items())})"
+        model = "model"
+        if self.model_dtype is not None:
+            model = f"sf.diagnostics.in_precision({model}, {self.model_dtype})"
+        here = model if self.guidance is None else f"{model}.guided({self.guidance:g})"
+        images = "images" if self.dtype is None else f"images.to({self.dtype})"
+        grid = "grid" if isinstance(self.grid, Grid) else f'"{self.grid}"'
+        text = f"sf.invert({here}, {images}, solver={name}, steps={self.steps}, grid={grid})"
+        return f"{text}.decode({'' if self.back is None else f'guidance={self.back:g}'})"
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One change, in words and as a call, with what it gained where it was tried."""
+
+    cause: str
+    text: str
+    call: str
+    setting: Setting
+    error: float
+    """The median error that it is expected to leave: that of the images it was tried on."""
+    gain: float
+    """The factor by which it is expected to lower the median error; 1 where nothing is to be gained."""
+    tried: dict[str, float] = field(default_factory=dict)
+    """All that was tried: call -> median error."""
+
+
+def recommend(
+    setting: Setting, found: Budget, model: Denoiser, images: Tensor, codec: Codec | None, *, samples: int = 8
+) -> Recommendation:
+    """The cause of the error that `found` takes apart, and the best remedy of those that fit it."""
+    few = images[:samples]
+    here = model.rows(0, len(few)) if len(images) > len(few) else model
+    tried: dict[str, tuple[Setting, float]] = {}
+
+    def error(candidate: Setting) -> float:
+        key = candidate.call()
+        if key not in tried:
+            tried[key] = candidate, candidate.errors(here, few, codec).median().item()
+        return tried[key][1]
+
+    before = error(setting)
+    floor = 100.0 * torch.finfo(torch.float32 if images.dtype == torch.float32 else torch.float64).eps
+    group = _group(setting, found, floor)
+    if group in ("none", "codec"):
+        return Recommendation(group, CAUSES[group] + ".", setting.call(), setting, before, 1.0)
+    if group == "discretisation":
+        group = _discretisation(setting, before, error)
+        candidates = _finer(setting, before, error)
+    else:
+        candidates = [candidate for candidate in _remedies(setting, group, model) if _possible(candidate, model)]
+    best = min([setting, *candidates], key=error)
+    cheap = [candidate for candidate in candidates if _cost(candidate) <= 1.01 * _cost(setting)]
+    if cheap:
+        equal = min(cheap, key=error)
+        if error(equal) * _ENOUGH <= before or error(equal) <= _DEARER * error(best):
+            best = min([setting, equal], key=error)
+    gain = before / max(error(best), 1e-300)
+    where = "" if best is not setting else " None of the remedies tried is better than what is done now."
+    text = f"{CAUSES[group]}.{where or f' {_words(setting, best)} lowers the median error {gain:.3g} times.'}"
+    return Recommendation(
+        group, text, best.call(), best, error(best), gain, {key: entry[1] for key, entry in tried.items()}
+    )
+
+
+def _group(setting: Setting, found: Budget, floor: float) -> str:
+    """The kind of cause: the group of terms with the largest share of the error."""
+    if not bool(found.measured.isfinite().all()):
+        return "instability" if setting.solver.facts.inverse == "exact" else "discretisation"
+    if found.measured.median().item() < floor:
+        return "none"
+    terms = found.terms
+    groups = {
+        "guidance": terms["guidance"],
+        "precision": terms["rounding"],
+        "discretisation": terms["inversion"] + terms["amplification"] + terms["regeneration"],
+    }
+    if "codec" in terms:
+        groups["codec"] = terms["codec"]
+    largest = max(groups, key=lambda name: groups[name].median().item())
+    if setting.solver.facts.inverse == "exact" and largest in ("precision", "discretisation"):
+        return "instability"
+    return largest
+
+
+def _discretisation(setting: Setting, before: float, error: Any) -> str:
+    """Whether the grid or the number of steps is to blame."""
+    others = [replace(setting, grid=name) for name in GRIDS if name != setting.grid]
+    regrid = before / max(min(map(error, others)), 1e-300)
+    if isinstance(setting.grid, Grid):  # a given grid cannot be refined, but a named one stands for many steps
+        return "grid" if regrid > 2.0 else "steps"
+    more = before / max(error(replace(setting, steps=_DEARER * setting.steps)), 1e-300)
+    return "grid" if regrid > max(2.0, more) else "steps"
+
+
+def _finer(setting: Setting, before: float, error: Any) -> list[Setting]:
+    """Remedies for discretisation errors: grids, solvers at equal cost, and more steps."""
+    budget = _cost(setting)
+    grids = [replace(setting, grid=name) for name in GRIDS]
+    best_grid = min(grids, key=error).grid
+    equal = [
+        replace(setting, solver=registry.get(name), steps=budget // (registry.get(name).facts.evaluations or 1), grid=g)
+        for name in SOLVERS
+        for g in dict.fromkeys((best_grid, "quadratic"))
+        if budget >= (registry.get(name).facts.evaluations or 1)
+    ]
+    most = min([*grids, *equal], key=error)
+    return [*grids, *equal, replace(most, steps=_DEARER * most.steps)]
+
+
+def _remedies(setting: Setting, group: str, model: Denoiser) -> Iterator[Setting]:
+    """Remedies for the other causes."""
+    if group == "guidance":
+        here, back = setting.models(model)
+        yield replace(setting, guidance=1.0, back=1.0)
+        if back is not None:
+            yield replace(setting, guidance=back.guidance, back=back.guidance)
+        yield replace(setting, back=here.guidance)
+        yield replace(setting, solver=registry.get("ees25"), steps=max(1, _cost(setting) // 3), guidance=1.0, back=1.0)
+    if group == "precision":
+        half = model.dtype in (torch.float16, torch.bfloat16)
+        if half:
+            yield replace(setting, model_dtype=torch.float32)
+        yield replace(setting, model_dtype=torch.float64 if not half else torch.float32, dtype=torch.float64)
+    if group == "instability":
+        budget = _cost(setting)
+        spec = setting.solver.spec()
+        name = spec.pop("name")
+        for options in ({"coupling": "auto"}, {"coupling": "auto", "variable": "flow"}):
+            if all(key in spec for key in options):
+                yield replace(setting, solver=registry.get(name, **{**spec, **options}))
+        for name in SOLVERS:
+            solver = registry.get(name)
+            if budget >= (solver.facts.evaluations or 1):
+                yield replace(setting, solver=solver, steps=steps_for(solver, budget))
+
+
+def _possible(setting: Setting, model: Denoiser) -> bool:
+    """Whether the model has what the setting changes."""
+    if setting.model_dtype is not None and not isinstance(model.net, nn.Module):
+        return setting.dtype is not None
+    return (setting.guidance in (None, 1.0) and setting.back in (None, 1.0)) or model.null is not None
+
+
+def _cost(setting: Setting) -> int:
+    return setting.steps * (setting.solver.facts.evaluations or 1)
+
+
+def _words(before: Setting, after: Setting) -> str:
+    """What changes from one setting to another."""
+    parts = []
+    if after.solver != before.solver:
+        options = ", ".join(f"{k} {v!r}" for k, v in after.solver.spec().items() if k in ("coupling", "variable"))
+        parts.append(f"solver {after.solver.name}" + (f" ({options})" if options else ""))
+    if after.steps != before.steps:
+        parts.append(f"{after.steps} steps")
+    if after.grid != before.grid:
+        parts.append(f"the grid {after.grid}")
+    if after.guidance != before.guidance or after.back != before.back:
+        parts.append("the same guidance both ways" + ("" if after.guidance is None else f" ({after.guidance:g})"))
+    if after.model_dtype != before.model_dtype:
+        parts.append(f"the network in {str(after.model_dtype).removeprefix('torch.')}")
+    if after.dtype != before.dtype:
+        parts.append(f"the state in {str(after.dtype).removeprefix('torch.')}")
+    text = ", ".join(parts) or "no change"
+    return text[0].upper() + text[1:]

@@ -1,0 +1,69 @@
+"""Correlations with bootstrap intervals, and intervals of rates."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with a confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+def pearson(x: Tensor, y: Tensor, *, resamples: int = 2000, level: float = 0.95, seed: int = 0) -> Estimate:
+    """Pearson's correlation of two samples, each of shape (n,), with a percentile bootstrap interval."""
+    return _bootstrapped(x, y, resamples, level, seed)
+
+
+def spearman(x: Tensor, y: Tensor, *, resamples: int = 2000, level: float = 0.95, seed: int = 0) -> Estimate:
+    """Spearman's rank correlation of two samples, each of shape (n,), with a percentile bootstrap interval."""
+    return _bootstrapped(_ranks(x), _ranks(y), resamples, level, seed)
+
+
+def wilson(hits: int, n: int, level: float = 0.95) -> Estimate:
+    """The rate hits / n with Wilson's score interval (Wilson 1927)."""
+    if not 0 <= hits <= n or n < 1:
+        raise InputError(f"wilson: expected 0 <= hits <= n and n >= 1, got {hits} of {n}")
+    z = math.sqrt(2.0) * torch.erfinv(torch.tensor(level, dtype=torch.float64)).item()
+    rate, square = hits / n, z * z / n
+    centre = (rate + square / 2.0) / (1.0 + square)
+    half = z / (1.0 + square) * math.sqrt(rate * (1.0 - rate) / n + square / (4.0 * n))
+    return Estimate(rate, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def _bootstrapped(x: Tensor, y: Tensor, resamples: int, level: float, seed: int) -> Estimate:
+    if x.ndim != 1 or x.shape != y.shape or len(x) < 3:
+        raise InputError(
+            f"correlation: expected two samples of one length >= 3, got {tuple(x.shape)}, {tuple(y.shape)}"
+        )
+    if not bool((x.isfinite() & y.isfinite()).all()):
+        raise InputError("correlation: NaN or infinity in a sample")
+    x, y = x.double(), y.double()
+    rows = torch.randint(len(x), (resamples, len(x)), generator=torch.Generator().manual_seed(seed))
+    drawn = _correlation(x[rows], y[rows])
+    tail = (1.0 - level) / 2.0
+    low, high = drawn[drawn.isfinite()].quantile(torch.tensor([tail, 1.0 - tail], dtype=torch.float64)).tolist()
+    return Estimate(_correlation(x, y).item(), low, high)
+
+
+def _correlation(x: Tensor, y: Tensor) -> Tensor:
+    x, y = x - x.mean(-1, keepdim=True), y - y.mean(-1, keepdim=True)
+    return (x * y).sum(-1) / (x.norm(dim=-1) * y.norm(dim=-1))
+
+
+def _ranks(x: Tensor) -> Tensor:
+    """Ranks from 1, ties sharing their mean."""
+    _, place, counts = x.double().unique(return_inverse=True, return_counts=True)
+    ends = counts.cumsum(0).double()
+    return (ends - (counts.double() - 1.0) / 2.0)[place]
