@@ -41,6 +41,20 @@ def read(path: str | Path, shape: tuple[int, ...], *, resize: bool = False) -> T
     raise InputError(f"{path}: unknown kind {kind!r}, expected .npy, .safetensors or {', '.join(_PICTURES)}")
 
 
+def read_folder(folder: str | Path, shape: tuple[int, ...], limit: int | None = None) -> Tensor:
+    """The pictures of a folder in the order of their names, scaled to the shape (C, H, W): a batch (B, C, H, W).
+
+    Raises `FileNotFoundError` for a folder that is none, `InputError` for one without pictures.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES)[:limit]
+    if not paths:
+        raise InputError(f"{folder}: holds no pictures ({', '.join(_PICTURES)})")
+    return torch.cat([_read_picture(path, shape, resize=True) for path in paths])
+
+
 def write(path: str | Path, x: Tensor) -> None:
     """Write a batch (B, ...) to .npy, to .safetensors (as "x"), or to a picture (one, or a sheet of them)."""
     path = Path(path)

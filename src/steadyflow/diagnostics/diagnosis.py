@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,6 +84,26 @@ class Diagnosis:
         before, after = self.measured.median().item(), error.median().item()
         gain = before / max(after, 1e-300) if math.isfinite(before) else math.inf
         return Verification(error, gain, self.recommendation.gain)
+
+    def figures(self) -> dict[str, Any]:
+        """Everything that is a number or a text, JSON-able."""
+        found, advice = self.budget, self.recommendation
+        return {
+            "measured": found.measured.tolist(),
+            "total": found.total.tolist(),
+            "terms": {name: term.tolist() for name, term in found.terms.items()},
+            "uncertainty": {name: term.tolist() for name, term in found.uncertainty.items()},
+            "remainder": found.remainder.tolist(),
+            "linear": found.linear.tolist(),
+            "coefficient": found.coefficient.tolist(),
+            "nfe": found.nfe,
+            "cause": self.cause,
+            "recommendation": {"text": advice.text, "call": advice.call, "error": advice.error, "gain": advice.gain},
+            "tried": advice.tried,
+            "verified": None
+            if self.verified is None
+            else {"error": self.verified.error.tolist(), "gain": self.verified.gain},
+        }
 
     def summary(self) -> str:
         """The diagnosis as text: error, budget, how far to trust it, and the recommendation."""

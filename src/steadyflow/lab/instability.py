@@ -1,11 +1,12 @@
 """The experiments of arXiv 2506.18290: why inaccurate reconstruction has to do with instability.
 
-`toy`: where the generation map of small mixtures expands. `theorem`: the probability of expansion against the dimension.
-`study`: reconstruction error against instability coefficient on real images, over solvers.
+`toy`: where the generation map of small mixtures expands. `theorem`: the probability of expansion against the
+dimension. `study`: reconstruction error against instability coefficient on real images, over solvers.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,11 +93,11 @@ def theorem(
     modes: int = 8,
     steps: int = 48,
 ) -> list[Share]:
-    """The theorem: with real data of finite support and density bounded below, expansion becomes certain with dimension.
+    """The theorem: for real data of finite support and density bounded below, expansion gets certain with dimension.
 
-    Real data are uniform over the cube [-1.5, 1.5]^d; the model generates a mixture of `modes` modes in it, of spread std.
-    The geometric mean at x is (p_prior(z) / p_gen(x))^(1/d), both densities in closed form but for the latent, which is
-    found by RK4. The same of points from the model itself is the control.
+    Real data are uniform over the cube [-1.5, 1.5]^d; the model generates a mixture of `modes` modes in it, of spread
+    std. The geometric mean at x is (p_prior(z) / p_gen(x))^(1/d), both densities in closed form but for the latent,
+    which is found by RK4. The same of points from the model itself is the control.
     """
     rows = []
     for std in stds:
@@ -169,8 +170,8 @@ def study(
 ) -> Study:
     """Invert the images, generate them again, and set the error against the instability coefficient.
 
-    images: shape (n, ...). methods: solvers with their evaluations each way. reference: steps of the RK4 solve that stands
-    for the exact ODE in the latent's error and in the Jacobian products.
+    images: shape (n, ...). methods: solvers with their evaluations each way. reference: steps of the RK4 solve that
+    stands for the exact ODE in the latent's error.
     """
     grid = grids.make("quadratic", model.schedule, reference)
     exact = invert(model, images.double(), solver="rk4", grid=grid).latent
@@ -214,6 +215,28 @@ def study(
         if progress is not None:
             progress(f"{method}, {nfe} evaluations")
     return Study(name, rows, swept, size)
+
+
+def figures(result: Study, shares: Sequence[Share]) -> dict[str, Any]:
+    """All figures of the experiments, JSON-able."""
+    estimate = dataclasses.asdict
+    return {
+        "theorem": [estimate(share) for share in shares],
+        "linear regime": result.sweep.regime,
+        "perturbation": result.perturbation,
+        "reconstruction": [
+            {
+                "solver": row.solver,
+                "nfe": row.nfe,
+                "error": row.error.tolist(),
+                "latent error": row.latent_error.tolist(),
+                "coefficients": {key: value.tolist() for key, value in row.coefficients.items()},
+                "pearson": {key: estimate(value) for key, value in row.pearson.items()},
+                "spearman": {key: estimate(value) for key, value in row.spearman.items()},
+            }
+            for row in result.rows
+        ],
+    }
 
 
 def table(result: Study) -> tuple[list[str], list[list[str]]]:

@@ -1,32 +1,19 @@
 """The HTML report of the demonstration: one file, pictures inside, nothing fetched."""
 
-import base64
-import io
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from .. import grids, noise
-from .._version import __version__
-from ..arrays import sheet
 from ..diagnostics import stability
 from ..errors import MissingExtraError
 from ..models import load
+from . import pages
 from .demo import Study, table
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>steadyflow: round trips and edits of real digits</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; color: #1c2430; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
-.scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #dde3ea; white-space: nowrap }
-th:first-child, td:first-child { text-align: left } tr.first td { border-top: 2px solid #9aa7b5 }
-figure { margin: 1rem 0 } figcaption { color: #4c5a6a; font-size: .92rem }
-img { max-width: 100%; height: auto } img.digits { image-rendering: pixelated; width: 100% }
-</style></head><body>
+<style>{{ style }}</style></head><body>
 <h1>Round trips and edits of {{ n }} held-out real digits</h1>
 <p>Each digit was inverted under its own label and generated again: the <em>error</em> is the root mean square of
 what came back less what was sent, on a scale from -1 to 1. From the same latent it was generated under another
@@ -61,13 +48,10 @@ def write(result: Study, path: str | Path) -> Path:
 
     Raises `MissingExtraError` without jinja2, matplotlib or Pillow.
     """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise MissingExtraError("jinja2", "lab", "the HTML report") from error
     heads, cells = table(result)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    html = environment.from_string(_PAGE).render(
+    return pages.write(
+        path,
+        _PAGE,
         n=len(result.source),
         heads=heads,
         cells=cells,
@@ -77,13 +61,8 @@ def write(result: Study, path: str | Path) -> Path:
         shown=result.shown,
         nfe=result.nfe_shown,
         strips=_strips(result),
-        version=__version__,
         seconds=f"{result.seconds:.0f}",
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html, encoding="utf-8")
-    return path
 
 
 def _strips(result: Study, count: int = 16) -> list[dict[str, str]]:
@@ -98,20 +77,9 @@ def _strips(result: Study, count: int = 16) -> list[dict[str, str]]:
         (f"edit at guidance {w:g}", f"Edited at guidance {w:g}, towards {wanted}.", x) for w, x in result.edits.items()
     ]
     return [
-        {"alt": f"{len(x[:count])} digits, {name}", "caption": caption, "png": _digits_png(x[:count])}
+        {"alt": f"{len(x[:count])} digits, {name}", "caption": caption, "png": pages.strip(x[:count])}
         for name, caption, x in strips
     ]
-
-
-def _digits_png(x: Tensor, zoom: int = 8) -> str:
-    from PIL import Image
-
-    pixels = sheet(x, columns=len(x))
-    picture = Image.fromarray(pixels)
-    picture = picture.resize((pixels.shape[1] * zoom, pixels.shape[0] * zoom), Image.Resampling.NEAREST)
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def draw_curves(result: Study, axes: Any) -> None:
@@ -136,7 +104,7 @@ def _curves(result: Study) -> str:
         raise MissingExtraError("matplotlib", "lab", "plots") from error
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     draw_curves(result, figure.subplots())
-    return _png(figure)
+    return pages.png(figure)
 
 
 def _regions() -> str:
@@ -148,10 +116,4 @@ def _regions() -> str:
         f"w = {w:g}": stability.placement(model.guided(w), grid, start, solver="ddim", iterations=6) for w in (1.0, 7.5)
     }
     names = ["ddim", "midpoint", "rk4", "ees25", "ees27", "rex-euler", "rex-midpoint", "edict", "bdia", "alf"]
-    return _png(stability.figure(names, placements=places, resolution=51))
-
-
-def _png(figure: Any) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return pages.png(stability.figure(names, placements=places, resolution=51))

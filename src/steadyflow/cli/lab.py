@@ -1,0 +1,108 @@
+"""`steadyflow lab run ...`: the experiments."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import InputError
+from .options import GridName, Json, Number, load_model, table
+
+lab = typer.Typer(help="The experiments.", no_args_is_help=True)
+run = typer.Typer(help="Run an experiment; each prints its tables and writes pictures.", no_args_is_help=True)
+lab.add_typer(run, name="run")
+
+
+@run.command("coupling", epilog="Example: steadyflow lab run coupling --problem digits --out lab")
+def coupling(
+    problem: Annotated[str, typer.Option(help="'mixture' (16-dimensional, exact) or 'digits'.")] = "mixture",
+    n: Number = 64,
+    nfe: Annotated[int, typer.Option(help="Model evaluations each way.")] = 48,
+    grid: GridName = "quadratic",
+    out: Annotated[Path, typer.Option(help="The folder for the picture.")] = Path("lab"),
+    as_json: Json = False,
+) -> None:
+    """Exact reversibility against stability: edits at rising guidance, fixed and automatic coupling."""
+    from matplotlib.figure import Figure
+    from tqdm import tqdm
+
+    from ..lab import coupling as experiment
+
+    with tqdm(total=len(experiment.METHODS), unit="method", leave=False, disable=None) as bar:
+
+        def tell(_: str) -> None:
+            bar.update()
+
+        rows = experiment.study(problem, n=n, nfe=nfe, grid=grid, progress=tell)
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+        return
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    experiment.draw(rows, figure.subplots())
+    out.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out / f"coupling-{problem}.png", dpi=120)
+    typer.echo(table(*experiment.table(rows), left=(0, 1)))
+    typer.echo(f"\nPicture: {out / f'coupling-{problem}.png'}")
+
+
+@run.command("instability", epilog="Example: steadyflow lab run instability --model digits --out lab")
+def instability(
+    model: Annotated[
+        str, typer.Option(help="'digits', 'faces', or a saved .safetensors model with --images.")
+    ] = "digits",
+    images: Annotated[
+        Path | None, typer.Option(help="A folder of pictures for a model of your own, scaled to its size.")
+    ] = None,
+    n: Number = 100,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer images and steps, and small mixtures.")] = False,
+    out: Annotated[Path, typer.Option(help="The folder for the pictures.")] = Path("lab"),
+    as_json: Json = False,
+) -> None:
+    """Why reconstructions fail: expansion regions, the theorem, and error against instability on real images."""
+    from matplotlib.figure import Figure
+    from tqdm import tqdm
+
+    from .. import arrays
+    from ..lab import instability as experiment
+
+    if images is None:
+        denoiser, x = experiment.problem(model, min(n, 24) if quick else n)
+    else:
+        denoiser = load_model(model)
+        x = arrays.read_folder(images, denoiser.shape, n)
+        if len(x) < 3:
+            raise InputError(f"images: {images} holds {len(x)} pictures; the study needs at least 3")
+    toys = experiment.toy(1, side=41 if quick else 161), experiment.toy(2, side=21 if quick else 81)
+    shares = experiment.theorem((1, 4, 16), n=100) if quick else experiment.theorem()
+    methods = (("euler", 50), ("rk4", 48)) if quick else experiment.SOLVERS
+    with tqdm(total=len(methods) + 1, unit="solver", leave=False, disable=None) as bar:
+
+        def tell(setting: str) -> None:
+            bar.set_description(setting)
+            bar.update()
+
+        result = experiment.study(denoiser, x, name=model, methods=methods, progress=tell)
+    out.mkdir(parents=True, exist_ok=True)
+    pictures = {
+        "instability-toys.png": ((12, 3.6), lambda figure: experiment.draw_toys(*toys, figure)),
+        "instability-theorem.png": ((6, 4), lambda figure: experiment.draw_theorem(shares, figure.subplots())),
+        f"instability-{Path(model).stem}.png": ((15, 3.6), lambda figure: experiment.draw_study(result, figure)),
+    }
+    for name, (size, draw) in pictures.items():
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        figure.savefig(out / name, dpi=120)
+    if as_json:
+        typer.echo(json.dumps(experiment.figures(result, shares), indent=2))
+        return
+    typer.echo("Share of data points at which the generation map expands:\n")
+    typer.echo(table(*experiment.theorem_table(shares), left=(0, 1)))
+    low, high = result.sweep.regime
+    typer.echo(
+        f"\nReconstruction of {len(x)} images; the coefficient does not depend on the perturbation's size from "
+        f"{low:.1g} to {high:.1g}, {result.perturbation:.1g} was used:\n"
+    )
+    typer.echo(table(*experiment.table(result), left=(0,)))
+    typer.echo(f"\nPictures: {', '.join(str(out / name) for name in pictures)}")

@@ -1,0 +1,109 @@
+"""What the commands share: their options, and how they read input and print figures."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import InputError
+
+Model = Annotated[
+    str,
+    typer.Option(
+        help="A bundled model ('digits' or 'faces'), 'mixture' (25 exact modes), or a saved .safetensors model."
+    ),
+]
+SolverName = Annotated[str, typer.Option(help="A solver's name; see `steadyflow solvers`.")]
+Steps = Annotated[int | None, typer.Option(help="Solver steps.")]
+Nfe = Annotated[int | None, typer.Option(help="Model evaluations each way, instead of --steps.")]
+GridName = Annotated[str, typer.Option(help="uniform, quadratic, log-snr or karras.")]
+Variable = Annotated[str | None, typer.Option(help="flow, noise or data, for Runge-Kutta solvers and Rex.")]
+Seed = Annotated[int, typer.Option(help="Of the noise.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
+Out = Annotated[Path | None, typer.Option(help="Where to write: .png, .npy or .safetensors.")]
+Input = Annotated[
+    str | None, typer.Option(help="A picture, .npy or .safetensors; by default the model's own held-out data.")
+]
+Resize = Annotated[bool, typer.Option("--resize", help="Scale the picture to the model's size.")]
+Label = Annotated[int | None, typer.Option(help="The class to condition on.")]
+Number = Annotated[int, typer.Option("--n", help="How many samples.")]
+BatchSize = Annotated[int | None, typer.Option(help="How many at a time.")]
+Guidance = Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 is none.")]
+
+
+def load_model(name: str) -> Any:
+    """A bundled model, a saved one, or the exact mixture of 25 modes."""
+    from ..denoisers import GaussianMixture
+    from ..models import load
+    from ..schedules import VPLinear
+
+    return GaussianMixture.grid().denoiser(VPLinear()) if name == "mixture" else load(name)
+
+
+def conditioned(model: Any, label: Any, guidance: float) -> Any:
+    """The model under a class, if one is given, and guidance."""
+    if label is None:
+        if guidance != 1.0:
+            raise InputError("guidance: needs a class to guide to; give --label")
+        return model
+    return model.condition(label).guided(guidance)
+
+
+def make_solver(name: str, variable: str | None) -> Any:
+    """A solver by name, in a variable if one is given."""
+    from ..solvers import get
+
+    return get(name) if variable is None else get(name, variable=variable)
+
+
+def count_steps(solver: Any, steps: int | None, nfe: int | None, default: int) -> int:
+    """The number of steps, from whichever of --steps and --nfe is given."""
+    if steps is not None and nfe is not None:
+        raise InputError("steps: give --steps or --nfe, not both")
+    if nfe is None:
+        return default if steps is None else steps
+    from ..solvers.base import steps_for
+
+    return steps_for(solver, nfe)
+
+
+def read_input(model: Any, path: str | None, n: int, resize: bool, label: int | None) -> tuple[Any, Any]:
+    """The user's batch, or held-out data of a model we know, with the labels to invert under."""
+    from .. import arrays
+
+    if path is not None:
+        return arrays.read(path, model.shape, resize=resize), label
+    if model.name in ("digits", "faces"):
+        from .. import datasets
+
+        images, labels = getattr(datasets, model.name)("held-out")
+        if label is not None:
+            images, labels = images[labels == label], labels[labels == label]
+        return images[:n], labels[:n]
+    if model.name == "mixture":
+        return model.mixture.sample(n), label
+    raise InputError("input: this model has no data of its own; give --input")
+
+
+def tell(figures: dict[str, Any], as_json: bool, out: Path | None) -> None:
+    """Print named figures, as lines or as JSON."""
+    if as_json:
+        typer.echo(json.dumps(figures, indent=2))
+        return
+    width = max(map(len, figures))
+    for name, value in figures.items():
+        typer.echo(f"{name:<{width}}  {f'{value:.4g}' if isinstance(value, float) else value}")
+    if out is not None:
+        typer.echo(f"{'written to':<{width}}  {out}")
+
+
+def table(heads: list[str], rows: list[list[str]], left: tuple[int, ...]) -> str:
+    """A table as text; the columns in `left` are set to the left."""
+    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
+
+    def line(cells: list[str]) -> str:
+        parts = [c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        return "  ".join(parts).rstrip()
+
+    return "\n".join([line(heads), line(["-" * w for w in widths]), *map(line, rows)])
