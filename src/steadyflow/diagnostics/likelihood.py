@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from .. import grids
 from ..denoisers.base import Denoiser
@@ -143,10 +142,12 @@ def _directions(x: Tensor, probes: int | None, seed: int) -> list[Tensor]:
 
 
 def _divergences(field: Callable[[Tensor], Tensor], x: Tensor, directions: list[Tensor]) -> Tensor:
-    """v . (dfield/dx) v for each direction, shape (directions, B), by forward differentiation."""
-    rows = []
-    with torch.no_grad(), forward_ad.dual_level():
-        for v in directions:
-            tangent = forward_ad.unpack_dual(field(forward_ad.make_dual(x, v))).tangent
-            rows.append(torch.zeros(len(x), dtype=x.dtype) if tangent is None else (v * tangent).flatten(1).sum(1))
+    """v . (dfield/dx) v for each direction, shape (directions, B), by transposed products on one graph."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        value = field(leaf)
+        rows = [
+            (v * torch.autograd.grad(value, leaf, v, retain_graph=True)[0]).detach().flatten(1).sum(1)
+            for v in directions
+        ]
     return torch.stack(rows)

@@ -38,6 +38,8 @@ GRIDS = ("quadratic", "uniform", "log-snr", "karras")
 SOLVERS = ("ees25", "ees27", "rk4", "midpoint")
 _DEARER = 4
 """How many times as many steps a dearer remedy takes."""
+_FLOOR = 1e-9
+"""The error below which nothing is wrong, whatever the precision."""
 _ENOUGH = 10.0
 """The gain at equal cost for which a dearer remedy is not recommended."""
 
@@ -128,7 +130,7 @@ def recommend(
         return tried[key][1]
 
     before = error(setting)
-    floor = 100.0 * torch.finfo(torch.float32 if images.dtype == torch.float32 else torch.float64).eps
+    floor = max(100.0 * torch.finfo(images.dtype).eps, _FLOOR)
     group = _group(setting, found, floor)
     if group in ("none", "codec"):
         return Recommendation(group, CAUSES[group] + ".", setting.call(), setting, before, 1.0)

@@ -175,7 +175,7 @@ def study(
     """
     grid = grids.make("quadratic", model.schedule, reference)
     exact = invert(model, images.double(), solver="rk4", grid=grid).latent
-    generation = JourneyMap(model, grids.make("quadratic", model.schedule, 32), solvers.get("rk4"))
+    generation = JourneyMap(model, grids.make("quadratic", model.schedule, min(reference, 32)), solvers.get("rk4"))
     at = exact.to(images.dtype)
     overall, _ = isotropic(generation, at, probes=probes)
     direction = _direction(at)
