@@ -1,8 +1,11 @@
-"""Round-trip, endpoint and edit error against evaluations, all solvers:  python benchmarks/solvers.py [--quick]
+"""Round-trip, endpoint and edit error against evaluations, all solvers:
+
+    python benchmarks/solvers.py [--quick] [--read benchmarks/solvers.csv]
 
 Problems: exact conditional mixtures in 2, 16 and 64 dimensions on a VP and a flow path, and the digits model. The
 references are dopri5 solves with 400 steps. Round trip and edit are for solvers that invert; RK4 and midpoint run
-backwards are the controls of the near-reversible ones. Writes benchmarks/solvers.csv and prints the table.
+backwards are the controls of the near-reversible ones. Writes every figure to benchmarks/solvers.csv, from
+which --read prints the summary again.
 """
 
 import argparse
@@ -17,6 +20,7 @@ from steadyflow.datasets import digits
 from steadyflow.metrics import rmse
 from steadyflow.solvers.base import steps_for
 
+CONTROLS = ("ddim", "midpoint", "rk4", "ees25", "ees27", "rex-euler", "rex-midpoint:auto", "edict")
 AUTO = [f"rex-{m}:auto" for m in ("euler", "midpoint", "rk4")] + ["edict:auto", "bdia:auto"]
 
 
@@ -62,10 +66,32 @@ def measure(model, x, labels, targets, name, nfe, start, end, edited):
     return row
 
 
+def summary(rows):
+    """For each problem and budget the best few by each measure, and the controls."""
+    for title, nfe in dict.fromkeys((row["problem"], int(row["nfe"])) for row in rows):
+        chosen = [row for row in rows if (row["problem"], int(row["nfe"])) == (title, nfe)]
+        print(f"\n{title}, {nfe} evaluations each way")
+        for measure in ("endpoint", "round trip", "edit"):
+            values = {row["solver"]: float(row[measure]) for row in chosen if row[measure] not in ("", None)}
+            if measure == "round trip":  # exact ones are exact; what is compared is the others
+                values = {name: v for name, v in values.items() if make(name).facts.inverse != "exact"}
+            best = sorted((v, name) for name, v in values.items() if v == v)[:4]
+            controls = [
+                (values[name], name) for name in CONTROLS if name in values and (values[name], name) not in best
+            ]
+            text = [", ".join(f"{name} {v:.1e}" for v, name in some) for some in (best, controls)]
+            print(f"  {measure:<11} {text[0]}   [{text[1]}]")
+
+
 parser = argparse.ArgumentParser()
 parser.add_argument("--quick", action="store_true")
 parser.add_argument("--out", default="benchmarks/solvers.csv")
+parser.add_argument("--read")
 options = parser.parse_args()
+if options.read:
+    with Path(options.read).open(newline="") as file:
+        summary(list(csv.DictReader(file)))
+    raise SystemExit
 names = [n for n in solvers.names() if solvers.get(n).facts.evaluations and not solvers.get(n).facts.stochastic] + AUTO
 rows = []
 for title, model, x, labels, targets in problems(options.quick):
@@ -73,13 +99,11 @@ for title, model, x, labels, targets in problems(options.quick):
     exact = sf.invert(here, x, solver="dopri5", steps=400, grid="log-snr")
     edited = exact.decode(model.condition(targets, guidance=3.0)).x
     for nfe in (12, 48) if options.quick else (12, 24, 48, 96):
-        print(f"\n{title}, {nfe} evaluations\n{'solver':<24}{'endpoint':>10}{'round trip':>12}{'edit w=3':>10}")
         for name in names:
             row = measure(model, x, labels, targets, name, nfe, exact.latent, x, edited)
             rows.append({"problem": title, "nfe": nfe, "solver": name, **row})
-            cells = [f"{v:.1e}" if v != "" else "" for v in (row["endpoint"], row["round trip"], row["edit"])]
-            print(f"{name:<24}{cells[0]:>10}{cells[1]:>12}{cells[2]:>10}  {row.get('note', '')}", flush=True)
 with Path(options.out).open("w", newline="") as file:
     writer = csv.DictWriter(file, ["problem", "nfe", "solver", "endpoint", "round trip", "edit", "note"])
     writer.writeheader()
     writer.writerows(rows)
+summary(rows)

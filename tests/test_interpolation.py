@@ -1,0 +1,211 @@
+"""Mode interpolation: the restored statements, each against a simulation or an exact mixture."""
+
+import math
+from itertools import pairwise
+
+import mpmath
+import pytest
+import scipy.stats
+import sklearn.metrics
+import torch
+
+import steadyflow as sf
+from steadyflow.diagnostics import interpolation as theory
+
+SCHEDULE = sf.Tabulated.linear()
+
+
+def lattice(dim, modes=25, std=0.02):
+    return sf.GaussianMixture.grid(5, std=std) if dim == 2 else sf.GaussianMixture.farthest_points(modes, dim, std=std)
+
+
+def rescaled_path(mixture, start, variances, substeps=40):
+    """The probability flow in y and the clock s, by RK4 with substeps between the given variances."""
+    path, y = [start], start
+    for before, after in pairwise(variances):
+        h = theory.clock(before, after) / substeps
+        for k in range(substeps):
+            s2 = [before * math.exp(-2.0 * h * (k + c)) for c in (0.0, 0.5, 1.0)]
+            k1 = theory.slope(mixture, y, s2[0])
+            k2 = theory.slope(mixture, y + 0.5 * h * k1, s2[1])
+            k3 = theory.slope(mixture, y + 0.5 * h * k2, s2[1])
+            k4 = theory.slope(mixture, y + h * k3, s2[2])
+            y = y + h / 6.0 * (k1 + 2.0 * k2 + 2.0 * k3 + k4)
+        path.append(y)
+    return torch.stack(path)
+
+
+@pytest.mark.parametrize("dim", [2, 8])
+def test_the_rescaled_flow_is_the_probability_flow(dim):
+    mixture = lattice(dim, std=0.2)
+    times = [300.0 - 15.0 * k for k in range(20)]
+    variances = [theory.variance(mixture, SCHEDULE, t) for t in times]
+    model = mixture.denoiser(SCHEDULE)
+    x = mixture.marginal(SCHEDULE, times[0]).sample(40, seed=1)
+    y = rescaled_path(mixture, x / SCHEDULE.alpha(times[0]), variances)[-1]
+    solved = sf.solve_adaptive(model, x, rtol=1e-10, atol=1e-11, t_start=times[0], t_end=times[-1]).x
+    assert torch.allclose(y * SCHEDULE.alpha(times[-1]), solved, atol=1e-6)
+
+
+def test_the_rescaled_sde_keeps_the_marginals():
+    """dy = 2 (m - y) ds + sqrt(2 s2) dW carries the mixture of variance s2 to a smaller one (KS test, p > 1e-3)."""
+    mixture = sf.GaussianMixture(torch.tensor([[-1.0], [1.0]], dtype=torch.float64), 0.3)
+    start, end, steps, n = 1.5, 0.3**2, 400, 20_000
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda: torch.randn(n, 1, generator=generator, dtype=torch.float64)  # noqa: E731
+    y = mixture.means[torch.randint(2, (n,), generator=generator)] + math.sqrt(start) * draw()
+    h = theory.clock(start, end) / steps
+    for k in range(steps):
+        s2 = start * math.exp(-2.0 * h * (k + 0.5))
+        y = y + h * theory.drift(mixture, y, s2) + math.sqrt(2.0 * s2 * h) * draw()
+    cdf = lambda v: 0.5 * (scipy.stats.norm.cdf(v, -1.0, end**0.5) + scipy.stats.norm.cdf(v, 1.0, end**0.5))  # noqa: E731
+    assert scipy.stats.kstest(y[:, 0].numpy(), cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("dim", [2, 8, 32, 64])
+def test_the_distance_to_the_segment_shrinks_as_the_theorem_says(dim):
+    mixture, kappa = lattice(dim), 7.0
+    times = [float(t) for t in range(120, -1, -4)]
+    variances = [theory.variance(mixture, SCHEDULE, t) for t in times]
+    start = mixture.marginal(SCHEDULE, times[0]).sample(200, seed=dim) / SCHEDULE.alpha(times[0])
+    path = rescaled_path(mixture, start, variances, substeps=10)
+    first = theory.first_dominance(mixture, path, variances, kappa)
+    tail, checked = theory.far_modes(mixture, kappa), 0
+    assert (first < len(times)).double().mean() > 0.9
+    for sample in range(200):
+        begin = int(first[sample])
+        if begin >= len(times) - 1:
+            continue
+        i, j = theory.dominance(mixture, path[begin, sample][None], variances[begin]).pair[0]
+        line = path[begin:, sample]
+        pairs = torch.stack(
+            [theory.dominance(mixture, y[None], s2).pair[0] for y, s2 in zip(line, variances[begin:], strict=True)]
+        )
+        if not (pairs.sort(1).values == torch.stack([i, j]).sort().values).all():
+            continue  # the second nearest mode changed: the theorem speaks of one pair
+        distance = theory.distance_to_segment(line, mixture.means[i], mixture.means[j])
+        for k, s2 in enumerate(variances[begin:]):
+            assert distance[k] <= theory.contraction_bound(distance[0], variances[begin], s2, tail) + 1e-9
+        checked += 1
+    assert checked > 50
+
+
+def test_the_slope_of_the_contraction_is_one():
+    """Far from all other modes the distance to the line falls exactly like sqrt(s2)."""
+    mixture = sf.GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.0]], dtype=torch.float64), 0.02)
+    variances = [0.2 * 0.8**k for k in range(20)]
+    start = torch.tensor([[0.3, 0.4]], dtype=torch.float64)
+    path = rescaled_path(mixture, start, variances)
+    _, eta = theory.pair_coordinates(path[:, 0], *mixture.means)
+    slope = (eta[-1] / eta[0]).log() / math.log((variances[-1] / variances[0]) ** 0.5)
+    assert slope.item() == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("ratio", "odds"), [(3.0, 0.0), (6.0, 0.0), (40.0, 0.7), (40.0, -1.5), (5.0, 2.0), (1e4, 0.0)])
+def test_the_equilibria_are_all_zeros_of_the_pair_slope(ratio, odds):
+    found = theory.equilibria(ratio, odds)
+    xi = torch.linspace(0.0, 1.0, 20_001, dtype=torch.float64)
+    values = theory.pair_slope(xi, ratio, odds)
+    crossings = int(((values[1:] > 0) != (values[:-1] > 0)).sum())
+    assert len(found) in (1, 3)
+    if ratio < 100:
+        assert len(found) == crossings
+    for point in found:
+        assert abs(mpmath.mpf(1) / (1 + mpmath.exp(-(ratio * (point.xi - 0.5) + odds))) - point.xi) < 1e-9
+    assert [p.rate < 0 for p in found] == ([True, False, True] if len(found) == 3 else [True])
+    if len(found) == 3 and odds == 0.0:
+        assert found[1].xi == pytest.approx(0.5, abs=1e-9)
+        assert found[1].rate == pytest.approx(theory.saddle_rate(ratio), rel=1e-6)
+    if len(found) == 3 and odds > 0:
+        assert found[1].xi < 0.5  # the heavier mode is j, at 1; the saddle moves towards the lighter
+
+
+def test_the_saddles_equation_holds_for_unequal_weights():
+    ratio, odds = 30.0, math.log(3.0)
+    saddle = theory.equilibria(ratio, odds)[1]
+    assert math.log(saddle.xi / (1.0 - saddle.xi)) == pytest.approx(odds + ratio * (saddle.xi - 0.5), abs=1e-9)
+    assert saddle.rate == pytest.approx(ratio * saddle.xi * (1.0 - saddle.xi) - 1.0, rel=1e-9)
+
+
+@pytest.mark.parametrize("dim", [2, 8, 32])
+def test_what_starts_inside_the_bound_stays_trapped(dim):
+    """A trajectory of the two-mode flow from inside `trapped_start` ends inside theta; from well outside it leaves."""
+    length, s0 = 2.0, 0.3
+    means = torch.zeros(2, dim, dtype=torch.float64)
+    means[1, 0] = length
+    mixture = sf.GaussianMixture(means, s0)
+    start, end = 0.8, 0.35
+    theta = theory.trapping_radius(length**2 / start, length**2 / end)
+    inner = theory.trapped_start(length, start, end)
+    offsets = torch.tensor([-1.0, -0.5, 0.5, 1.0, 3.0 * theta / inner], dtype=torch.float64) * inner
+    y = torch.zeros(len(offsets), dim, dtype=torch.float64)
+    y[:, 0] = (0.5 + offsets) * length
+    y[:, 1] = 0.2  # an orthogonal offset changes nothing
+    final = rescaled_path(mixture, y, [start, 0.6, 0.45, end])[-1]
+    xi, _ = theory.pair_coordinates(final, *means)
+    assert ((xi[:4] - 0.5).abs() <= theta).all()
+    assert (xi[4] - 0.5).abs() > theta
+    assert inner < theta
+
+
+def test_the_midpoint_grows_at_the_integrated_rate():
+    length, start, end = 2.0, 0.5, 0.1
+    mixture = sf.GaussianMixture(torch.tensor([[0.0], [length]], dtype=torch.float64), 0.02)
+    y = torch.tensor([[length / 2 + 1e-8]], dtype=torch.float64)
+    final = rescaled_path(mixture, y, [start, 0.25, end], substeps=200)[-1]
+    growth = (final[0, 0] - length / 2).item() / 1e-8
+    assert math.log(growth) == pytest.approx(theory.growth_integral(length, start, end), rel=1e-4)
+
+
+def test_samples_are_told_apart():
+    mixture = lattice(2)
+    near = mixture.sample(500)
+    between = 0.5 * (mixture.means[0] + mixture.means[1]) + 0.03 * torch.randn(100, 2, dtype=torch.float64).clamp(-2, 2)
+    away = torch.tensor([[1.0, 0.7], [9.0, 9.0]], dtype=torch.float64)  # off every axis-parallel and diagonal segment
+    found = theory.classify(torch.cat([near, between, away]), mixture)
+    assert (found.kind[:500] == theory.VALID).all()
+    assert (found.kind[500:600] == theory.INTERPOLATED).all()
+    assert (found.pair[500:600] == torch.tensor([0, 1])).all()
+    assert found.kind[601] == theory.INVALID
+    rate = found.rate()
+    assert rate.value == pytest.approx(100 / int((found.kind != theory.INVALID).sum()), abs=1e-2)
+    assert found.balance(25).sum().item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("dim", [2, 8, 32, 64])
+def test_exact_samples_are_valid_in_every_dimension(dim):
+    mixture = lattice(dim)
+    found = theory.classify(mixture.sample(4000), mixture)
+    assert (found.kind == theory.VALID).double().mean() > 0.998
+
+
+def test_coarse_uniform_steps_interpolate_with_the_exact_score_and_fine_quadratic_ones_do_not():
+    """The effect needs a coarse grid, a learned score, or a start near a midpoint: the exact ODE does not show it."""
+    mixture = sf.GaussianMixture.grid(5, spacing=2.0 / 8**0.5, std=0.02 / 8**0.5)
+    model = mixture.denoiser(SCHEDULE)
+
+    def rate(steps, grid):
+        x = sf.sample(model, n=3000, steps=steps, grid=grid, t_max=800.0).x
+        return theory.classify(model(x, 0.0).x0, mixture).rate()
+
+    assert rate(20, "uniform").low > 0.1
+    assert rate(50, "quadratic").high < 0.005
+
+
+def test_the_roc_area_agrees_with_scikit_learn():
+    generator = torch.Generator().manual_seed(0)
+    positive = torch.rand(300, generator=generator) < 0.2
+    scores = (torch.randn(300, generator=generator) + positive.float()).round(decimals=1)  # with ties
+    expected = sklearn.metrics.roc_auc_score(positive, scores)
+    assert theory.roc_area(scores, positive) == pytest.approx(expected, abs=1e-12)
+
+
+def test_bad_input_is_named():
+    with pytest.raises(sf.InputError, match="one spread"):
+        theory.classify(torch.zeros(2, 2), sf.GaussianMixture(torch.eye(2), torch.tensor([0.1, 0.2])))
+    with pytest.raises(sf.InputError, match="saddle"):
+        theory.trapping_radius(3.0, 5.0)
+    with pytest.raises(sf.InputError, match="shape"):
+        theory.classify(torch.zeros(2, 3), lattice(2))
+    with pytest.raises(sf.InputError, match="NaN"):
+        theory.classify(torch.full((2, 2), float("nan")), lattice(2))
