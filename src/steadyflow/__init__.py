@@ -8,7 +8,7 @@ same = inversion.decode()
 edited = inversion.decode(model.condition(8), guidance=3.0)
 """
 
-from . import diagnostics, grids, noise, schedules, solvers
+from . import corrections, diagnostics, grids, noise, schedules, solvers
 from ._version import __version__
 from .adaptive import AdaptiveRun, solve_adaptive
 from .denoisers import Denoiser, GaussianMixture
@@ -110,6 +110,7 @@ __all__ = [
     "VPScaledLinear",
     "__version__",
     "choose_solver",
+    "corrections",
     "diagnose",
     "diagnostics",
     "edit",

@@ -48,6 +48,9 @@ class Moment(NamedTuple):
     nfe: int
     """Model evaluations so far, a sample."""
     model: Denoiser
+    grid: Grid
+    noise: NoiseSource | None
+    """The source of the run's noise, which knows the seed and the indices of the samples."""
 
 
 Progress = bool | None | tqdm
@@ -185,14 +188,16 @@ def integrate(
             state, asked = answer(solver.travel(state, leg), model)
             nfe, travelled = nfe + asked, travelled + 1
             for correction in corrections:
-                changed = correction(Moment(travelled, grid.steps, leg.t1, solver.output(state), nfe, model))
+                changed = correction(
+                    Moment(travelled, grid.steps, leg.t1, solver.output(state), nfe, model, grid, noise)
+                )
                 if changed is not None:
                     state = solver.start(changed, model.schedule, leg.t1)
             current = solver.output(state)
             watch.see(current, travelled, leg)
             recorder.see(current, travelled, leg.t1)
             if callback is not None:
-                callback(Moment(travelled, grid.steps, leg.t1, current, nfe, model))
+                callback(Moment(travelled, grid.steps, leg.t1, current, nfe, model, grid, noise))
             bar.update()
     finally:
         if bar is not progress:

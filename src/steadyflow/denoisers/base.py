@@ -88,6 +88,10 @@ class Denoiser:
         """This model for the samples [start, stop) of a batch: conditions given a sample are cut alike."""
         return self._replace(given=_cut(self.given, start, stop))
 
+    def pick(self, rows: Tensor) -> Self:
+        """This model for some samples of a batch, by their numbers, shape (m,); conditions are picked alike."""
+        return self._replace(given=_pick(self.given, rows))
+
     def _replace(self, **changes: Any) -> Self:
         return dataclasses.replace(self, **changes)
 
@@ -162,6 +166,16 @@ def _join(null: Any, given: Any) -> Any:
     if isinstance(given, Mapping):
         return {key: _join(null[key], value) for key, value in given.items()}
     return torch.cat([null.to(given.dtype), given])
+
+
+def _pick(condition: Any, rows: Tensor) -> Any:
+    if isinstance(condition, Mapping):
+        return {key: _pick(value, rows) for key, value in condition.items()}
+    if isinstance(condition, Sequence):
+        condition = torch.as_tensor(condition)
+    if isinstance(condition, Tensor) and condition.ndim and len(condition) > 1:
+        return condition[rows.to(condition.device)]
+    return condition
 
 
 def _cut(condition: Any, start: int, stop: int) -> Any:

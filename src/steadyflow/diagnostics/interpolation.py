@@ -1,8 +1,8 @@
 """Mode interpolation: why deterministic sampling makes impossible samples between modes (arXiv 2605.06831).
 
 For a mixture of equal spread s0 and the state y = x / alpha, whose components have variance s2 = s0^2 +
-(sigma/alpha)^2, let g_i(y) be the responsibilities. In the clock s = ln(s2(start) / s2) / 2, which grows along sampling, the
-probability flow and the reverse SDE are
+(sigma/alpha)^2, let g_i(y) be the responsibilities. In the clock s = ln(s2(start) / s2) / 2, which grows along
+sampling, the probability flow and the reverse SDE are
 
     dy/ds = sum_i g_i mu_i - y,        dy = 2 (sum_i g_i mu_i - y) ds + sqrt(2 s2) dW.
 
