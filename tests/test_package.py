@@ -65,7 +65,7 @@ def test_importing_loads_none_of_the_optional_packages():
 
 @pytest.mark.parametrize(("package", "code"), [
     ("sklearn", "from steadyflow.datasets import digits; digits('train')"),
-    ("jinja2", "from steadyflow.lab import report; report.write(None, 'x.html')"),
+    ("jinja2", "from steadyflow.lab import pages; pages.write('x.html', '')"),
     ("matplotlib", "from steadyflow.lab import report; report._curves(None)"),
     ("PIL", "import torch; from steadyflow import arrays; arrays.write('x.png', torch.zeros(1, 1, 8, 8))"),
 ])  # fmt: skip

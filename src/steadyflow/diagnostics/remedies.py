@@ -2,8 +2,8 @@
 
 The group of terms with the largest share names the kind of cause. Within the discretisation errors the cause is the
 change that would have mended it: a bad grid, if another grid gains more at the same cost than four times the steps do
-on this one; too few steps otherwise. Remedies are tried on a few of the images and the best is recommended, a dearer
-one only where none at equal cost gains ten times.
+on this one; too few steps otherwise. Remedies are tried on a few of the images and the best is recommended; more steps
+or a wider state only where nothing at equal cost gains ten times.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def recommend(
     else:
         candidates = [candidate for candidate in _remedies(setting, group, model) if _possible(candidate, model)]
     best = min([setting, *candidates], key=error)
-    cheap = [candidate for candidate in candidates if _cost(candidate) <= 1.01 * _cost(setting)]
+    cheap = [c for c in candidates if _cost(c) <= 1.01 * _cost(setting) and c.dtype == setting.dtype]
     if cheap:
         equal = min(cheap, key=error)
         if error(equal) * _ENOUGH <= before or error(equal) <= _DEARER * error(best):
@@ -223,6 +223,7 @@ def _remedies(setting: Setting, group: str, model: Denoiser) -> Iterator[Setting
             solver = registry.get(name)
             if budget >= (solver.facts.evaluations or 1):
                 yield replace(setting, solver=solver, steps=steps_for(solver, budget))
+        yield replace(setting, dtype=torch.float64)
 
 
 def _possible(setting: Setting, model: Denoiser) -> bool:
