@@ -108,15 +108,16 @@ class Diagnosis:
     def summary(self) -> str:
         """The diagnosis as text: error, budget, how far to trust it, and the recommendation."""
         found = self.budget
-        median = found.measured.median().item()
-        lines = [f"reconstruction error (rms)  median {median:.3g}, largest {found.measured.max().item():.3g}"]
+        median, mean = found.measured.median().item(), found.measured.mean().item()
+        largest = found.measured.max().item()
+        lines = [f"reconstruction error (rms): median {median:.3g}, mean {mean:.3g}, largest {largest:.3g}"]
         if math.isfinite(median):
-            lines.append(f"sum of the budget           median {found.total.median().item():.3g}")
+            lines.append(f"the budget, mean over the images, sums to {found.total.mean().item():.3g}")
             for name, term in found.terms.items():
                 if bool((term != 0).any()):
-                    open_part = found.uncertainty[name].median().item()
-                    lines.append(f"  {name:<25} {term.median().item():+.3g}  +- {open_part:.1g}")
-            lines.append(f"  {'remainder':<25} {found.remainder.median().item():.3g}")
+                    open_part = found.uncertainty[name].mean().item()
+                    lines.append(f"  {name:<14} {term.mean().item():+.3g}  +- {open_part:.1g}")
+            lines.append(f"  {'remainder':<14} {found.remainder.mean().item():.3g}")
             lines.append(
                 f"amplification of the inversion error: {found.coefficient.median().item():.3g} times (median)"
             )
