@@ -40,7 +40,7 @@ data = mixture.sample(100_000, seed=options.seed + 1)
 torch.manual_seed(options.seed)
 network = {"shape": (options.dim,), "hidden": options.hidden, "blocks": 3, "frequencies": 32}
 schedule = sf.Tabulated.linear()
-model = sf.Denoiser(ResidualMLP(**network), schedule, shape=(options.dim,), name=name, time_scale=1e-3)
+model = sf.Denoiser(ResidualMLP(**network), schedule, shape=(options.dim,), name=name, time_scale=1e-2)
 
 
 def batch(generator):

@@ -9,6 +9,7 @@ import torch
 import steadyflow as sf
 from steadyflow.corrections.escape import stretch
 from steadyflow.diagnostics import interpolation as theory
+from steadyflow.diagnostics.saddles import saddle_rate
 
 SCHEDULE = sf.Tabulated.linear()
 MIXTURE = sf.GaussianMixture.grid(5, spacing=2.0 / 8**0.5, std=0.02 / 8**0.5)
@@ -52,7 +53,7 @@ def test_the_stretch_is_below_one_at_a_mode_and_the_saddles_between():
     x = alpha * torch.stack([i, 0.5 * (i + j)])
     found = stretch(MODEL, x, t, products=6)
     assert found[0] < 1.0
-    assert found[1].item() == pytest.approx(theory.saddle_rate(length**2 / s2) + 1.0, rel=0.05)
+    assert found[1].item() == pytest.approx(saddle_rate(length**2 / s2) + 1.0, rel=0.05)
 
 
 def test_trapped_samples_are_freed_and_the_others_left_alone():
@@ -105,3 +106,26 @@ def test_bad_input_is_named():
             corrections=[sf.corrections.Restart(4, 2)],
         )  # fmt: skip
     assert math.isfinite(drawn(2, correction=sf.corrections.Restart(2, 8)).sum())
+
+
+def test_a_hybrid_is_its_parts_in_turn():
+    """Deterministic, then noisy, then deterministic: the same as three runs over the parts of the grid."""
+    hybrid = sf.solvers.get("hybrid", noisy=3, after=2)
+    grid = sf.grids.make("quadratic", SCHEDULE, 12)
+    x = MIXTURE.marginal(SCHEDULE, grid.times[0]).sample(20)
+    whole = sf.sample(MODEL, x=x, grid=grid, solver=hybrid, noise="white")
+    for part, solver in ((grid.times[:8], "ddim"), (grid.times[7:11], "ddpm"), (grid.times[10:], "ddim")):
+        x = sf.sample(MODEL, x=x, grid=sf.Grid(part), solver=solver, noise="white").x
+    assert torch.equal(whole.x, x)
+    assert whole.nfe == 12
+
+
+def test_a_hybrid_hands_over_between_solvers_with_different_states():
+    hybrid = sf.solvers.get("hybrid", deterministic="dpmpp-2m", noisy=4, after=3)
+    run = sf.sample(MODEL, n=200, solver=hybrid, steps=30, dtype=torch.float64)
+    assert (theory.classify(MODEL(run.x, 0.0).x0, MIXTURE).kind == theory.VALID).double().mean() > 0.97
+    assert sf.solvers.registry.from_spec(hybrid.spec()) == hybrid
+    with pytest.raises(sf.InputError, match="deterministic and a stochastic"):
+        sf.solvers.get("hybrid", deterministic="ddpm")
+    with pytest.raises(sf.InputError, match="noisy"):
+        sf.solvers.get("hybrid", noisy=0)

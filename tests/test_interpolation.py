@@ -11,6 +11,8 @@ import torch
 
 import steadyflow as sf
 from steadyflow.diagnostics import interpolation as theory
+from steadyflow.diagnostics import saddles
+from steadyflow.diagnostics.detectors import TrajectoryVariance, roc_area
 
 SCHEDULE = sf.Tabulated.linear()
 
@@ -103,9 +105,9 @@ def test_the_slope_of_the_contraction_is_one():
 
 @pytest.mark.parametrize(("ratio", "odds"), [(3.0, 0.0), (6.0, 0.0), (40.0, 0.7), (40.0, -1.5), (5.0, 2.0), (1e4, 0.0)])
 def test_the_equilibria_are_all_zeros_of_the_pair_slope(ratio, odds):
-    found = theory.equilibria(ratio, odds)
+    found = saddles.equilibria(ratio, odds)
     xi = torch.linspace(0.0, 1.0, 20_001, dtype=torch.float64)
-    values = theory.pair_slope(xi, ratio, odds)
+    values = saddles.pair_slope(xi, ratio, odds)
     crossings = int(((values[1:] > 0) != (values[:-1] > 0)).sum())
     assert len(found) in (1, 3)
     if ratio < 100:
@@ -115,14 +117,14 @@ def test_the_equilibria_are_all_zeros_of_the_pair_slope(ratio, odds):
     assert [p.rate < 0 for p in found] == ([True, False, True] if len(found) == 3 else [True])
     if len(found) == 3 and odds == 0.0:
         assert found[1].xi == pytest.approx(0.5, abs=1e-9)
-        assert found[1].rate == pytest.approx(theory.saddle_rate(ratio), rel=1e-6)
+        assert found[1].rate == pytest.approx(saddles.saddle_rate(ratio), rel=1e-6)
     if len(found) == 3 and odds > 0:
         assert found[1].xi < 0.5  # the heavier mode is j, at 1; the saddle moves towards the lighter
 
 
 def test_the_saddles_equation_holds_for_unequal_weights():
     ratio, odds = 30.0, math.log(3.0)
-    saddle = theory.equilibria(ratio, odds)[1]
+    saddle = saddles.equilibria(ratio, odds)[1]
     assert math.log(saddle.xi / (1.0 - saddle.xi)) == pytest.approx(odds + ratio * (saddle.xi - 0.5), abs=1e-9)
     assert saddle.rate == pytest.approx(ratio * saddle.xi * (1.0 - saddle.xi) - 1.0, rel=1e-9)
 
@@ -135,8 +137,8 @@ def test_what_starts_inside_the_bound_stays_trapped(dim):
     means[1, 0] = length
     mixture = sf.GaussianMixture(means, s0)
     start, end = 0.8, 0.35
-    theta = theory.trapping_radius(length**2 / start, length**2 / end)
-    inner = theory.trapped_start(length, start, end)
+    theta = saddles.trapping_radius(length**2 / start, length**2 / end)
+    inner = saddles.trapped_start(length, start, end)
     offsets = torch.tensor([-1.0, -0.5, 0.5, 1.0, 3.0 * theta / inner], dtype=torch.float64) * inner
     y = torch.zeros(len(offsets), dim, dtype=torch.float64)
     y[:, 0] = (0.5 + offsets) * length
@@ -154,7 +156,7 @@ def test_the_midpoint_grows_at_the_integrated_rate():
     y = torch.tensor([[length / 2 + 1e-8]], dtype=torch.float64)
     final = rescaled_path(mixture, y, [start, 0.25, end], substeps=200)[-1]
     growth = (final[0, 0] - length / 2).item() / 1e-8
-    assert math.log(growth) == pytest.approx(theory.growth_integral(length, start, end), rel=1e-4)
+    assert math.log(growth) == pytest.approx(saddles.growth_integral(length, start, end), rel=1e-4)
 
 
 def test_samples_are_told_apart():
@@ -197,15 +199,162 @@ def test_the_roc_area_agrees_with_scikit_learn():
     positive = torch.rand(300, generator=generator) < 0.2
     scores = (torch.randn(300, generator=generator) + positive.float()).round(decimals=1)  # with ties
     expected = sklearn.metrics.roc_auc_score(positive, scores)
-    assert theory.roc_area(scores, positive) == pytest.approx(expected, abs=1e-12)
+    assert roc_area(scores, positive) == pytest.approx(expected, abs=1e-12)
 
 
 def test_bad_input_is_named():
     with pytest.raises(sf.InputError, match="one spread"):
         theory.classify(torch.zeros(2, 2), sf.GaussianMixture(torch.eye(2), torch.tensor([0.1, 0.2])))
     with pytest.raises(sf.InputError, match="saddle"):
-        theory.trapping_radius(3.0, 5.0)
+        saddles.trapping_radius(3.0, 5.0)
     with pytest.raises(sf.InputError, match="shape"):
         theory.classify(torch.zeros(2, 3), lattice(2))
     with pytest.raises(sf.InputError, match="NaN"):
         theory.classify(torch.full((2, 2), float("nan")), lattice(2))
+
+
+def sde_paths(length, variances, start, n, seed, *, wrong=lambda z: 0.0, substeps=200):
+    """|z| at every time of the two-mode SDE dz = 2 (f(z) + error) ds + sqrt(2 s2) dW, Euler-Maruyama; (T, n)."""
+    generator = torch.Generator().manual_seed(seed)
+    z, path = torch.full((n,), start, dtype=torch.float64), []
+    for before, after in pairwise(variances):
+        h = theory.clock(before, after) / substeps
+        for k in range(substeps):
+            s2 = before * math.exp(-2.0 * h * (k + 0.5))
+            noise = torch.randn(n, generator=generator, dtype=torch.float64)
+            z = z + 2.0 * h * (saddles.outward(z, length, s2) + wrong(z)) + math.sqrt(2.0 * s2 * h) * noise
+            path.append(z)
+    return torch.stack(path)
+
+
+VARIANCES = [0.25 * 0.85**k for k in range(12)]
+
+
+@pytest.mark.parametrize("radius", [0.25, 0.4, 0.7])
+def test_noise_leaves_the_midpoint_at_least_as_often_as_the_bounds_say(radius):
+    length = 2.0
+    path = sde_paths(length, VARIANCES, 0.0, 20_000, 0)
+    stayed = (path.abs() <= radius).all(0)
+    low = theory.wilson(int(stayed.sum()), len(stayed), 0.9999).low
+    bound = saddles.escape_bound(length, VARIANCES, radius)
+    assert low <= bound < 1.0
+    assert low <= saddles.confinement_bound(length, VARIANCES, radius)
+    smaller = saddles.escape_bound(length, VARIANCES, 0.5 * radius)
+    assert smaller < bound
+
+
+def test_the_papers_confinement_bound_says_nothing_at_its_own_parameters_and_the_sharper_one_does():
+    """At tau_3 = 9 steps of 50 and theta = 0.35 l the noise that is left is small against the slab."""
+    mixture = sf.GaussianMixture.grid(5, spacing=2.0 / 8**0.5, std=0.02 / 8**0.5)
+    grid = sf.grids.make("quadratic", SCHEDULE, 50, t_max=800.0)
+    variances = [theory.variance(mixture, SCHEDULE, t) for t in grid.times[-10:]]
+    length = 2.0 / 8**0.5
+    assert saddles.confinement_bound(length, variances, 0.35 * length) > 1.0
+    assert saddles.escape_bound(length, variances, 0.1 * length) < 1e-3
+    assert saddles.least_outward(length, variances[0], 0.1 * length, 0.3 * length) > 0.0
+
+
+@pytest.mark.parametrize("error", [0.0, 0.1])
+def test_what_has_left_comes_back_no_more_often_than_the_bound_says(error):
+    length, inner, start, outer = 2.0, 0.2, 0.35, 0.8
+    path = sde_paths(length, VARIANCES, start, 20_000, 1, wrong=lambda z: -error * z.sign())
+    back = torch.zeros(path.shape[1], dtype=torch.bool)
+    gone = torch.zeros_like(back)
+    for z in path:
+        back |= (z <= inner) & ~gone
+        gone |= z >= outer
+    bound = saddles.return_bound(length, VARIANCES[0], inner, start, outer, error)
+    assert theory.wilson(int(back.sum()), len(back), 0.9999).low <= bound < 1.0
+
+
+def test_escape_survives_a_score_error_of_bounded_slope():
+    length, radius, lipschitz = 2.0, 0.3, 0.5
+    for wrong in (lambda z: -lipschitz * z, lambda z: 0.1 - lipschitz * z.abs(), lambda z: lipschitz * torch.sin(z)):
+        stayed = (sde_paths(length, VARIANCES, 0.0, 10_000, 2, wrong=wrong).abs() <= radius).all(0)
+        bound = saddles.escape_bound(length, VARIANCES, radius, lipschitz)
+        assert theory.wilson(int(stayed.sum()), len(stayed), 0.9999).low <= bound < 1.0
+    assert saddles.escape_bound(length, VARIANCES, radius, 0.0) >= saddles.escape_bound(length, VARIANCES, radius)
+
+
+@pytest.mark.parametrize("dim", [2, 8, 32, 64])
+def test_a_score_error_moves_the_saddle_within_the_bound_and_can_make_it_stable(dim):
+    """A constructed error: psi = (e + g z) u near the midpoint of an exact pair in `dim` dimensions."""
+    length, s2 = 2.0, 0.2
+    means = torch.zeros(2, dim, dtype=torch.float64)
+    means[1, 0] = length
+    mixture = sf.GaussianMixture(means, 0.1)
+    for error, gradient in ((0.05, 0.0), (0.2, -1.0), (-0.1, 0.7)):
+
+        def speed(z, error=error, gradient=gradient):
+            y = torch.zeros(1, dim, dtype=torch.float64)
+            y[0, 0] = 0.5 * length + z
+            return float(theory.slope(mixture, y, s2)[0, 0]) + error + gradient * z
+
+        low, high = -0.6, 0.6
+        for _ in range(100):
+            middle = 0.5 * (low + high)
+            low, high = (middle, high) if speed(middle) < 0.0 else (low, middle)
+        rate = (speed(high + 1e-5) - speed(high - 1e-5)) / 2e-5
+        assert rate == pytest.approx(saddles.perturbed_rate(length, s2, high, gradient), rel=1e-5)
+        size = abs(error + gradient * high)  # the error where the saddle now is
+        assert abs(high) <= saddles.saddle_shift(length, s2, size) + 1e-9
+        assert saddles.saddle_shift(length, s2, size) >= size / saddles.saddle_rate(length**2 / s2)
+    assert saddles.perturbed_rate(length, s2, 0.0, -5.0) < 0.0 < saddles.perturbed_rate(length, s2, 0.0, 0.0)
+    with pytest.raises(sf.InputError, match="exceeds"):
+        saddles.saddle_shift(length, s2, 10.0)
+
+
+def test_the_drift_bounds_are_those_of_a_scan():
+    length = 2.0
+    for s2 in (0.05, 0.3, 0.9, 2.0):
+        z = torch.linspace(0.0, 0.9, 5001, dtype=torch.float64)
+        f = 2.0 * saddles.outward(z, length, s2)
+        assert saddles.greatest_outward(length, s2, 0.9) == pytest.approx(f.abs().max().item(), rel=1e-5)
+        inside = f[(z >= 0.2) & (z <= 0.7)]
+        assert saddles.least_outward(length, s2, 0.2, 0.7) == pytest.approx(inside.min().item(), abs=2e-3)
+
+
+def test_a_diagonal_pair_never_dominates_on_a_grid():
+    """D.1: not at all in the strict sense; in the weak one its lighter mode has a share below e^-2kappa."""
+    mixture = lattice(2)
+    generator = torch.Generator().manual_seed(0)
+    y = 10.0 * torch.rand(20_000, 2, generator=generator, dtype=torch.float64) - 5.0
+    for s2 in (0.05, 0.3, 1.0):
+        found = theory.dominance(mixture, y, s2)
+        assert (found.kappa[theory.diagonals(found.pair, mixture)] <= 1e-9).all()
+        squares = torch.cdist(y, mixture.means).square()
+        corner = torch.tensor([[0, 6], [1, 5]])  # the two diagonals of the first cell
+        (i, j), (k, m) = corner.tolist()
+        kappa = (squares[:, [k, m]].amin(1) - squares[:, [i, j]].amin(1)) / (2.0 * s2)
+        shares = theory.responsibilities(mixture, y, s2)[:, [i, j]].amin(1)
+        held = kappa > 0.0
+        assert held.any()
+        assert (shares[held] <= torch.exp(-2.0 * kappa[held]) + 1e-12).all()
+    assert theory.diagonal_share(3.0) == pytest.approx(math.exp(-6.0))
+
+
+def test_the_decomposition_adds_up():
+    inside = torch.tensor([True] * 10 + [False] * 90)
+    hallucinated = torch.tensor([True] * 4 + [False] * 6 + [True] * 1 + [False] * 89)
+    found = theory.decompose(hallucinated, inside)
+    total = found.given_inside.value * found.inside.value + found.given_outside.value * (1 - found.inside.value)
+    assert total == pytest.approx(0.05)
+    assert found.from_inside == pytest.approx(0.8)
+    with pytest.raises(sf.InputError, match="outside"):
+        theory.decompose(hallucinated, torch.ones(100, dtype=torch.bool))
+
+
+def test_the_variance_over_a_late_window_is_that_of_the_predictions():
+    mixture = sf.GaussianMixture.grid(5, spacing=2.0 / 8**0.5, std=0.02 / 8**0.5)
+    model = mixture.denoiser(SCHEDULE)
+    detector = TrajectoryVariance(window=6, last=1)
+    run = sf.sample(
+        model, n=40, steps=20, t_max=800.0, dtype=torch.float64, record="all", callback=detector, batch_size=15
+    )
+    path = run.trajectory
+    clean = torch.stack([model(x, t).x0 for x, t in zip(path.x[:-1], path.times[:-1], strict=True)])
+    assert torch.allclose(detector.scores, clean[13:19].var(0).mean(1), rtol=1e-6, atol=1e-12)
+    with pytest.raises(sf.InputError, match="no run"):
+        TrajectoryVariance().scores  # noqa: B018
+    with pytest.raises(sf.InputError, match="window"):
+        sf.sample(model, n=2, steps=5, callback=TrajectoryVariance(8))

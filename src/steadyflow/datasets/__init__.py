@@ -1,6 +1,7 @@
-"""Data that ships in packages: nothing is downloaded."""
+"""Data that ships in packages or is drawn: nothing is downloaded."""
 
 from .digits import digits
 from .faces import faces
+from .triangles import triangles
 
-__all__ = ["digits", "faces"]
+__all__ = ["digits", "faces", "triangles"]

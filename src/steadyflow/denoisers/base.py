@@ -122,7 +122,7 @@ class Denoiser:
         if isinstance(value, Tensor):
             time = value.to(precision)
         else:
-            time = torch.full((len(x),), value, dtype=precision, device=x.device)
+            time = torch.full((1,), value, dtype=precision, device=x.device).expand(len(x))
         output = self.net(inputs, time) if given is None else self.net(inputs, time, given)
         if not isinstance(output, Tensor):
             raise InputError(f"prediction: the network returned {type(output).__name__}, expected a tensor")

@@ -116,6 +116,14 @@ class GaussianMixture:
         """d, the dimension of one sample."""
         return self.means.shape[1]
 
+    @cached_property
+    def spread(self) -> float:
+        """The one spread of all components. Raises `InputError` where they differ."""
+        first = self.std.flatten()[0]
+        if not bool((self.std == first).all()):
+            raise InputError("spread: expected a mixture whose components share one spread")
+        return first.item()
+
     @property
     def classes(self) -> int | None:
         """The number of classes, one more than the largest label."""
@@ -208,6 +216,8 @@ class MixtureDenoiser(Denoiser):
             raise InputError(f"x: got shape {tuple(x.shape)}, expected (n, {self.mixture.dim})")
         mixture = self._at(x)
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        if given is None and mixture.std.ndim == 0 and not isinstance(alpha, Tensor) and not isinstance(sigma, Tensor):
+            return _shared_spread(x, mixture, alpha, sigma)
         if isinstance(alpha, Tensor) and isinstance(sigma, Tensor):
             alpha, sigma = alpha.to(x.dtype)[:, None], sigma.to(x.dtype)[:, None]
         log_weights = mixture.weights.log()
@@ -220,7 +230,7 @@ class MixtureDenoiser(Denoiser):
         variance = (alpha * mixture.std) ** 2 + sigma**2
         of_x = alpha * sigma * (1.0 - mixture.std**2) / variance
         of_mean = sigma + alpha * of_x
-        if mixture.std.ndim == 0:  # shared by all components, so it leaves the sum
+        if mixture.std.ndim == 0:
             return of_x * x - of_mean * (responsibilities @ mixture.means)
         if mixture.std.ndim == 1:
             mean = (responsibilities * of_mean) @ mixture.means
@@ -229,6 +239,25 @@ class MixtureDenoiser(Denoiser):
             return (responsibilities @ of_x) * x - responsibilities @ (of_mean * mixture.means)
         mean = torch.einsum("nk,nkd->nd", responsibilities, of_mean * mixture.means)
         return torch.einsum("nk,nkd->nd", responsibilities, of_x) * x - mean
+
+
+_CACHED = 2**16
+"""Logits at a time in the fast case, in numbers: a quarter of a megabyte stays in a core's cache."""
+
+
+def _shared_spread(x: Tensor, mixture: GaussianMixture, alpha: float, sigma: float) -> Tensor:
+    """v of a mixture of one spread at one time: it leaves the sum, and |x|^2 leaves the softmax."""
+    spread = mixture.spread
+    variance = (alpha * spread) ** 2 + sigma**2
+    of_x = alpha * sigma * (1.0 - spread**2) / variance
+    of_mean = sigma + alpha * of_x
+    bias = mixture.weights.log() - mixture.means.square().sum(1) * (alpha**2 / (2.0 * variance))
+    scaled = mixture.means.T * (alpha / variance)
+    parts = [
+        torch.addmm(part, torch.addmm(bias, part, scaled).softmax(1), mixture.means, beta=of_x, alpha=-of_mean)
+        for part in x.split(max(1, _CACHED // len(mixture.means)))
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _log_joint(

@@ -1,6 +1,6 @@
 """Diagnoses: what a solver and a model do to each other, in numbers."""
 
-from . import instability, stability
+from . import detectors, instability, interpolation, saddles, stability
 from .budget import Budget, Codec, in_precision
 from .diagnosis import Diagnosis, Verification, diagnose
 from .likelihood import Likelihood, log_likelihood
@@ -17,9 +17,12 @@ __all__ = [
     "Recommendation",
     "Setting",
     "Verification",
+    "detectors",
     "diagnose",
     "in_precision",
     "instability",
+    "interpolation",
     "log_likelihood",
+    "saddles",
     "stability",
 ]

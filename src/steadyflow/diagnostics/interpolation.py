@@ -11,14 +11,14 @@ Between two modes i and j at distance l, with y = mu_i + xi (mu_j - mu_i) + eta,
     dxi/ds = F(xi) = sigmoid((l^2 / s2) (xi - 1/2) + ln(w_j / w_i)) - xi,
 
 whose two stable points are at the modes and whose third, for equal weights the midpoint, is unstable with the
-eigenvalue l^2 / (4 s2) - 1: a saddle that holds what starts near it until the noise is gone. y has shape (n, d).
+eigenvalue l^2 / (4 s2) - 1: a saddle that holds what starts near it until the noise is gone (see `saddles`). y has
+shape (n, d).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ SHELL_FROM = 10
 
 def variance(mixture: GaussianMixture, schedule: Schedule, t: float) -> float:
     """s2(t) = s0^2 + (sigma/alpha)^2, the variance of the components of y = x / alpha."""
-    return _spread(mixture) ** 2 + schedule.ratio(t) ** 2
+    return mixture.spread**2 + schedule.ratio(t) ** 2
 
 
 def clock(s2_start: float, s2: float) -> float:
@@ -123,72 +123,6 @@ def far_modes(mixture: GaussianMixture, kappa: float) -> float:
     return share * float(torch.cdist(mixture.means, mixture.means).max())
 
 
-def saddle_rate(ratio: float) -> float:
-    """The eigenvalue of the midpoint of an equal pair, l^2 / (4 s2) - 1; ratio = l^2 / s2 (P4.7)."""
-    return ratio / 4.0 - 1.0
-
-
-def pair_slope(xi: Tensor, ratio: float, log_odds: float = 0.0) -> Tensor:
-    """F(xi) = sigmoid(ratio (xi - 1/2) + log_odds) - xi; ratio = l^2 / s2, log_odds = ln(w_j / w_i)."""
-    return torch.sigmoid(ratio * (xi - 0.5) + log_odds) - xi
-
-
-@dataclass(frozen=True)
-class Equilibrium:
-    """A point at which F vanishes."""
-
-    xi: float
-    rate: float
-    """F' there: negative where stable, positive where not."""
-
-
-def equilibria(ratio: float, log_odds: float = 0.0) -> list[Equilibrium]:
-    """All zeros of F on [0, 1], rising: one where the modes have merged, else three (P4.5, P4.7, B.1).
-
-    F' = ratio p (1 - p) - 1 with p the sigmoid vanishes at two points for ratio > 4; between those and the ends F is
-    monotone, so bisection finds each zero.
-    """
-    edges = [0.0, 1.0]
-    if ratio > 4.0:
-        root = math.sqrt(1.0 - 4.0 / ratio)
-        for p in ((1.0 - root) / 2.0, (1.0 + root) / 2.0):
-            turn = 0.5 + (math.log(p / (1.0 - p)) - log_odds) / ratio
-            edges.append(min(max(turn, 0.0), 1.0))
-        edges.sort()
-    found = [end for end in (0.0, 1.0) if _f(end, ratio, log_odds) == 0.0]  # where the sigmoid is 0 or 1 to rounding
-    for low, high in pairwise(edges):
-        if high > low and _f(low, ratio, log_odds) * _f(high, ratio, log_odds) < 0.0:
-            found.append(_bisect(low, high, ratio, log_odds))
-    found.sort()
-    return [Equilibrium(xi, ratio * (p := _f(xi, ratio, log_odds) + xi) * (1.0 - p) - 1.0) for xi in found]
-
-
-def trapping_radius(ratio_least: float, ratio_most: float) -> float:
-    """theta = 4 lam_min / a_max^2: inside it the midpoint's linear rate is right to a half (P4.7, H.5).
-
-    ratio = l^2 / s2 over the remaining time, `ratio_least` at its beginning, `ratio_most` at its end. |F''| <= a^2 / 4.
-    """
-    rate = saddle_rate(ratio_least)
-    if rate <= 0.0:
-        raise InputError(f"trapping: the midpoint is no saddle at l^2 / s2 = {ratio_least:g}; it is one above 4")
-    return 4.0 * rate / ratio_most**2
-
-
-def growth_integral(length: float, s2_start: float, s2_end: float) -> float:
-    """The midpoint's rate over the clock: (l^2 / 8) (1/s2_end - 1/s2_start) - ln(s2_start / s2_end) / 2."""
-    return length**2 / 8.0 * (1.0 / s2_end - 1.0 / s2_start) - clock(s2_start, s2_end)
-
-
-def trapped_start(length: float, s2_start: float, s2_end: float) -> float:
-    """The offset |xi - 1/2| below which a trajectory of the two-mode flow cannot leave the trapping radius (P4.7).
-
-    theta exp(-(3/2) integral of the rate): within theta the rate is at most 3/2 of the linear one. (F is concave on
-    the side of either mode, so that the linear rate itself is a bound, and 1 would do for 3/2.)
-    """
-    theta = trapping_radius(length**2 / s2_start, length**2 / s2_end)
-    return theta * math.exp(-1.5 * growth_integral(length, s2_start, s2_end))
-
-
 @dataclass(frozen=True)
 class Classes:
     """What each sample is."""
@@ -226,7 +160,7 @@ def classify(x: Tensor, mixture: GaussianMixture, *, sigmas: float = 5.0, chunk:
     if not bool(x.isfinite().all()):
         raise InputError("x: NaN or infinity in a sample")
     means = mixture.means.to(x)
-    reach = (sigmas if mixture.dim < SHELL_FROM else math.sqrt(mixture.dim) + 4.0) * _spread(mixture)
+    reach = (sigmas if mixture.dim < SHELL_FROM else math.sqrt(mixture.dim) + 4.0) * mixture.spread
     distance, mode = torch.cdist(x, means).min(1)
     kind = torch.where(distance <= reach, VALID, INVALID)
     pair = torch.stack([mode, mode], 1)
@@ -242,34 +176,49 @@ def classify(x: Tensor, mixture: GaussianMixture, *, sigmas: float = 5.0, chunk:
     return Classes(kind, mode, pair)
 
 
-def roc_area(scores: Tensor, positive: Tensor) -> float:
-    """The area under the ROC curve: the chance that a positive scores above a negative, ties counted half."""
-    high, low = scores[positive].double(), scores[~positive].double()
-    if len(high) == 0 or len(low) == 0:
-        raise InputError("roc_area: expected both positives and negatives")
-    order = low.sort().values
-    below = torch.searchsorted(order, high) + torch.searchsorted(order, high, right=True)
-    return (below.double().mean() / (2.0 * len(low))).item()
+def diagonals(pairs: Tensor, mixture: GaussianMixture) -> Tensor:
+    """Which pairs of modes, shape (m, 2), are joined by a line along no axis, shape (m,), true or false."""
+    along = mixture.means[pairs[:, 1]] - mixture.means[pairs[:, 0]]
+    return (along.abs() > 1e-9 * along.norm(dim=1, keepdim=True)).sum(1) > 1
 
 
-def _spread(mixture: GaussianMixture) -> float:
-    std = mixture.std
-    if std.numel() > 1 and not bool((std == std.flatten()[0]).all()):
-        raise InputError("interpolation: expected a mixture whose components share one spread")
-    return float(std.flatten()[0])
+def diagonal_share(kappa: float) -> float:
+    """The most that the lighter mode of a dominant diagonal pair can be responsible for (D.1): e^-2kappa.
+
+    For the corners i, j of one diagonal and k, l of the other |y - mu_i|^2 + |y - mu_j|^2 = |y - mu_k|^2 +
+    |y - mu_l|^2. Dominance in the sense of `dominance` (both farther than the farther of i and j) would make the right
+    side the greater by 4 kappa s2 at least: it never holds for a diagonal. In the weaker sense that k and l are
+    farther than the *nearer* of the two, | |y - mu_i|^2 - |y - mu_j|^2 | >= 4 kappa s2: the bound, for equal weights.
+    """
+    return math.exp(-2.0 * kappa)
 
 
-def _f(xi: float, ratio: float, log_odds: float) -> float:
-    z = ratio * (xi - 0.5) + log_odds
-    return (1.0 / (1.0 + math.exp(-z)) if z >= 0 else math.exp(z) / (1.0 + math.exp(z))) - xi
+@dataclass(frozen=True)
+class Decomposition:
+    """P(H) = P(H|M) P(M) + P(H|not M) P(not M): what of the hallucinations comes from the midpoints (Appendix I)."""
+
+    inside: Estimate
+    """P(M): a trajectory is near a midpoint when the noise has become small."""
+    given_inside: Estimate
+    """P(H|M)."""
+    given_outside: Estimate
+    """P(H|not M)."""
+
+    @property
+    def from_inside(self) -> float:
+        """The share of all hallucinations that were inside: P(H|M) P(M) / P(H); NaN where there are none."""
+        inside = self.given_inside.value * self.inside.value
+        total = inside + self.given_outside.value * (1.0 - self.inside.value)
+        return inside / total if total > 0.0 else math.nan
 
 
-def _bisect(low: float, high: float, ratio: float, log_odds: float) -> float:
-    rising = _f(high, ratio, log_odds) > 0.0
-    for _ in range(200):
-        middle = 0.5 * (low + high)
-        if (_f(middle, ratio, log_odds) > 0.0) == rising:
-            high = middle
-        else:
-            low = middle
-    return 0.5 * (low + high)
+def decompose(hallucinated: Tensor, inside: Tensor) -> Decomposition:
+    """The decomposition of Appendix I with Wilson's intervals; both arguments true or false, shape (n,)."""
+    within, without = int(inside.sum()), int((~inside).sum())
+    if within == 0 or without == 0:
+        raise InputError("decompose: expected trajectories both inside and outside")
+    return Decomposition(
+        wilson(within, len(inside)),
+        wilson(int((hallucinated & inside).sum()), within),
+        wilson(int((hallucinated & ~inside).sum()), without),
+    )

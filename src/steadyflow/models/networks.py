@@ -53,8 +53,9 @@ class UNet(nn.Module):
     Residual blocks with group norm, modulated by the embedding of time and label; halves the image between
     levels. Label `classes` stands for "no label".
 
-    shape: (C, H, W), H and W divisible by 2^(levels - 1). channels: of each level, multiples of 8, the finest first.
-    classes: the number of labels, 0 for an unconditional network.
+    shape: (C, H, W), H and W divisible by patch * 2^(levels - 1). channels: of each level, multiples of 8, the finest
+    first. classes: the number of labels, 0 for an unconditional network. patch: the side of the squares of pixels that
+    become one position with more channels (Luhman & Luhman 2022, 2207.04316), which saves its square in time.
     """
 
     rates: Tensor
@@ -66,15 +67,18 @@ class UNet(nn.Module):
         channels: tuple[int, ...] = (32, 64, 64),
         classes: int = 0,
         frequencies: int = 16,
+        patch: int = 1,
     ):
         super().__init__()
         channels = tuple(channels)
+        self.patch = patch
+        colours = shape[0] * patch**2
         wide = 4 * channels[0]
         self.classes = classes
         self.register_buffer("rates", math.pi * 2.0 ** torch.linspace(-1, 5, frequencies), persistent=False)
         self.time = nn.Sequential(nn.Linear(2 * frequencies, wide), nn.SiLU(), nn.Linear(wide, wide))
         self.label = nn.Embedding(classes + 1, wide) if classes else None
-        self.enter = nn.Conv2d(shape[0], channels[0], 3, padding=1)
+        self.enter = nn.Conv2d(colours, channels[0], 3, padding=1)
         coarser = [*channels[1:], channels[-1]]
         self.down = nn.ModuleList(_ConvBlock(c, c, wide) for c in channels)
         self.halve = nn.ModuleList(
@@ -83,7 +87,7 @@ class UNet(nn.Module):
         self.middle = _ConvBlock(channels[-1], channels[-1], wide)
         self.up = nn.ModuleList(_ConvBlock(c + d, c, wide) for c, d in zip(channels, coarser, strict=True))
         self.leave = nn.Sequential(
-            nn.GroupNorm(8, channels[0]), nn.SiLU(), nn.Conv2d(channels[0], shape[0], 3, padding=1)
+            nn.GroupNorm(8, channels[0]), nn.SiLU(), nn.Conv2d(channels[0], colours, 3, padding=1)
         )
         nn.init.zeros_(self.leave[-1].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.leave[-1].bias)  # type: ignore[arg-type]
@@ -91,7 +95,8 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
         """x: (B, C, H, W); time: (B,) in [0, 1]; label: (B,) integers in 0..classes. Returns x's shape."""
         context = _context(self, x, time, label)
-        h, skips = self.enter(x), []
+        functional = nn.functional
+        h, skips = self.enter(functional.pixel_unshuffle(x, self.patch)), []
         for level, block in enumerate(self.down):
             if level:
                 h = self.halve[level - 1](h)
@@ -101,12 +106,14 @@ class UNet(nn.Module):
         for level in reversed(range(len(self.up))):
             h = self.up[level](torch.cat([h, skips[level]], dim=1), context)
             if level:
-                h = torch.nn.functional.interpolate(h, scale_factor=2.0, mode="nearest")
-        return self.leave(h)
+                h = functional.interpolate(h, scale_factor=2.0, mode="nearest")
+        return functional.pixel_shuffle(self.leave(h), self.patch)
 
 
 def _context(net: ResidualMLP | UNet, x: Tensor, time: Tensor, label: Tensor | None) -> Tensor:
-    """The embedding of time (B,) and label (B,), shape (B, width)."""
+    """The embedding of time (B,) and label (B,), shape (B, width); (1, width) for one time and no labels."""
+    if time.stride() == (0,):  # one time, expanded over the batch
+        time = time[:1]
     angles = time[:, None].to(x.dtype) * net.rates.to(x.dtype)
     context = net.time(torch.cat([angles.sin(), angles.cos()], dim=1))
     if net.label is None:

@@ -40,13 +40,15 @@ def train(
     report: Callable[[int, float], None] | None = None,
     every: int = 500,
     checkpoint: str | Path | None = None,
+    snapshot: Callable[[int, nn.Module], None] | None = None,
 ) -> nn.Module:
     """Train `model.net` on batches of (x0, labels or None) and return the averaged network.
 
     The loss is the mean square of the prediction's error at times uniform in the schedule's range, stratified
     over the batch. Adam with a gradient clip of 1, and a cosine decay to zero, or a linear one to `last_lr`. The
     average of the weights forgets at the rate 1 - `average`; 0 is no average. Every `every` steps `report(step, loss)`
-    is called and the run's state written to `checkpoint`, from which the same call goes on.
+    and `snapshot(step, averaged network)` are called and the run's state written to `checkpoint`, from which the same
+    call goes on.
     """
     net = model.net
     if not isinstance(net, nn.Module):
@@ -96,6 +98,8 @@ def train(
         if step % every == 0:
             if report is not None:
                 report(step, total / every)
+            if snapshot is not None:
+                snapshot(step, averaged)
             if checkpoint is not None:
                 _keep(checkpoint, step, net, averaged, optimizer, generator)
             total = 0.0

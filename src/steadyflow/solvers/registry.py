@@ -11,6 +11,7 @@ from ..variables import VariableName
 from .ancestral import DDIM, DDPM
 from .base import Solver
 from .fixed_point import AIDI, FireFlow, ReNoise
+from .hybrid import Hybrid
 from .multistep import DEIS, IPNDM, LMS, DPMpp2M, DPMpp3M, DPMppSDE, UniPC
 from .reversible import ALF, BDIA, BELM, EDICT, Coupling, ImplicitMidpoint, ReversibleHeun
 from .rex import Rex, RexSDE
@@ -52,6 +53,17 @@ def _rex(method: str) -> Callable[..., Solver]:
     return make
 
 
+def _hybrid(
+    deterministic: str | Solver | dict[str, Any] = "ddim",
+    stochastic: str | Solver | dict[str, Any] = "ddpm",
+    noisy: int = 5,
+    after: int = 0,
+) -> Solver:
+    """The maker of a hybrid, whose parts are given by name, as solvers, or as they were saved."""
+    quiet, loud = (from_spec(part) if isinstance(part, dict) else get(part) for part in (deterministic, stochastic))
+    return Hybrid(quiet, loud, noisy, after)
+
+
 for _solver in (DDIM, DDPM, *_RUNGE_KUTTA, EES25, EES27):
     register(_solver.name, _solver)
 for _solver in _RUNGE_KUTTA:
@@ -66,6 +78,7 @@ for _order in (1, 2, 3):
     register(DPMppSDE(_order).name, partial(DPMppSDE, _order))
 for _solver in (SEEDS2, EDMStochastic, LCM):
     register(_solver.name, _solver)
+register(Hybrid.name, _hybrid)
 
 
 def names() -> list[str]:

@@ -1,0 +1,72 @@
+"""Detectors of hallucinated samples that know no modes, and how well they tell them apart.
+
+`TrajectoryVariance` is that of Aithal et al. 2024 (2406.09358): the variance of the predicted clean sample over a late
+window of the run, averaged over its dimensions, is large where a sample is between modes. The other is
+`corrections.escape.stretch`.
+"""
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..integrate import Moment
+
+
+class TrajectoryVariance:
+    """A callback that gathers the variance over the steps from `last` + `window` to `last` before the end.
+
+    The clean prediction of a step is read from the two states around it, as the x0 that takes DDIM from the one to the
+    other, so that it costs no evaluations; of a stochastic solver it holds the noise as well. Keeps three tensors,
+    whatever the number of steps. One object serves one call of `sample`, with any batch size.
+    """
+
+    def __init__(self, window: int = 10, last: int = 0):
+        if window < 2 or last < 0:
+            raise InputError(f"variance: expected window >= 2 and last >= 0, got {window} and {last}")
+        self.window, self.last = window, last
+        self._done: list[Tensor] = []
+        self._before: tuple[Tensor, float] | None = None
+        self._count = 0
+        self._mean = self._squares = torch.zeros(())
+
+    @property
+    def scores(self) -> Tensor:
+        """The variance of each sample, shape (n,). Raises `InputError` before a run has ended."""
+        if not self._done:
+            raise InputError("variance: no run has ended; give this as sample(callback=...)")
+        return torch.cat(self._done)
+
+    def __call__(self, moment: Moment) -> None:
+        left = moment.steps - moment.step
+        if self.last <= left < self.last + self.window:
+            if self._before is None:
+                raise InputError(f"variance: a window of {self.window} steps in a run of {moment.steps}")
+            x, t = self._before
+            schedule = moment.model.schedule
+            ratio = schedule.sigma(moment.t) / schedule.sigma(t)
+            clean = (moment.x - ratio * x) / (schedule.alpha(moment.t) - ratio * schedule.alpha(t))
+            self._add(clean)
+            if left == self.last:
+                self._done.append((self._squares / (self._count - 1)).flatten(1).mean(1))
+                self._count = 0
+        self._before = None if left == 0 else (moment.x, moment.t)
+
+    def _add(self, clean: Tensor) -> None:
+        """Welford's update of mean and squared deviations."""
+        self._count += 1
+        if self._count == 1:
+            self._mean, self._squares = clean, torch.zeros_like(clean)
+            return
+        off = clean - self._mean
+        self._mean = self._mean + off / self._count
+        self._squares = self._squares + off * (clean - self._mean)
+
+
+def roc_area(scores: Tensor, positive: Tensor) -> float:
+    """The area under the ROC curve: the chance that a positive scores above a negative, ties counted half."""
+    high, low = scores[positive].double(), scores[~positive].double()
+    if len(high) == 0 or len(low) == 0:
+        raise InputError("roc_area: expected both positives and negatives")
+    order = low.sort().values
+    below = torch.searchsorted(order, high) + torch.searchsorted(order, high, right=True)
+    return (below.double().mean() / (2.0 * len(low))).item()

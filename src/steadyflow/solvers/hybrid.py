@@ -1,0 +1,74 @@
+"""A deterministic method with some stochastic steps late in the run (2605.06831, section 6).
+
+Noise in a few steps after the trajectory has come to the segment between two modes frees it from the midpoint, at the
+deterministic method's price: solver "a" down to that time, some steps of "b", then "a" again.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
+
+from ..errors import InputError
+from ..schedules import Schedule
+from .ancestral import DDIM, DDPM
+from .base import Asking, Facts, Leg, Solver, State, state
+
+
+@state
+class Staged(NamedTuple):
+    """The state of the method at work, and which of the two that is."""
+
+    noisy: bool
+    state: State
+
+
+@dataclass(frozen=True)
+class Hybrid(Solver):
+    """`noisy` steps of a stochastic method before the last `after` steps of a run, the others deterministic.
+
+    On a grid of fewer than noisy + after steps all that are not among the last `after` are stochastic.
+    """
+
+    deterministic: Solver = field(default_factory=DDIM)
+    stochastic: Solver = field(default_factory=DDPM)
+    noisy: int = 5
+    after: int = 0
+    name: ClassVar[str] = "hybrid"
+
+    def __post_init__(self):
+        if self.deterministic.facts.stochastic or not self.stochastic.facts.stochastic:
+            raise InputError(
+                f"hybrid: expected a deterministic and a stochastic solver, got {self.deterministic.name!r} and "
+                f"{self.stochastic.name!r}"
+            )
+        if self.noisy < 1 or self.after < 0:
+            raise InputError(f"hybrid: expected noisy >= 1 and after >= 0, got {self.noisy} and {self.after}")
+
+    @property
+    def facts(self) -> Facts:
+        quiet, noisy = self.deterministic.facts, self.stochastic.facts
+        cost = quiet.evaluations if quiet.evaluations == noisy.evaluations else None
+        return Facts(min(quiet.order, noisy.order), cost, "none", stochastic=True, source="arXiv 2605.06831")
+
+    def spec(self) -> dict[str, Any]:
+        parts = {"deterministic": self.deterministic.spec(), "stochastic": self.stochastic.spec()}
+        return {"name": self.name, **parts, "noisy": self.noisy, "after": self.after}
+
+    def start(self, x: Tensor, schedule: Schedule, t: float) -> Staged:
+        return Staged(False, self.deterministic.start(x, schedule, t))
+
+    def step(self, state: Staged, leg: Leg) -> Asking[Staged]:
+        left = leg.steps - leg.index
+        noisy = self.after < left <= self.after + self.noisy
+        method = self._method(noisy)
+        inner = state.state
+        if noisy != state.noisy:
+            inner = method.start(self.output(state), leg.schedule, leg.t0)
+        return Staged(noisy, (yield from method.step(inner, leg)))
+
+    def output(self, state: Staged) -> Tensor:
+        return self._method(state.noisy).output(state.state)
+
+    def _method(self, noisy: bool) -> Solver:
+        return self.stochastic if noisy else self.deterministic
