@@ -106,3 +106,44 @@ def instability(
     )
     typer.echo(table(*experiment.table(result), left=(0,)))
     typer.echo(f"\nPictures: {', '.join(str(out / name) for name in pictures)}")
+
+
+@run.command("hallucination", epilog="Example: steadyflow lab run hallucination --figure 5 --quick")
+def hallucination(
+    figure: Annotated[
+        list[str] | None, typer.Option(help="A figure or table of the paper, such as 5 or E.13; may be repeated.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer samples: all of it in a few minutes.")] = False,
+    out: Annotated[Path, typer.Option(help="The folder for results and pictures; a rerun goes on there.")] = Path(
+        "lab"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Mode interpolation: each figure's numbers beside the paper's claim, and whether it holds here."""
+    from matplotlib.figure import Figure
+    from tqdm import tqdm
+
+    from ..lab import hallucination as experiment
+    from ..lab.hallucination.runner import draw
+
+    chosen = figure or list(experiment.FIGURES)
+    with tqdm(total=len(chosen), unit="figure", leave=False, disable=None) as bar:
+
+        def tell(name: str) -> None:
+            bar.set_description(name)
+            bar.update()
+
+        found = experiment.run_figures(chosen, quick=quick, folder=out, progress=tell)
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(finding) for finding in found], indent=2))
+        return
+    for finding in found:
+        verdict = {True: "holds here", False: "does not hold here", None: "not decided by a number"}[finding.holds]
+        typer.echo(f"Figure {finding.figure}: {finding.title}\nClaim: {finding.claim}: {verdict}.\n")
+        typer.echo(table(finding.heads, finding.rows, left=(0, 1)))
+        typer.echo(f"\n{finding.note}\n" if finding.note else "")
+        if finding.curves:
+            picture = Figure(figsize=(7, 4.5), layout="constrained")
+            draw(finding, picture)
+            picture.savefig(out / f"hallucination-{finding.figure}.png", dpi=120)
+    typer.echo(f"Results and pictures: {out}")

@@ -54,11 +54,11 @@ class Escape:
     `record` tells what it did and cost. Raises `InputError` where the grid has fewer steps than `back`.
     """
 
-    remaining: int = 4
+    remaining: int = 10
     back: int = 20
     rounds: int = 3
     threshold: float = 1.0
-    products: int = 2
+    products: int = 1
     solver: str | Solver = "ddim"
     record: Record = field(default_factory=Record, compare=False)
 
@@ -91,7 +91,7 @@ class Escape:
         return result
 
 
-def stretch(model: Denoiser, x: Tensor, t: float, products: int = 2) -> Tensor:
+def stretch(model: Denoiser, x: Tensor, t: float, products: int = 1) -> Tensor:
     """The largest singular value of alpha d x0_hat / d x at (x, t), shape (B,), by power iteration with A transposed.
 
     From a fixed direction; with `products` products it is a lower bound that is close once one direction dominates.

@@ -1,0 +1,258 @@
+"""Rates of interpolation: figures 1, 3, 5 and D, E.9, E.11, E.13, E.15, E.16 and table I.1 of arXiv 2605.06831."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...diagnostics import interpolation as theory
+from ...integrate import Moment
+from ...metrics.statistics import Estimate, wilson
+from ...schedules import Tabulated
+from .findings import RATE, Finding, Size, curve, invalid, mean_rate, percent
+from .geometry import convergence
+from .setting import (
+    DDPM,
+    TAU,
+    UNIT,
+    Method,
+    Problem,
+    ddim,
+    eta,
+    exact,
+    hybrid,
+    learned,
+    near_midpoint,
+    on_segments,
+    quadratic,
+    run,
+    uniform_20,
+)
+
+
+def figure_1(size: Size) -> Finding:
+    """DDIM-50 against DDPM-1000 with the learned score."""
+    problem = learned()
+    quick, slow = run(problem, ddim(), size.n), run(problem, DDPM, size.long)
+    rows = [[o.label, percent(o.classes.rate()), invalid(o)] for o in (quick, slow)]
+    holds = quick.classes.rate().low > slow.classes.rate().high
+    return Finding("1", "Rates of interpolation", "DDIM interpolates more than DDPM", holds, RATE, rows)
+
+
+def figure_3(size: Size) -> Finding:
+    """The rate of DDIM over its number of steps."""
+    problem = learned()
+    counts = (50, 100, 200, 500, 800)
+    fine = [run(problem, ddim(count), size.n if count < 500 else size.long) for count in counts]
+    slow = run(problem, DDPM, size.long)
+    rates = [o.classes.rate() for o in fine]
+    holds = all(rate.low > slow.classes.rate().high for rate in rates)
+    rows = [[o.label, percent(o.classes.rate()), invalid(o)] for o in (*fine, slow)]
+    return Finding(
+        "3",
+        "The rate of DDIM over its steps",
+        "finer DDIM still interpolates more than DDPM, so that discretisation is not the cause",
+        holds,
+        RATE,
+        rows,
+        curves=[curve("DDIM", counts, rates), curve("DDPM", counts, [slow.classes.rate()] * len(counts))],
+        axes=("steps", "rate of interpolation"),
+    )
+
+
+_OFFSETS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45)
+
+
+def starting_radius(problem: Problem, methods: tuple[Method, ...], n: int, tau: int = TAU) -> dict[str, list[Estimate]]:
+    """The rate of each method for starts on the segments at each offset from the midpoint, n starts each."""
+    signs = 1.0 - 2.0 * (torch.arange(n) % 2)
+    found: dict[str, list[Estimate]] = {}
+    for method in methods:
+        found[method.label] = [
+            run(problem, method, n, start=on_segments(problem, offset * signs, tau), tau=tau).classes.rate()
+            for offset in _OFFSETS
+        ]
+    return found
+
+
+def figure_5(size: Size) -> Finding:
+    """The rate against the starting radius at tau_3, learned score."""
+    return _radius("5", learned(), size, "With the learned score, ")
+
+
+def figure_e15(size: Size) -> Finding:
+    """The same with the exact score."""
+    return _radius("E.15", exact(), size, "With the exact score, ")
+
+
+def _radius(number: str, problem: Problem, size: Size, where: str) -> Finding:
+    methods = (ddim(), DDPM, hybrid(2), hybrid(5), hybrid(8))
+    rates = starting_radius(problem, methods, max(400, size.n // 10))
+    inner = {label: mean_rate(values[:4]) for label, values in rates.items()}
+    holds = inner["DDIM-50"] > 2.0 * inner["DDPM-1000"] and inner["DDIM-50"] > 0.0
+    holds = holds and inner["hybrid, 5 steps"] < inner["DDIM-50"]
+    rows = [[label, *(f"{e.value:.2%}" for e in values), f"{inner[label]:.2%}"] for label, values in rates.items()]
+    return Finding(
+        number,
+        f"Rate against the starting radius at tau_3 = {TAU}",
+        f"{where}near the midpoint DDIM interpolates several times as often as DDPM, and hybrids less than DDIM",
+        holds,
+        ["start, in lengths", *(f"{o:g}" for o in _OFFSETS), "within 0.15"],
+        rows,
+        curves=[curve(label, _OFFSETS, values) for label, values in rates.items()],
+        axes=("distance of the start from the midpoint, in lengths", "rate of interpolation"),
+    )
+
+
+def figure_e9(size: Size) -> Finding:
+    """Higher dimensions: rates with the learned scores, and convergence."""
+    rows, holds = [], True
+    for name in ("mixture25-8d", "mixture25-32d"):
+        problem = learned(name)
+        quick, slow = run(problem, ddim(), size.n // 2), run(problem, DDPM, size.long // 4)
+        slopes, _, _ = convergence(problem, min(size.n // 4, 1000))
+        slope = f"{slopes.median():.3f}" if len(slopes) else "none"
+        holds = holds and quick.classes.rate().low > slow.classes.rate().high
+        rows += [
+            [name, quick.label, percent(quick.classes.rate()), invalid(quick), slope],
+            [name, slow.label, percent(slow.classes.rate()), invalid(slow), ""],
+        ]
+    return Finding(
+        "E.9",
+        "Learned scores in 8 and 32 dimensions",
+        "in higher dimensions too DDIM interpolates more than DDPM, and convergence is exponential",
+        holds,
+        ["model", *RATE, "slope of convergence"],
+        rows,
+    )
+
+
+def figure_e11(size: Size) -> Finding:
+    """The rate from near the midpoint, over tau_3."""
+    problem, n = learned(), max(400, size.n // 10)
+    taus = (5, 7, 9, 11, 13)
+    methods = (ddim(), DDPM)
+    rates: dict[str, list[Estimate]] = {method.label: [] for method in methods}
+    offsets = 0.15 * (2.0 * torch.arange(n) / (n - 1) - 1.0)
+    for tau in taus:
+        start = on_segments(problem, offsets, tau)
+        for method in methods:
+            rates[method.label].append(run(problem, method, n, start=start, tau=tau).classes.rate())
+    holds = all(values[0].value > values[-1].value for values in rates.values())
+    return Finding(
+        "E.11",
+        "Rate from within 0.15 lengths of the midpoint, over tau_3",
+        "a larger tau_3, more time to escape, lowers the rate of every sampler",
+        holds,
+        ["sampler", *(str(tau) for tau in taus)],
+        [[label, *(f"{e.value:.2%}" for e in values)] for label, values in rates.items()],
+        curves=[curve(label, taus, values) for label, values in rates.items()],
+        axes=("tau_3, steps left", "rate of interpolation"),
+    )
+
+
+def figure_e13(size: Size) -> Finding:
+    """The rate over the noise level eta of DDIM's own steps, overall and from near the midpoint."""
+    problem, n = learned(), max(400, size.n // 10)
+    offsets = 0.15 * (2.0 * torch.arange(n) / (n - 1) - 1.0)
+    start = on_segments(problem, offsets)
+    levels = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    overall = [run(problem, eta(level), size.n).classes.rate() for level in levels]
+    near = [run(problem, eta(level), n, start=start, tau=TAU).classes.rate() for level in levels]
+    return Finding(
+        "E.13",
+        "Rate over the noise level eta, 50 steps",
+        "the highest level of noise gives the fewest interpolations",
+        min(range(6), key=lambda k: overall[k].value) == 5 and near[5].value < near[0].value,
+        ["", *(f"eta = {level:g}" for level in levels)],
+        [["overall", *(percent(e) for e in overall)], ["within 0.15 at tau_3", *(f"{e.value:.2%}" for e in near)]],
+        curves=[curve("overall", levels, overall), curve("from near the midpoint", levels, near)],
+        axes=("eta", "rate of interpolation"),
+    )
+
+
+SPREADS = tuple(s / UNIT for s in (0.01, 0.02, 0.05))
+LENGTHS = tuple(v / UNIT for v in (1.0, 2.0, 3.0))
+
+
+def figure_e16(size: Size) -> Finding:
+    """Ablations over T, sigma and l, exact score on the 20-step uniform grid, where it interpolates too."""
+    rows, gaps = [], []
+    n = min(size.n, 20_000)
+    settings = [("T", T, SPREADS[1], LENGTHS[1]) for T in (250, 500, 1000)]
+    settings += [("sigma", 1000, s, LENGTHS[1]) for s in SPREADS] + [("l", 1000, SPREADS[1], v) for v in LENGTHS]
+    for name, top, spread, length in settings:
+        schedule = Tabulated.linear(top, 0.1 / top, 20.0 / top)
+        problem = exact(spacing=length, std=spread, schedule=schedule)
+        coarse = Method("DDIM-20, uniform", "ddim", uniform_20)
+        quick = run(problem, coarse, n).classes.rate()
+        slow = run(problem, DDPM, min(n, size.long)).classes.rate()
+        gaps.append(quick.low > slow.high)
+        value = {"T": top, "sigma": spread * UNIT, "l": length * UNIT}[name]
+        rows.append([name, f"{value:g}", percent(quick), percent(slow)])
+    return Finding(
+        "E.16",
+        "Ablations over T, sigma and l, exact score",
+        "DDIM interpolates more than DDPM for all of them",
+        all(gaps),
+        ["changed", "value", "DDIM-20, uniform", "DDPM, all steps"],
+        rows,
+        note=(
+            "The paper trains a model for each setting. Here the score is exact, and the grid a coarse one, on which "
+            "the exact flow interpolates as well; so this shows the effect of steps, not of a learned score."
+        ),
+    )
+
+
+def table_i1(size: Size) -> Finding:
+    """P(H) = P(H|M) P(M) + ..., M: within theta = 0.35 l of a midpoint at tau_3."""
+    problem, rows, found = learned(), [], {}
+    for method, n in ((ddim(), size.n), (DDPM, size.long)):
+        at = quadratic(50).times[-TAU - 1]
+        watch = _At(problem, at)
+        outcome = run(problem, method, n, callback=watch)
+        counted = outcome.classes.kind != theory.INVALID
+        hallucinated = outcome.classes.kind == theory.INTERPOLATED
+        parts = theory.decompose(hallucinated[counted], torch.cat(watch.inside)[counted])
+        found[method.label] = parts
+        cells = [percent(parts.inside), percent(parts.given_inside), percent(parts.given_outside)]
+        rows.append([method.label, *cells, f"{parts.from_inside:.1%}"])
+    quick, slow = found["DDIM-50"], found["DDPM-1000"]
+    holds = quick.from_inside > 0.5 and quick.given_inside.low > slow.given_inside.high
+    return Finding(
+        "I.1",
+        "Where interpolated samples come from (learned score)",
+        "the midpoint neighbourhood drives the rates: P(H|M) is larger for DDIM, and most of P(H) comes from M",
+        holds,
+        ["sampler", "P(M)", "P(H|M)", "P(H|not M)", "share of P(H) from M"],
+        rows,
+    )
+
+
+class _At:
+    """A callback that notes which samples are near a midpoint at a time."""
+
+    def __init__(self, problem: Problem, t: float, share: float = 0.35):
+        self._problem, self._t, self._share = problem, t, share
+        self.inside: list[Tensor] = []
+
+    def __call__(self, moment: Moment) -> None:
+        if moment.t == self._t:
+            self.inside.append(near_midpoint(self._problem, moment.x, moment.t, self._share))
+
+
+def figure_d(size: Size) -> Finding:
+    """How often the segment of an interpolated sample is a diagonal of the grid."""
+    outcome = run(learned(), ddim(), size.n)
+    pairs = outcome.classes.pair[outcome.classes.kind == theory.INTERPOLATED]
+    diagonal = theory.diagonals(pairs, learned().mixture)
+    share = wilson(int(diagonal.sum()), max(len(pairs), 1)) if len(pairs) else Estimate(0.0, 0.0, 1.0)
+    return Finding(
+        "D",
+        "Interpolation on diagonals",
+        "interpolated samples rarely lie on diagonals of the grid",
+        len(pairs) > 0 and share.high < 0.1,
+        ["interpolated samples", "on a diagonal"],
+        [[str(len(pairs)), percent(share)]],
+        note="Any segment along no axis counts as a diagonal, also of more than one cell.",
+    )
