@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import steadyflow as sf
-from steadyflow.corrections.escape import stretch
-from steadyflow.diagnostics.detectors import TrajectoryVariance, roc_area
+from steadyflow.diagnostics.detectors import TrajectoryVariance, roc_area, stretch
 from steadyflow.diagnostics.interpolation import INTERPOLATED
 from steadyflow.lab import hallucination
 from steadyflow.lab.hallucination import setting

@@ -51,6 +51,13 @@ class Moment(NamedTuple):
     grid: Grid
     noise: NoiseSource | None
     """The source of the run's noise, which knows the seed and the indices of the samples."""
+    solver: Solver
+    leg: Leg
+    """The step that was taken."""
+    before: State
+    """The solver's state before it."""
+    state: State
+    """The solver's state after it."""
 
 
 Progress = bool | None | tqdm
@@ -58,8 +65,9 @@ Progress = bool | None | tqdm
 
 Callback = Callable[[Moment], None]
 """Called once after every solver step; looks, and changes nothing."""
-Correction = Callable[[Moment], Tensor | None]
-"""Called once after every solver step; returns the state to go on from, or None to leave it."""
+Correction = Callable[[Moment], State]
+"""Called once after every solver step; returns the sample to start afresh from, or a whole state of a solver that keeps
+more than that (`Solver.moved`), or None to leave it."""
 
 
 @dataclass(frozen=True)
@@ -185,19 +193,22 @@ def integrate(
         for leg in legs(model.schedule, grid, noise, first):
             if travelled == last:
                 break
-            state, asked = answer(solver.travel(state, leg), model)
+            before = state
+            state, asked = answer(solver.travel(before, leg), model)
             nfe, travelled = nfe + asked, travelled + 1
-            for correction in corrections:
-                changed = correction(
-                    Moment(travelled, grid.steps, leg.t1, solver.output(state), nfe, model, grid, noise)
-                )
-                if changed is not None:
-                    state = solver.start(changed, model.schedule, leg.t1)
             current = solver.output(state)
+            at = travelled, grid.steps, leg.t1
+            where = nfe, model, grid, noise, solver, leg, before
+            for correction in corrections:
+                changed = correction(Moment(*at, current, *where, state))
+                if changed is not None:
+                    fresh = isinstance(changed, Tensor)
+                    state = solver.start(changed, model.schedule, leg.t1) if fresh else changed
+                    current = solver.output(state)
             watch.see(current, travelled, leg)
             recorder.see(current, travelled, leg.t1)
             if callback is not None:
-                callback(Moment(travelled, grid.steps, leg.t1, current, nfe, model, grid, noise))
+                callback(Moment(*at, current, *where, state))
             bar.update()
     finally:
         if bar is not progress:

@@ -3,5 +3,6 @@
 from .anchor import Anchor
 from .escape import Escape
 from .restart import Restart
+from .stein import MomentMatching, Relaxed, Stein
 
-__all__ = ["Anchor", "Escape", "Restart"]
+__all__ = ["Anchor", "Escape", "MomentMatching", "Relaxed", "Restart", "Stein"]

@@ -17,10 +17,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..denoisers.base import Denoiser
+from ..diagnostics.detectors import stretch
 from ..errors import InputError
 from ..integrate import Moment
-from ..noise import PERTURBATION, normal
 from ..solvers.base import Solver
 from .restart import again, check_rounds
 
@@ -54,11 +53,11 @@ class Escape:
     `record` tells what it did and cost. Raises `InputError` where the grid has fewer steps than `back`.
     """
 
-    remaining: int = 10
+    remaining: int = 8
     back: int = 20
     rounds: int = 3
     threshold: float = 1.0
-    products: int = 1
+    products: int = 2
     solver: str | Solver = "ddim"
     record: Record = field(default_factory=Record, compare=False)
 
@@ -89,22 +88,3 @@ class Escape:
             self.record.evaluations += len(rows) * self.back
         self.record.held += len(rows)
         return result
-
-
-def stretch(model: Denoiser, x: Tensor, t: float, products: int = 1) -> Tensor:
-    """The largest singular value of alpha d x0_hat / d x at (x, t), shape (B,), by power iteration with A transposed.
-
-    From a fixed direction; with `products` products it is a lower bound that is close once one direction dominates.
-    """
-    shape = (-1, *[1] * (x.ndim - 1))
-    v = normal(0, PERTURBATION, (0, 3, 0), range(1), x.shape[1:], dtype=x.dtype, device=x.device).expand_as(x)
-    v = v / v.flatten(1).norm(dim=1).view(shape)
-    size = x.new_zeros(len(x))
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        clean = model(leaf, t).x0
-        for _ in range(products):
-            (v,) = torch.autograd.grad(clean, leaf, v, retain_graph=True)
-            size = v.flatten(1).norm(dim=1)
-            v = v / size.clamp_min(torch.finfo(x.dtype).tiny).view(shape)
-    return model.schedule.alpha(t) * size

@@ -2,6 +2,7 @@
 
 from . import detectors, instability, interpolation, saddles, stability
 from .budget import Budget, Codec, in_precision
+from .contractivity import Contractivity, contractivity
 from .diagnosis import Diagnosis, Verification, diagnose
 from .likelihood import Likelihood, log_likelihood
 from .maps import JourneyMap
@@ -11,12 +12,14 @@ __all__ = [
     "CAUSES",
     "Budget",
     "Codec",
+    "Contractivity",
     "Diagnosis",
     "JourneyMap",
     "Likelihood",
     "Recommendation",
     "Setting",
     "Verification",
+    "contractivity",
     "detectors",
     "diagnose",
     "in_precision",

@@ -1,15 +1,18 @@
 """Detectors of hallucinated samples that know no modes, and how well they tell them apart.
 
 `TrajectoryVariance` is that of Aithal et al. 2024 (2406.09358): the variance of the predicted clean sample over a late
-window of the run, averaged over its dimensions, is large where a sample is between modes. The other is
-`corrections.escape.stretch`.
+window of the run, averaged over its dimensions, is large where a sample is between modes. `stretch` is the largest
+singular value of alpha d x0_hat / d x: below 1 at a mode, and one more than the eigenvalue of 2605.06831, P4.7, at
+the saddle between two.
 """
 
 import torch
 from torch import Tensor
 
+from ..denoisers.base import Denoiser
 from ..errors import InputError
 from ..integrate import Moment
+from ..noise import PERTURBATION, normal
 
 
 class TrajectoryVariance:
@@ -60,6 +63,25 @@ class TrajectoryVariance:
         off = clean - self._mean
         self._mean = self._mean + off / self._count
         self._squares = self._squares + off * (clean - self._mean)
+
+
+def stretch(model: Denoiser, x: Tensor, t: float, products: int = 2) -> Tensor:
+    """The largest singular value of alpha d x0_hat / d x at (x, t), shape (B,), by power iteration with A transposed.
+
+    From a fixed direction; with `products` products it is a lower bound that is close once one direction dominates.
+    """
+    shape = (-1, *[1] * (x.ndim - 1))
+    v = normal(0, PERTURBATION, (0, 3, 0), range(1), x.shape[1:], dtype=x.dtype, device=x.device).expand_as(x)
+    v = v / v.flatten(1).norm(dim=1).view(shape)
+    size = x.new_zeros(len(x))
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        clean = model(leaf, t).x0
+        for _ in range(products):
+            (v,) = torch.autograd.grad(clean, leaf, v, retain_graph=True)
+            size = v.flatten(1).norm(dim=1)
+            v = v / size.clamp_min(torch.finfo(x.dtype).tiny).view(shape)
+    return model.schedule.alpha(t) * size
 
 
 def roc_area(scores: Tensor, positive: Tensor) -> float:

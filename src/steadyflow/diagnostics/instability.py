@@ -22,7 +22,7 @@ from ..denoisers.base import Denoiser
 from ..errors import InputError
 from ..noise import PERTURBATION, normal
 from .likelihood import log_likelihood
-from .maps import JourneyMap
+from .maps import JourneyMap, StepMap
 
 SIZES = tuple(10.0**k for k in (-5, -4.5, -4, -3.5, -3, -2.5, -2, -1.5, -1, -0.5))
 
@@ -122,7 +122,7 @@ def random_direction(generation: JourneyMap, z: Tensor, *, seed: int = 0) -> Ten
 
 
 def singular_values(
-    generation: JourneyMap, z: Tensor, k: int = 1, *, products: int | None = None, seed: int = 0
+    generation: JourneyMap | StepMap, z: Tensor, k: int = 1, *, products: int | None = None, seed: int = 0
 ) -> Spectrum:
     """The k largest singular values of J at z, a sample, with their directions.
 

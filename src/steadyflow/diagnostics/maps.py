@@ -143,6 +143,41 @@ class JourneyMap:
             build = step.after
 
 
+@dataclass(frozen=True, eq=False)
+class StepMap:
+    """x -> x1: one solver step as a map of the sample alone; what else the solver carries is held.
+
+    state: the solver's state before the step. All methods take x of shape (B, ...) and keep samples apart.
+    """
+
+    model: Denoiser
+    solver: Solver
+    leg: Leg
+    state: State
+
+    @property
+    def x(self) -> Tensor:
+        """The sample before the step."""
+        return self.solver.output(self.state)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The sample after the step, shape (B, ...)."""
+        return self._run(x)[0]
+
+    def jvp(self, x: Tensor, u: Tensor) -> Tensor:
+        """The Jacobian at x times u, shape (B, ...)."""
+        return _forward(self._run, [x], [u])[1][0]
+
+    def vjp(self, x: Tensor, w: Tensor) -> Tensor:
+        """The transposed Jacobian at x times w, shape (B, ...)."""
+        return _backward(self._run, [x], [w])[0]
+
+    def _run(self, x: Tensor) -> list[Tensor]:
+        build, parts = take_apart(self.state)
+        state, _ = answer(self.solver.travel(build([x, *parts[1:]]), self.leg), self.model)
+        return [self.solver.output(state)]
+
+
 class _Step:
     """One solver step as a function from the tensors of the state before to those of the state after."""
 

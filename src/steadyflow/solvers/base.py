@@ -138,6 +138,13 @@ class Solver(ABC):
         """The sample in model space, shape (B, ...)."""
         return state
 
+    def moved(self, state: State, x: Tensor, schedule: Schedule, t: float) -> State:
+        """The state with its sample moved a little to x, at t; a history of predictions is kept.
+
+        By default a fresh start, as there is nothing to keep or no telling how it would move.
+        """
+        return self.start(x, schedule, t)
+
     def turn(self, state: State) -> State:
         """The state at which an inversion ends, made ready for the way back.
 

@@ -111,6 +111,9 @@ class Multistep(Solver):
             x = self.advance(state.x, leg, regular, slopes[: len(regular)])
         return History(x, times, slopes)
 
+    def moved(self, state: History, x: Tensor, schedule: Schedule, t: float) -> History:
+        return state._replace(x=x)
+
     def turn(self, state: History) -> History:
         return History(state.x, (), ())
 
@@ -336,6 +339,9 @@ class UniPC(Solver):
 
     def output(self, state: Corrected) -> Tensor:
         return state.x
+
+    def moved(self, state: Corrected, x: Tensor, schedule: Schedule, t: float) -> Corrected:
+        return state._replace(x=x, last=None)  # else the corrector would start from the sample before
 
     def turn(self, state: Corrected) -> Corrected:
         return Corrected(state.x, None, (), ())

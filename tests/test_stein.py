@@ -1,0 +1,203 @@
+"""Stein corrections, their estimators, and the contractivity of steps: identities, exact mixtures, controls."""
+
+import math
+
+import pytest
+import torch
+
+import steadyflow as sf
+from steadyflow.corrections import MomentMatching, Relaxed, Stein
+from steadyflow.diagnostics import contractivity
+from steadyflow.diagnostics.divergence import divergence
+from steadyflow.diagnostics.maps import StepMap
+from steadyflow.solvers.base import legs
+
+PATHS = {"vp": sf.VPLinear(), "ve": sf.VE(), "flow": sf.RectifiedFlow(t_max=0.98)}
+
+
+def mixture(dim=3):
+    generator = torch.Generator().manual_seed(dim)
+    return sf.GaussianMixture(2.0 * torch.randn(4, dim, generator=generator, dtype=torch.float64), 0.5)
+
+
+def one_step(model, x, t0, t1, correction, solver="ddim"):
+    return sf.sample(model, x=x, grid=sf.Grid((t0, t1)), solver=solver, corrections=[correction]).x
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("level", [0.2, 1.0, 4.0])
+def test_on_exact_marginals_the_coefficient_of_eulers_step_is_one(path, level):
+    schedule, data = PATHS[path], mixture()
+    t0, t1 = schedule.t_from_ratio(level), schedule.t_from_ratio(0.4 * level)
+    model, n = data.denoiser(schedule), 20_000
+    x = data.marginal(schedule, t0).sample(n, seed=1)
+    stein = Stein("next", method="exact", trust=5.0)
+    corrected = one_step(model, x, t0, t1, stein)
+    ((_, found),) = stein.record.coefficients
+    # its Monte Carlo error, from parts of the sample
+    parts = []
+    for part in x.split(1000):
+        small = Stein("next", method="exact", trust=5.0)
+        one_step(model, part, t0, t1, small)
+        parts.append(float(small.record.coefficients[0][1]))
+    error = torch.tensor(parts).std().item() / math.sqrt(len(parts))
+    assert abs(found.item() - 1.0) < 5.0 * error + 1e-3
+    assert (corrected - one_step(model, x, t0, t1, Relaxed(found.item()))).abs().max() < 1e-9
+
+
+def test_the_clean_coefficient_jumps_to_the_denoised_point():
+    schedule, data = PATHS["ve"], mixture()
+    model = data.denoiser(schedule)
+    t0, t1 = schedule.t_from_ratio(2.0), schedule.t_from_ratio(1.0)
+    x = data.marginal(schedule, t0).sample(40_000, seed=2)
+    stein = Stein("clean", method="exact", trust=5.0)
+    landed = one_step(model, x, t0, t1, stein)
+    assert stein.record.coefficients[0][1].item() == pytest.approx(2.0, rel=0.03)  # chi0 / (chi0 - chi1)
+    assert (landed - model(x, t0).x0).square().mean().sqrt() < 0.1
+
+
+@pytest.mark.parametrize("solver", ["ddim", "heun", "dpmpp-2s"])
+def test_divergence_estimates_are_unbiased_within_their_standard_errors(solver):
+    data = mixture(4)
+    schedule = PATHS["vp"]
+    model = data.denoiser(schedule)
+    grid = sf.Grid((schedule.t_from_ratio(1.5), schedule.t_from_ratio(0.7)))
+    (leg,) = legs(schedule, grid)
+    x = data.marginal(schedule, grid.times[0]).sample(6, seed=3)
+    step = StepMap(model, sf.solvers.get(solver), leg, x)
+    exact = divergence(step, x, method="exact")[0]
+    dense = torch.stack([torch.func.jacrev(lambda z: step(z[None])[0])(row).trace() for row in x])
+    assert torch.allclose(exact, dense, atol=1e-9)
+    estimates = {m: divergence(step, x, method=m, probes=400, seed=1) for m in ("vjp", "jvp", "difference")}
+    assert torch.allclose(estimates["vjp"], estimates["jvp"], atol=1e-8)
+    assert torch.allclose(estimates["vjp"], estimates["difference"], atol=1e-4)
+    error = estimates["vjp"].std(0) / 20.0
+    assert ((estimates["vjp"].mean(0) - exact).abs() < 5.0 * error + 1e-9).all()
+
+
+def test_hutchinsons_variance_is_the_formulas():
+    data, schedule = mixture(4), PATHS["vp"]
+    grid = sf.Grid((schedule.t_from_ratio(1.0), schedule.t_from_ratio(0.5)))
+    (leg,) = legs(schedule, grid)
+    x = data.marginal(schedule, grid.times[0]).sample(3, seed=4)
+    step = StepMap(data.denoiser(schedule), sf.DDIM(), leg, x)
+    jacobian = torch.stack([torch.func.jacrev(lambda z: step(z[None])[0])(row) for row in x])
+    symmetric = 0.5 * (jacobian + jacobian.mT)
+    off = symmetric.square().sum((1, 2)) - symmetric.diagonal(dim1=1, dim2=2).square().sum(1)
+    found = divergence(step, x, probes=4000, seed=2).var(0)
+    assert torch.allclose(found, 2.0 * off, rtol=0.12)
+
+
+def test_a_corrected_step_reports_its_cost_and_keeps_the_history_of_a_multistep_solver():
+    model = mixture().denoiser(PATHS["vp"])
+    still = Stein(trust=1e-12)
+    for solver in ("ddim", "dpmpp-2m", "heun", "ees25"):
+        plain = sf.sample(model, n=50, steps=6, solver=solver, dtype=torch.float64)
+        kept = sf.sample(model, n=50, steps=6, solver=solver, corrections=[still], dtype=torch.float64)
+        assert torch.allclose(plain.x, kept.x, atol=1e-8)
+    stein = Stein(probes=2)
+    sf.sample(model, n=50, steps=6, corrections=[stein])
+    assert stein.record.evaluations == 6 * 5.0
+    assert len(stein.record.coefficients) == 6
+    few = Stein(levels=(0.0, 1.0))
+    sf.sample(model, n=50, steps=6, corrections=[few])
+    assert 0 < len(few.record.coefficients) < 6
+
+
+def test_coefficients_a_sample_do_not_depend_on_the_batch():
+    model = mixture().denoiser(PATHS["vp"])
+    options = {"n": 30, "steps": 5, "dtype": torch.float64}
+    whole = sf.sample(model, corrections=[Stein(per="sample", probes=2)], **options).x
+    parts = sf.sample(model, corrections=[Stein(per="sample", probes=2)], batch_size=7, **options).x
+    assert torch.allclose(whole, parts, atol=1e-10)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_moment_matching_gives_each_level_its_second_moment(path):
+    data, schedule = mixture(), PATHS[path]
+    model = data.denoiser(schedule)
+    mean_square = float((data.means.square().sum(1).mean() / 3) + 0.25)
+    seen = []
+
+    def watch(moment):
+        expected = mean_square + schedule.ratio(moment.t) ** 2
+        seen.append(float((moment.x / schedule.alpha(moment.t)).square().mean()) / expected)
+
+    matching = MomentMatching(mean_square, trust=0.9)
+    sf.sample(model, n=4000, steps=5, corrections=[matching], callback=watch, dtype=torch.float64)
+    plain = []
+    plain_watch = lambda m: plain.append(m)  # noqa: E731
+    sf.sample(model, n=4000, steps=5, callback=plain_watch, dtype=torch.float64)
+    off = [float((m.x / schedule.alpha(m.t)).square().mean()) / (mean_square + schedule.ratio(m.t) ** 2) for m in plain]
+    assert max(abs(s - 1.0) for s in seen[1:]) < 0.02
+    assert max(abs(s - 1.0) for s in off) > 0.02
+
+
+@pytest.mark.parametrize("solver", ["ddim", "heun", "ees25", "dpmpp-2m"])
+def test_the_gauge_is_the_largest_singular_value_of_the_step(solver):
+    data, schedule = mixture(), PATHS["vp"]
+    model = data.denoiser(schedule)
+    grid = sf.grids.make("quadratic", schedule, 4)
+    x = data.marginal(schedule, grid.times[0]).sample(5, seed=5)
+    found = contractivity(model, x, grid, solver)
+    (leg, *_) = legs(schedule, grid)
+    method = sf.solvers.get(solver)
+    step = StepMap(model, method, leg, method.start(x, schedule, leg.t0))
+    jacobian = torch.stack([torch.func.jacrev(lambda z: StepMap(
+        model, method, leg, method.start(z[None], schedule, leg.t0))(z[None])[0])(row) for row in step.x])  # fmt: skip
+    scale = schedule.alpha(leg.t0) / schedule.alpha(leg.t1)
+    assert torch.allclose(found.lipschitz[0], scale * torch.linalg.svdvals(jacobian)[:, 0], rtol=1e-6)
+    assert found.lipschitz.shape == (4, 5)
+
+
+def test_ddims_steps_contract_where_the_denoiser_does_and_the_rest_grows_with_the_step():
+    """L = r + (1 - r) |A|: half way between two modes |A| > 1 and larger steps are worse; at a mode they are not."""
+    schedule = PATHS["ve"]
+    data = sf.GaussianMixture(torch.tensor([[-1.0], [1.0]], dtype=torch.float64), 0.1)
+    model = data.denoiser(schedule)
+    x = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    t0, constants = schedule.t_from_ratio(0.5), []
+    for share in (0.9, 0.5, 0.1):
+        found = contractivity(model, x, sf.Grid((t0, schedule.t_from_ratio(0.5 * share))), variable="noise")
+        expected = share + (1.0 - share) * abs(_slope(model, x[:1], t0))
+        assert found.lipschitz[0, 0].item() == pytest.approx(expected, rel=1e-6)
+        constants.append(found.lipschitz[0])
+    assert constants[0][0] < constants[1][0] < constants[2][0]
+    assert all(c[1] < 1.0 for c in constants)
+
+
+def _slope(model, x, t):
+    leaf = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(model(leaf, t).x0.sum(), leaf)
+    return slope.item()
+
+
+def test_certificates_fail_on_the_digits_as_steps_grow_and_guidance_rises():
+    model = sf.load("digits").condition(3)
+    x = sf.noise.initial(0, range(6), (1, 8, 8)).double()
+    worst = {}
+    for steps, guidance in ((4, 1.0), (16, 1.0), (4, 7.5)):
+        guided = model.guided(guidance)
+        grid = sf.grids.make("quadratic", model.schedule, steps)
+        found = contractivity(guided, x.float(), grid, variable="flow", products=4)
+        worst[steps, guidance] = found.lipschitz.amax(0).median().item()
+        assert found.certified.shape == (steps,)
+    assert worst[4, 1.0] > worst[16, 1.0] > 1.0
+    assert worst[4, 7.5] > 1.5 * worst[4, 1.0]
+
+
+def test_bad_input_is_named():
+    model = mixture().denoiser(PATHS["vp"])
+    with pytest.raises(sf.InputError, match="stochastic"):
+        sf.sample(model, n=3, steps=3, solver="ddpm", corrections=[Stein()])
+    with pytest.raises(sf.InputError, match="trust"):
+        Stein(trust=0.0)
+    with pytest.raises(sf.UnknownNameError, match="form"):
+        Stein("nearest")  # type: ignore[arg-type]
+    with pytest.raises(sf.InputError, match="factor"):
+        Relaxed(2.5)
+    with pytest.raises(sf.InputError, match="positive"):
+        MomentMatching(0.0)
+    flow = mixture().denoiser(sf.RectifiedFlow())
+    with pytest.raises(sf.InputError, match="singular"):
+        contractivity(flow, torch.zeros(1, 3), sf.grids.make("uniform", flow.schedule, 4))
