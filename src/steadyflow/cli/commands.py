@@ -234,6 +234,9 @@ def diagnose(
     resize: Resize = False,
     double: Annotated[bool, typer.Option("--double", help="Work in float64 instead of float32.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Carry the recommendation out.")] = False,
+    contractivity: Annotated[
+        bool, typer.Option("--contractivity", help="Instead, whether each step of the way back contracts.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="A folder for the report.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -242,12 +245,18 @@ def diagnose(
 
     denoiser = load_model(model)
     x, labels = read_input(denoiser, input, n, resize, label)
+    x = x.double() if double else x.float()
     method = make_solver(solver, variable)
+    given = conditioned(denoiser, labels, guidance)
+    steps = count_steps(method, steps, nfe, 16)
+    if contractivity:
+        _contractivity(given, given if back is None else given.guided(back), x, method, steps, grid, out, as_json)
+        return
     found = examine(
-        conditioned(denoiser, labels, guidance),
-        x.double() if double else x.float(),
+        given,
+        x,
         solver=method,
-        steps=count_steps(method, steps, nfe, 16),
+        steps=steps,
         grid=grid,
         guidance=back,
         verify=verify,
@@ -258,6 +267,46 @@ def diagnose(
 
         path = diagnosis.write(found, out / "diagnosis.html")
         typer.echo(f"report: {path}", err=as_json)
+
+
+def _contractivity(there, back, x, method, steps, grid, out: Path | None, as_json: bool) -> None:
+    """Print the steps' Lipschitz constants from the latents of x, found by RK4, and draw them into the folder."""
+    from .. import grids, invert
+    from ..diagnostics import contractivity as gauge
+
+    latent = invert(there, x, solver="rk4", steps=24, grid=grid).latent
+    times = grids.make(grid, back.schedule, steps)
+    found = gauge(back, latent, times, method, variable="flow")
+    values = found.lipschitz.double()
+    middle, most = values.median(1).values.tolist(), values.amax(1).tolist()
+    rows = list(zip(found.times[:-1], middle, most, found.certified.tolist(), strict=True))
+    if as_json:
+        keys = ("t", "median", "largest", "contracts")
+        typer.echo(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=2))
+    else:
+        cells = [[f"{t:.4g}", f"{half:.3f}", f"{top:.3f}", f"{share:.0%}"] for t, half, top, share in rows]
+        typer.echo(table(["from t", "Lipschitz, median", "largest", "contracts"], cells, left=()))
+        typer.echo(
+            f"\nlocal Lipschitz constants of {method.name!r} in the flow variable: below 1, a step contracts."
+            f"\nTheir product, an upper bound on what the whole way adds: median {found.worst.median():.3g}"
+        )
+    if out is not None:
+        from matplotlib.figure import Figure
+
+        picture = Figure(figsize=(7, 4), layout="constrained")
+        axes = picture.subplots()
+        axes.semilogy(found.times[:-1], values, color="C0", alpha=0.3, lw=0.8)
+        axes.semilogy(found.times[:-1], values.median(1).values, "o-", color="C3", ms=3, label="median")
+        axes.axhline(1.0, color="k", lw=0.8)
+        axes.set(
+            xlabel="t at the beginning of the step",
+            ylabel="local Lipschitz constant",
+            title=f"{method.name}, {steps} steps",
+        )
+        axes.legend(frameon=False)
+        out.mkdir(parents=True, exist_ok=True)
+        picture.savefig(out / "contractivity.png", dpi=120)
+        typer.echo(f"picture: {out / 'contractivity.png'}", err=as_json)
 
 
 @app.command(epilog="Example: steadyflow solvers --plot regions.png --names ees25,rex-euler")

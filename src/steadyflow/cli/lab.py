@@ -147,3 +147,38 @@ def hallucination(
             draw(finding, picture)
             picture.savefig(out / f"hallucination-{finding.figure}.png", dpi=120)
     typer.echo(f"Results and pictures: {out}")
+
+
+@run.command("stein", epilog="Example: steadyflow lab run stein --quick")
+def stein(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer samples, budgets and seeds.")] = False,
+    out: Annotated[Path, typer.Option(help="The folder for all runs as JSON.")] = Path("lab"),
+    as_json: Json = False,
+) -> None:
+    """What Stein corrections are worth: tuned families beside controls, on other problems and seeds."""
+    from tqdm import tqdm
+
+    from ..lab import stein as experiment
+
+    with tqdm(unit="problem", leave=False, disable=None) as bar:
+
+        def tell(problem: str) -> None:
+            bar.set_description(problem)
+            bar.update()
+
+        scores, results = experiment.study(quick=quick, progress=tell)
+    out.mkdir(parents=True, exist_ok=True)
+    kept = {"scores": experiment.figures(scores), "runs": [dataclasses.asdict(result) for result in results]}
+    (out / "stein.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps(kept["scores"], indent=2))
+        return
+    heads, rows = experiment.table(scores)
+    typer.echo("Sliced Wasserstein distance to the data over the plain solver's, geometric mean, 95 % interval\n")
+    for first in range(1, len(heads) - 1, 3):
+        part = [0, *range(first, first + 3), len(heads) - 1]
+        typer.echo(table([heads[k] for k in part], [[row[k] for k in part] for row in rows], left=(0,)) + "\n")
+    chosen = dict.fromkeys((s.solver, s.family, s.label) for s in scores)
+    typer.echo("Settings chosen in tuning:\n")
+    typer.echo(table(["solver", "family", "setting"], [list(c) for c in chosen], left=(0, 1, 2)))
+    typer.echo(f"\nAll runs: {out / 'stein.json'}")

@@ -112,7 +112,7 @@ class Shuffled:
 
 
 class Thresholded:
-    """Dynamic thresholding of the clean prediction at each step: cut at a quantile and rescaled (Saharia et al. 2022)."""
+    """Dynamic thresholding of each step's clean prediction: cut at a quantile and rescaled (Saharia et al. 2022)."""
 
     def __init__(self, quantile: float, bound: float):
         self._quantile, self._bound = quantile, bound
