@@ -23,7 +23,8 @@ FLOORS = [
     ["tasks", "models", "datasets"],
     ["diagnostics"],
     ["corrections"],
-    ["lab", "adapters"],
+    ["adapters"],
+    ["lab", "diffusers"],
     ["cli"],
     ["__main__", "__init__"],
 ]

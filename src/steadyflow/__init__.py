@@ -130,3 +130,22 @@ __all__ = [
     "solve_adaptive",
     "solvers",
 ]
+
+
+_LAZY = {
+    "SteadyFlowInverseScheduler": ".adapters.schedulers",
+    "SteadyFlowScheduler": ".adapters.schedulers",
+    "SteadyInverseScheduler": ".adapters.schedulers",
+    "SteadyScheduler": ".adapters.schedulers",
+    "from_diffusers": ".adapters.pipelines",
+    "sample_steady": ".adapters.kdiffusion",
+}
+"""What is imported when it is first asked for. Saved pipelines name schedulers as `steadyflow.X`."""
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(_LAZY[name], __name__), name)
+    raise AttributeError(f"module 'steadyflow' has no attribute {name!r}")

@@ -94,7 +94,7 @@ def solve_adaptive(
     t_min, t_max = schedule.t_range
     t_start, t_end = t_max if t_start is None else t_start, t_min if t_end is None else t_end
     whole = Grid((t_start, t_end)).check_domain(schedule)
-    clean_end = not whole.rising and schedule.sigma(t_end) == 0.0
+    clean_end = not whole.rising and not model.answers_clean and schedule.sigma(t_end) == 0.0
     t_last = FLOW.when(schedule, _LAST) if clean_end else t_end
     clock, goal = FLOW.time(schedule, t_start), FLOW.time(schedule, t_last)
     size, sign = min(first_step, abs(goal - clock)), 1.0 if goal > clock else -1.0
@@ -104,7 +104,7 @@ def solve_adaptive(
         ahead = clock + sign * size
         last = sign * (goal - ahead) < 1e-12
         t = t_last if last else FLOW.when(schedule, ahead)
-        leg = Leg(schedule, times[-1], t, 0, 1)
+        leg = Leg(schedule, times[-1], t, 0, 1, clean=model.answers_clean)
         (candidate, error), asked = answer(_embedded(method, state, leg, rtol, atol), model)
         nfe += asked
         worst = error.item()

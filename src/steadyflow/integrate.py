@@ -190,7 +190,7 @@ def integrate(
     travelled = first
     bar = progress_bar(progress, last - first)
     try:
-        for leg in legs(model.schedule, grid, noise, first):
+        for leg in legs(model.schedule, grid, noise, first, clean=model.answers_clean):
             if travelled == last:
                 break
             before = state
@@ -224,6 +224,9 @@ class Stepper:
     while stepper.query is not None:
         stepper.feed(model(stepper.query.x, stepper.query.t))
     stepper.x
+
+    first: the step of the grid to begin with. clean: whether the model can be asked at sigma = 0
+    (`Denoiser.answers_clean`).
     """
 
     def __init__(
@@ -235,18 +238,20 @@ class Stepper:
         *,
         state: State = None,
         noise: NoiseSource | None = None,
+        first: int = 0,
+        clean: bool = False,
     ):
         grid.check_domain(schedule)
         if grid.rising:
             solver.check_invertible()
         self._solver = solver
-        self.state = solver.start(x, schedule, grid.times[0]) if state is None else state
+        self.state = solver.start(x, schedule, grid.times[first]) if state is None else state
         self.nfe = 0
-        self._journey = self._travel(schedule, grid, noise)
+        self._journey = self._travel(legs(schedule, grid, noise, first, clean=clean))
         self.query: Query | None = next(self._journey, None)
 
-    def _travel(self, schedule: Schedule, grid: Grid, noise: NoiseSource | None) -> Generator[Query, Prediction, None]:
-        for leg in legs(schedule, grid, noise):
+    def _travel(self, journey: Iterable[Leg]) -> Generator[Query, Prediction, None]:
+        for leg in journey:
             self.state = yield from self._solver.travel(self.state, leg)
 
     def feed(self, prediction: Prediction) -> None:
@@ -265,19 +270,27 @@ class Stepper:
         return self._solver.output(self.state)
 
 
-def plan(solver: Solver, schedule: Schedule, grid: Grid, noise: NoiseSource | None = None) -> list[tuple[int, float]]:
+def plan(
+    solver: Solver,
+    schedule: Schedule,
+    grid: Grid,
+    noise: NoiseSource | None = None,
+    *,
+    clean: bool = False,
+    state: State = None,
+) -> list[tuple[int, float]]:
     """The queries of a journey before it runs: for each, the step it belongs to and its path time.
 
-    Found by running the solver's own code on a single number.
+    Found by running the solver's own code on a single number, or on a state to start from, which may save calls.
     """
-    state = solver.start(torch.zeros(1, 1), schedule, grid.times[0])
+    state = solver.start(torch.zeros(1, 1), schedule, grid.times[0]) if state is None else state
     queries: list[tuple[int, float]] = []
 
     def model(x: Tensor, t: float) -> Prediction:
         queries.append((step, t))
         return Prediction(x, torch.zeros_like(x), "v_prediction", schedule.alpha(t), schedule.sigma(t))
 
-    for step, leg in enumerate(legs(schedule, grid, noise)):  # noqa: B007  # `model` reads the step
+    for step, leg in enumerate(legs(schedule, grid, noise, clean=clean)):  # noqa: B007  # `model` reads the step
         state, _ = answer(solver.travel(state, leg), model)
     return queries
 

@@ -31,6 +31,14 @@ def check_type(name: str) -> None:
         raise UnknownNameError("prediction", name, get_args(PredictionType))
 
 
+def answers_clean(kind: PredictionType) -> bool:
+    """Whether a network of this prediction type can be asked at sigma = 0, where data and noise both follow from it.
+
+    A sample prediction leaves the noise open there; epsilon networks are not trained so far.
+    """
+    return kind in ("flow", "v_prediction")
+
+
 def linear(a: float | Tensor, x: Tensor, b: float | Tensor, y: Tensor) -> Tensor:
     """a x + b y, skipping what is zero."""
     if isinstance(b, Tensor):

@@ -388,6 +388,10 @@ class Tabulated(VariancePreserving):
         if math.isnan(self.t_max):
             object.__setattr__(self, "t_max", float(len(table) - 1))
 
+    def __repr__(self) -> str:
+        table = self.alphas_cumprod
+        return f"Tabulated({len(table)} levels, {table[0]:.6g} to {table[-1]:.6g})"
+
     @classmethod
     def linear(cls, n: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> "Tabulated":
         """The table of DDPM: n betas, linear."""

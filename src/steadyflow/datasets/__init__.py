@@ -2,6 +2,7 @@
 
 from .digits import digits
 from .faces import faces
+from .ink import ink
 from .triangles import triangles
 
-__all__ = ["digits", "faces", "triangles"]
+__all__ = ["digits", "faces", "ink", "triangles"]

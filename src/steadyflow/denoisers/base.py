@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..prediction import Prediction, PredictionType, check_type
+from ..prediction import Prediction, PredictionType, answers_clean, check_type
 from ..schedules import Schedule
 
 Condition = int | Tensor | Mapping[str, Tensor] | Sequence[int] | None
@@ -91,6 +91,11 @@ class Denoiser:
     def pick(self, rows: Tensor) -> Self:
         """This model for some samples of a batch, by their numbers, shape (m,); conditions are picked alike."""
         return self._replace(given=_pick(self.given, rows))
+
+    @property
+    def answers_clean(self) -> bool:
+        """Whether the model can be asked at sigma = 0: flow and v predictions are defined and trained up to there."""
+        return answers_clean(self.prediction)
 
     def _replace(self, **changes: Any) -> Self:
         return dataclasses.replace(self, **changes)

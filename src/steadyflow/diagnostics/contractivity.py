@@ -75,7 +75,7 @@ def contractivity(
         raise InputError(f"contractivity: the {variable} variable is singular on this grid; use variable='flow'")
     rounds = min(products, x[0].numel())
     state, rows = method.start(x, schedule, grid.times[0]), []
-    for leg in legs(schedule, grid, noise):
+    for leg in legs(schedule, grid, noise, clean=model.answers_clean):
         step = StepMap(model, method, leg, state)
         values = singular_values(step, step.x, 1, products=rounds).values[:, 0]
         rows.append(values * (frame.scale(schedule, leg.t0) / frame.scale(schedule, leg.t1)))

@@ -128,7 +128,7 @@ class JourneyMap:
         return torch.stack(columns, 2)
 
     def _legs(self) -> Iterable[Leg]:
-        return legs(self.model.schedule, self.grid, self.noise)
+        return legs(self.model.schedule, self.grid, self.noise, clean=self.model.answers_clean)
 
     def _steps(self) -> Iterator[_Step]:
         """The journey as functions of the state's tensors; the first takes z itself."""

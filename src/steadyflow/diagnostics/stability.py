@@ -148,7 +148,7 @@ def placement(
     variable = by_name(method.frame)
     state = method.start(x, model.schedule, grid.times[0])
     rows = []
-    for leg in legs(model.schedule, grid):
+    for leg in legs(model.schedule, grid, clean=model.answers_clean):
         here = method.output(state)
         h = variable.time(model.schedule, leg.t1) - variable.time(model.schedule, leg.t0)
         scale = variable.scale(model.schedule, leg.t0)

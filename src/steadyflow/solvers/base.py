@@ -63,6 +63,8 @@ class Leg:
     """0 for the leg at the noisy end, steps - 1 for the one at the clean end, whatever the direction."""
     steps: int
     noise: NoiseSource | None = None
+    clean: bool = False
+    """Whether the model can be asked at sigma = 0; else a last step that would ask there is DDIM's."""
 
     @property
     def rising(self) -> bool:
@@ -192,12 +194,14 @@ class Solver(ABC):
         return {"name": self.name, **options}
 
 
-def legs(schedule: Schedule, grid: Grid, noise: NoiseSource | None = None, first: int = 0) -> Iterable[Leg]:
-    """The legs of a journey over a grid, from step `first` on."""
+def legs(
+    schedule: Schedule, grid: Grid, noise: NoiseSource | None = None, first: int = 0, *, clean: bool = False
+) -> Iterable[Leg]:
+    """The legs of a journey over a grid, from step `first` on; `clean` as in `Leg`."""
     n = grid.steps
     for k in range(first, n):
         index = n - 1 - k if grid.rising else k
-        yield Leg(schedule, grid.times[k], grid.times[k + 1], index, n, noise)
+        yield Leg(schedule, grid.times[k], grid.times[k + 1], index, n, noise, clean)
 
 
 def steps_for(solver: Solver, nfe: int) -> int:

@@ -95,14 +95,18 @@ def get(solver: str | Solver, **options: Any) -> Solver:
         if options:
             raise InputError(f"solver: options {sorted(options)} go with a name, not with a solver object")
         return solver
-    if solver not in _MAKERS:
-        raise UnknownNameError("solver", solver, _MAKERS)
-    maker = _MAKERS[solver]
-    accepted = inspect.signature(maker).parameters
+    accepted = accepts(solver)
     unknown = sorted(set(options) - set(accepted))
     if unknown:
         raise InputError(f"solver {solver!r}: no option {unknown[0]!r}; it takes {', '.join(accepted) or 'none'}")
-    return maker(**options)
+    return _MAKERS[solver](**options)
+
+
+def accepts(name: str) -> list[str]:
+    """The options that the solver of a name takes. Raises `UnknownNameError` for a name."""
+    if name not in _MAKERS:
+        raise UnknownNameError("solver", name, _MAKERS)
+    return list(inspect.signature(_MAKERS[name]).parameters)
 
 
 def from_spec(spec: dict[str, Any]) -> Solver:

@@ -64,7 +64,7 @@ class RungeKutta(Solver):
     def regular_variable(self, leg: Leg) -> Variable | None:
         """The variable for this leg, or None where only a DDIM step is defined."""
         schedule = leg.schedule
-        if 1.0 in self.tableau.c and schedule.sigma(leg.t1) == 0.0:
+        if not leg.clean and 1.0 in self.tableau.c and schedule.sigma(leg.t1) == 0.0:
             return None
         return choose(self.variable, schedule, leg.t0, leg.t1)
 

@@ -51,7 +51,7 @@ class EDMStochastic(Solver):
             spread = self.s_noise * math.sqrt(raised**2 - level**2) * schedule.alpha(t)
             scaled = state * (NOISE.scale(schedule, t) / NOISE.scale(schedule, leg.t0))
             x = torch.add(scaled, unit_noise(leg), alpha=spread)
-        onward = Leg(schedule, t, leg.t1, leg.index, leg.steps, leg.noise)
+        onward = Leg(schedule, t, leg.t1, leg.index, leg.steps, leg.noise, leg.clean)
         return (yield from Heun(variable="noise").step(x, onward))
 
 

@@ -1,0 +1,69 @@
+"""k-diffusion's signature over every solver: for ComfyUI, A1111 and others that hold a denoiser and its sigmas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..denoisers.base import Denoiser
+from ..grids import Grid
+from ..integrate import Moment, integrate
+from ..noise import SOURCES
+from ..schedules import VE
+from ..solvers import registry
+from ..solvers.base import Solver
+
+
+def sample_steady(
+    model: Callable[..., Tensor],
+    x: Tensor,
+    sigmas: Tensor | Sequence[float],
+    extra_args: dict[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], None] | None = None,
+    disable: bool | None = None,
+    *,
+    solver: str | Solver = "ees25",
+    seed: int = 0,
+    corrections: Sequence[Any] = (),
+    **options: Any,
+) -> Tensor:
+    """Sample with k-diffusion's interface, over any registered solver; rising sigmas invert.
+
+    model: model(x, sigma, **extra_args) -> denoised, sigma of shape (B,); x: noise of the first sigma, (B, ...).
+    sigmas: falling, with or without a last 0, or rising from a small one. callback: told {"x", "i", "sigma",
+        "sigma_hat", "denoised"} after each step, "denoised" as the step's own estimate of the clean sample.
+    disable: no progress bar. solver, options: of `steadyflow.solvers`. seed: of stochastic solvers' noise, by sample.
+
+    Raises `InputError` for sigmas that neither fall nor rise, `NotInvertibleError` for rising ones and a solver that
+    has no inverse.
+    """
+    arguments = extra_args or {}
+
+    def net(state: Tensor, sigma: Tensor) -> Tensor:
+        return model(state, sigma, **arguments)
+
+    levels = [float(s) for s in sigmas]
+    denoiser = Denoiser(net, VE(), prediction="sample", dtype=x.dtype, name="k-diffusion")
+    method = registry.get(solver, **options)
+    noise = SOURCES["brownian"](seed, range(len(x)), x.shape[1:], dtype=x.float().dtype, device=x.device)
+
+    def tell(moment: Moment) -> None:
+        assert callback is not None
+        before, after = moment.leg.t0, moment.leg.t1
+        start = moment.solver.output(moment.before)
+        clean = (before * moment.x - after * start) / (before - after)
+        callback({"x": moment.x, "i": moment.step - 1, "sigma": before, "sigma_hat": before, "denoised": clean})
+
+    run = integrate(
+        denoiser,
+        x.float() if x.dtype.itemsize < 4 else x,
+        Grid(tuple(levels)),
+        method,
+        noise=noise,
+        corrections=corrections,
+        callback=None if callback is None else tell,
+        progress=None if disable is None else not disable,
+    )
+    return run.x.to(x.dtype)

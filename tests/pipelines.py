@@ -1,0 +1,171 @@
+"""Tiny random-weight diffusers pipelines, built in memory; real code paths, no downloads."""
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMPipeline,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+from tokenizers import pre_tokenizers
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
+
+
+def _clip_tokenizer():
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
+    return CLIPTokenizer(vocab={token: k for k, token in enumerate(tokens)}, merges=[], model_max_length=77)
+
+
+def _t5_tokenizer():
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -10.0), ("\u2581", -2.0)]
+    return T5Tokenizer(vocab=[*pieces, *((chr(c), -3.0) for c in range(33, 127))], extra_ids=0, model_max_length=77)
+
+
+def _clip():
+    return CLIPTextConfig(
+        bos_token_id=0, eos_token_id=1, pad_token_id=1, hidden_size=32, intermediate_size=37, num_attention_heads=4,
+        num_hidden_layers=2, vocab_size=1000, projection_dim=32,
+    )  # fmt: skip
+
+
+def _t5():
+    return T5EncoderModel(
+        T5Config(vocab_size=200, d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4, is_encoder_decoder=False)
+    )
+
+
+def _unet(**options):
+    return UNet2DConditionModel(
+        block_out_channels=(8, 16), layers_per_block=1, sample_size=16, in_channels=4, out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), norm_num_groups=2, **options,
+    )  # fmt: skip
+
+
+def _vae():
+    return AutoencoderKL(
+        block_out_channels=[8, 16], down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2, latent_channels=4, norm_num_groups=2,
+    )  # fmt: skip
+
+
+def _flow_vae(channels):
+    return AutoencoderKL(
+        sample_size=32, block_out_channels=(4,), latent_channels=channels, norm_num_groups=1, use_quant_conv=False,
+        use_post_quant_conv=False, shift_factor=0.0609, scaling_factor=1.5035,
+    )  # fmt: skip
+
+
+def _ddim():
+    return DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1,
+    )  # fmt: skip
+
+
+def stable_diffusion(text=True):
+    unet = _unet(cross_attention_dim=32, attention_head_dim=4)
+    return StableDiffusionPipeline(
+        unet=unet, vae=_vae(), scheduler=_ddim(), text_encoder=CLIPTextModel(_clip()) if text else None,
+        tokenizer=_clip_tokenizer() if text else None, safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def sdxl():
+    unet = _unet(
+        attention_head_dim=(2, 4), use_linear_projection=True, addition_embed_type="text_time",
+        addition_time_embed_dim=8, transformer_layers_per_block=(1, 2), projection_class_embeddings_input_dim=80,
+        cross_attention_dim=64,
+    )  # fmt: skip
+    return StableDiffusionXLPipeline(
+        unet=unet, vae=_vae(), scheduler=_ddim(), text_encoder=CLIPTextModel(_clip()),
+        text_encoder_2=CLIPTextModelWithProjection(_clip()), tokenizer=_clip_tokenizer(),
+        tokenizer_2=_clip_tokenizer(), add_watermarker=False,
+    )  # fmt: skip
+
+
+def sd3():
+    transformer = SD3Transformer2DModel(
+        sample_size=32, patch_size=1, in_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=4,
+        caption_projection_dim=32, joint_attention_dim=32, pooled_projection_dim=64, out_channels=4,
+    )  # fmt: skip
+    return StableDiffusion3Pipeline(
+        transformer=transformer, vae=_flow_vae(4), scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        text_encoder=CLIPTextModelWithProjection(_clip()), tokenizer=_clip_tokenizer(),
+        text_encoder_2=CLIPTextModelWithProjection(_clip()), tokenizer_2=_clip_tokenizer(), text_encoder_3=_t5(),
+        tokenizer_3=_t5_tokenizer(), image_encoder=None, feature_extractor=None,
+    )  # fmt: skip
+
+
+def flux(guidance_embeds=False):
+    transformer = FluxTransformer2DModel(
+        patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=[4, 4, 8], guidance_embeds=guidance_embeds,
+    )  # fmt: skip
+    return FluxPipeline(
+        transformer=transformer, vae=_flow_vae(1),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        text_encoder=CLIPTextModel(_clip()), tokenizer=_clip_tokenizer(), text_encoder_2=_t5(),
+        tokenizer_2=_t5_tokenizer(), image_encoder=None, feature_extractor=None,
+    )  # fmt: skip
+
+
+def unconditional():
+    unet = UNet2DModel(
+        sample_size=16, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"), norm_num_groups=2,
+    )  # fmt: skip
+    return DDIMPipeline(unet=unet, scheduler=DDIMScheduler(clip_sample=False))
+
+
+BUILDERS = {"sd": stable_diffusion, "sdxl": sdxl, "sd3": sd3, "flux": flux, "unconditional": unconditional}
+CALLS = {
+    "sd": {"guidance_scale": 1.0},
+    "sdxl": {"guidance_scale": 1.0},
+    "sd3": {"guidance_scale": 1.0},
+    "flux": {"height": 8, "width": 8, "max_sequence_length": 77},
+}
+
+
+def build(name, **options):
+    """A pipeline, its modules in evaluation mode (T5 has dropout), always with the same weights."""
+    torch.manual_seed(0)
+    pipe = BUILDERS[name](**options)
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval().requires_grad_(False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def smooth_in_time(pipe):
+    """The pipeline with a network that answers to the slow frequencies of the time embedding only.
+
+    Random weights answer to all alike, the fastest with a period of six timesteps, which no method of a few steps can
+    follow; what is trained over neighbouring times is smooth in them.
+    """
+    net = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    embedding = net.time_embedding if hasattr(pipe, "unet") else net.time_text_embed.timestep_embedder
+    weight = embedding.linear_1.weight
+    half = weight.shape[1] // 2
+    slow = 10000.0 ** (-torch.arange(half) / half) < 0.01
+    weight.mul_(torch.cat([slow, slow]))
+    return pipe
