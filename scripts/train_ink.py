@@ -25,7 +25,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--out", default="src/steadyflow/models/weights/ink")
 parser.add_argument("--work", default="build/ink")
 parser.add_argument("--steps", type=int, default=12000)
-parser.add_argument("--vae-steps", type=int, default=4000)
+parser.add_argument("--vae-steps", type=int, default=2000)
 parser.add_argument("--judge-steps", type=int, default=2500)
 parser.add_argument("--batch", type=int, default=64)
 parser.add_argument("--seed", type=int, default=0)
@@ -62,7 +62,7 @@ def learn(name, parts, loss, steps, lr):
         if step % 250 == 0:
             print(f"{name} step {step:6d}  loss {total / 250:.5f}", flush=True)
             total = 0.0
-    save_file(averaged.state_dict(), done)
+    save_file({name: value.contiguous() for name, value in averaged.state_dict().items()}, done)
     return averaged
 
 
@@ -98,9 +98,10 @@ def judge_loss(parts):
 judge = learn("judge", torch.nn.ModuleList([Judge()]), judge_loss, options.judge_steps, 2e-3)[0]
 
 vae = AutoencoderKL(
-    sample_size=32, block_out_channels=(16, 32, 48), down_block_types=["DownEncoderBlock2D"] * 3,
-    up_block_types=["UpDecoderBlock2D"] * 3, layers_per_block=1, latent_channels=4, norm_num_groups=8,
+    sample_size=32, block_out_channels=(12, 24, 40), down_block_types=["DownEncoderBlock2D"] * 3,
+    up_block_types=["UpDecoderBlock2D"] * 3, layers_per_block=1, latent_channels=4, norm_num_groups=4,
 )  # fmt: skip
+vae = vae.to(memory_format=torch.channels_last)
 
 
 def vae_loss(parts):

@@ -477,7 +477,12 @@ def test_bad_input_is_named(pipes):
         forward.carry(inverse)
     textless = pipelines.build("sd", text=False)
     with pytest.raises(sf.InputError, match="no text encoder"):
-        sf.from_diffusers(textless)
+        sf.from_diffusers(textless, "a cat")
+    bare = sf.from_diffusers(textless)
+    with pytest.raises(sf.InputError, match="no text encoder"):
+        sf.sample(bare, n=1, steps=2)
+    embedded = bare.condition({"prompt_embeds": torch.zeros(1, 77, 32)})
+    assert sf.sample(embedded, n=2, steps=2).x.isfinite().all()
     with pytest.raises(sf.InputError, match="multiples of"):
         sf.from_diffusers(pipe, height=33, width=32)
     with pytest.raises(sf.InputError, match="wrap its network"):

@@ -281,3 +281,14 @@ def test_a_file_of_another_program_is_not_taken_for_a_run(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(sf.CorruptFileError, match="file of another program"):
         sf.Run.load(tmp_path / "other.safetensors")
+
+
+def test_gradients_flow_from_the_start_alone():
+    """Parameters that still require gradients make no graph over the steps, a start that does is differentiated."""
+    net = torch.nn.Linear(2, 2)
+    model = sf.Denoiser(lambda x, t: net(x), sf.VPLinear(), shape=(2,))
+    assert not sf.sample(model, n=4, steps=5).x.requires_grad
+    start = torch.randn(4, 2, requires_grad=True)
+    sf.sample(model, x=start, steps=5).x.sum().backward()
+    assert start.grad is not None
+    assert start.grad.abs().min() > 0

@@ -106,7 +106,7 @@ def solve_adaptive(
         t = t_last if last else FLOW.when(schedule, ahead)
         leg = Leg(schedule, times[-1], t, 0, 1, clean=model.answers_clean)
         (candidate, error), asked = answer(_embedded(method, state, leg, rtol, atol), model)
-        nfe += asked
+        nfe += asked * model.cost
         worst = error.item()
         if not worst <= 1.0:  # also where it is not finite
             rejected += 1
@@ -118,7 +118,7 @@ def solve_adaptive(
         if last and clean_end:
             state, asked = answer(ddim_step(state, Leg(schedule, t, t_end, 0, 1)), model)
             times.append(t_end)
-            nfe += asked
+            nfe += asked * model.cost
         if last:
             return AdaptiveRun(method, Grid(tuple(times)), len(times) - 1, state, nfe, None, rejected)
         size = min(size * control.factor(errors, method.tableau.order), abs(goal - clock))

@@ -165,6 +165,8 @@ def integrate(
         work takes more than two seconds.
     stop_after: stop after that many steps of this call; the result can be saved and resumed.
 
+    Gradients flow only where the start requires them, whatever the model's parameters do.
+
     Raises `NotInvertibleError` for a rising grid and a solver without inverse, `NonFiniteError` with the step
     and the time where NaN or infinity appears, `InputError` for a start or a grid that does not fit.
     """
@@ -190,26 +192,27 @@ def integrate(
     travelled = first
     bar = progress_bar(progress, last - first)
     try:
-        for leg in legs(model.schedule, grid, noise, first, clean=model.answers_clean):
-            if travelled == last:
-                break
-            before = state
-            state, asked = answer(solver.travel(before, leg), model)
-            nfe, travelled = nfe + asked, travelled + 1
-            current = solver.output(state)
-            at = travelled, grid.steps, leg.t1
-            where = nfe, model, grid, noise, solver, leg, before
-            for correction in corrections:
-                changed = correction(Moment(*at, current, *where, state))
-                if changed is not None:
-                    fresh = isinstance(changed, Tensor)
-                    state = solver.start(changed, model.schedule, leg.t1) if fresh else changed
-                    current = solver.output(state)
-            watch.see(current, travelled, leg)
-            recorder.see(current, travelled, leg.t1)
-            if callback is not None:
-                callback(Moment(*at, current, *where, state))
-            bar.update()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and current.requires_grad):
+            for leg in legs(model.schedule, grid, noise, first, clean=model.answers_clean):
+                if travelled == last:
+                    break
+                before = state
+                state, asked = answer(solver.travel(before, leg), model)
+                nfe, travelled = nfe + asked * model.cost, travelled + 1
+                current = solver.output(state)
+                at = travelled, grid.steps, leg.t1
+                where = nfe, model, grid, noise, solver, leg, before
+                for correction in corrections:
+                    changed = correction(Moment(*at, current, *where, state))
+                    if changed is not None:
+                        fresh = isinstance(changed, Tensor)
+                        state = solver.start(changed, model.schedule, leg.t1) if fresh else changed
+                        current = solver.output(state)
+                watch.see(current, travelled, leg)
+                recorder.see(current, travelled, leg.t1)
+                if callback is not None:
+                    callback(Moment(*at, current, *where, state))
+                bar.update()
     finally:
         if bar is not progress:
             bar.close()

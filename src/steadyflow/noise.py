@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .errors import InputError
 
-INITIAL, BROWNIAN, WHITE, PERTURBATION, AREA, RENOISING = 0, 1, 2, 3, 4, 5
+INITIAL, BROWNIAN, WHITE, PERTURBATION, AREA, RENOISING, SMOOTHING = 0, 1, 2, 3, 4, 5, 6
 """Streams: what the noise is for. Different streams of one seed are independent."""
 
 _PER_COUNTER = 8  # numbers drawn from one 256-bit counter value: 8 x 32 bits

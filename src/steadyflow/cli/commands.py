@@ -14,6 +14,7 @@ import typer
 
 from .._version import __version__
 from ..errors import SteadyflowError
+from .edit import edit
 from .lab import lab
 from .options import (
     BatchSize,
@@ -26,6 +27,7 @@ from .options import (
     Nfe,
     Number,
     Out,
+    Prompt,
     Resize,
     Seed,
     SolverName,
@@ -38,6 +40,7 @@ from .options import (
     read_input,
     table,
     tell,
+    to_images,
 )
 
 app = typer.Typer(
@@ -70,6 +73,7 @@ def sample(
     model: Model = "digits",
     n: Number = 16,
     label: Label = None,
+    prompt: Prompt = None,
     guidance: Guidance = 1.0,
     solver: SolverName = "ddim",
     steps: Steps = None,
@@ -85,9 +89,10 @@ def sample(
     from .. import arrays
     from ..tasks import sample as draw
 
+    denoiser = load_model(model)
     method = make_solver(solver, variable)
     drawn = draw(
-        conditioned(load_model(model), label, guidance),
+        conditioned(denoiser, label, guidance, prompt),
         n=n,
         solver=method,
         steps=count_steps(method, steps, nfe, 50),
@@ -96,7 +101,7 @@ def sample(
         batch_size=batch_size,
     )
     if out is not None:
-        arrays.write(out, drawn.x)
+        arrays.write(out, to_images(denoiser, drawn.x))
     figures = {
         "solver": method.name,
         "samples": n,
@@ -115,6 +120,7 @@ def roundtrip(
     input: Input = None,
     n: Number = 16,
     label: Label = None,
+    prompt: Prompt = None,
     guidance: Guidance = 1.0,
     solver: SolverName = "ees25",
     steps: Steps = None,
@@ -136,7 +142,7 @@ def roundtrip(
     x, labels = read_input(denoiser, input, n, resize, label)
     method = make_solver(solver, variable)
     inversion = invert(
-        conditioned(denoiser, labels, guidance),
+        conditioned(denoiser, labels, guidance, prompt),
         x,
         solver=method,
         steps=count_steps(method, steps, nfe, 16),
@@ -147,7 +153,7 @@ def roundtrip(
         inversion.save(save)
     back = inversion.decode(batch_size=batch_size)
     if out is not None:
-        arrays.write(out, back.x)
+        arrays.write(out, to_images(denoiser, back.x))
     error = rmse(back.x, x)
     figures = {
         "solver": method.name,
@@ -163,59 +169,10 @@ def roundtrip(
     tell(figures, as_json, out)
 
 
-@app.command(epilog="Example: steadyflow edit --input three.png --source 3 --target 8 --guidance 3 --out eight.png")
-def edit(
-    target: Annotated[int, typer.Option(help="The class to move to.")],
-    model: Model = "digits",
-    input: Input = None,
-    n: Number = 16,
-    source: Annotated[int | None, typer.Option(help="The class of the input, if known.")] = None,
-    guidance: Guidance = 3.0,
-    strength: Annotated[float, typer.Option(help="How far up to invert, in (0, 1]; less keeps more.")] = 1.0,
-    solver: SolverName = "ees25",
-    steps: Steps = None,
-    nfe: Nfe = None,
-    grid: GridName = "quadratic",
-    variable: Variable = None,
-    resize: Resize = False,
-    batch_size: BatchSize = None,
-    out: Out = None,
-    as_json: Json = False,
-) -> None:
-    """Move samples to another class: invert under the source, generate under the target."""
-    from .. import arrays
-    from ..tasks import edit as change
-
-    denoiser = load_model(model)
-    x, labels = read_input(denoiser, input, n, resize, source)
-    method = make_solver(solver, variable)
-    result = change(
-        denoiser,
-        x,
-        target,
-        source=labels,
-        guidance=guidance,
-        strength=strength,
-        solver=method,
-        steps=count_steps(method, steps, nfe, 16),
-        grid=grid,
-        batch_size=batch_size,
-    )
-    if out is not None:
-        arrays.write(out, result.x)
-    figures = {
-        "solver": method.name,
-        "samples": len(x),
-        "steps each way": result.steps,
-        "nfe": result.nfe,
-        "distance median": result.distance.median().item(),
-        "max |x|": result.x.abs().max().item(),
-    }
-    if denoiser.name == "digits":
-        from ..lab.digits import recognise
-
-        figures["recognised as target"] = (recognise(result.x) == target).float().mean().item()
-    tell(figures, as_json, out)
+app.command(
+    epilog="Example: steadyflow edit --model ink --image seven.png --source 'a handwritten seven' "
+    "--target 'a handwritten two' --guidance 5 --out two.png"
+)(edit)
 
 
 @app.command(epilog="Example: steadyflow diagnose --n 16 --solver ddim --steps 50 --verify --out diagnosis")
@@ -224,6 +181,7 @@ def diagnose(
     input: Input = None,
     n: Number = 16,
     label: Label = None,
+    prompt: Prompt = None,
     guidance: Guidance = 1.0,
     back: Annotated[float | None, typer.Option(help="Guidance of the way back, if it differs.")] = None,
     solver: SolverName = "ees25",
@@ -247,7 +205,7 @@ def diagnose(
     x, labels = read_input(denoiser, input, n, resize, label)
     x = x.double() if double else x.float()
     method = make_solver(solver, variable)
-    given = conditioned(denoiser, labels, guidance)
+    given = conditioned(denoiser, labels, guidance, prompt)
     steps = count_steps(method, steps, nfe, 16)
     if contractivity:
         _contractivity(given, given if back is None else given.guided(back), x, method, steps, grid, out, as_json)

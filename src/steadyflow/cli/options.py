@@ -1,5 +1,6 @@
 """What the commands share: their options, and how they read input and print figures."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,8 @@ from ..errors import InputError
 Model = Annotated[
     str,
     typer.Option(
-        help="A bundled model ('digits' or 'faces'), 'mixture' (25 exact modes), or a saved .safetensors model."
+        help="A bundled model ('digits', 'faces', 'ink'), 'mixture' (25 exact modes), a saved .safetensors model, or a "
+        "diffusers pipeline: its folder, or its name on the hub."
     ),
 ]
 SolverName = Annotated[str, typer.Option(help="A solver's name; see `steadyflow solvers`.")]
@@ -23,8 +25,12 @@ Seed = Annotated[int, typer.Option(help="Of the noise.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
 Out = Annotated[Path | None, typer.Option(help="Where to write: .png, .npy or .safetensors.")]
 Input = Annotated[
-    str | None, typer.Option(help="A picture, .npy or .safetensors; by default the model's own held-out data.")
+    str | None,
+    typer.Option(
+        "--input", "--image", help="A picture, .npy or .safetensors; by default the model's own held-out data."
+    ),
 ]
+Prompt = Annotated[str | None, typer.Option(help="What a text-to-image pipeline is told.")]
 Resize = Annotated[bool, typer.Option("--resize", help="Scale the picture to the model's size.")]
 Label = Annotated[int | None, typer.Option(help="The class to condition on.")]
 Number = Annotated[int, typer.Option("--n", help="How many samples.")]
@@ -33,16 +39,43 @@ Guidance = Annotated[float, typer.Option(help="Classifier-free guidance scale; 1
 
 
 def load_model(name: str) -> Any:
-    """A bundled model, a saved one, or the exact mixture of 25 modes."""
+    """A bundled model, a saved one, the exact mixture of 25 modes, or a model over a diffusers pipeline."""
     from ..denoisers import GaussianMixture
-    from ..models import load
+    from ..models import load, pipeline_folder
     from ..schedules import VPLinear
 
-    return GaussianMixture.grid().denoiser(VPLinear()) if name == "mixture" else load(name)
+    if name == "mixture":
+        return GaussianMixture.grid().denoiser(VPLinear())
+    folder = pipeline_folder(name) if name == "ink" else Path(name)
+    if folder.is_dir() or ("/" in name and folder.suffix != ".safetensors"):
+        from ..adapters.pipelines import load_pipeline
+
+        found = load_pipeline(folder if folder.is_dir() else name)
+        return dataclasses.replace(found, name="ink") if name == "ink" else found
+    return load(name)
 
 
-def conditioned(model: Any, label: Any, guidance: float) -> Any:
-    """The model under a class, if one is given, and guidance."""
+def takes_prompts(model: Any) -> bool:
+    """Whether conditions are words."""
+    return getattr(model, "embed", None) is not None
+
+
+def to_images(model: Any, x: Any) -> Any:
+    """Latents as images, where the model works on latents."""
+    codec = getattr(model, "codec", None)
+    return x if codec is None else codec.decode(x)
+
+
+def conditioned(model: Any, label: Any, guidance: float, prompt: str | None = None) -> Any:
+    """The model under a class or a prompt, if one is given, and guidance."""
+    if prompt is not None:
+        if not takes_prompts(model):
+            raise InputError(f"prompt: the model {model.name!r} takes none; give --label")
+        return model.condition(prompt).guided(guidance)
+    if takes_prompts(model):
+        if isinstance(label, int):
+            raise InputError("label: this model takes words; give --prompt")
+        return (model if label is None else model.condition(label)).guided(guidance)
     if label is None:
         if guidance != 1.0:
             raise InputError("guidance: needs a class to guide to; give --label")
@@ -69,11 +102,24 @@ def count_steps(solver: Any, steps: int | None, nfe: int | None, default: int) -
 
 
 def read_input(model: Any, path: str | None, n: int, resize: bool, label: int | None) -> tuple[Any, Any]:
-    """The user's batch, or held-out data of a model we know, with the labels to invert under."""
+    """The user's batch, or held-out data of a model we know, with the labels or captions to invert under.
+
+    Images are encoded where the model works on latents; a file of latents is taken as it is.
+    """
     from .. import arrays
 
-    if path is not None:
+    codec = getattr(model, "codec", None)
+    if path is not None and (codec is None or Path(path).suffix.lower() in (".npy", ".safetensors")):
         return arrays.read(path, model.shape, resize=resize), label
+    if path is not None and codec is not None:
+        return codec.encode(arrays.read(path, model.image_shape, resize=resize)), label
+    if model.name == "ink" and codec is not None:
+        import torch
+
+        from ..datasets import ink
+
+        pictures = ink("held-out", n, torch.Generator().manual_seed(0))
+        return codec.encode(pictures.images), [pictures.caption(k) for k in range(n)]
     if model.name in ("digits", "faces"):
         from .. import datasets
 

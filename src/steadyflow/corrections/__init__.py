@@ -1,6 +1,6 @@
 """What may change a state between steps."""
 
-from .anchor import Anchor
+from ..tasks.anchor import Anchor
 from .escape import Escape
 from .restart import Restart
 from .stein import MomentMatching, Relaxed, Stein

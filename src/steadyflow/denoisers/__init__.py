@@ -2,5 +2,6 @@
 
 from .base import Denoiser
 from .mixtures import GaussianMixture, MixtureDenoiser
+from .smoothing import Smoothing
 
-__all__ = ["Denoiser", "GaussianMixture", "MixtureDenoiser"]
+__all__ = ["Denoiser", "GaussianMixture", "MixtureDenoiser", "Smoothing"]

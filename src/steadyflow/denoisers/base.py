@@ -11,14 +11,17 @@ with both branches in one batched call.
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from .. import noise
 from ..errors import InputError
 from ..prediction import Prediction, PredictionType, answers_clean, check_type
 from ..schedules import Schedule
+from .smoothing import Smoothing
 
 Condition = int | Tensor | Mapping[str, Tensor] | Sequence[int] | None
 """A label for the whole batch, a label or an embedding a sample (leading dimension B), or a dict of them."""
@@ -53,6 +56,7 @@ class Denoiser:
     given: Condition = None
     guidance: float = 1.0
     name: str = "model"
+    smoothing: Smoothing | None = None
 
     def __post_init__(self):
         check_type(self.prediction)
@@ -92,6 +96,15 @@ class Denoiser:
         """This model for some samples of a batch, by their numbers, shape (m,); conditions are picked alike."""
         return self._replace(given=_pick(self.given, rows))
 
+    def smoothed(self, smoothing: Smoothing | float | None) -> Self:
+        """This model with its field averaged over neighbours, a radius in noise levels; None is the plain field."""
+        return self._replace(smoothing=Smoothing(smoothing) if isinstance(smoothing, int | float) else smoothing)
+
+    @property
+    def cost(self) -> int:
+        """Network evaluations a call; the two branches of guidance count as one."""
+        return 1 if self.smoothing is None else 2 * self.smoothing.pairs
+
     @property
     def answers_clean(self) -> bool:
         """Whether the model can be asked at sigma = 0: flow and v predictions are defined and trained up to there."""
@@ -105,7 +118,18 @@ class Denoiser:
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         if isinstance(alpha, Tensor) and isinstance(sigma, Tensor):
             alpha, sigma = _against(alpha, x), _against(sigma, x)
-        return Prediction(x, self._output(x, t), self.prediction, alpha, sigma)
+        output = self._output(x, t) if self.smoothing is None else self._averaged(x, t, sigma, self.smoothing)
+        return Prediction(x, output, self.prediction, alpha, sigma)
+
+    def _averaged(self, x: Tensor, t: float | Tensor, sigma: float | Tensor, over: Smoothing) -> Tensor:
+        """The mean output over neighbours of x (see `smoothing`)."""
+        total: Tensor | None = None
+        for k in range(over.pairs):
+            step = (over.radius * sigma) * _direction(over.seed, k, tuple(x.shape[1:]), x.dtype, x.device)
+            both = self._output(x + step, t) + self._output(x - step, t)
+            total = both if total is None else total + both
+        assert total is not None
+        return total / (2.0 * over.pairs)
 
     def _output(self, x: Tensor, t: float | Tensor) -> Tensor:
         if self.given is None or self.guidance == 1.0:
@@ -146,6 +170,12 @@ class Denoiser:
         wrong = [v for v in labels.flatten().tolist() if v not in allowed]
         if wrong:
             raise InputError(f"condition: got label {wrong[0]}, expected 0..{self.classes - 1}")
+
+
+@lru_cache(maxsize=32)
+def _direction(seed: int, k: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The k-th direction of smoothing, shape (1, *shape)."""
+    return noise.normal(seed, noise.SMOOTHING, (k, 0, 0), (0,), shape, dtype=dtype, device=device)
 
 
 def _against(value: Tensor, x: Tensor) -> Tensor:

@@ -1,7 +1,24 @@
 """Metrics on images and samples."""
 
-from .images import psnr, rmse
+from .features import Clip, Dino, Extractor, frechet_distance, lpips, precision_recall, structure_distance
+from .images import ms_ssim, mse, psnr, rmse, ssim
 from .samples import energy_distance, sliced_wasserstein
 from .shapes import count_shapes
 
-__all__ = ["count_shapes", "energy_distance", "psnr", "rmse", "sliced_wasserstein"]
+__all__ = [
+    "Clip",
+    "Dino",
+    "Extractor",
+    "count_shapes",
+    "energy_distance",
+    "frechet_distance",
+    "lpips",
+    "ms_ssim",
+    "mse",
+    "precision_recall",
+    "psnr",
+    "rmse",
+    "sliced_wasserstein",
+    "ssim",
+    "structure_distance",
+]

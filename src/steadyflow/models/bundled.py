@@ -20,6 +20,17 @@ def names() -> list[str]:
     return sorted(p.name.removesuffix(".safetensors") for p in _folder().iterdir() if p.suffix == ".safetensors")
 
 
+def pipeline_folder(name: str = "ink") -> Path:
+    """The folder of a bundled text-to-image pipeline, for `steadyflow.adapters.pipelines.load_pipeline` or diffusers.
+
+    Raises `UnknownNameError` for a name.
+    """
+    known = sorted(p.name for p in _folder().iterdir() if (p / "model_index.json").is_file())
+    if name not in known:
+        raise UnknownNameError("pipeline", name, known)
+    return _folder() / name
+
+
 def load(name: str) -> Denoiser:
     """A bundled model by name, or one that `save` wrote, by the path of its file.
 

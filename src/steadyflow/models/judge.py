@@ -2,13 +2,11 @@
 
 from torch import Tensor, nn
 
-from ..datasets.ink import INKS, WORDS
-
 
 class Judge(nn.Module):
     """Images (B, 3, 32, 32) in [-1, 1] -> logits of the digit (B, 10) and of the ink (B, 4); `features` (B, 96)."""
 
-    def __init__(self):
+    def __init__(self, digits: int = 10, inks: int = 4):
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(3, 24, 3, stride=2, padding=1),
@@ -23,7 +21,7 @@ class Judge(nn.Module):
             nn.SiLU(),
             nn.Flatten(),
         )
-        self.digit, self.ink = nn.Linear(96, len(WORDS)), nn.Linear(96, len(INKS))
+        self.digit, self.ink = nn.Linear(96, digits), nn.Linear(96, inks)
 
     def features(self, images: Tensor) -> Tensor:
         """What the two answers are read from."""

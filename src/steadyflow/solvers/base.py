@@ -310,6 +310,8 @@ def pack(value: State, prefix: str = "state") -> tuple[dict[str, Tensor], str]:
         if isinstance(item, tuple):
             kind = type(item).__name__ if type(item).__name__ in _STATES else "tuple"
             return {"tuple": kind, "items": [walk(v, f"{path}.{i}") for i, v in enumerate(item)]}
+        if isinstance(item, Mapping):
+            return {"mapping": {str(key): walk(v, f"{path}.{key}") for key, v in item.items()}}
         if item is None or isinstance(item, int | str | bool):
             return {"value": item}
         if isinstance(item, float):
@@ -329,6 +331,8 @@ def unpack(tensors: Mapping[str, Tensor], text: str) -> State:
             case {"tuple": str(kind), "items": list(items)}:
                 values = [build(v) for v in items]
                 return tuple(values) if kind == "tuple" else _STATES[kind](*values)
+            case {"mapping": dict(items)}:
+                return {key: build(v) for key, v in items.items()}
             case {"float": str(digits)}:
                 return float.fromhex(digits)
             case {"value": value}:

@@ -259,8 +259,6 @@ def _plain(condition: Any) -> Any:
     """A condition as a solver-state value: tensors, numbers and tuples."""
     if isinstance(condition, list):
         return tuple(condition)
-    if isinstance(condition, dict):
-        raise InputError("save: an inversion under a dict of conditions cannot be saved; save the state yourself")
     return condition
 
 

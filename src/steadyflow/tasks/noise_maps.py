@@ -113,7 +113,7 @@ def noise_maps(
         asking = method.step(state, _with(leg, none))
         query = next(asking)
         prediction = model(query.x, query.t)
-        asked += 1
+        asked += model.cost
         mean = method.output(_finish(asking, prediction))
         again = method.step(state, _with(leg, one))
         next(again)

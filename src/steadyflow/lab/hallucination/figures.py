@@ -24,4 +24,5 @@ FIGURES: dict[str, Callable[[Size], Finding]] = {
     "I.1": rates.table_i1,
     "detector": remedies.detection,
     "remedies": remedies.remedy_table,
+    "remedies-images": remedies.image_remedies,
 }

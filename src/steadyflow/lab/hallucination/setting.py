@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -161,28 +162,34 @@ def run(
     callback: Callback | None = None,
 ) -> Outcome:
     """n samples by a method; or from given states, `tau` steps of the 50-step grid before the end."""
-    model, grid = problem.model, method.grid(problem.top)
+    grid = method.grid(problem.top)
     if tau is not None:
         first = quadratic(50, problem.top).times[-tau - 1]
         grid = Grid(tuple(t for t in grid if t <= first))
+    options = {"n": n if start is None else None, "x": start, "seed": seed, "callback": callback}
+    clean, evaluations, escape = draw(problem.model, method, grid, BATCH, **options)
+    return Outcome(method.label, clean, classify(clean, problem.mixture), evaluations, escape)
+
+
+def draw(
+    model: Denoiser, method: Method, grid: Grid, batch: int, **options: Any
+) -> tuple[Tensor, float, Escape | None]:
+    """Clean predictions at the end of a method's run, evaluations a sample, and the correction that frees samples."""
     correction = None if method.correct is None else method.correct()
+    corrections = () if correction is None else (correction,)
     states = sample(
         model,
-        n=n if start is None else None,
-        x=start,
         solver=method.solver,
         grid=grid,
-        seed=seed,
         noise="white",
-        batch_size=BATCH,
-        corrections=() if correction is None else (correction,),
-        callback=callback,
+        batch_size=batch,
+        corrections=corrections,
         progress=False,
+        **options,
     )
-    clean = torch.cat([model(part, grid.times[-1]).x0 for part in states.x.split(BATCH)])
+    clean = torch.cat([model(part, grid.times[-1]).x0 for part in states.x.split(batch)])
     escape = correction if isinstance(correction, Escape) else None
-    extra = method.back if escape is None else escape.record.cost
-    return Outcome(method.label, clean, classify(clean, problem.mixture), states.nfe + 1 + extra, escape)
+    return clean, states.nfe + 1 + (method.back if escape is None else escape.record.cost), escape
 
 
 def segments(mixture: GaussianMixture) -> Tensor:

@@ -3,7 +3,8 @@
 "Direct" or PnP inversion (Ju et al. 2023, 2310.01506) adds to the source branch, after every step, the offset between
 the inversion's state and what the step gave; the branch then retraces the inversion exactly, whatever the solver. It
 costs the memory of one state a step. With `share` below 1 a part of the offset is added: an edit that is held near
-its source.
+its source. With `keep`, a map of where to hold, an edit is confined to a region (blended diffusion, Avrahami et al.
+2022).
 """
 
 import bisect
@@ -13,23 +14,29 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..integrate import Moment, Trajectory
+from ..solvers.base import State
 
 
 @dataclass(frozen=True)
 class Anchor:
     """A correction that moves the state the given share of the way to a recorded trajectory's at the same time.
 
-    trajectory: of the inversion, recorded with `record="all"`. Raises `InputError` at a time that was not recorded.
+    trajectory: of the inversion, recorded with `record="all"`.
+    keep: weights in [0, 1] that broadcast against the samples, (B or 1, ...), times the share: 1 holds, 0 lets go.
+        Histories of multistep solvers go on.
+
+    Raises `InputError` at a time that was not recorded, and for a map that does not fit the samples.
     """
 
     trajectory: Trajectory
     share: float = 1.0
+    keep: Tensor | None = None
 
     def __post_init__(self):
         if not 0.0 < self.share <= 1.0:
             raise InputError(f"share: got {self.share}, expected a number in (0, 1]")
 
-    def __call__(self, moment: Moment) -> Tensor:
+    def __call__(self, moment: Moment) -> State:
         times = self.trajectory.times
         if times[0] > times[-1]:
             times, order = times[::-1], -1
@@ -39,4 +46,10 @@ class Anchor:
         if k == len(times) or times[k] != moment.t:
             raise InputError(f"anchor: nothing was recorded at t = {moment.t:.6g}; invert with record='all'")
         recorded = self.trajectory.x[k if order == 1 else len(times) - 1 - k]
-        return recorded if self.share == 1.0 else moment.x + self.share * (recorded - moment.x)
+        if self.keep is None:
+            return recorded if self.share == 1.0 else moment.x + self.share * (recorded - moment.x)
+        try:
+            held = moment.x + self.share * self.keep.to(moment.x) * (recorded - moment.x)
+        except RuntimeError as error:
+            raise InputError(f"keep: shape {tuple(self.keep.shape)} fits no samples {tuple(moment.x.shape)}") from error
+        return moment.solver.moved(moment.state, held, moment.leg.schedule, moment.t)

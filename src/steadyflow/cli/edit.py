@@ -1,0 +1,214 @@
+"""`steadyflow edit`: samples of a class model, or pictures through a text-to-image pipeline."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import InputError
+from .options import (
+    BatchSize,
+    GridName,
+    Guidance,
+    Input,
+    Json,
+    Model,
+    Nfe,
+    Number,
+    Out,
+    Resize,
+    Seed,
+    SolverName,
+    Steps,
+    Variable,
+    count_steps,
+    load_model,
+    make_solver,
+    read_input,
+    takes_prompts,
+    tell,
+    to_images,
+)
+
+METHODS = ("inversion", "direct", "flowedit", "rf-inversion")
+
+
+def edit(
+    target: Annotated[str, typer.Option(help="What to move to: a class, or a prompt.")],
+    model: Model = "digits",
+    input: Input = None,
+    n: Number = 16,
+    source: Annotated[str | None, typer.Option(help="What the input is, if known: its class, or a prompt.")] = None,
+    guidance: Guidance = 3.0,
+    source_guidance: Annotated[float, typer.Option(help="Guidance of the inversion; below 1 is smoother.")] = 1.0,
+    strength: Annotated[float, typer.Option(help="How far up to invert, in (0, 1]; less keeps more.")] = 1.0,
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "inversion",
+    share: Annotated[
+        float, typer.Option(help="With --method direct, how strongly each step is drawn to the inversion's states.")
+    ] = 0.1,
+    mask: Annotated[
+        Path | None, typer.Option(help="A picture, white where something may change; the rest stays.")
+    ] = None,
+    smooth: Annotated[float | None, typer.Option(help="Average the field over neighbours of this radius.")] = None,
+    lora: Annotated[Path | None, typer.Option("--smooth-lora", help="Smooth Diffusion's LoRA, or another.")] = None,
+    smooth_when: Annotated[str, typer.Option(help="both, inversion or generation.")] = "both",
+    solver: SolverName = "ees25",
+    steps: Steps = None,
+    nfe: Nfe = None,
+    grid: GridName = "quadratic",
+    variable: Variable = None,
+    resize: Resize = False,
+    batch_size: BatchSize = None,
+    seed: Seed = 0,
+    save: Annotated[Path | None, typer.Option(help="Where to save the inversion, for more edits of it.")] = None,
+    saved: Annotated[Path | None, typer.Option("--from", help="A saved inversion to start from.")] = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Move samples to another class, or pictures to another prompt.
+
+    They are inverted under the source and generated under the target; or moved without an inversion, as --method says.
+    """
+    from .. import arrays
+
+    if method not in METHODS:
+        raise InputError(f"method: got {method!r}, expected one of {', '.join(METHODS)}")
+    denoiser = load_model(model)
+    goal = _condition(denoiser, "target", target)
+    below = denoiser.condition(goal).guided(guidance)
+    above, below = _smoothed(denoiser, below, smooth, lora, smooth_when)
+    x, labels = (None, None) if saved is not None else read_input(denoiser, input, n, resize, None)
+    origin = labels if source is None else _condition(denoiser, "source", source)
+    if method in ("flowedit", "rf-inversion"):
+        if saved is not None or save is not None or mask is not None:
+            raise InputError(f"method: {method} makes no inversion that could be saved, loaded or masked")
+        figures, edited, x = _flowing(method, denoiser, x, goal, origin, guidance, strength, steps, nfe, seed)
+    else:
+        chosen = make_solver(solver, variable)
+        count = count_steps(chosen, steps, nfe, 16)
+        way = {"solver": chosen, "steps": count, "grid": grid, "strength": strength, "batch_size": batch_size}
+        figures, edited, x = _inverting(
+            above, below, denoiser, x, origin, source_guidance, way, method, share, mask, save, saved
+        )
+    if out is not None:
+        arrays.write(out, to_images(denoiser, edited))
+    if x is not None:
+        from ..metrics import rmse
+
+        figures["distance median"] = rmse(edited, x).median().item()
+    figures["max |x|"] = edited.abs().max().item()
+    if denoiser.name == "digits":
+        from ..lab.digits import recognise
+
+        figures["recognised as target"] = (recognise(edited) == goal).float().mean().item()
+    tell(figures, as_json, out)
+
+
+def _condition(model: Any, name: str, given: str) -> Any:
+    """A class as a number, or a prompt."""
+    if takes_prompts(model):
+        return given
+    try:
+        return int(given)
+    except ValueError:
+        raise InputError(f"{name}: got {given!r}, but {model.name!r} takes classes, which are numbers") from None
+
+
+def _smoothed(model: Any, below: Any, radius: float | None, lora: Path | None, when: str) -> tuple[Any, Any]:
+    """The models of the way up and of the way down, each smoothed or not."""
+    if when not in ("both", "inversion", "generation"):
+        raise InputError(f"smooth-when: got {when!r}, expected both, inversion or generation")
+    above = model
+    if lora is not None:
+        if not hasattr(model, "with_lora"):
+            raise InputError(f"smooth-lora: the model {model.name!r} is no pipeline")
+        smooth = model.with_lora(lora)
+        above = smooth if when != "generation" else above
+        below = smooth.condition(below.given).guided(below.guidance) if when != "inversion" else below
+    if radius is not None:
+        above = above.smoothed(radius) if when != "generation" else above
+        below = below.smoothed(radius) if when != "inversion" else below
+    return above, below
+
+
+def _inverting(
+    above: Any,
+    below: Any,
+    model: Any,
+    x: Any,
+    origin: Any,
+    source_guidance: float,
+    way: dict[str, Any],
+    method: str,
+    share: float,
+    mask: Path | None,
+    save: Path | None,
+    saved: Path | None,
+) -> tuple[dict[str, Any], Any, Any]:
+    """Edit by an inversion; the figures, what came out, and the source where it is known."""
+    from ..corrections import Anchor
+    from ..tasks import Inversion, invert
+
+    held = method == "direct" or mask is not None
+    if held and (saved is not None or way["batch_size"] is not None):
+        raise InputError("mask, --method direct: need the states of an inversion of the whole batch made now")
+    if saved is not None:
+        inversion = Inversion.load(saved)
+    else:
+        inversion = invert(above.condition(origin).guided(source_guidance), x, record="all" if held else None, **way)
+    if save is not None:
+        inversion.save(save)
+    corrections = []
+    if held:
+        assert inversion.trajectory is not None
+        corrections = [
+            Anchor(
+                inversion.trajectory,
+                share if method == "direct" and mask is None else 1.0,
+                None if mask is None else 1.0 - _mask(mask, model),
+            )
+        ]
+    back = inversion.decode(below, corrections=corrections, batch_size=way["batch_size"])
+    figures = {
+        "solver": inversion.solver.name,
+        "samples": len(back.x),
+        "steps each way": inversion.steps,
+        "nfe": (0 if saved is not None else inversion.nfe) + back.nfe,
+    }
+    return figures, back.x, x
+
+
+def _flowing(
+    method: str,
+    model: Any,
+    x: Any,
+    goal: Any,
+    origin: Any,
+    guidance: float,
+    strength: float,
+    steps: int | None,
+    nfe: int | None,
+    seed: int,
+) -> tuple[dict[str, Any], Any, Any]:
+    """Edit without a solver of our own."""
+    from ..tasks import flow_edit, rf_inversion
+
+    if nfe is not None:
+        raise InputError(f"nfe: {method} takes two evaluations a step; give --steps")
+    options = {"source": origin, "guidance": guidance, "seed": seed}
+    if method == "flowedit":
+        found = flow_edit(model, x, goal, steps=steps or 50, strength=strength if strength < 1.0 else 0.66, **options)
+    else:
+        found = rf_inversion(model, x, goal, steps=steps or 28, **options)
+    return {"method": method, "samples": len(x), "steps": found.steps, "nfe": found.nfe}, found.x, x
+
+
+def _mask(path: Path, model: Any) -> Any:
+    """The share of white in the picture's area behind each place of a sample, (1, 1, h, w)."""
+    from torch.nn import functional
+
+    from .. import arrays
+
+    size = getattr(model, "image_shape", model.shape)
+    white = (arrays.read(path, (1, *size[1:]), resize=True) + 1.0) / 2.0
+    return functional.adaptive_max_pool2d(white, model.shape[1:])

@@ -1,0 +1,219 @@
+"""Scores over features of a network that can be exchanged: alignment with prompts, structure, distributions.
+
+An `Extractor` says what it sees in images. Ours for the bundled pictures is in `steadyflow.lab.editing`; `Clip` and
+`Dino` take weights that lie on this machine, through transformers; `lpips` and `inception_features` come from
+torchmetrics. Every extractor has a `hash` of its weights, which belongs beside every number that it gave.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..errors import InputError, MissingExtraError
+
+
+class Extractor(Protocol):
+    """What the scores need. All images are (B, 3, H, W) in [-1, 1]."""
+
+    name: str
+
+    @property
+    def hash(self) -> str:
+        """Of the weights."""
+        ...
+
+    def features(self, images: Tensor) -> Tensor:
+        """One vector an image, (B, d)."""
+        ...
+
+    def patches(self, images: Tensor) -> Tensor:
+        """One vector a place, (B, places, d)."""
+        ...
+
+    def alignment(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """How well each image shows its prompt, (B,); larger is better."""
+        ...
+
+
+def weights_hash(parts: Iterable[nn.Module]) -> str:
+    """The first sixteen digits of SHA-256 over all weights and their names."""
+    digest = hashlib.sha256()
+    for part in parts:
+        for name, value in sorted(part.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def structure_distance(extractor: Extractor, x: Tensor, y: Tensor) -> Tensor:
+    """Mean square difference of the self-similarities of patches, (B,) (Tumanyan et al. 2022, with DINO's keys)."""
+    one, two = (_similarities(extractor.patches(images)) for images in (x, y))
+    return (one - two).square().flatten(1).mean(1)
+
+
+def frechet_distance(x: Tensor, y: Tensor) -> float:
+    """|mean difference|^2 + tr(A + B - 2 (A B)^1/2) of two sets of features, (n, d) and (m, d) (Heusel et al. 2017)."""
+    if min(len(x), len(y)) < 2:
+        raise InputError(f"frechet_distance: got {len(x)} and {len(y)} samples, expected at least 2 of each")
+    x, y = x.double(), y.double()
+    a, b = torch.cov(x.T).reshape(x.shape[1], -1), torch.cov(y.T).reshape(y.shape[1], -1)
+    values, vectors = torch.linalg.eigh(a)
+    root = (vectors * values.clamp_min(0.0).sqrt()) @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ b @ root).clamp_min(0.0).sqrt().sum()
+    return ((x.mean(0) - y.mean(0)).square().sum() + a.trace() + b.trace() - 2.0 * cross).item()
+
+
+def precision_recall(found: Tensor, real: Tensor, k: int = 3) -> tuple[float, float]:
+    """Share of found samples within the real ones' balls of k nearest neighbours, and the reverse.
+
+    Source: Kynkaanniemi et al. 2019.
+    found, real: features (n, d) and (m, d).
+    """
+    if min(len(found), len(real)) <= k:
+        raise InputError(f"precision_recall: got {len(found)} and {len(real)} samples, expected more than k = {k}")
+    between = torch.cdist(found, real)
+    reach_real, reach_found = (torch.cdist(s, s).kthvalue(k + 1, dim=1).values for s in (real, found))
+    precise, recalled = (between <= reach_real).any(1), (between <= reach_found[:, None]).any(0)
+    return precise.float().mean().item(), recalled.float().mean().item()
+
+
+class Clip:
+    """CLIP (Radford et al. 2021): alignment is 100 times the cosine between image and prompt, at least 0."""
+
+    def __init__(self, path: str | Path = "openai/clip-vit-large-patch14"):
+        transformers = _transformers("clip")
+        self.name = f"clip ({Path(path).name})"
+        self._model = _pretrained(transformers.CLIPModel, path).eval()
+        self._tokenizer = _pretrained(transformers.CLIPTokenizer, path)
+        self._side = self._model.config.vision_config.image_size
+
+    @property
+    def hash(self) -> str:
+        return weights_hash([self._model])
+
+    def features(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            seen = self._model.vision_model(pixel_values=_resized(images, self._side, _CLIP_MEAN, _CLIP_STD))
+            return self._model.visual_projection(seen.pooler_output)
+
+    def patches(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            seen = self._model.vision_model(pixel_values=_resized(images, self._side, _CLIP_MEAN, _CLIP_STD))
+        return seen.last_hidden_state[:, 1:]
+
+    def alignment(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        words = self._tokenizer(list(prompts), padding=True, truncation=True, return_tensors="pt")
+        with torch.no_grad():
+            read = self._model.text_projection(self._model.text_model(**words).pooler_output)
+        return (100.0 * functional.cosine_similarity(self.features(images), read)).clamp_min(0.0)
+
+
+class Dino:
+    """DINO's vision transformer (Caron et al. 2021); patches are the last layer's keys, as for structure distance."""
+
+    def __init__(self, path: str | Path = "facebook/dino-vitb8", side: int = 224):
+        transformers = _transformers("dino")
+        self.name = f"dino ({Path(path).name})"
+        self._model = _pretrained(transformers.ViTModel, path, add_pooling_layer=False).eval()
+        self._side = side
+        keys = [part for name, part in self._model.named_modules() if name.endswith((".k_proj", ".key"))]
+        if not keys:
+            raise InputError(f"dino: {path} has no layer of keys that we know")
+        self._key = keys[-1]
+
+    @property
+    def hash(self) -> str:
+        return weights_hash([self._model])
+
+    def _see(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        kept: list[Tensor] = []
+        handle = self._key.register_forward_hook(lambda module, inputs, output: kept.append(output))
+        try:
+            with torch.no_grad():
+                pixels = _resized(images, self._side, _IMAGENET_MEAN, _IMAGENET_STD)
+                state = self._model(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state
+        finally:
+            handle.remove()
+        return state[:, 0], kept[0]
+
+    def features(self, images: Tensor) -> Tensor:
+        return self._see(images)[0]
+
+    def patches(self, images: Tensor) -> Tensor:
+        return self._see(images)[1]
+
+    def alignment(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        raise InputError("dino: reads no prompts; take clip for alignment")
+
+
+def lpips(x: Tensor, y: Tensor, *, net: str = "squeeze") -> Tensor:
+    """LPIPS (Zhang et al. 2018) of each pair of images (B, 3, H, W) in [-1, 1], (B,), by torchmetrics.
+
+    Raises `MissingExtraError` without torchmetrics and torchvision, whose weights it needs.
+    """
+    try:
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+        measure = LearnedPerceptualImagePatchSimilarity(net_type=net, reduction="none")  # type: ignore[arg-type]
+    except ImportError as error:
+        raise MissingExtraError("torchmetrics with torchvision", "metrics", "LPIPS") from error
+    with torch.no_grad():
+        return measure(x.clamp(-1.0, 1.0), y.clamp(-1.0, 1.0))
+
+
+def inception_features(images: Tensor, path: str | None = None) -> Tensor:
+    """The 2,048 features of Inception that FID is made of, (B, 2048), by torchmetrics with torch-fidelity.
+
+    images: (B, 3, H, W) in [-1, 1]. path: of the weights, where they are not in torch-fidelity's cache.
+
+    Raises `MissingExtraError` without these packages.
+    """
+    try:
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        network = NoTrainInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=path)
+    except (ImportError, NameError) as error:
+        raise MissingExtraError("torchmetrics with torch-fidelity", "metrics", "Inception features") from error
+    with torch.no_grad():
+        return network(((images.clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8))
+
+
+_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def _similarities(patches: Tensor) -> Tensor:
+    unit = functional.normalize(patches, dim=2)
+    return unit @ unit.transpose(1, 2)
+
+
+def _resized(images: Tensor, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """The images in [-1, 1] as a network for photographs wants them."""
+    values = functional.interpolate((images + 1.0) / 2.0, (side, side), mode="bicubic", antialias=True)
+    center, scale = (values.new_tensor(v).view(1, 3, 1, 1) for v in (mean, std))
+    return (values.clamp(0.0, 1.0) - center) / scale
+
+
+def _transformers(name: str) -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingExtraError("transformers", "diffusers", f"{name} features") from error
+    return transformers
+
+
+def _pretrained(kind: Any, path: str | Path, **options: Any) -> Any:
+    try:
+        return kind.from_pretrained(str(path), **options)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"weights: none for {kind.__name__} at {path!s}; give a folder with them, or fetch them once on a machine "
+            "with a network"
+        ) from error
