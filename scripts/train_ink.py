@@ -24,10 +24,11 @@ from steadyflow.models.judge import Judge
 parser = argparse.ArgumentParser()
 parser.add_argument("--out", default="src/steadyflow/models/weights/ink")
 parser.add_argument("--work", default="build/ink")
-parser.add_argument("--steps", type=int, default=12000)
+parser.add_argument("--steps", type=int, default=7000)
 parser.add_argument("--vae-steps", type=int, default=2000)
 parser.add_argument("--judge-steps", type=int, default=2500)
-parser.add_argument("--batch", type=int, default=64)
+parser.add_argument("--batch", type=int, default=32)
+parser.add_argument("--pool", type=int, default=16000)
 parser.add_argument("--seed", type=int, default=0)
 options = parser.parse_args()
 work, out = Path(options.work), Path(options.out)
@@ -82,14 +83,14 @@ def tokenizer():
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=12)
 
 
-def captions(pictures):
-    """Half with the ink, half without, one in ten empty."""
-    which = torch.rand(len(pictures.images), generator=generator)
-    return ["" if u < 0.1 else pictures.caption(k, ink=bool(u < 0.55)) for k, u in enumerate(which.tolist())]
+def captions(rows):
+    """Of pictures of the pool: half with the ink, half without, one in ten empty."""
+    which = torch.rand(len(rows), generator=generator).tolist()
+    return ["" if u < 0.1 else pool.caption(k, ink=u < 0.55) for k, u in zip(rows, which, strict=True)]
 
 
 def judge_loss(parts):
-    pictures = ink("train", options.batch, generator)
+    pictures = ink("train", 2 * options.batch, generator)
     images = pictures.images + 0.05 * torch.randn(pictures.images.shape, generator=generator)
     digit, colour = parts[0](images)
     return functional.cross_entropy(digit, pictures.digits) + functional.cross_entropy(colour, pictures.inks)
@@ -105,7 +106,7 @@ vae = vae.to(memory_format=torch.channels_last)
 
 
 def vae_loss(parts):
-    images = ink("train", options.batch // 2, generator).images
+    images = ink("train", options.batch, generator).images
     posterior = parts[0].encode(images).latent_dist
     back = parts[0].decode(posterior.sample(generator)).sample
     return (
@@ -132,8 +133,8 @@ text = CLIPTextModel(
 )  # fmt: skip
 unet = UNet2DConditionModel(
     sample_size=8, block_out_channels=(48, 80), layers_per_block=1, cross_attention_dim=64, attention_head_dim=16,
-    down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"), norm_num_groups=16,
-    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), norm_num_groups=16,
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
 )  # fmt: skip
 scheduler = DDIMScheduler(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
@@ -141,14 +142,23 @@ scheduler = DDIMScheduler(
 )  # fmt: skip
 
 
+with torch.no_grad():  # latents of a pool of pictures, encoded once
+    pool = ink("train", options.pool, generator)
+    posteriors = [vae.encode(part).latent_dist for part in pool.images.split(256)]
+    middles = torch.cat([p.mean for p in posteriors]) / spread
+    widths = torch.cat([p.std for p in posteriors]) / spread
+    read = {
+        text: words(text, padding="max_length", truncation=True, return_tensors="pt").input_ids[0]
+        for text in {"", *(caption(d, c) for d in range(10) for c in (None, *INKS))}
+    }
+
+
 def noise_loss(parts):
     network, encoder = parts
-    pictures = ink("train", options.batch, generator)
-    with torch.no_grad():
-        posterior = vae.encode(pictures.images).latent_dist
-        latents = posterior.sample(generator) / spread
-    ids = words(captions(pictures), padding="max_length", truncation=True, return_tensors="pt").input_ids
-    n = len(latents)
+    n = options.batch
+    rows = torch.randint(len(middles), (n,), generator=generator)
+    latents = middles[rows] + widths[rows] * torch.randn(n, *middles.shape[1:], generator=generator)
+    ids = torch.stack([read[text] for text in captions(rows.tolist())])
     times = (1000.0 * (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n).long()
     noise = torch.randn(latents.shape, generator=generator)
     noisy = scheduler.add_noise(latents, noise, times)

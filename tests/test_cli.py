@@ -22,21 +22,6 @@ def run(*arguments):
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """The command line in this process: exit status, standard output, standard error."""
-    from steadyflow import cli
-
-    def invoke(*arguments):
-        monkeypatch.setattr(sys, "argv", ["steadyflow", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        return stop.value.code or 0, out, err
-
-    return invoke
-
-
 def test_help_at_every_level_shows_an_example(call):
     assert call("--help")[0] == 0
     for command in ("sample", "roundtrip", "edit", "solvers", "demo"):

@@ -11,7 +11,8 @@ SDXL, SD3 and 3.5, FLUX, and unconditional models with a `unet`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -182,10 +183,27 @@ def load_pipeline(path: str | Path, **options: Any) -> PipelineModel:
     except ImportError as error:
         raise MissingExtraError("diffusers", "diffusers", "loading pipelines") from error
     try:
-        pipe = DiffusionPipeline.from_pretrained(str(path), torch_dtype=torch.float32)
+        with _quiet():
+            pipe = DiffusionPipeline.from_pretrained(str(path), torch_dtype=torch.float32)
     except (OSError, ValueError, SafetensorError) as error:
         raise CorruptFileError(f"{path}: no pipeline that diffusers can load ({error})") from error
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.eval().requires_grad_(False)
     return from_diffusers(pipe, **options)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Loading without diffusers' and transformers' bars, which show off a terminal too."""
+    from diffusers.utils import logging as ours
+    from transformers.utils import logging as theirs
+
+    shown = [library for library in (ours, theirs) if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()

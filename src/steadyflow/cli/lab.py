@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InputError
-from .options import GridName, Json, Number, load_model, table
+from .options import GridName, Guidance, Json, Number, SolverName, load_model, table
 
 lab = typer.Typer(help="The experiments.", no_args_is_help=True)
 run = typer.Typer(help="Run an experiment; each prints its tables and writes pictures.", no_args_is_help=True)
@@ -182,3 +182,107 @@ def stein(
     typer.echo("Settings chosen in tuning:\n")
     typer.echo(table(["solver", "family", "setting"], [list(c) for c in chosen], left=(0, 1, 2)))
     typer.echo(f"\nAll runs: {out / 'stein.json'}")
+
+
+@run.command("editing", epilog="Example: steadyflow lab run editing --quick --out lab")
+def editing(
+    n: Number = 96,
+    nfe: Annotated[int, typer.Option(help="Model evaluations each way.")] = 48,
+    quick: Annotated[bool, typer.Option("--quick", help="Three solvers, two guidance scales, 16 pictures.")] = False,
+    data: Annotated[Path | None, typer.Option(help="Instead, PIE-Bench: the folder with mapping_file.json.")] = None,
+    model: Annotated[str, typer.Option(help="For PIE-Bench, the pipeline: its folder or name.")] = "ink",
+    solver: SolverName = "ees25",
+    guidance: Guidance = 7.5,
+    limit: Annotated[int | None, typer.Option(help="For PIE-Bench, how many of its pictures.")] = None,
+    clip: Annotated[str | None, typer.Option(help="For PIE-Bench, CLIP's weights: a folder, or a name.")] = None,
+    dino: Annotated[str | None, typer.Option(help="For PIE-Bench, DINO's weights: a folder, or a name.")] = None,
+    perceptual: Annotated[bool, typer.Option("--lpips", help="For PIE-Bench, LPIPS too (needs torchvision).")] = False,
+    out: Annotated[Path, typer.Option(help="The folder for results and pictures.")] = Path("lab"),
+    as_json: Json = False,
+) -> None:
+    """What edits keep against what they change, over solvers and guidance; or PIE-Bench with one solver."""
+    out.mkdir(parents=True, exist_ok=True)
+    if data is not None:
+        _piebench(data, model, solver, nfe, guidance, limit, clip, dino, perceptual, out, as_json)
+        return
+    from matplotlib.figure import Figure
+    from tqdm import tqdm
+
+    from .. import arrays
+    from ..lab import editing as experiment
+
+    methods = experiment.QUICK if quick else experiment.METHODS
+    scales = (2.0, 7.5) if quick else experiment.GUIDANCES
+    with tqdm(total=len(methods), unit="method", leave=False, disable=None) as bar:
+
+        def tell(method: str) -> None:
+            bar.set_description(method)
+            bar.update()
+
+        rows = experiment.study(n=min(n, 16) if quick else n, nfe=nfe, guidances=scales, methods=methods, progress=tell)
+    kept = {"extractor": experiment.InkExtractor().hash, "rows": [dataclasses.asdict(row) for row in rows]}
+    (out / "editing.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    experiment.draw(rows, figure)
+    figure.savefig(out / "editing.png", dpi=120)
+    sheet = experiment.pictures(experiment.bundled(), ("ees25", "ddim", "rex-midpoint"), nfe=nfe)
+    arrays.write(out / "editing-pictures.png", sheet)
+    if as_json:
+        typer.echo(json.dumps(kept, indent=2))
+        return
+    for task, title in (("digit", "another digit"), ("ink", "another ink")):
+        typer.echo(f"To {title}, mean over the pictures with a 95 % interval:\n")
+        typer.echo(table(*experiment.table(rows, task), left=(0,)) + "\n")
+    typer.echo(f"Results and pictures: {out}")
+
+
+def _piebench(
+    data: Path,
+    model: str,
+    solver: str,
+    nfe: int,
+    guidance: float,
+    limit: int | None,
+    clip: str | None,
+    dino: str | None,
+    perceptual: bool,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Run PIE-Bench and write its result file."""
+    from tqdm import tqdm
+
+    from .. import __version__, metrics
+    from ..lab import piebench
+    from ..solvers import get
+    from ..solvers.base import steps_for
+
+    denoiser, method = load_model(model), get(solver)
+    if not hasattr(denoiser, "image_shape"):
+        raise InputError(f"model: {model!r} is no diffusers pipeline; PIE-Bench needs one that takes prompts")
+    extractors: dict[str, metrics.Extractor] = {}
+    if clip is not None:
+        extractors["clip"] = metrics.Clip(clip)
+    if dino is not None:
+        extractors["dino"] = metrics.Dino(dino)
+    settings = {"model": model, "solver": method.spec(), "nfe": nfe, "guidance": guidance, "version": __version__}
+    options = {"solver": method, "steps": steps_for(method, nfe), "guidance": guidance, "progress": False}
+    total = len(piebench.items(data, limit))
+    scores = list(
+        tqdm(
+            piebench.run(denoiser, data, extractors=extractors, perceptual=perceptual, limit=limit, **options),
+            total=total,
+            unit="picture",
+            leave=False,
+            disable=None,
+        )
+    )
+    found = piebench.as_json(scores, extractors, **settings)
+    (out / "piebench.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    typer.echo(f"PIE-Bench, {len(scores)} pictures, protocol and settings {found['fingerprint']}\n")
+    cells = [[name, f"{value:.4g}"] for name, value in found["means"].items()]
+    typer.echo(table(["metric", "mean"], cells, left=(0,)))
+    typer.echo(f"\nAll scores: {out / 'piebench.json'}")

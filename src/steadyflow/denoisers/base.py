@@ -23,8 +23,9 @@ from ..prediction import Prediction, PredictionType, answers_clean, check_type
 from ..schedules import Schedule
 from .smoothing import Smoothing
 
-Condition = int | Tensor | Mapping[str, Tensor] | Sequence[int] | None
-"""A label for the whole batch, a label or an embedding a sample (leading dimension B), or a dict of them."""
+Condition = int | str | Tensor | Mapping[str, Tensor] | Sequence[int] | Sequence[str] | None
+"""A label for the whole batch, a label or an embedding a sample (leading dimension B), or a dict of them; for models
+over pipelines, a prompt or a list of one a sample."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,6 +164,8 @@ class Denoiser:
         return output.to(x.dtype)
 
     def _check_labels(self, given: Condition) -> None:
+        if isinstance(given, str) or (isinstance(given, Sequence) and given and isinstance(given[0], str)):
+            raise InputError(f"condition: got words, but the model {self.name!r} takes labels or embeddings")
         if self.classes is None or given is None or isinstance(given, Mapping):
             return
         labels = torch.as_tensor(given)

@@ -42,6 +42,19 @@ def wilson(hits: int, n: int, level: float = 0.95) -> Estimate:
     return Estimate(rate, max(0.0, centre - half), min(1.0, centre + half))
 
 
+def average(x: Tensor, *, resamples: int = 2000, level: float = 0.95, seed: int = 0) -> Estimate:
+    """The mean of a sample, shape (n,), with a percentile bootstrap interval."""
+    if x.ndim != 1 or len(x) < 2:
+        raise InputError(f"average: expected a sample of at least 2 numbers, got shape {tuple(x.shape)}")
+    if not bool(x.isfinite().all()):
+        raise InputError("average: NaN or infinity in the sample")
+    x = x.double()
+    drawn = x[torch.randint(len(x), (resamples, len(x)), generator=torch.Generator().manual_seed(seed))].mean(1)
+    tail = (1.0 - level) / 2.0
+    low, high = drawn.quantile(torch.tensor([tail, 1.0 - tail], dtype=torch.float64)).tolist()
+    return Estimate(x.mean().item(), low, high)
+
+
 def _bootstrapped(x: Tensor, y: Tensor, resamples: int, level: float, seed: int) -> Estimate:
     if x.ndim != 1 or x.shape != y.shape or len(x) < 3:
         raise InputError(

@@ -47,9 +47,9 @@ class Anchor:
             raise InputError(f"anchor: nothing was recorded at t = {moment.t:.6g}; invert with record='all'")
         recorded = self.trajectory.x[k if order == 1 else len(times) - 1 - k]
         if self.keep is None:
-            return recorded if self.share == 1.0 else moment.x + self.share * (recorded - moment.x)
+            return recorded if self.share == 1.0 else moment.x.lerp(recorded, self.share)
         try:
-            held = moment.x + self.share * self.keep.to(moment.x) * (recorded - moment.x)
+            held = moment.x.lerp(recorded, self.share * self.keep.to(moment.x))
         except RuntimeError as error:
             raise InputError(f"keep: shape {tuple(self.keep.shape)} fits no samples {tuple(moment.x.shape)}") from error
         return moment.solver.moved(moment.state, held, moment.leg.schedule, moment.t)

@@ -1,0 +1,288 @@
+"""What is kept against what is changed: edits of real pictures by many solvers at equal evaluations (2605.16399).
+
+The bundled pipeline "ink" edits held-out pictures of handwritten digits: each is inverted under its own caption and
+generated under another, once with another digit, once in another ink. Kept is what lies outside the strokes (PSNR and
+SSIM against the original); changed is judged by a network that reads digit and ink off the picture. Evaluations count
+one way, the two branches of guidance as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional
+
+from .. import solvers
+from ..adapters.pipelines import PipelineModel, load_pipeline
+from ..datasets.ink import INKS, SIZE, WORDS, Pictures, caption, ink
+from ..denoisers.smoothing import Smoothing
+from ..errors import InputError, NonFiniteError
+from ..integrate import Moment
+from ..metrics import psnr, ssim
+from ..metrics.features import structure_distance, weights_hash
+from ..metrics.statistics import Estimate, average, wilson
+from ..models import pipeline_folder
+from ..models.judge import Judge
+from ..solvers.base import steps_for
+from ..tasks import invert
+
+SMOOTH = Smoothing(0.2)
+METHODS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("ddim", {}),
+    ("heun", {}),
+    ("rk4", {}),
+    ("ees25", {}),
+    ("ees27", {}),
+    ("edict", {}),
+    ("bdia", {}),
+    ("belm", {}),
+    ("rex-euler", {}),
+    ("rex-midpoint", {}),
+    ("rex-midpoint", {"coupling": "auto"}),
+    ("rex-rk4", {}),
+    ("ddim", {"smoothing": SMOOTH}),
+    ("ees25", {"smoothing": SMOOTH}),
+    ("rex-midpoint", {"smoothing": SMOOTH}),
+)
+QUICK = (("ddim", {}), ("ees25", {}), ("rex-midpoint", {}))
+GUIDANCES = (1.0, 2.0, 3.0, 5.0, 7.5)
+BLOWN = 3.0
+"""A latent beyond this many times the largest number in the sources' latents counts as blown up."""
+
+
+class InkExtractor:
+    """The bundled judge as an extractor; alignment is the probability of the digit and the ink that a caption names."""
+
+    name = "judge of ink pictures"
+
+    def __init__(self):
+        self._judge = Judge(len(WORDS), len(INKS))
+        weights = load_file(pipeline_folder("ink") / "judge.safetensors")
+        self._judge.load_state_dict({name: value.float() for name, value in weights.items()})
+        self._judge.eval().requires_grad_(False)
+
+    @property
+    def hash(self) -> str:
+        """Of the weights."""
+        return weights_hash([self._judge])
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, 96)."""
+        return self._judge.features(images)
+
+    def patches(self, images: Tensor) -> Tensor:
+        """(B, 16, 96)."""
+        return self._judge.body[:8](images).flatten(2).transpose(1, 2)
+
+    def alignment(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Probability that the judge gives to all that the prompt names, (B,)."""
+        digit, colour = (functional.log_softmax(part, 1) for part in self._judge(images))
+        total = torch.zeros(len(images))
+        for k, prompt in enumerate(prompts):
+            words = prompt.split()
+            total[k] += sum(digit[k, WORDS.index(w)] for w in words if w in WORDS)
+            total[k] += sum(colour[k, list(INKS).index(w)] for w in words if w in INKS)
+        return total.exp()
+
+
+@dataclass(frozen=True)
+class Task:
+    """Pictures, their captions, and where they are to go."""
+
+    name: str
+    pictures: Pictures
+    sources: list[str]
+    targets: list[str]
+
+
+def tasks(n: int, seed: int = 0) -> list[Task]:
+    """The same n held-out pictures, to be given another digit, or another ink."""
+    pictures = ink("held-out", n, torch.Generator().manual_seed(seed))
+    sources = [pictures.caption(k) for k in range(n)]
+    inks = list(INKS)
+    digits, colours = pictures.digits.tolist(), pictures.inks.tolist()
+    other = [caption((d + 3) % 10, inks[c]) for d, c in zip(digits, colours, strict=True)]
+    recoloured = [caption(d, inks[(c + 1) % len(inks)]) for d, c in zip(digits, colours, strict=True)]
+    return [Task("digit", pictures, sources, other), Task("ink", pictures, sources, recoloured)]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method at one guidance on one task."""
+
+    task: str
+    method: str
+    guidance: float
+    kept: Estimate
+    """PSNR outside the strokes, dB."""
+    similar: Estimate
+    """SSIM outside the strokes."""
+    aligned: Estimate
+    """The judge's probability of the target."""
+    success: Estimate
+    """Share of pictures whose target is the likeliest reading."""
+    structure: Estimate
+    """Structure distance to the source."""
+    blown: float
+    """Share of pictures whose latent blew up."""
+    largest: float
+    """Largest |latent| on the way."""
+    round_trip: float
+    """Median RMSE of the latents' own round trip."""
+
+
+def study(
+    *,
+    n: int = 96,
+    nfe: int = 48,
+    guidances: Sequence[float] = GUIDANCES,
+    methods: Sequence[tuple[str, dict[str, Any]]] = METHODS,
+    model: PipelineModel | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> list[Row]:
+    """All methods at the same evaluations each way, over both tasks and the guidance scales."""
+    model, judge, rows = model or load_pipeline(pipeline_folder("ink")), InkExtractor(), []
+    for name, options in methods:
+        smoothing = options.get("smoothing")
+        solver = solvers.get(name, **{k: v for k, v in options.items() if k != "smoothing"})
+        label = name + "".join(f", {k}={v}" for k, v in options.items() if k != "smoothing")
+        label += f", smoothed {smoothing.radius}" if smoothing else ""
+        if progress is not None:
+            progress(label)
+        field = model.smoothed(smoothing)
+        steps = steps_for(solver, nfe // field.cost)
+        jobs = tasks(n)
+        latents = model.codec.encode(jobs[0].pictures.images) if model.codec is not None else jobs[0].pictures.images
+        limit = BLOWN * latents.abs().max().item()
+        inversion = invert(field.condition(jobs[0].sources), latents, solver=solver, steps=steps)
+        back = (inversion.decode().x - latents).flatten(1).square().mean(1).sqrt().median().item()
+        for task in jobs:
+            for guidance in guidances:
+                largest = [0.0]
+
+                def watch(moment: Moment, largest: list[float] = largest) -> None:
+                    largest[0] = max(largest[0], moment.x.abs().max().item())
+
+                try:
+                    edited = inversion.decode(field.condition(task.targets), guidance, callback=watch).x
+                except NonFiniteError:
+                    edited, largest[0] = torch.full_like(latents, torch.inf), torch.inf
+                rows.append(_row(task, label, guidance, model, judge, edited, limit, largest[0], back))
+    return rows
+
+
+def _row(
+    task: Task,
+    label: str,
+    guidance: float,
+    model: PipelineModel,
+    judge: InkExtractor,
+    edited: Tensor,
+    limit: float,
+    largest: float,
+    back: float,
+) -> Row:
+    """Judge the edits of a task. What blew up is shown as what the decoder makes of its numbers within the limit."""
+    blown = (edited.flatten(1).abs().amax(1) > limit) | ~edited.flatten(1).isfinite().all(1)
+    edited = edited.nan_to_num(0.0, limit, -limit).clamp(-limit, limit)
+    images = edited if model.codec is None else model.codec.decode(edited).clamp(-1.0, 1.0)
+    source = task.pictures.images
+    paper = (~task.pictures.strokes).float()
+    aligned = judge.alignment(images, task.targets)
+    wanted = [_reading(prompt) for prompt in task.targets]
+    seen = list(zip(*(part.argmax(1).tolist() for part in judge._judge(images)), strict=True))
+    hits = sum(a == b for a, b in zip(seen, wanted, strict=True))
+    some = paper.flatten(1).sum(1) > 0
+    return Row(
+        task.name,
+        label,
+        guidance,
+        average(psnr(images, source, span=2.0, region=paper)[some]),
+        average(ssim(images, source, span=2.0, region=paper)[some]),
+        average(aligned),
+        wilson(hits, len(images)),
+        average(structure_distance(judge, images, source)),
+        blown.float().mean().item(),
+        largest,
+        back,
+    )
+
+
+def _reading(prompt: str) -> tuple[int, int]:
+    words = prompt.split()
+    digit = next(WORDS.index(w) for w in words if w in WORDS)
+    return digit, next(list(INKS).index(w) for w in words if w in INKS)
+
+
+def table(rows: Sequence[Row], task: str) -> tuple[list[str], list[list[str]]]:
+    """Heads and cells for a task."""
+    heads = ["method", "guidance", "paper PSNR", "paper SSIM", "alignment", "success", "structure x1e3", "blown up"]
+    heads += ["largest |z|", "round trip"]
+    cells = []
+    for row in rows:
+        if row.task == task:
+            cells.append(
+                [
+                    row.method,
+                    f"{row.guidance:g}",
+                    _interval(row.kept, "{:.2f}"),
+                    f"{row.similar.value:.3f}",
+                    _interval(row.aligned, "{:.3f}"),
+                    f"{row.success.value:.1%}",
+                    f"{1000 * row.structure.value:.2f}",
+                    f"{row.blown:.1%}",
+                    f"{row.largest:.3g}",
+                    f"{row.round_trip:.1e}",
+                ]
+            )
+    return heads, cells
+
+
+def _interval(value: Estimate, how: str) -> str:
+    return f"{how.format(value.value)} [{how.format(value.low)}, {how.format(value.high)}]"
+
+
+def draw(rows: Sequence[Row], figure: Any) -> None:
+    """Kept against changed, a curve a method over guidance; one panel a task."""
+    names = list(dict.fromkeys(row.task for row in rows))
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    for axes, task in zip(panels, names, strict=True):
+        for k, method in enumerate(dict.fromkeys(row.method for row in rows)):
+            line = [row for row in rows if row.task == task and row.method == method]
+            style = (
+                "o--" if "smoothed" in method else "s:" if method.startswith(("rex", "edict", "bdia", "belm")) else "o-"
+            )
+            axes.plot(
+                [r.aligned.value for r in line], [r.kept.value for r in line], style, ms=3, lw=1, color=f"C{k % 10}",
+                label=method,
+            )  # fmt: skip
+        axes.set(xlabel="alignment with the target", ylabel="PSNR of the paper, dB", title=f"another {task}")
+    panels[-1].legend(frameon=False, fontsize=7)
+
+
+def pictures(
+    model: PipelineModel, methods: Sequence[str], *, n: int = 6, guidance: float = 5.0, nfe: int = 48
+) -> Tensor:
+    """A sheet for a look: the sources, and a row of edits a method; (rows n, 3, 32, 32)."""
+    if model.codec is None:
+        raise InputError("pictures: expected a model over latents")
+    task = tasks(n)[0]
+    latents, rows = model.codec.encode(task.pictures.images), [task.pictures.images]
+    for name in methods:
+        solver = solvers.get(name)
+        inversion = invert(model.condition(task.sources), latents, solver=solver, steps=steps_for(solver, nfe))
+        edited = inversion.decode(model.condition(task.targets), guidance).x
+        rows.append(model.codec.decode(edited.clamp(-1e3, 1e3)).clamp(-1.0, 1.0))
+    assert rows[0].shape[-1] == SIZE
+    return torch.cat(rows)
+
+
+def bundled() -> PipelineModel:
+    """The pipeline that the study edits with."""
+    return load_pipeline(Path(pipeline_folder("ink")))
