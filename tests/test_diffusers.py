@@ -295,25 +295,47 @@ def test_latents_changed_by_a_callback_are_noticed(pipes):
         pipe.scheduler = own
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_pipelines_keep_their_state_in_float32(dtype):
-    """fp16 convolutions are slow here, so this is the scheduler alone around a linear 'network'."""
-    full, half = (SteadyScheduler(solver="ees25", beta_schedule="scaled_linear") for _ in range(2))
-    errors = []
-    for steps in (20,):
-        x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-        low = x.to(dtype)
-        full.set_timesteps(steps)
-        half.set_timesteps(steps)
-        assert half.timesteps.dtype in (torch.float32, torch.int64)
-        for t in full.timesteps:
-            x = full.step(0.9 * x, t, x).prev_sample
-        for t in half.timesteps:
-            low = half.step(0.9 * low, t, low).prev_sample
-            assert low.dtype == dtype
-            assert half.state.dtype == torch.float32
-        errors.append(((low.float() - x).norm() / x.norm()).item())
-    assert errors[0] < 10.0 * torch.finfo(dtype).eps
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
+@pytest.mark.parametrize("name", ["sd", "flux"])
+def test_half_precision_pipelines(name, dtype, limit):
+    """The network computes in half, times and the solver's state do not; the result stays near that of float32."""
+    full, half = (pipelines.smooth_in_time(pipelines.build(name)) for _ in range(2))
+    half.to(dtype)
+    told = []
+    net = half.unet if name == "sd" else half.transformer
+    inner = net.forward
+    net.forward = lambda *a, **k: (told.append(k.get("timestep", a[1] if len(a) > 1 else None)), inner(*a, **k))[1]
+    models = [sf.from_diffusers(pipe, "a cat", **size(name)) for pipe in (full, half)]
+    start = torch.randn(2, *models[0].shape, generator=torch.Generator().manual_seed(1))
+    results = [sf.sample(model, x=start, solver="ees25", steps=4, grid="uniform") for model in models]
+    assert all(time.dtype == torch.float32 for time in told)
+    assert results[1].x.dtype == torch.float32
+    assert 0.0 < relative(results[1].x, results[0].x) < limit
+    latents = packed(name, start[:1])
+    ends = []
+    for pipe, kind in ((full, torch.float32), (half, dtype)):
+        pipe.scheduler = scheduler_for(name, pipe.scheduler, "ees25")
+        ends.append(call(pipe, name, steps=4, latents=latents.to(kind)))
+        assert pipe.scheduler.state.dtype == torch.float32
+        assert pipe.scheduler.timesteps.dtype == torch.float32
+    assert ends[1].dtype == dtype
+    assert relative(ends[1].float(), ends[0]) < 3.0 * limit  # pipelines keep latents in half, FLUX's its times too
+
+
+@pytest.mark.parametrize("solver", ["ees25", "ddpm"])
+def test_a_batch_in_a_pipeline_is_its_pictures_one_by_one(pipes, solver):
+    pipe, own = pipes["sd"]
+    prompts = ["a cat", "two dogs on a mat"]
+    try:
+        pipe.scheduler = scheduler_for("sd", own, solver)
+        options = {"num_inference_steps": 3, "guidance_scale": 1.0, "output_type": "latent"}
+        seeds = [torch.Generator().manual_seed(k) for k in (3, 4)]
+        together = pipe(prompts, generator=seeds, **options).images
+        for k, prompt in enumerate(prompts):
+            alone = pipe(prompt, generator=torch.Generator().manual_seed(3 + k), **options).images[0]
+            assert relative(alone, together[k]) < 1e-5
+    finally:
+        pipe.scheduler = own
 
 
 def test_generators_are_honoured_also_where_the_pipeline_passes_none(pipes):
@@ -487,3 +509,34 @@ def test_bad_input_is_named(pipes):
         sf.from_diffusers(pipe, height=33, width=32)
     with pytest.raises(sf.InputError, match="wrap its network"):
         sf.from_diffusers(object())
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"), [("flux", "Flux"), ("sd3", "StableDiffusion3"), ("sdxl", "StableDiffusionXL")]
+)
+def test_a_block_takes_the_place_of_the_denoising_loop_of_modular_pipelines(name, blocks):
+    modular = pytest.importorskip("diffusers.modular_pipelines")
+    from steadyflow.adapters.modular import SteadyDenoise
+
+    pipe = pipelines.build(name)
+    options = {"height": 8, "width": 8, "max_sequence_length": 77} if name == "flux" else {"height": 32, "width": 32}
+
+    def run(**given):
+        parts = getattr(modular, f"{blocks}AutoBlocks")().get_workflow("text2image")
+        if given:
+            parts.sub_blocks["denoise.denoise"] = SteadyDenoise(parts.sub_blocks["denoise.denoise"], **given)
+        whole = parts.init_pipeline()
+        whole.set_progress_bar_config(disable=True)
+        known = whole._component_specs
+        whole.update_components(**{k: v for k, v in pipe.components.items() if v is not None and k in known})
+        seed = torch.Generator().manual_seed(0)
+        return whole(prompt="a cat", num_inference_steps=4, generator=seed, output="latents", **options)
+
+    theirs, ours = run(), run(solver="ddim")
+    assert relative(ours, theirs) < 1e-5
+    assert relative(run(solver="ees25"), theirs) > 1e-4
+    held = []
+    run(solver="rk4", corrections=[lambda moment: held.append(moment.step)])
+    assert held == [1, 2, 3, 4]
+    with pytest.raises(sf.InputError, match="denoising loop"):
+        SteadyDenoise(object())

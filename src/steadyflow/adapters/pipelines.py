@@ -135,7 +135,7 @@ def from_diffusers(
     """
     name, family = type(pipe).__name__, family_of(pipe, embedded_guidance)
     shape = family.shape(height, width)
-    schedule, prediction = _path(pipe.scheduler, family.flow, shift)
+    schedule, prediction = path_of(pipe.scheduler, family.flow, shift)
     model = PipelineModel(
         family.net_with(shape),
         schedule,
@@ -157,7 +157,7 @@ def from_diffusers(
     return model.against(negative_prompt).condition(prompt or "", guidance=guidance)
 
 
-def _path(scheduler: Any, flow: bool, shift: float | None) -> tuple[Schedule, Any]:
+def path_of(scheduler: Any, flow: bool, shift: float | None) -> tuple[Schedule, Any]:
     """The schedule and the prediction type that a pipeline's own scheduler stands for."""
     config = scheduler.config
     if isinstance(getattr(scheduler, "schedule", None), Schedule):  # one of ours

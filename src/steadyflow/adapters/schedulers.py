@@ -48,17 +48,19 @@ class SteadyOutput(BaseOutput):
 
 
 class GeneratorNoise(NoiseSource):
-    """Fresh noise for every interval from a torch generator, as diffusers' schedulers draw it."""
+    """Fresh noise for every interval from a torch generator, or one a sample, as diffusers' schedulers draw it."""
 
-    def __init__(self, generator: torch.Generator, samples: int, shape: Sequence[int], **options: Any):
-        super().__init__(generator.initial_seed(), range(samples), shape, **options)
-        self._generator = generator
+    def __init__(self, generators: Sequence[torch.Generator], samples: int, shape: Sequence[int], **options: Any):
+        super().__init__(generators[0].initial_seed(), range(samples), shape, **options)
+        if len(generators) not in (1, samples):
+            raise InputError(f"generator: got {len(generators)} of them for a batch of {samples}")
+        self._generators = generators
 
     def unit(self, a: float, b: float) -> Tensor:
         """Standard normal noise, a new draw at every call."""
-        size = (len(self.samples), *self.shape)
-        noise = torch.randn(size, generator=self._generator, dtype=torch.float32, device=self._generator.device)
-        return noise.to(device=self.device, dtype=self.dtype)
+        size = (len(self.samples) // len(self._generators), *self.shape)
+        drawn = [torch.randn(size, generator=g, dtype=torch.float32, device=g.device) for g in self._generators]
+        return torch.cat(drawn).to(device=self.device, dtype=self.dtype)
 
     def increment(self, a: float, b: float) -> Tensor:
         """Gaussian of variance |b - a|, a new draw at every call."""
@@ -100,7 +102,7 @@ class _Steady(SchedulerMixin, ConfigMixin):
             )
         if self.rising:
             self.solver.check_invertible()
-        self.generator: torch.Generator | None = None
+        self.generator: torch.Generator | list[torch.Generator] | None = None
         self._carried: _Carried | None = None
         self.num_inference_steps = None
         self._plan_over(self._named_grid(10), None, clean=False)
@@ -189,14 +191,15 @@ class _Steady(SchedulerMixin, ConfigMixin):
         model_output: Tensor,
         timestep: Any,
         sample: Tensor,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
     ) -> SteadyOutput | tuple[Tensor]:
         """Answer the pending network call.
 
         model_output: what the network returned at `sample` and `timestep`, guidance included, shape (B, ...).
         sample: the latents that the network was given, shape (B, ...).
-        generator: for stochastic solvers; else `self.generator`, else noise addressed by the config's `seed`.
+        generator: for stochastic solvers, one or one a sample; else `self.generator`, else noise addressed by the
+            config's `seed`.
 
         Raises `InputError` for a step after the last, for shapes that differ, and where the latents were changed within
         a step of several stages.
@@ -238,7 +241,7 @@ class _Steady(SchedulerMixin, ConfigMixin):
             return sample._version == self._version
         return self._sent is not None and torch.equal(sample, self._sent)
 
-    def _start(self, x: Tensor, k: int, generator: torch.Generator | None) -> None:
+    def _start(self, x: Tensor, k: int, generator: torch.Generator | list[torch.Generator] | None) -> None:
         """Begin at step k from the latents, or from the whole state that an inversion left."""
         state = None
         if self._carried is not None and self._index == 0:
@@ -254,13 +257,11 @@ class _Steady(SchedulerMixin, ConfigMixin):
         noise = None
         if self.solver.facts.stochastic:
             chosen, place = generator or self.generator, {"dtype": x.dtype, "device": x.device}
-            if isinstance(chosen, list):
-                chosen = chosen[0]
-            noise = (
-                White(self._own.seed, range(len(x)), x.shape[1:], **place)
-                if chosen is None
-                else GeneratorNoise(chosen, len(x), x.shape[1:], **place)
-            )
+            if chosen is None:
+                noise = White(self._own.seed, range(len(x)), x.shape[1:], **place)
+            else:
+                several = chosen if isinstance(chosen, list) else [chosen]
+                noise = GeneratorNoise(several, len(x), x.shape[1:], **place)
         self._stepper = Stepper(
             self.solver,
             self.schedule,
