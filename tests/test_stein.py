@@ -12,6 +12,7 @@ from steadyflow.diagnostics.divergence import divergence
 from steadyflow.diagnostics.maps import StepMap
 from steadyflow.solvers.base import legs
 
+EVERYWHERE = (0.0, math.inf)
 PATHS = {"vp": sf.VPLinear(), "ve": sf.VE(), "flow": sf.RectifiedFlow(t_max=0.98)}
 
 
@@ -31,13 +32,13 @@ def test_on_exact_marginals_the_coefficient_of_eulers_step_is_one(path, level):
     t0, t1 = schedule.t_from_ratio(level), schedule.t_from_ratio(0.4 * level)
     model, n = data.denoiser(schedule), 20_000
     x = data.marginal(schedule, t0).sample(n, seed=1)
-    stein = Stein("next", method="exact", trust=5.0)
+    stein = Stein("next", method="exact", trust=5.0, levels=EVERYWHERE)
     corrected = one_step(model, x, t0, t1, stein)
     ((_, found),) = stein.record.coefficients
     # its Monte Carlo error, from parts of the sample
     parts = []
     for part in x.split(1000):
-        small = Stein("next", method="exact", trust=5.0)
+        small = Stein("next", method="exact", trust=5.0, levels=EVERYWHERE)
         one_step(model, part, t0, t1, small)
         parts.append(float(small.record.coefficients[0][1]))
     error = torch.tensor(parts).std().item() / math.sqrt(len(parts))
@@ -50,7 +51,7 @@ def test_the_clean_coefficient_jumps_to_the_denoised_point():
     model = data.denoiser(schedule)
     t0, t1 = schedule.t_from_ratio(2.0), schedule.t_from_ratio(1.0)
     x = data.marginal(schedule, t0).sample(40_000, seed=2)
-    stein = Stein("clean", method="exact", trust=5.0)
+    stein = Stein("clean", method="exact", trust=5.0, levels=EVERYWHERE)
     landed = one_step(model, x, t0, t1, stein)
     assert stein.record.coefficients[0][1].item() == pytest.approx(2.0, rel=0.03)  # chi0 / (chi0 - chi1)
     assert (landed - model(x, t0).x0).square().mean().sqrt() < 0.1
@@ -90,12 +91,12 @@ def test_hutchinsons_variance_is_the_formulas():
 
 def test_a_corrected_step_reports_its_cost_and_keeps_the_history_of_a_multistep_solver():
     model = mixture().denoiser(PATHS["vp"])
-    still = Stein(trust=1e-12)
+    still = Stein(trust=1e-12, levels=EVERYWHERE)
     for solver in ("ddim", "dpmpp-2m", "heun", "ees25"):
         plain = sf.sample(model, n=50, steps=6, solver=solver, dtype=torch.float64)
         kept = sf.sample(model, n=50, steps=6, solver=solver, corrections=[still], dtype=torch.float64)
         assert torch.allclose(plain.x, kept.x, atol=1e-8)
-    stein = Stein(probes=2)
+    stein = Stein(probes=2, levels=EVERYWHERE)
     sf.sample(model, n=50, steps=6, corrections=[stein])
     assert stein.record.evaluations == 6 * 5.0
     assert len(stein.record.coefficients) == 6
@@ -107,8 +108,8 @@ def test_a_corrected_step_reports_its_cost_and_keeps_the_history_of_a_multistep_
 def test_coefficients_a_sample_do_not_depend_on_the_batch():
     model = mixture().denoiser(PATHS["vp"])
     options = {"n": 30, "steps": 5, "dtype": torch.float64}
-    whole = sf.sample(model, corrections=[Stein(per="sample", probes=2)], **options).x
-    parts = sf.sample(model, corrections=[Stein(per="sample", probes=2)], batch_size=7, **options).x
+    whole = sf.sample(model, corrections=[Stein(per="sample", probes=2, levels=EVERYWHERE)], **options).x
+    parts = sf.sample(model, corrections=[Stein(per="sample", probes=2, levels=EVERYWHERE)], batch_size=7, **options).x
     assert torch.allclose(whole, parts, atol=1e-10)
 
 

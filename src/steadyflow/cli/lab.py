@@ -178,6 +178,8 @@ def stein(
     for first in range(1, len(heads) - 1, 3):
         part = [0, *range(first, first + 3), len(heads) - 1]
         typer.echo(table([heads[k] for k in part], [[row[k] for k in part] for row in rows], left=(0,)) + "\n")
+    typer.echo("Digits: precision and recall among the real ones, and the share recognised\n")
+    typer.echo(table(*experiment.digits_table(results), left=(0, 1)) + "\n")
     chosen = dict.fromkeys((s.solver, s.family, s.label) for s in scores)
     typer.echo("Settings chosen in tuning:\n")
     typer.echo(table(["solver", "family", "setting"], [list(c) for c in chosen], left=(0, 1, 2)))

@@ -62,7 +62,7 @@ class Stein:
 
     form: Form = "inverse"
     trust: float = 0.1
-    levels: tuple[float, float] = (0.0, math.inf)
+    levels: tuple[float, float] = (0.0, 2.0)
     per: Literal["batch", "sample"] = "batch"
     probes: int = 1
     method: DivergenceMethod = "vjp"

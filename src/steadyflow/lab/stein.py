@@ -5,13 +5,15 @@ quantised). Solvers: DDIM, DPM-Solver++(2M), UniPC, Heun, at 3 to 12 evaluations
 as one setting a solver on the tuning problems and seeds; reported are others. The score is the sliced Wasserstein
 distance to data, relative to the plain solver's at the same steps; below 1 is better.
 
-Controls: a fixed constant; the coefficients shuffled across the samples; one more step; steps at twice the evaluations,
-which is the least that a correction at every step costs (a forward pass whose graph is shared, and a backward one).
+Controls: a fixed constant, on all, the late or the first steps; the coefficients shuffled across the samples; one more
+step; steps at twice the evaluations, which is the least that a correction at every step costs (a forward pass whose
+graph is shared, and a backward one).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,12 +29,13 @@ from ..datasets import digits
 from ..denoisers import Denoiser, GaussianMixture
 from ..errors import NonFiniteError
 from ..integrate import Correction, Moment
-from ..metrics import energy_distance, sliced_wasserstein
+from ..metrics import energy_distance, precision_recall, sliced_wasserstein
 from ..models import load
 from ..noise import PERTURBATION, normal
 from ..schedules import Schedule, VPCosine
 from ..solvers.base import State
 from ..tasks import sample
+from .digits import recognise
 
 SOLVERS = ("ddim", "dpmpp-2m", "unipc", "heun")
 EVALUATIONS = (3, 5, 8, 12)
@@ -145,7 +148,7 @@ class Setting:
 
 def settings() -> list[Setting]:
     """All families and their settings; "plain" first."""
-    late = (0.0, 2.0)
+    levels_of = {"all": (0.0, math.inf), "late": (0.0, 2.0), "first": (20.0, math.inf)}
     found = [
         Setting("plain", "plain"),
         Setting("one more step", "one more step", steps=lambda k: k + 1),
@@ -154,7 +157,7 @@ def settings() -> list[Setting]:
     for grid in ("karras", "log-snr", "uniform"):
         found.append(Setting("grid", grid, grid=grid))
     for trust in (0.05, 0.1, 0.2):
-        for levels, when in (((0.0, math.inf), "all"), (late, "late")):
+        for when, levels in levels_of.items():
             for form in ("next", "inverse"):
                 found.append(
                     Setting(
@@ -184,9 +187,11 @@ def settings() -> list[Setting]:
                     lambda p, t=trust, v=levels: Stein("inverse", t, v, probes=2, ridge=0.5),
                 )
             )
-    for factor in (0.95, 1.02, 1.05, 1.1, 1.2, 1.3):
-        for levels, when in (((0.0, math.inf), "all"), (late, "late")):
-            found.append(Setting("constant", f"times {factor:g}, {when}", lambda p, f=factor, v=levels: Relaxed(f, v)))
+    factors = {"all": (1.05, 1.1), "late": (0.85, 0.9, 0.95, 1.02, 1.05, 1.1), "first": (0.975, 0.985, 0.99, 1.01)}
+    for when, given in factors.items():
+        for f in given:
+            make = functools.partial(_relaxed, f, levels_of[when])
+            found.append(Setting("constant", f"times {f:g}, {when}", make))
     for trust in (0.1, 0.3, 0.6):
         found.append(
             Setting("moments", f"moments, trust {trust:g}", lambda p, t=trust: MomentMatching(p.mean_square, t))
@@ -200,6 +205,10 @@ def settings() -> list[Setting]:
             )
         )
     return found
+
+
+def _relaxed(factor: float, levels: tuple[float, float], problem: Problem) -> Correction:
+    return Relaxed(factor, levels)
 
 
 @dataclass(frozen=True)
@@ -218,6 +227,12 @@ class Result:
     energy: float
     diverged: float
     """Share of samples that are not finite or far too large."""
+    precision: float
+    """Share of samples within the real digits' balls of three nearest neighbours; NaN where there are no digits."""
+    recall: float
+    """Share of real digits within the samples' balls; NaN where there are none."""
+    recognised: float
+    """Share of samples that a classifier takes for the digit they should be; NaN where there are none."""
 
 
 def run(problem: Problem, solver: str, evaluations: int, setting: Setting, n: int, seed: int) -> Result:
@@ -231,7 +246,7 @@ def run(problem: Problem, solver: str, evaluations: int, setting: Setting, n: in
         corrections = () if correction is None else (correction,)
         x = sample(problem.model, n=n, solver=method, grid=grid, seed=seed, corrections=corrections, progress=False).x
     except NonFiniteError:
-        return Result(*facts, math.inf, math.inf, 1.0)
+        return Result(*facts, math.inf, math.inf, 1.0, *[math.nan] * 3)
     large = x.flatten(1).abs().amax(1) > LARGE * problem.mean_square**0.5
     data = problem.data
     few = min(n, 400)
@@ -240,7 +255,15 @@ def run(problem: Problem, solver: str, evaluations: int, setting: Setting, n: in
         sliced_wasserstein(x, data, directions=64),
         energy_distance(x[:few], data[:few]),
         float(large.double().mean()),
+        *(_as_digits(x, problem) if problem.kind == "learned" else [math.nan] * 3),
     )
+
+
+def _as_digits(x: Tensor, problem: Problem) -> tuple[float, float, float]:
+    """Precision and recall among the real digits, and the share that is recognised."""
+    precision, recall = precision_recall(x.flatten(1), problem.data.flatten(1))
+    wanted = torch.as_tensor(problem.model.given)
+    return precision, recall, float((recognise(x) == wanted[: len(x)]).double().mean())
 
 
 @dataclass(frozen=True)
@@ -337,6 +360,20 @@ def table(scores: Sequence[Score]) -> tuple[list[str], list[list[str]]]:
         cells = [f"{found[c].ratio:.3f} [{found[c].low:.3f}, {found[c].high:.3f}]" for c in columns]
         rows.append([family, *cells, f"{max(s.diverged for s in found.values()):.2%}"])
     return ["family", *(f"{solver}, {kind}" for solver, kind in columns), "newly diverged"], rows
+
+
+def digits_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+    """Precision, recall and recognition of digits, a row a solver and family, means over budgets and seeds."""
+    rows = []
+    for solver in dict.fromkeys(r.solver for r in results):
+        for family in dict.fromkeys(r.family for r in results):
+            part = [r for r in results if (r.solver, r.family, r.kind) == (solver, family, "learned")]
+            means = [
+                _mean([getattr(r, name) for r in part if math.isfinite(r.precision)])
+                for name in ("precision", "recall", "recognised")
+            ]
+            rows.append([solver, family, *(f"{mean:.3f}" for mean in means)])
+    return ["solver", "family", "precision", "recall", "recognised"], rows
 
 
 def figures(scores: Sequence[Score]) -> list[dict[str, Any]]:
