@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import steadyflow as sf
-from steadyflow.corrections import MomentMatching, Relaxed, Stein
+from steadyflow.corrections import MomentMatching, Relaxed, Stein, edm_scalings, shift_bound
 from steadyflow.diagnostics import contractivity
 from steadyflow.diagnostics.divergence import divergence
 from steadyflow.diagnostics.maps import StepMap
@@ -202,3 +202,42 @@ def test_bad_input_is_named():
     flow = mixture().denoiser(sf.RectifiedFlow())
     with pytest.raises(sf.InputError, match="singular"):
         contractivity(flow, torch.zeros(1, 3), sf.grids.make("uniform", flow.schedule, 4))
+
+
+@pytest.mark.parametrize("spread", [1.0, 1.2, 2.0])
+@pytest.mark.parametrize("step", [0.7, 0.1])
+def test_the_coefficient_on_shifted_states_is_within_the_scores_bound(spread, step):
+    """States from a wider mixture than the model's: the bound holds, also where the step does not contract."""
+    schedule, data = PATHS["ve"], mixture()
+    wider = sf.GaussianMixture(data.means, data.std * spread, data.weights)
+    model, level, n = data.denoiser(schedule), 1.0, 40_000
+    t0, t1 = schedule.t_from_ratio(level), schedule.t_from_ratio(step * level)
+    x = wider.marginal(schedule, t0).sample(n, seed=3)
+    stein = Stein("clean", method="exact", trust=5.0, levels=EVERYWHERE)
+    landed = one_step(model, x, t0, t1, Relaxed(1.0, EVERYWHERE))
+    one_step(model, x, t0, t1, stein)
+    u = x - landed
+    own, other = model(x, t0).score, wider.denoiser(schedule)(x, t0).score
+    meant = -(level**2) * (u * own).sum(1).mean() / u.square().sum(1).mean()
+    bound = shift_bound(u.square().sum(1).mean().item(), (own - other).square().sum(1).mean().item(), level)
+    found = stein.record.coefficients[0][1]
+    assert abs(found - meant) < bound + 0.03 * abs(meant)
+    if spread == 2.0:
+        assert bound > 0.03 * abs(meant)  # the bound is what is tested, not the Monte Carlo error
+
+
+@pytest.mark.parametrize("level", [0.1, 1.0, 10.0])
+def test_edms_scalings_are_steins_coefficient_along_the_state(level):
+    data = mixture()
+    centred = sf.GaussianMixture(data.means - data.sample(200_000, seed=5).mean(0), data.std, data.weights)
+    x0 = centred.sample(200_000, seed=6)
+    noise = level * torch.randn(x0.shape, generator=torch.Generator().manual_seed(7), dtype=x0.dtype)
+    x0, y = torch.cat([x0, x0]), torch.cat([x0 + noise, x0 - noise])  # so that their correlation is none
+    skip, out = edm_scalings(level, x0.square().mean().item())
+    best = (y * (y - x0)).sum() / y.square().sum()  # argmin over gamma of |y - gamma y - x0|
+    assert 1.0 - skip == pytest.approx(best.item(), rel=0.01)
+    assert out**2 == pytest.approx((x0 - skip * y).square().mean().item(), rel=0.02)
+    with pytest.raises(sf.InputError):
+        edm_scalings(level, 0.0)
+    with pytest.raises(sf.InputError):
+        shift_bound(0.0, 1.0, 1.0)

@@ -3,6 +3,6 @@
 from ..tasks.anchor import Anchor
 from .escape import Escape
 from .restart import Restart
-from .stein import MomentMatching, Relaxed, Stein
+from .stein import MomentMatching, Relaxed, Stein, edm_scalings, shift_bound
 
-__all__ = ["Anchor", "Escape", "MomentMatching", "Relaxed", "Restart", "Stein"]
+__all__ = ["Anchor", "Escape", "MomentMatching", "Relaxed", "Restart", "Stein", "edm_scalings", "shift_bound"]
