@@ -11,7 +11,7 @@ from ..denoisers.base import Denoiser
 from ..grids import Grid
 from ..integrate import Moment, integrate
 from ..noise import SOURCES
-from ..schedules import VE
+from ..schedules import VE, Schedule
 from ..solvers import registry
 from ..solvers.base import Solver
 
@@ -25,6 +25,7 @@ def sample_steady(
     disable: bool | None = None,
     *,
     solver: str | Solver = "ees25",
+    schedule: Schedule | None = None,
     seed: int = 0,
     corrections: Sequence[Any] = (),
     **options: Any,
@@ -34,6 +35,7 @@ def sample_steady(
     model: model(x, sigma, **extra_args) -> denoised, sigma of shape (B,); x: noise of the first sigma, (B, ...).
     sigmas: falling, with or without a last 0, or rising from a small one. callback: told {"x", "i", "sigma",
         "sigma_hat", "denoised"} after each step, "denoised" as the step's own estimate of the clean sample.
+    schedule: the path whose times the sigmas are; `VE()` by default, `RectifiedFlow()` for flow models.
     disable: no progress bar. solver, options: of `steadyflow.solvers`. seed: of stochastic solvers' noise, by sample.
 
     Raises `InputError` for sigmas that neither fall nor rise, `NotInvertibleError` for rising ones and a solver that
@@ -44,17 +46,17 @@ def sample_steady(
     def net(state: Tensor, sigma: Tensor) -> Tensor:
         return model(state, sigma, **arguments)
 
-    levels = [float(s) for s in sigmas]
-    denoiser = Denoiser(net, VE(), prediction="sample", dtype=x.dtype, name="k-diffusion")
+    path, levels = schedule or VE(), [float(s) for s in sigmas]
+    denoiser = Denoiser(net, path, prediction="sample", dtype=x.dtype, name="k-diffusion")
     method = registry.get(solver, **options)
     noise = SOURCES["brownian"](seed, range(len(x)), x.shape[1:], dtype=x.float().dtype, device=x.device)
 
     def tell(moment: Moment) -> None:
         assert callback is not None
-        before, after = moment.leg.t0, moment.leg.t1
-        start = moment.solver.output(moment.before)
-        clean = (before * moment.x - after * start) / (before - after)
-        callback({"x": moment.x, "i": moment.step - 1, "sigma": before, "sigma_hat": before, "denoised": clean})
+        t0, t1, start = moment.leg.t0, moment.leg.t1, moment.solver.output(moment.before)
+        before, after = path.sigma(t0), path.sigma(t1)
+        clean = (before * moment.x - after * start) / (path.alpha(t1) * before - path.alpha(t0) * after)
+        callback({"x": moment.x, "i": moment.step - 1, "sigma": t0, "sigma_hat": t0, "denoised": clean})
 
     run = integrate(
         denoiser,
