@@ -218,6 +218,24 @@ def test_damaged_benchmark_data_is_named(tmp_path):
         piebench.decode_mask([1, 2, 3])
 
 
+@pytest.mark.slow
+def test_the_instability_study_takes_pipelines(call, folder, tmp_path):
+    for k in range(4):
+        values = np.random.default_rng(k).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(values).save(tmp_path / f"{k}.png")
+    options = ["--model", folder, "--images", tmp_path, "--quick", "--n", "4", "--out", tmp_path / "lab", "--json"]
+    status, text, _ = call("lab", "run", "instability", *options)
+    assert status == 0, text
+    assert json.loads(text)
+
+
+def test_a_diagnosis_takes_a_pipeline_and_its_prompt(call, folder, picture):
+    options = ["--image", picture, "--prompt", "a cat", "--solver", "ddim", "--steps", "3"]
+    status, text, _ = call("diagnose", "--model", folder, *options, "--json")
+    assert status == 0, text
+    assert json.loads(text)["cause"]
+
+
 def test_wrong_use_is_told_in_one_line(call, folder, picture, tmp_path):
     for arguments, message in (
         (("edit", "--target", "a dog"), "takes classes"),

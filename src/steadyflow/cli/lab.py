@@ -50,7 +50,7 @@ def coupling(
 @run.command("instability", epilog="Example: steadyflow lab run instability --model digits --out lab")
 def instability(
     model: Annotated[
-        str, typer.Option(help="'digits', 'faces', or a saved .safetensors model with --images.")
+        str, typer.Option(help="'digits', 'faces', or with --images a saved model or a diffusers pipeline.")
     ] = "digits",
     images: Annotated[
         Path | None, typer.Option(help="A folder of pictures for a model of your own, scaled to its size.")
@@ -71,7 +71,9 @@ def instability(
         denoiser, x = experiment.problem(model, min(n, 24) if quick else n)
     else:
         denoiser = load_model(model)
-        x = arrays.read_folder(images, denoiser.shape, n)
+        codec = getattr(denoiser, "codec", None)
+        x = arrays.read_folder(images, denoiser.shape if codec is None else denoiser.image_shape, n)
+        x = x if codec is None else codec.encode(x)
         if len(x) < 3:
             raise InputError(f"images: {images} holds {len(x)} pictures; the study needs at least 3")
     toys = experiment.toy(1, side=41 if quick else 161), experiment.toy(2, side=21 if quick else 81)
