@@ -11,7 +11,7 @@ demo: $(VENV)/.lab  ## the main job on real input: table on the terminal, report
 	$(BIN)/steadyflow demo --out demo
 
 test: $(VENV)/.dev lint  ## ruff, pyright and the test suite
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
