@@ -179,12 +179,12 @@ def load_pipeline(path: str | Path, **options: Any) -> PipelineModel:
     folder that holds no whole pipeline.
     """
     try:
-        from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+        with _quiet():
+            from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+            pipe = DiffusionPipeline.from_pretrained(str(path)).to(torch.float32)
     except ImportError as error:
         raise MissingExtraError("diffusers", "diffusers", "loading pipelines") from error
-    try:
-        with _quiet():
-            pipe = DiffusionPipeline.from_pretrained(str(path), torch_dtype=torch.float32)
     except (OSError, ValueError, SafetensorError) as error:
         raise CorruptFileError(f"{path}: no pipeline that diffusers can load ({error})") from error
     for part in pipe.components.values():
@@ -195,15 +195,18 @@ def load_pipeline(path: str | Path, **options: Any) -> PipelineModel:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Loading without diffusers' and transformers' bars, which show off a terminal too."""
+    """Loading without diffusers' and transformers' bars and advice, which show off a terminal too."""
     from diffusers.utils import logging as ours
     from transformers.utils import logging as theirs
 
-    shown = [library for library in (ours, theirs) if library.is_progress_bar_enabled()]
-    for library in shown:
+    before = [(library, library.is_progress_bar_enabled(), library.get_verbosity()) for library in (ours, theirs)]
+    for library in (ours, theirs):
         library.disable_progress_bar()
+        library.set_verbosity_error()
     try:
         yield
     finally:
-        for library in shown:
-            library.enable_progress_bar()
+        for library, shown, level in before:
+            library.set_verbosity(level)
+            if shown:
+                library.enable_progress_bar()
