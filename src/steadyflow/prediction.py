@@ -15,7 +15,6 @@ Sources: Ho et al. 2020; Salimans & Ho 2022 (v); Liu et al. 2022 (flow); Song et
 
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 from .errors import SingularTimeError, UnknownNameError
@@ -47,7 +46,7 @@ def linear(a: float | Tensor, x: Tensor, b: float | Tensor, y: Tensor) -> Tensor
         return y * b if b != 1.0 else y
     if b == 0.0:
         return x * a
-    return torch.add(x * a, y, alpha=b)
+    return (x * a).add_(y, alpha=b)
 
 
 class Prediction:

@@ -23,9 +23,11 @@ Karras et al. 2022 (EDM), Liu et al. 2022 and Esser et al. 2024 (rectified flow,
 
 import bisect
 import dataclasses
+import functools
 import itertools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -89,6 +91,29 @@ def _cbrt(x: Any) -> Any:
     return x.pow(1 / 3) if isinstance(x, Tensor) else math.cbrt(x)
 
 
+def _remembered(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """A method of a time that keeps its answers for single times: solvers ask for the same few over and over."""
+
+    @functools.wraps(function)
+    def answer(self: Any, t: Any) -> Any:
+        if type(t) is not float:
+            return function(self, t)
+        memo = self.__dict__.get("_memo")
+        if memo is None:
+            object.__setattr__(self, "_memo", memo := {})
+        value = memo.get(t)
+        if value is None:
+            if len(memo) >= _REMEMBERED:
+                memo.clear()
+            value = memo[t] = function(self, t)
+        return value
+
+    return answer
+
+
+_REMEMBERED = 4096
+
+
 @dataclass(frozen=True)
 class Schedule(ABC):
     """A path x_t = alpha(t) x0 + sigma(t) eps, with t growing from data to noise.
@@ -97,6 +122,11 @@ class Schedule(ABC):
     defined at all. All times are in the schedule's own unit (usually 0..1; sigma for `VE`; the table's
     index for `Tabulated`).
     """
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        if "log_snr" in cls.__dict__:
+            cls.log_snr = _remembered(cls.log_snr)  # type: ignore[method-assign]
 
     @property
     @abstractmethod

@@ -239,7 +239,7 @@ def combine(first: float, x: Tensor, factors: list[float], others: list[Tensor])
         if factor == 0.0:
             continue
         if result is None:
-            result = torch.add(x if first == 1.0 else x * first, other, alpha=factor)
+            result = torch.add(x, other, alpha=factor) if first == 1.0 else (x * first).add_(other, alpha=factor)
         else:
             result = result.add_(other, alpha=factor)
     if result is None:

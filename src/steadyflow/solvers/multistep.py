@@ -30,7 +30,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -379,7 +379,7 @@ class UniPC(Solver):
         knots = [*ratios, 1.0] if ahead is not None else ratios
         others = [*slopes[1:], ahead] if ahead is not None else list(slopes[1:])
         scale = h if self.kind == "bh1" else math.expm1(h)
-        weights = _unified_weights(h, scale, knots)
+        weights = _unified_weights(h, scale, tuple(knots))
         alpha = schedule.alpha(t)
         gain = -alpha * scale
         factors = [gain * w / r for w, r in zip(weights, knots, strict=True)]
@@ -387,19 +387,20 @@ class UniPC(Solver):
         return combine(schedule.sigma(t) / schedule.sigma(times[0]), x, [of_model, *factors], [slopes[0], *others])
 
 
-def _unified_weights(h: float, scale: float, knots: list[float]) -> list[float]:
+@lru_cache(maxsize=1024)
+def _unified_weights(h: float, scale: float, knots: tuple[float, ...]) -> tuple[float, ...]:
     """The weights rho of UniPC: R rho = b with R_ij = r_j^(i-1), b_i = i! phi_(i+1)(h) h / B(h).
 
     A single knot gets 1/2, as the authors have it, which keeps the order.
     """
     if not knots:
-        return []
+        return ()
     if len(knots) == 1:
-        return [0.5]
+        return (0.5,)
     phi, factorial, rhs = math.expm1(h) / h - 1.0, 1.0, []
     for i in range(1, len(knots) + 1):
         rhs.append(phi * factorial / scale)
         factorial *= i + 1
         phi = phi / h - 1.0 / factorial
     matrix = np.vander(np.array(knots), increasing=True).T
-    return [float(w) for w in np.linalg.solve(matrix, np.array(rhs))]
+    return tuple(float(w) for w in np.linalg.solve(matrix, np.array(rhs)))
