@@ -70,31 +70,56 @@ def edit(
     They are inverted under the source and generated under the target; or moved without an inversion, as --method says.
     """
     from .. import arrays
+    from ..metrics import rmse
+    from ..tasks import Inversion, invert
 
     if method not in METHODS:
         raise InputError(f"method: got {method!r}, expected one of {', '.join(METHODS)}")
     denoiser = load_model(model)
     goal = _condition(denoiser, "target", target)
-    below = denoiser.condition(goal).guided(guidance)
-    above, below = _smoothed(denoiser, below, smooth, lora, smooth_when)
-    x, labels = (None, None) if saved is not None else read_input(denoiser, input, n, resize, None)
+    x: Any = None
+    labels: Any = None
+    if saved is None:
+        x, labels = read_input(denoiser, input, n, resize, None)
     origin = labels if source is None else _condition(denoiser, "source", source)
     if method in ("flowedit", "rf-inversion"):
-        if saved is not None or save is not None or mask is not None:
-            raise InputError(f"method: {method} makes no inversion that could be saved, loaded or masked")
-        figures, edited, x = _flowing(method, denoiser, x, goal, origin, guidance, strength, steps, nfe, seed)
+        if saved is not None or save is not None or mask is not None or nfe is not None:
+            raise InputError(f"method: {method} makes no inversion to save, load or mask; its cost is set by --steps")
+        options = {"source": origin, "guidance": guidance, "seed": seed}
+        figures, edited = _flowing(method, denoiser, x, goal, strength, steps, options)
     else:
-        chosen = make_solver(solver, variable)
-        count = count_steps(chosen, steps, nfe, 16)
-        way = {"solver": chosen, "steps": count, "grid": grid, "strength": strength, "batch_size": batch_size}
-        figures, edited, x = _inverting(
-            above, below, denoiser, x, origin, source_guidance, way, method, share, mask, save, saved
-        )
+        above, below = _smoothed(denoiser, denoiser.condition(goal).guided(guidance), smooth, lora, smooth_when)
+        held = method == "direct" or mask is not None
+        if held and (saved is not None or batch_size is not None):
+            raise InputError("mask, --method direct: need the states of an inversion of the whole batch made now")
+        if saved is not None:
+            inversion = Inversion.load(saved)
+        else:
+            chosen = make_solver(solver, variable)
+            inversion = invert(
+                above.condition(origin).guided(source_guidance),
+                x,
+                solver=chosen,
+                steps=count_steps(chosen, steps, nfe, 16),
+                grid=grid,
+                strength=strength,
+                batch_size=batch_size,
+                record="all" if held else None,
+            )
+        if save is not None:
+            inversion.save(save)
+        corrections = [_anchor(inversion, denoiser, method, share, mask)] if held else []
+        back = inversion.decode(below, corrections=corrections, batch_size=batch_size)
+        edited = back.x
+        figures = {
+            "solver": inversion.solver.name,
+            "samples": len(edited),
+            "steps each way": inversion.steps,
+            "nfe": (0 if saved is not None else inversion.nfe) + back.nfe,
+        }
     if out is not None:
         arrays.write(out, to_images(denoiser, edited))
     if x is not None:
-        from ..metrics import rmse
-
         figures["distance median"] = rmse(edited, x).median().item()
     figures["max |x|"] = edited.abs().max().item()
     if denoiser.name == "digits":
@@ -131,76 +156,26 @@ def _smoothed(model: Any, below: Any, radius: float | None, lora: Path | None, w
     return above, below
 
 
-def _inverting(
-    above: Any,
-    below: Any,
-    model: Any,
-    x: Any,
-    origin: Any,
-    source_guidance: float,
-    way: dict[str, Any],
-    method: str,
-    share: float,
-    mask: Path | None,
-    save: Path | None,
-    saved: Path | None,
-) -> tuple[dict[str, Any], Any, Any]:
-    """Edit by an inversion; the figures, what came out, and the source where it is known."""
+def _anchor(inversion: Any, model: Any, method: str, share: float, mask: Path | None) -> Any:
+    """What holds the edit near the inversion's states: outside a mask wholly, else by a share."""
     from ..corrections import Anchor
-    from ..tasks import Inversion, invert
 
-    held = method == "direct" or mask is not None
-    if held and (saved is not None or way["batch_size"] is not None):
-        raise InputError("mask, --method direct: need the states of an inversion of the whole batch made now")
-    if saved is not None:
-        inversion = Inversion.load(saved)
-    else:
-        inversion = invert(above.condition(origin).guided(source_guidance), x, record="all" if held else None, **way)
-    if save is not None:
-        inversion.save(save)
-    corrections = []
-    if held:
-        assert inversion.trajectory is not None
-        corrections = [
-            Anchor(
-                inversion.trajectory,
-                share if method == "direct" and mask is None else 1.0,
-                None if mask is None else 1.0 - _mask(mask, model),
-            )
-        ]
-    back = inversion.decode(below, corrections=corrections, batch_size=way["batch_size"])
-    figures = {
-        "solver": inversion.solver.name,
-        "samples": len(back.x),
-        "steps each way": inversion.steps,
-        "nfe": (0 if saved is not None else inversion.nfe) + back.nfe,
-    }
-    return figures, back.x, x
+    if mask is None:
+        return Anchor(inversion.trajectory, share)
+    return Anchor(inversion.trajectory, share if method == "direct" else 1.0, 1.0 - _mask(mask, model))
 
 
 def _flowing(
-    method: str,
-    model: Any,
-    x: Any,
-    goal: Any,
-    origin: Any,
-    guidance: float,
-    strength: float,
-    steps: int | None,
-    nfe: int | None,
-    seed: int,
-) -> tuple[dict[str, Any], Any, Any]:
-    """Edit without a solver of our own."""
+    method: str, model: Any, x: Any, goal: Any, strength: float, steps: int | None, options: dict[str, Any]
+) -> tuple[dict[str, Any], Any]:
+    """Edit without a solver of our own; the figures, and what came out."""
     from ..tasks import flow_edit, rf_inversion
 
-    if nfe is not None:
-        raise InputError(f"nfe: {method} takes two evaluations a step; give --steps")
-    options = {"source": origin, "guidance": guidance, "seed": seed}
     if method == "flowedit":
         found = flow_edit(model, x, goal, steps=steps or 50, strength=strength if strength < 1.0 else 0.66, **options)
     else:
         found = rf_inversion(model, x, goal, steps=steps or 28, **options)
-    return {"method": method, "samples": len(x), "steps": found.steps, "nfe": found.nfe}, found.x, x
+    return {"method": method, "samples": len(x), "steps": found.steps, "nfe": found.nfe}, found.x
 
 
 def _mask(path: Path, model: Any) -> Any:
