@@ -531,6 +531,10 @@ def test_bad_input_is_named(pipes):
         SteadyScheduler(beta_schedule="cubic")
     with pytest.raises(sf.InputError, match="needs mu"):
         SteadyFlowScheduler(use_dynamic_shifting=True).set_timesteps(4)
+    with pytest.raises(sf.InputError, match="needs beta_start"):
+        SteadyScheduler.from_config(diffusers.FlowMatchEulerDiscreteScheduler().config)
+    with pytest.raises(sf.InputError, match="needs shift"):
+        SteadyFlowScheduler.from_config(diffusers.DDIMScheduler().config, solver="rk4")
     scheduler = SteadyScheduler(solver="ddim")
     with pytest.raises(sf.InputError, match="use 'trailing'"):
         scheduler.set_timesteps(1)

@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..grids import Grid
 from ..prediction import PredictionType
 from ..schedules import RectifiedFlow, Tabulated
-from .scheduling import Steady, register_to_config
+from .scheduling import TABLES, Steady, register_to_config
 
 
 class SteadyScheduler(Steady):
@@ -32,6 +32,9 @@ class SteadyScheduler(Steady):
     solver, solver_options: of `steadyflow.solvers`. grid: one of `steadyflow.grids`; by default `timestep_spacing`.
     seed: of the noise of stochastic solvers where no generator is given.
     """
+
+    needed = ("beta_start", "trained_betas")
+    _compatibles = TABLES
 
     @register_to_config
     def __init__(
@@ -142,6 +145,8 @@ class SteadyFlowScheduler(Steady):
     """
 
     _integers = False
+    needed = ("shift", "use_dynamic_shifting")
+    _compatibles = ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"]  # noqa: RUF012
 
     @register_to_config
     def __init__(

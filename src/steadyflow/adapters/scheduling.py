@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,10 @@ except ImportError as error:
     raise MissingExtraError("diffusers", "diffusers", "schedulers for diffusers pipelines") from error
 
 
-__all__ = ["GeneratorNoise", "Steady", "SteadyOutput", "register_to_config"]
+__all__ = ["TABLES", "GeneratorNoise", "Steady", "SteadyOutput", "register_to_config"]
+
+TABLES = [member.name for member in KarrasDiffusionSchedulers if not member.name.startswith("EDM")]
+"""diffusers' schedulers over tables of betas."""
 
 
 @dataclass
@@ -80,12 +83,28 @@ class _Carried:
 class Steady(SchedulerMixin, ConfigMixin):
     """What the schedulers share; a subclass says the path, the grid and what the network predicts."""
 
-    _compatibles = [member.name for member in KarrasDiffusionSchedulers]  # noqa: RUF012  # diffusers reads a class list
     rising = False
     """Whether it goes from data to noise."""
+    needed: tuple[str, ...] = ()
+    """Fields one of which a config must have, as only models of this kind do."""
 
     timesteps: Tensor
     num_inference_steps: int | None
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """A scheduler from another's config, with `solver=` and other fields changed, as for all of diffusers.
+
+        Raises `InputError` for the config of a scheduler of another kind of models.
+        """
+        fields: Any = config
+        if isinstance(fields, Mapping) and not any(field in fields or field in kwargs for field in cls.needed):
+            raise InputError(
+                f"from_config: {cls.__name__} needs {' or '.join(cls.needed)}, which this config "
+                "has not; SteadyScheduler is for tables of betas, "
+                "SteadyFlowScheduler for flow models"
+            )
+        return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
     @property
     def _own(self) -> Any:
