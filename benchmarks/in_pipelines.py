@@ -37,7 +37,7 @@ def latents(name, pipe):
     """A picture's latents, as the pipeline takes them."""
     shape = sf.from_diffusers(pipe, **SIZES.get(name, {})).shape
     x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(2))
-    return x.view(-1, 1, 4, 2, 4, 2).permute(0, 2, 4, 1, 3, 5).reshape(-1, 16, 4) if name == "flux" else x
+    return pipelines.packed(name, x)
 
 
 def round_trip(pipe, name, solver, steps):

@@ -55,13 +55,9 @@ def ours(name, shape):
     return least(run, calls[0])
 
 
-def ours_scheduled(name, shape):
-    """As a diffusers scheduler."""
-    from steadyflow.diffusers import SteadyScheduler
-
+def scheduled(scheduler, shape):
+    """A scheduler in the loop of diffusers' documentation, less the planning of the steps."""
     x, answer = torch.randn(shape), torch.randn(shape)
-    scheduler = SteadyScheduler(solver=name, beta_schedule="scaled_linear", steps_offset=1, set_alpha_to_one=False)
-    scheduler.generator = torch.Generator().manual_seed(0)
     scheduler.set_timesteps(STEPS)
     calls = len(scheduler.timesteps)
 
@@ -69,10 +65,20 @@ def ours_scheduled(name, shape):
         scheduler.set_timesteps(STEPS)
         sample = x
         for t in scheduler.timesteps:
+            scheduler.scale_model_input(sample, t)
             sample = scheduler.step(answer, t, sample, return_dict=False)[0]
 
     planned = least(lambda: scheduler.set_timesteps(STEPS), calls)
     return least(run, calls) - planned
+
+
+def ours_scheduled(name, shape):
+    """As a diffusers scheduler."""
+    from steadyflow.diffusers import SteadyScheduler
+
+    scheduler = SteadyScheduler(solver=name, beta_schedule="scaled_linear", steps_offset=1, set_alpha_to_one=False)
+    scheduler.generator = torch.Generator().manual_seed(0)
+    return scheduled(scheduler, shape)
 
 
 def theirs(name, shape):
@@ -89,19 +95,7 @@ def theirs(name, shape):
     }
     options = {"clip_sample": False} if name in ("ddim", "ddpm") else {}
     scheduler = kinds[name](beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **options)
-    x, answer = torch.randn(shape), torch.randn(shape)
-    scheduler.set_timesteps(STEPS)
-    calls = len(scheduler.timesteps)
-
-    def run():
-        scheduler.set_timesteps(STEPS)
-        sample = x
-        for t in scheduler.timesteps:
-            given = scheduler.scale_model_input(sample, t)
-            sample = scheduler.step(answer, t, given if given is sample else sample, return_dict=False)[0]
-
-    planned = least(lambda: scheduler.set_timesteps(STEPS), calls)
-    return least(run, calls) - planned
+    return scheduled(scheduler, shape)
 
 
 def k_diffusion(name, shape):
@@ -111,7 +105,7 @@ def k_diffusion(name, shape):
         return None
     try:
         from k_diffusion import sampling
-    except Exception:
+    except (ImportError, RuntimeError):  # it needs torchvision, which may be there and broken
         return None
     x, answer = torch.randn(shape), torch.randn(shape)
     sigmas = sampling.get_sigmas_karras(STEPS, 0.03, 14.0)

@@ -169,3 +169,13 @@ def smooth_in_time(pipe):
     slow = 10000.0 ** (-torch.arange(half) / half) < 0.01
     weight.mul_(torch.cat([slow, slow]))
     return pipe
+
+
+def unpacked(name, x):
+    """FLUX's packed latents as (B, 1, 8, 8); others as they are."""
+    return x.view(-1, 4, 4, 1, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(-1, 1, 8, 8) if name == "flux" else x
+
+
+def packed(name, x):
+    """The reverse."""
+    return x.view(-1, 1, 4, 2, 4, 2).permute(0, 2, 4, 1, 3, 5).reshape(-1, 16, 4) if name == "flux" else x

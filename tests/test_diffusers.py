@@ -53,15 +53,6 @@ def call(pipe, name, steps=2, latents=None, seed=0, **options):
     ).images
 
 
-def unpacked(name, x):
-    """FLUX's packed latents as (B, 1, 8, 8)."""
-    return x.view(-1, 4, 4, 1, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(-1, 1, 8, 8) if name == "flux" else x
-
-
-def packed(name, x):
-    return x.view(-1, 1, 4, 2, 4, 2).permute(0, 2, 4, 1, 3, 5).reshape(-1, 16, 4) if name == "flux" else x
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_every_solver_gives_the_same_in_a_pipeline_as_in_our_own_loop(pipes, name):
     pipe, own = pipes[name]
@@ -71,7 +62,9 @@ def test_every_solver_gives_the_same_in_a_pipeline_as_in_our_own_loop(pipes, nam
         for solver in SCHEDULED:
             pipe.scheduler = scheduler_for(name, own, solver)
             model = sf.from_diffusers(pipe, "a cat", **size(name))
-            found = unpacked(name, call(pipe, name, latents=packed(name, latents.clone()), seed=None))
+            found = pipelines.unpacked(
+                name, call(pipe, name, latents=pipelines.packed(name, latents.clone()), seed=None)
+            )
             if name == "flux" and solver in STOCHASTIC:  # noise of the packed latents' layout
                 assert found.isfinite().all()
                 continue
@@ -135,12 +128,12 @@ def test_an_inverse_scheduler_in_the_pipeline_finds_the_latents_that_make_the_im
     image = picture(name, pipe)
     try:
         inverse = pipe.scheduler = scheduler_for(name, own, solver, inverse=True)
-        found = call(pipe, name, steps=steps, latents=packed(name, image))
+        found = call(pipe, name, steps=steps, latents=pipelines.packed(name, image))
         forward = pipe.scheduler = scheduler_for(name, own, solver)
         start = forward.carry(inverse)
-        back = unpacked(name, call(pipe, name, steps=steps, latents=start))
+        back = pipelines.unpacked(name, call(pipe, name, steps=steps, latents=start))
         fresh = pipe.scheduler = scheduler_for(name, own, solver)
-        alone = unpacked(name, call(pipe, name, steps=steps, latents=found))
+        alone = pipelines.unpacked(name, call(pipe, name, steps=steps, latents=found))
     finally:
         pipe.scheduler = own
     assert relative(back, image) < limit
@@ -181,10 +174,10 @@ def test_stages_that_lie_symmetrically_round_trip_on_networks_that_are_not_smoot
     try:
         for solver, steps in (("rk4", 12), ("ees25", 16)):
             pipe.scheduler = inverse = scheduler_for("flux", own, solver, inverse=True)
-            call(pipe, "flux", steps=steps, latents=packed("flux", image))
+            call(pipe, "flux", steps=steps, latents=pipelines.packed("flux", image))
             pipe.scheduler = forward = scheduler_for("flux", own, solver)
             back = call(pipe, "flux", steps=steps, latents=forward.carry(inverse))
-            errors[solver] = relative(unpacked("flux", back), image)
+            errors[solver] = relative(pipelines.unpacked("flux", back), image)
     finally:
         pipe.scheduler = own
     assert errors["rk4"] < 1e-4 < errors["ees25"]
@@ -346,7 +339,7 @@ def test_half_precision_pipelines(name, dtype, limit):
     assert all(time.dtype == torch.float32 for time in told)
     assert results[1].x.dtype == torch.float32
     assert 0.0 < relative(results[1].x, results[0].x) < limit
-    latents = packed(name, start[:1])
+    latents = pipelines.packed(name, start[:1])
     ends = []
     for pipe, kind in ((full, torch.float32), (half, dtype)):
         pipe.scheduler = scheduler_for(name, pipe.scheduler, "ees25")

@@ -140,7 +140,7 @@ _LAZY = {
     "from_diffusers": ".adapters.pipelines",
     "sample_steady": ".adapters.kdiffusion",
 }
-"""What is imported when it is first asked for. Saved pipelines name schedulers as `steadyflow.X`."""
+"""What is imported when it is first asked for, as it needs diffusers or is seldom wanted."""
 
 
 def __getattr__(name: str):

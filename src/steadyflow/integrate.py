@@ -28,7 +28,7 @@ from .noise import NoiseSource
 from .prediction import Prediction
 from .schedules import Schedule
 from .solvers import registry
-from .solvers.base import Asking, Leg, Query, Result, Solver, State, legs, pack, unpack
+from .solvers.base import Asking, Leg, Query, Result, Solver, State, combine, legs, pack, unpack
 
 Record = Literal["all", "last"] | int | None
 """What to keep of a run: "all" states, every k-th (an integer k), or only the "last" (None)."""
@@ -58,6 +58,14 @@ class Moment(NamedTuple):
     """The solver's state before it."""
     state: State
     """The solver's state after it."""
+
+    @property
+    def clean(self) -> Tensor:
+        """What the step aimed at: the x0 that takes DDIM from the state before to `x`, shape (B, ...)."""
+        schedule, t0, t1 = self.leg.schedule, self.leg.t0, self.leg.t1
+        before, after = schedule.sigma(t0), schedule.sigma(t1)
+        gain = schedule.alpha(t1) * before - schedule.alpha(t0) * after
+        return combine(before / gain, self.x, [-after / gain], [self.solver.output(self.before)])
 
 
 Progress = bool | None | tqdm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,7 +33,7 @@ def family_of(pipe: Any, embedded_guidance: float) -> Family:
     )
 
 
-class Family:
+class Family(ABC):
     """How one family of pipelines encodes prompts and calls its network."""
 
     flow = False
@@ -119,10 +120,12 @@ class Family:
     names: tuple[str, ...] = ("prompt_embeds",)
 
     def encode(self, prompt: list[str]) -> Embedded:
-        raise NotImplementedError
+        """The prompts as the network wants them, by name."""
+        raise InputError(f"prompt: {type(self.pipe).__name__} takes none")
 
+    @abstractmethod
     def network(self, shape: tuple[int, ...]) -> Callable[..., Tensor]:
-        raise NotImplementedError
+        """net(x, time, given) for latents of a shape."""
 
 
 class _SD(Family):

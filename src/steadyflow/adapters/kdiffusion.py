@@ -53,10 +53,8 @@ def sample_steady(
 
     def tell(moment: Moment) -> None:
         assert callback is not None
-        t0, t1, start = moment.leg.t0, moment.leg.t1, moment.solver.output(moment.before)
-        before, after = path.sigma(t0), path.sigma(t1)
-        clean = (before * moment.x - after * start) / (path.alpha(t1) * before - path.alpha(t0) * after)
-        callback({"x": moment.x, "i": moment.step - 1, "sigma": t0, "sigma_hat": t0, "denoised": clean})
+        t = moment.leg.t0
+        callback({"x": moment.x, "i": moment.step - 1, "sigma": t, "sigma_hat": t, "denoised": moment.clean})
 
     run = integrate(
         denoiser,

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..denoisers.base import Condition, Denoiser
+from ..denoisers.base import Condition, Denoiser, is_words
 from ..errors import CorruptFileError, InputError, MissingExtraError
 from ..schedules import RectifiedFlow, Schedule, Tabulated
 from .families import Embedded, Family, family_of
@@ -104,10 +104,18 @@ class PipelineModel(Denoiser):
         channels, factor = self.codec.channels, self.codec.factor
         return (channels, self.shape[1] * factor, self.shape[2] * factor)
 
+    def encode(self, images: Tensor) -> Tensor:
+        """Images in [-1, 1] as what the network works on: latents, or the images themselves where there is no VAE."""
+        return images if self.codec is None else self.codec.encode(images)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """The images of latents; of images, themselves."""
+        return x if self.codec is None else self.codec.decode(x)
+
     def _embedded(self, given: Any) -> Any:
         if given is None and self.embed is not None:
             return self.null
-        if not (isinstance(given, str) or (isinstance(given, Sequence) and given and isinstance(given[0], str))):
+        if not is_words(given):
             return given
         if self.embed is None:
             raise InputError("condition: this pipeline takes no prompts")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -127,7 +127,7 @@ class SteadyScheduler(Steady):
                 raise InputError(f"num_inference_steps: got {num_inference_steps}, expected 1 to {len(self)}")
             grid = self._named_grid(num_inference_steps)
         self.num_inference_steps = grid.steps
-        self._plan_over(grid, device, clean=self._ends_clean)
+        self._plan_over(grid, device)
 
     @property
     def _ends_clean(self) -> bool:
@@ -146,7 +146,7 @@ class SteadyFlowScheduler(Steady):
 
     _integers = False
     needed = ("shift", "use_dynamic_shifting")
-    _compatibles = ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"]  # noqa: RUF012
+    _compatibles: ClassVar[list[str]] = ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"]
 
     @register_to_config
     def __init__(
@@ -222,7 +222,7 @@ class SteadyFlowScheduler(Steady):
             low, high = self._own.sigma_min, self._own.sigma_max
             grid = _down_to((min(max(self._shifted(s, mu), low), high) for s in plain), low)
         self.num_inference_steps = grid.steps
-        self._plan_over(grid, device, clean=False)
+        self._plan_over(grid, device)
 
     def _shifted(self, s: float, mu: float | None) -> float:
         if s in (0.0, 1.0):

@@ -15,7 +15,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -88,6 +88,7 @@ class Steady(SchedulerMixin, ConfigMixin):
     needed: tuple[str, ...] = ()
     """Fields one of which a config must have, as only models of this kind do."""
 
+    _compatibles: ClassVar[list[str]]
     timesteps: Tensor
     num_inference_steps: int | None
 
@@ -100,9 +101,8 @@ class Steady(SchedulerMixin, ConfigMixin):
         fields: Any = config
         if isinstance(fields, Mapping) and not any(field in fields or field in kwargs for field in cls.needed):
             raise InputError(
-                f"from_config: {cls.__name__} needs {' or '.join(cls.needed)}, which this config "
-                "has not; SteadyScheduler is for tables of betas, "
-                "SteadyFlowScheduler for flow models"
+                f"from_config: {cls.__name__} needs {' or '.join(cls.needed)}, which this config has not; "
+                "SteadyScheduler is for tables of betas, SteadyFlowScheduler for flow models"
             )
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
@@ -125,7 +125,7 @@ class Steady(SchedulerMixin, ConfigMixin):
         self.generator: torch.Generator | list[torch.Generator] | None = None
         self._carried: _Carried | None = None
         self.num_inference_steps = None
-        self._plan_over(self._named_grid(10), None, clean=False)
+        self._plan_over(self._named_grid(10), None)
 
     @property
     def _clean(self) -> bool:
@@ -182,11 +182,11 @@ class Steady(SchedulerMixin, ConfigMixin):
     def __len__(self) -> int:
         return self._own.num_train_timesteps
 
-    def _plan_over(self, grid: Grid, device: Any, clean: bool) -> None:
+    def _plan_over(self, grid: Grid, device: Any) -> None:
         self.grid = grid.reversed() if self.rising else grid
         state = self._carried.state if self._carried is not None and self._carried.grid == self.grid else None
         calls = plan(self.solver, self.schedule, self.grid, White(0, range(1), (1,)), clean=self._clean, state=state)
-        if clean:
+        if self._ends_clean:
             calls = [*calls, (self.grid.steps, self.grid.times[-1])]
         self._calls = calls
         times = torch.tensor([self._network_time(t) for _, t in calls], dtype=torch.float64)
@@ -196,6 +196,7 @@ class Steady(SchedulerMixin, ConfigMixin):
         self._first: int | None = None
         self._stepper: Stepper | None = None
         self._sent: Tensor | None = None
+        self._version = 0
 
     _integers = True
 

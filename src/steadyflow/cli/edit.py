@@ -1,5 +1,6 @@
 """`steadyflow edit`: samples of a class model, or pictures through a text-to-image pipeline."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,7 +42,9 @@ def edit(
     source: Annotated[str | None, typer.Option(help="What the input is, if known: its class, or a prompt.")] = None,
     guidance: Guidance = 3.0,
     source_guidance: Annotated[float, typer.Option(help="Guidance of the inversion; below 1 is smoother.")] = 1.0,
-    strength: Annotated[float, typer.Option(help="How far up to invert, in (0, 1]; less keeps more.")] = 1.0,
+    strength: Annotated[
+        float | None, typer.Option(help="How far up to go, in (0, 1]; less keeps more. 1, but for flowedit.")
+    ] = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "inversion",
     share: Annotated[
         float, typer.Option(help="With --method direct, how strongly each step is drawn to the inversion's states.")
@@ -71,7 +74,7 @@ def edit(
     """
     from .. import arrays
     from ..metrics import rmse
-    from ..tasks import Inversion, invert
+    from ..tasks import Inversion, flow_edit, invert, rf_inversion
 
     if method not in METHODS:
         raise InputError(f"method: got {method!r}, expected one of {', '.join(METHODS)}")
@@ -85,8 +88,14 @@ def edit(
     if method in ("flowedit", "rf-inversion"):
         if saved is not None or save is not None or mask is not None or nfe is not None:
             raise InputError(f"method: {method} makes no inversion to save, load or mask; its cost is set by --steps")
+        if smooth is not None or lora is not None or (strength is not None and method == "rf-inversion"):
+            raise InputError(f"method: {method} takes no smoothing" + (", nor a strength" if strength else ""))
+        given = {"strength": strength, "steps": steps}
         options = {"source": origin, "guidance": guidance, "seed": seed}
-        figures, edited = _flowing(method, denoiser, x, goal, strength, steps, options)
+        flow = flow_edit if method == "flowedit" else rf_inversion
+        moved = flow(denoiser, x, goal, **options, **{k: v for k, v in given.items() if v is not None})
+        edited = moved.x
+        figures = {"method": method, "samples": len(x), "steps": moved.steps, "nfe": moved.nfe}
     else:
         above, below = _smoothed(denoiser, denoiser.condition(goal).guided(guidance), smooth, lora, smooth_when)
         held = method == "direct" or mask is not None
@@ -102,7 +111,7 @@ def edit(
                 solver=chosen,
                 steps=count_steps(chosen, steps, nfe, 16),
                 grid=grid,
-                strength=strength,
+                strength=1.0 if strength is None else strength,
                 batch_size=batch_size,
                 record="all" if held else None,
             )
@@ -141,19 +150,17 @@ def _condition(model: Any, name: str, given: str) -> Any:
 
 def _smoothed(model: Any, below: Any, radius: float | None, lora: Path | None, when: str) -> tuple[Any, Any]:
     """The models of the way up and of the way down, each smoothed or not."""
-    if when not in ("both", "inversion", "generation"):
-        raise InputError(f"smooth-when: got {when!r}, expected both, inversion or generation")
-    above = model
-    if lora is not None:
-        if not hasattr(model, "with_lora"):
-            raise InputError(f"smooth-lora: the model {model.name!r} is no pipeline")
-        smooth = model.with_lora(lora)
-        above = smooth if when != "generation" else above
-        below = smooth.condition(below.given).guided(below.guidance) if when != "inversion" else below
-    if radius is not None:
-        above = above.smoothed(radius) if when != "generation" else above
-        below = below.smoothed(radius) if when != "inversion" else below
-    return above, below
+    from ..tasks.editing import either_way
+
+    if lora is not None and not hasattr(model, "with_lora"):
+        raise InputError(f"smooth-lora: the model {model.name!r} is no pipeline")
+    net = None if lora is None else model.with_lora(lora).net
+
+    def change(one: Any) -> Any:
+        one = one if net is None else dataclasses.replace(one, net=net)
+        return one if radius is None else one.smoothed(radius)
+
+    return either_way(change, model, below, when)  # type: ignore[arg-type]  # `when` is checked there
 
 
 def _anchor(inversion: Any, model: Any, method: str, share: float, mask: Path | None) -> Any:
@@ -163,19 +170,6 @@ def _anchor(inversion: Any, model: Any, method: str, share: float, mask: Path | 
     if mask is None:
         return Anchor(inversion.trajectory, share)
     return Anchor(inversion.trajectory, share if method == "direct" else 1.0, 1.0 - _mask(mask, model))
-
-
-def _flowing(
-    method: str, model: Any, x: Any, goal: Any, strength: float, steps: int | None, options: dict[str, Any]
-) -> tuple[dict[str, Any], Any]:
-    """Edit without a solver of our own; the figures, and what came out."""
-    from ..tasks import flow_edit, rf_inversion
-
-    if method == "flowedit":
-        found = flow_edit(model, x, goal, steps=steps or 50, strength=strength if strength < 1.0 else 0.66, **options)
-    else:
-        found = rf_inversion(model, x, goal, steps=steps or 28, **options)
-    return {"method": method, "samples": len(x), "steps": found.steps, "nfe": found.nfe}, found.x
 
 
 def _mask(path: Path, model: Any) -> Any:

@@ -71,9 +71,9 @@ def instability(
         denoiser, x = experiment.problem(model, min(n, 24) if quick else n)
     else:
         denoiser = load_model(model)
-        codec = getattr(denoiser, "codec", None)
-        x = arrays.read_folder(images, denoiser.shape if codec is None else denoiser.image_shape, n)
-        x = x if codec is None else codec.encode(x)
+        latent = hasattr(denoiser, "encode")
+        x = arrays.read_folder(images, denoiser.image_shape if latent else denoiser.shape, n)
+        x = denoiser.encode(x) if latent else x
         if len(x) < 3:
             raise InputError(f"images: {images} holds {len(x)} pictures; the study needs at least 3")
     toys = experiment.toy(1, side=41 if quick else 161), experiment.toy(2, side=21 if quick else 81)

@@ -62,8 +62,7 @@ def takes_prompts(model: Any) -> bool:
 
 def to_images(model: Any, x: Any) -> Any:
     """Latents as images, where the model works on latents."""
-    codec = getattr(model, "codec", None)
-    return x if codec is None else codec.decode(x)
+    return model.decode(x) if hasattr(model, "decode") else x
 
 
 def conditioned(model: Any, label: Any, guidance: float, prompt: str | None = None) -> Any:
@@ -108,18 +107,17 @@ def read_input(model: Any, path: str | None, n: int, resize: bool, label: int | 
     """
     from .. import arrays
 
-    codec = getattr(model, "codec", None)
-    if path is not None and (codec is None or Path(path).suffix.lower() in (".npy", ".safetensors")):
+    if path is not None and hasattr(model, "encode") and Path(path).suffix.lower() not in (".npy", ".safetensors"):
+        return model.encode(arrays.read(path, model.image_shape, resize=resize)), label
+    if path is not None:
         return arrays.read(path, model.shape, resize=resize), label
-    if path is not None and codec is not None:
-        return codec.encode(arrays.read(path, model.image_shape, resize=resize)), label
-    if model.name == "ink" and codec is not None:
+    if model.name == "ink":
         import torch
 
         from ..datasets import ink
 
         pictures = ink("held-out", n, torch.Generator().manual_seed(0))
-        return codec.encode(pictures.images), [pictures.caption(k) for k in range(n)]
+        return model.encode(pictures.images), [pictures.caption(k) for k in range(n)]
     if model.name in ("digits", "faces"):
         from .. import datasets
 

@@ -164,7 +164,7 @@ class Denoiser:
         return output.to(x.dtype)
 
     def _check_labels(self, given: Condition) -> None:
-        if isinstance(given, str) or (isinstance(given, Sequence) and given and isinstance(given[0], str)):
+        if is_words(given):
             raise InputError(f"condition: got words, but the model {self.name!r} takes labels or embeddings")
         if self.classes is None or given is None or isinstance(given, Mapping):
             return
@@ -173,6 +173,11 @@ class Denoiser:
         wrong = [v for v in labels.flatten().tolist() if v not in allowed]
         if wrong:
             raise InputError(f"condition: got label {wrong[0]}, expected 0..{self.classes - 1}")
+
+
+def is_words(given: Any) -> bool:
+    """Whether a condition is a prompt or a list of them."""
+    return isinstance(given, str) or (isinstance(given, Sequence) and bool(given) and isinstance(given[0], str))
 
 
 @lru_cache(maxsize=32)

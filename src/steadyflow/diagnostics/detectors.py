@@ -18,9 +18,9 @@ from ..noise import PERTURBATION, normal
 class TrajectoryVariance:
     """A callback that gathers the variance over the steps from `last` + `window` to `last` before the end.
 
-    The clean prediction of a step is read from the two states around it, as the x0 that takes DDIM from the one to the
-    other, so that it costs no evaluations; of a stochastic solver it holds the noise as well. Keeps three tensors,
-    whatever the number of steps. One object serves one call of `sample`, with any batch size.
+    The clean prediction of a step is read from the two states around it (`Moment.clean`), so that it costs no
+    evaluations; of a stochastic solver it holds the noise as well. Keeps two tensors, whatever the number of steps. One
+    object serves one call of `sample`, with any batch size.
     """
 
     def __init__(self, window: int = 10, last: int = 0):
@@ -28,7 +28,6 @@ class TrajectoryVariance:
             raise InputError(f"variance: expected window >= 2 and last >= 0, got {window} and {last}")
         self.window, self.last = window, last
         self._done: list[Tensor] = []
-        self._before: tuple[Tensor, float] | None = None
         self._count = 0
         self._mean = self._squares = torch.zeros(())
 
@@ -42,17 +41,12 @@ class TrajectoryVariance:
     def __call__(self, moment: Moment) -> None:
         left = moment.steps - moment.step
         if self.last <= left < self.last + self.window:
-            if self._before is None:
+            if moment.step == 1:
                 raise InputError(f"variance: a window of {self.window} steps in a run of {moment.steps}")
-            x, t = self._before
-            schedule = moment.model.schedule
-            ratio = schedule.sigma(moment.t) / schedule.sigma(t)
-            clean = (moment.x - ratio * x) / (schedule.alpha(moment.t) - ratio * schedule.alpha(t))
-            self._add(clean)
+            self._add(moment.clean)
             if left == self.last:
                 self._done.append((self._squares / (self._count - 1)).flatten(1).mean(1))
                 self._count = 0
-        self._before = None if left == 0 else (moment.x, moment.t)
 
     def _add(self, clean: Tensor) -> None:
         """Welford's update of mean and squared deviations."""

@@ -8,7 +8,7 @@ difference    the same with J v = (f(x + h v) - f(x - h v)) / 2h, for models wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -26,7 +26,7 @@ class Differentiable(Protocol):
 
     def __call__(self, x: Tensor) -> Tensor: ...
     def jvp(self, x: Tensor, u: Tensor) -> Tensor: ...
-    def vjp(self, x: Tensor, w: Tensor) -> Tensor: ...
+    def pullback(self, x: Tensor) -> Callable[[Tensor], Tensor]: ...
 
 
 def divergence(
@@ -48,23 +48,29 @@ def divergence(
     if probes < 1:
         raise InputError(f"probes: got {probes}, expected at least 1")
     if method == "exact":
-        axes = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
-        total = sum(_along(x, field.vjp(x, w := axis.view(1, *x.shape[1:]).expand_as(x)), w) for axis in axes)
-        return torch.as_tensor(total)[None]
+        return along(field.pullback(x), axes(x)).sum(0, keepdim=True)
+    drawn = signs(x, probes, seed, 5, samples)
+    if method == "vjp":
+        return along(field.pullback(x), drawn)
+    if method == "jvp":
+        return along(lambda v: field.jvp(x, v), drawn)
+    h = torch.finfo(x.dtype).eps ** (1.0 / 3.0) * float(x.square().mean().sqrt().clamp_min(1e-3))
+    return along(lambda v: (field(x + h * v) - field(x - h * v)) / (2.0 * h), drawn)
+
+
+def axes(x: Tensor) -> list[Tensor]:
+    """Every axis of a sample, each of x's shape."""
+    units = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
+    return [unit.view(1, *x.shape[1:]).expand_as(x) for unit in units]
+
+
+def signs(x: Tensor, probes: int, seed: int, use: int, samples: Sequence[int] | None = None) -> Iterator[Tensor]:
+    """Random signs, each of x's shape, addressed by seed, probe, what they are for, and sample."""
     rows = range(len(x)) if samples is None else samples
-    found = []
     for k in range(probes):
-        v = normal(seed, PERTURBATION, (k, 5, 0), rows, x.shape[1:], dtype=x.dtype, device=x.device).sign()
-        if method == "vjp":
-            product = field.vjp(x, v)
-        elif method == "jvp":
-            product = field.jvp(x, v)
-        else:
-            h = torch.finfo(x.dtype).eps ** (1.0 / 3.0) * float(x.square().mean().sqrt().clamp_min(1e-3))
-            product = (field(x + h * v) - field(x - h * v)) / (2.0 * h)
-        found.append(_along(x, product, v))
-    return torch.stack(found)
+        yield normal(seed, PERTURBATION, (k, use, 0), rows, x.shape[1:], dtype=x.dtype, device=x.device).sign()
 
 
-def _along(x: Tensor, product: Tensor, v: Tensor) -> Tensor:
-    return (product * v).reshape(len(x), -1).sum(1)
+def along(product: Callable[[Tensor], Tensor], directions: Iterable[Tensor]) -> Tensor:
+    """v . product(v) for each direction v of shape (B, ...), shape (directions, B)."""
+    return torch.stack([(product(v) * v).flatten(1).sum(1) for v in directions])

@@ -22,11 +22,12 @@ from ..denoisers.base import Denoiser
 from ..errors import InputError, SteadyflowError
 from ..grids import Grid
 from ..integrate import check_state
-from ..noise import PERTURBATION, normal
 from ..solvers import registry
 from ..solvers.base import legs
 from ..solvers.runge_kutta import RungeKutta
 from ..variables import FLOW
+from .divergence import along, axes, signs
+from .maps import pullback
 
 EXACT_LIMIT = 1024
 """The largest number of dimensions for which the exact divergence is computed."""
@@ -83,9 +84,11 @@ def log_likelihood(
         raise InputError(f"log_likelihood: {method.name!r} is no Runge-Kutta method; use 'rk4', 'dopri5' or 'heun'")
     if probes is None and n > EXACT_LIMIT:
         raise InputError(f"log_likelihood: {n} dimensions; give probes beyond {EXACT_LIMIT}")
+    if probes is not None and probes < 1:
+        raise InputError(f"probes: got {probes}, expected at least 1 (or None for the exact divergence)")
     schedule = model.schedule
     times = grids.make(grid, schedule, steps).reversed()
-    directions = _directions(x, probes, seed)
+    directions = axes(x) if probes is None else list(signs(x, probes, seed, 1))
     state, nfe = x, 0
     integral = torch.zeros(len(directions), len(x), dtype=x.dtype, device=x.device)
     for leg in legs(schedule, times):
@@ -99,9 +102,9 @@ def log_likelihood(
                 slopes, h = stop.value
                 break
             reply = model(query.x, query.t)
-            slope = lambda v, t=query.t: model(v, t).flow  # noqa: E731
-            divergences.append(FLOW.scale(schedule, query.t) * _divergences(slope, query.x, directions))
-            nfe += 1
+            pull = pullback(lambda v, t=query.t: [model(v, t).flow], [query.x])
+            divergences.append(FLOW.scale(schedule, query.t) * along(lambda v, pull=pull: pull([v])[0], directions))
+            nfe += model.cost
         before, after = FLOW.scale(schedule, leg.t0), FLOW.scale(schedule, leg.t1)
         state = state * (after / before)
         for weight, slope, divergence in zip(method.tableau.b, slopes, divergences, strict=True):
@@ -125,29 +128,3 @@ def log_likelihood(
 def _gaussian(z: Tensor, sigma: float) -> Tensor:
     n = z[0].numel()
     return -0.5 * (z.flatten(1) / sigma).square().sum(1) - n * (0.5 * math.log(2.0 * math.pi) + math.log(sigma))
-
-
-def _directions(x: Tensor, probes: int | None, seed: int) -> list[Tensor]:
-    """Every axis, or random signs; each of x's shape."""
-    if probes is None:
-        axes = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
-        return [axis.view(1, *x.shape[1:]).expand_as(x) for axis in axes]
-    if probes < 1:
-        raise InputError(f"probes: got {probes}, expected at least 1 (or None for the exact divergence)")
-    rows = range(len(x))
-    return [
-        normal(seed, PERTURBATION, (k, 1, 0), rows, x.shape[1:], dtype=x.dtype, device=x.device).sign()
-        for k in range(probes)
-    ]
-
-
-def _divergences(field: Callable[[Tensor], Tensor], x: Tensor, directions: list[Tensor]) -> Tensor:
-    """v . (dfield/dx) v for each direction, shape (directions, B), by transposed products on one graph."""
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        value = field(leaf)
-        rows = [
-            (v * torch.autograd.grad(value, leaf, v, retain_graph=True)[0]).detach().flatten(1).sum(1)
-            for v in directions
-        ]
-    return torch.stack(rows)

@@ -109,7 +109,7 @@ class JourneyMap:
         pulled = [w]
         while tape:
             function, values = tape.pop()
-            pulled = _backward(function, values, pulled)
+            pulled = pullback(function, values, keep=False)(pulled)
         return _finite(pulled[0])
 
     def dense(self, z: Tensor) -> Tensor:
@@ -170,7 +170,12 @@ class StepMap:
 
     def vjp(self, x: Tensor, w: Tensor) -> Tensor:
         """The transposed Jacobian at x times w, shape (B, ...)."""
-        return _backward(self._run, [x], [w])[0]
+        return self.pullback(x)(w)
+
+    def pullback(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """w -> the transposed Jacobian at x times w, for as many w as are asked, on one graph."""
+        pull = pullback(self._run, [x])
+        return lambda w: pull([w])[0]
 
     def _run(self, x: Tensor) -> list[Tensor]:
         build, parts = take_apart(self.state)
@@ -236,16 +241,23 @@ def _twice_transposed(run: _Function, values: Sequence[Tensor], changes: Sequenc
     )
 
 
-def _backward(run: _Function, values: Sequence[Tensor], pulled: Sequence[Tensor]) -> list[Tensor]:
-    """The cotangents of the function's arguments, from those of its values."""
+def pullback(
+    run: _Function, values: Sequence[Tensor], *, keep: bool = True
+) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+    """What makes cotangents of the function's arguments from those of its values; once, unless the graph is kept."""
     with torch.enable_grad():
         leaves = [value.detach().requires_grad_() for value in values]
         parts = run(*leaves)
+
+    def pull(pulled: Sequence[Tensor]) -> list[Tensor]:
         wanted = [(part, w) for part, w in zip(parts, pulled, strict=True) if part.requires_grad]
         if not wanted:
             return [torch.zeros_like(value) for value in values]
-        grads = torch.autograd.grad([p for p, _ in wanted], leaves, [w for _, w in wanted], allow_unused=True)
-    return [torch.zeros_like(v) if g is None else g for v, g in zip(values, grads, strict=True)]
+        ends, weights = [p for p, _ in wanted], [w for _, w in wanted]
+        grads = torch.autograd.grad(ends, leaves, weights, allow_unused=True, retain_graph=keep)
+        return [torch.zeros_like(v) if g is None else g for v, g in zip(values, grads, strict=True)]
+
+    return pull
 
 
 def _finite(x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ signed distance z = l (xi - 1/2) from the midpoint and for equal weights
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -59,7 +60,7 @@ def equilibria(ratio: float, log_odds: float = 0.0) -> list[Equilibrium]:
     found = [end for end in (0.0, 1.0) if _f(end, ratio, log_odds) == 0.0]  # where the sigmoid is 0 or 1 to rounding
     for low, high in pairwise(edges):
         if high > low and _f(low, ratio, log_odds) * _f(high, ratio, log_odds) < 0.0:
-            found.append(_bisect(low, high, ratio, log_odds))
+            found.append(_bisect(lambda xi: _f(xi, ratio, log_odds), low, high))
     found.sort()
     return [Equilibrium(xi, ratio * (p := _f(xi, ratio, log_odds) + xi) * (1.0 - p) - 1.0) for xi in found]
 
@@ -101,10 +102,7 @@ def greatest_outward(length: float, s2: float, radius: float) -> float:
 
     f is concave on z > 0, so that |f| is greatest where f' = 0 or at the end.
     """
-    ends = [radius]
-    a = length**2 / (4.0 * s2)
-    if a > 1.0:
-        ends.append(min(radius, 2.0 * s2 / length * math.acosh(math.sqrt(a))))
+    ends = (radius, min(radius, _top(length, s2)))
     return 2.0 * max(abs(float(outward(z, length, s2))) for z in ends)
 
 
@@ -174,15 +172,10 @@ def saddle_shift(length: float, s2: float, error: float) -> float:
     paper has it; f bends down, so that the whole shift is more. Raises `InputError` where no r between the midpoint and
     f's maximum will do: then the saddle may be gone.
     """
-    a = length**2 / (4.0 * s2)
-    top = 2.0 * s2 / length * math.acosh(math.sqrt(a)) if a > 1.0 else 0.0
+    top = _top(length, s2)
     if float(outward(top, length, s2)) < error:
         raise InputError(f"saddle: an error of {error:g} exceeds the flow's largest outward speed at s2 = {s2:g}")
-    low, high = 0.0, top
-    for _ in range(200):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if float(outward(middle, length, s2)) < error else (low, middle)
-    return high
+    return _bisect(lambda z: float(outward(z, length, s2)) - error, 0.0, top)
 
 
 def perturbed_rate(length: float, s2: float, z: float, gradient: float) -> float:
@@ -199,11 +192,18 @@ def _f(xi: float, ratio: float, log_odds: float) -> float:
     return (1.0 / (1.0 + math.exp(-z)) if z >= 0 else math.exp(z) / (1.0 + math.exp(z))) - xi
 
 
-def _bisect(low: float, high: float, ratio: float, log_odds: float) -> float:
-    rising = _f(high, ratio, log_odds) > 0.0
+def _top(length: float, s2: float) -> float:
+    """Where the outward speed f is greatest: f' = 0, or the midpoint itself where that is no saddle."""
+    a = length**2 / (4.0 * s2)
+    return 2.0 * s2 / length * math.acosh(math.sqrt(a)) if a > 1.0 else 0.0
+
+
+def _bisect(function: Callable[[float], float], low: float, high: float) -> float:
+    """The zero of a function that is monotone between the ends."""
+    rising = function(high) >= 0.0
     for _ in range(200):
         middle = 0.5 * (low + high)
-        if (_f(middle, ratio, log_odds) > 0.0) == rising:
+        if (function(middle) > 0.0) == rising:
             high = middle
         else:
             low = middle

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +19,9 @@ from torch.nn import functional
 
 from .. import solvers
 from ..adapters.pipelines import PipelineModel, load_pipeline
-from ..datasets.ink import INKS, SIZE, WORDS, Pictures, caption, ink
+from ..datasets.ink import INKS, WORDS, Pictures, caption, ink
 from ..denoisers.smoothing import Smoothing
-from ..errors import InputError, NonFiniteError
+from ..errors import NonFiniteError
 from ..integrate import Moment
 from ..metrics import psnr, ssim
 from ..metrics.features import structure_distance, weights_hash
@@ -80,9 +79,14 @@ class InkExtractor:
         """(B, 16, 96)."""
         return self._judge.body[:8](images).flatten(2).transpose(1, 2)
 
+    def read(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the digits (B, 10) and of the inks (B, 4)."""
+        digit, colour = self._judge(images)
+        return functional.log_softmax(digit, 1), functional.log_softmax(colour, 1)
+
     def alignment(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Probability that the judge gives to all that the prompt names, (B,)."""
-        digit, colour = (functional.log_softmax(part, 1) for part in self._judge(images))
+        digit, colour = self.read(images)
         total = torch.zeros(len(images))
         for k, prompt in enumerate(prompts):
             words = prompt.split()
@@ -147,7 +151,9 @@ def study(
     progress: Callable[[str], None] | None = None,
 ) -> list[Row]:
     """All methods at the same evaluations each way, over both tasks and the guidance scales."""
-    model, judge, rows = model or load_pipeline(pipeline_folder("ink")), InkExtractor(), []
+    model, judge, jobs, rows = model or bundled(), InkExtractor(), tasks(n), []
+    latents = model.encode(jobs[0].pictures.images)
+    limit = BLOWN * latents.abs().max().item()
     for name, options in methods:
         smoothing = options.get("smoothing")
         solver = solvers.get(name, **{k: v for k, v in options.items() if k != "smoothing"})
@@ -157,9 +163,6 @@ def study(
             progress(label)
         field = model.smoothed(smoothing)
         steps = steps_for(solver, nfe // field.cost)
-        jobs = tasks(n)
-        latents = model.codec.encode(jobs[0].pictures.images) if model.codec is not None else jobs[0].pictures.images
-        limit = BLOWN * latents.abs().max().item()
         inversion = invert(field.condition(jobs[0].sources), latents, solver=solver, steps=steps)
         back = (inversion.decode().x - latents).flatten(1).square().mean(1).sqrt().median().item()
         for task in jobs:
@@ -191,12 +194,12 @@ def _row(
     """Judge the edits of a task. What blew up is shown as what the decoder makes of its numbers within the limit."""
     blown = (edited.flatten(1).abs().amax(1) > limit) | ~edited.flatten(1).isfinite().all(1)
     edited = edited.nan_to_num(0.0, limit, -limit).clamp(-limit, limit)
-    images = edited if model.codec is None else model.codec.decode(edited).clamp(-1.0, 1.0)
+    images = model.decode(edited).clamp(-1.0, 1.0)
     source = task.pictures.images
     paper = (~task.pictures.strokes).float()
     aligned = judge.alignment(images, task.targets)
     wanted = [_reading(prompt) for prompt in task.targets]
-    seen = list(zip(*(part.argmax(1).tolist() for part in judge._judge(images)), strict=True))
+    seen = zip(*(part.argmax(1).tolist() for part in judge.read(images)), strict=True)
     hits = sum(a == b for a, b in zip(seen, wanted, strict=True))
     some = paper.flatten(1).sum(1) > 0
     return Row(
@@ -270,19 +273,16 @@ def pictures(
     model: PipelineModel, methods: Sequence[str], *, n: int = 6, guidance: float = 5.0, nfe: int = 48
 ) -> Tensor:
     """A sheet for a look: the sources, and a row of edits a method; (rows n, 3, 32, 32)."""
-    if model.codec is None:
-        raise InputError("pictures: expected a model over latents")
     task = tasks(n)[0]
-    latents, rows = model.codec.encode(task.pictures.images), [task.pictures.images]
+    latents, rows = model.encode(task.pictures.images), [task.pictures.images]
     for name in methods:
         solver = solvers.get(name)
         inversion = invert(model.condition(task.sources), latents, solver=solver, steps=steps_for(solver, nfe))
         edited = inversion.decode(model.condition(task.targets), guidance).x
-        rows.append(model.codec.decode(edited.clamp(-1e3, 1e3)).clamp(-1.0, 1.0))
-    assert rows[0].shape[-1] == SIZE
+        rows.append(model.decode(edited.clamp(-1e3, 1e3)).clamp(-1.0, 1.0))
     return torch.cat(rows)
 
 
 def bundled() -> PipelineModel:
     """The pipeline that the study edits with."""
-    return load_pipeline(Path(pipeline_folder("ink")))
+    return load_pipeline(pipeline_folder("ink"))

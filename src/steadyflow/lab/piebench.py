@@ -119,13 +119,10 @@ def run(
     options are those of `steadyflow.edit`.
     """
     for item in items(folder, limit):
-        shape = model.image_shape
-        picture = arrays.read(item.path, shape, resize=True)
-        x = picture if model.codec is None else model.codec.encode(picture)
-        edited = edit(model, x, item.target, source=item.source, **options).x
-        image = edited if model.codec is None else model.codec.decode(edited)
+        picture = arrays.read(item.path, model.image_shape, resize=True)
+        edited = edit(model, model.encode(picture), item.target, source=item.source, **options).x
         original = arrays.read(item.path, (3, SIDE, SIDE), resize=True)
-        values = score(original, _sized(image), item, extractors or {}, perceptual)
+        values = score(original, _sized(model.decode(edited)), item, extractors or {}, perceptual)
         yield Score(item.key, item.category, values)
 
 
@@ -162,22 +159,19 @@ def summary(scores: Sequence[Score]) -> dict[str, float]:
     return means
 
 
-def fingerprint(extractors: dict[str, Extractor], **settings: Any) -> str:
-    """Sixteen digits that stand for the protocol, the extractors' weights and the settings of the edits."""
-    text = json.dumps(
-        {**PROTOCOL, "extractors": {k: e.hash for k, e in sorted(extractors.items())}, "settings": settings},
-        sort_keys=True,
-        default=str,
-    )
+def fingerprint(hashes: dict[str, str], **settings: Any) -> str:
+    """Sixteen digits that stand for the protocol, the hashes of the extractors and the settings of the edits."""
+    text = json.dumps({**PROTOCOL, "extractors": hashes, "settings": settings}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def as_json(scores: Sequence[Score], extractors: dict[str, Extractor], **settings: Any) -> dict[str, Any]:
     """All that belongs into a result file."""
+    hashes = {name: extractor.hash for name, extractor in extractors.items()}
     return {
         "protocol": PROTOCOL,
-        "fingerprint": fingerprint(extractors, **settings),
-        "extractors": {name: extractor.hash for name, extractor in extractors.items()},
+        "fingerprint": fingerprint(hashes, **settings),
+        "extractors": hashes,
         "settings": settings,
         "means": summary(scores),
         "scores": [asdict(score) for score in scores],

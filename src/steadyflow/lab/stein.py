@@ -13,7 +13,6 @@ graph is shared, and a backward one).
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from ..denoisers import Denoiser, GaussianMixture
 from ..errors import NonFiniteError
 from ..integrate import Correction, Moment
 from ..metrics import energy_distance, precision_recall, sliced_wasserstein
+from ..metrics.statistics import average
 from ..models import load
 from ..noise import PERTURBATION, normal
 from ..schedules import Schedule, VPCosine
@@ -121,11 +121,10 @@ class Thresholded:
         self._quantile, self._bound = quantile, bound
 
     def __call__(self, moment: Moment) -> State:
-        schedule = moment.model.schedule
+        schedule, clean = moment.model.schedule, moment.clean
         x = moment.solver.output(moment.before)
         ratio = schedule.sigma(moment.leg.t1) / schedule.sigma(moment.leg.t0)
         gain = schedule.alpha(moment.leg.t1) - ratio * schedule.alpha(moment.leg.t0)
-        clean = (moment.x - ratio * x) / gain
         size = clean.flatten(1).abs().quantile(self._quantile, dim=1).clamp_min(self._bound)
         size = size.view(-1, *[1] * (x.ndim - 1))
         cut = torch.maximum(torch.minimum(clean, size), -size) * (self._bound / size)
@@ -190,8 +189,8 @@ def settings() -> list[Setting]:
     factors = {"all": (1.05, 1.1), "late": (0.85, 0.9, 0.95, 1.02, 1.05, 1.1), "first": (0.975, 0.985, 0.99, 1.01)}
     for when, given in factors.items():
         for f in given:
-            make = functools.partial(_relaxed, f, levels_of[when])
-            found.append(Setting("constant", f"times {f:g}, {when}", make))
+            levels = levels_of[when]
+            found.append(Setting("constant", f"times {f:g}, {when}", lambda p, f=f, v=levels: Relaxed(f, v)))
     for trust in (0.1, 0.3, 0.6):
         found.append(
             Setting("moments", f"moments, trust {trust:g}", lambda p, t=trust: MomentMatching(p.mean_square, t))
@@ -205,10 +204,6 @@ def settings() -> list[Setting]:
             )
         )
     return found
-
-
-def _relaxed(factor: float, levels: tuple[float, float], problem: Problem) -> Correction:
-    return Relaxed(factor, levels)
 
 
 @dataclass(frozen=True)
@@ -306,13 +301,10 @@ def study(
             part = [r for r in found if r.kind == kind]
             for setting in mine[1:]:
                 logs = torch.tensor(_ratios(part, solver, setting.label), dtype=torch.float64)
-                draws = logs[
-                    torch.randint(len(logs), (2000, len(logs)), generator=torch.Generator().manual_seed(0))
-                ].mean(1)
-                low, high = draws.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).exp().tolist()
+                mean = average(logs)
+                ratio, low, high = (math.exp(v) for v in (mean.value, mean.low, mean.high))
                 diverged = _newly_diverged(part, setting.label)
-                mean = logs.mean().exp().item()
-                scores.append(Score(solver, kind, setting.family, setting.label, mean, low, high, diverged))
+                scores.append(Score(solver, kind, setting.family, setting.label, ratio, low, high, diverged))
     return scores, results
 
 

@@ -50,9 +50,7 @@ def average(x: Tensor, *, resamples: int = 2000, level: float = 0.95, seed: int 
         raise InputError("average: NaN or infinity in the sample")
     x = x.double()
     drawn = x[torch.randint(len(x), (resamples, len(x)), generator=torch.Generator().manual_seed(seed))].mean(1)
-    tail = (1.0 - level) / 2.0
-    low, high = drawn.quantile(torch.tensor([tail, 1.0 - tail], dtype=torch.float64)).tolist()
-    return Estimate(x.mean().item(), low, high)
+    return Estimate(x.mean().item(), *_middle(drawn, level))
 
 
 def _bootstrapped(x: Tensor, y: Tensor, resamples: int, level: float, seed: int) -> Estimate:
@@ -65,9 +63,14 @@ def _bootstrapped(x: Tensor, y: Tensor, resamples: int, level: float, seed: int)
     x, y = x.double(), y.double()
     rows = torch.randint(len(x), (resamples, len(x)), generator=torch.Generator().manual_seed(seed))
     drawn = _correlation(x[rows], y[rows])
+    return Estimate(_correlation(x, y).item(), *_middle(drawn[drawn.isfinite()], level))
+
+
+def _middle(drawn: Tensor, level: float) -> tuple[float, float]:
+    """The ends of the middle share `level` of what was drawn."""
     tail = (1.0 - level) / 2.0
-    low, high = drawn[drawn.isfinite()].quantile(torch.tensor([tail, 1.0 - tail], dtype=torch.float64)).tolist()
-    return Estimate(_correlation(x, y).item(), low, high)
+    low, high = drawn.quantile(torch.tensor([tail, 1.0 - tail], dtype=torch.float64)).tolist()
+    return low, high
 
 
 def _correlation(x: Tensor, y: Tensor) -> Tensor:

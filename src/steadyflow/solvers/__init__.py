@@ -2,7 +2,7 @@
 
 from .ancestral import DDIM, DDPM
 from .base import Asking, Facts, Leg, Query, Solver
-from .registry import accepts, get, names, register
+from .registry import get, names, register
 from .runge_kutta import EES25, EES27, RK4, SSPRK3, Euler, Heun, Midpoint, Ralston, RungeKutta
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "Ralston",
     "RungeKutta",
     "Solver",
-    "accepts",
     "get",
     "names",
     "register",

@@ -95,18 +95,14 @@ def get(solver: str | Solver, **options: Any) -> Solver:
         if options:
             raise InputError(f"solver: options {sorted(options)} go with a name, not with a solver object")
         return solver
-    accepted = accepts(solver)
+    if solver not in _MAKERS:
+        raise UnknownNameError("solver", solver, _MAKERS)
+    maker = _MAKERS[solver]
+    accepted = inspect.signature(maker).parameters
     unknown = sorted(set(options) - set(accepted))
     if unknown:
         raise InputError(f"solver {solver!r}: no option {unknown[0]!r}; it takes {', '.join(accepted) or 'none'}")
-    return _MAKERS[solver](**options)
-
-
-def accepts(name: str) -> list[str]:
-    """The options that the solver of a name takes. Raises `UnknownNameError` for a name."""
-    if name not in _MAKERS:
-        raise UnknownNameError("solver", name, _MAKERS)
-    return list(inspect.signature(_MAKERS[name]).parameters)
+    return maker(**options)
 
 
 def from_spec(spec: dict[str, Any]) -> Solver:

@@ -1,6 +1,6 @@
 """`reconstruct` and `edit`: there and back, under the same condition or under another."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -84,12 +84,8 @@ def edit(
     """
     if target is None:
         raise InputError("target: an edit needs a condition to move to")
-    if smooth not in get_args(Smoothed):
-        raise InputError(f"smooth: got {smooth!r}, expected {', '.join(get_args(Smoothed))}")
     above, below = model.condition(source).guided(source_guidance), model.condition(target).guided(guidance)
-    if smoothing is not None:
-        above = above.smoothed(smoothing) if smooth != "generation" else above
-        below = below.smoothed(smoothing) if smooth != "inversion" else below
+    above, below = either_way(lambda m: m if smoothing is None else m.smoothed(smoothing), above, below, smooth)
     held: list[Anchor] = []
     if mask is not None:
         if options.get("batch_size") is not None:
@@ -101,6 +97,18 @@ def edit(
         held.append(Anchor(inversion.trajectory, keep=1.0 - mask.to(x)))
     back = _decode(inversion, below, options, held)
     return Edit(back.x, rmse(back.x, x), inversion, inversion.nfe + back.nfe, inversion.steps)
+
+
+def either_way(
+    change: Callable[[Denoiser], Denoiser], above: Denoiser, below: Denoiser, when: Smoothed
+) -> tuple[Denoiser, Denoiser]:
+    """The models of the way up and of the way down, changed on those that `when` says.
+
+    Raises `InputError` for another word than "both", "inversion" or "generation".
+    """
+    if when not in get_args(Smoothed):
+        raise InputError(f"smooth: got {when!r}, expected {', '.join(get_args(Smoothed))}")
+    return change(above) if when != "generation" else above, change(below) if when != "inversion" else below
 
 
 def _decode(inversion: Inversion, model: Denoiser, options: dict[str, Any], held: Sequence[Anchor] = ()) -> Sample:

@@ -243,9 +243,10 @@ class _At:
 
 def figure_d(size: Size) -> Finding:
     """How often the segment of an interpolated sample is a diagonal of the grid."""
-    outcome = run(learned(), ddim(), size.n)
+    problem = learned()
+    outcome = run(problem, ddim(), size.n)
     pairs = outcome.classes.pair[outcome.classes.kind == theory.INTERPOLATED]
-    diagonal = theory.diagonals(pairs, learned().mixture)
+    diagonal = theory.diagonals(pairs, problem.mixture)
     share = wilson(int(diagonal.sum()), max(len(pairs), 1)) if len(pairs) else Estimate(0.0, 0.0, 1.0)
     return Finding(
         "D",

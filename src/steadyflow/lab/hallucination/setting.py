@@ -6,7 +6,7 @@ A run ends with the model's clean prediction at t = 0, which counts as its last 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -148,7 +148,6 @@ class Outcome:
     classes: Classes
     evaluations: float
     """A sample, the last clean prediction and all of the correction's included."""
-    record: Escape | None = field(default=None, repr=False)
 
 
 def run(
@@ -167,8 +166,8 @@ def run(
         first = quadratic(50, problem.top).times[-tau - 1]
         grid = Grid(tuple(t for t in grid if t <= first))
     options = {"n": n if start is None else None, "x": start, "seed": seed, "callback": callback}
-    clean, evaluations, escape = draw(problem.model, method, grid, BATCH, **options)
-    return Outcome(method.label, clean, classify(clean, problem.mixture), evaluations, escape)
+    clean, evaluations, _ = draw(problem.model, method, grid, BATCH, **options)
+    return Outcome(method.label, clean, classify(clean, problem.mixture), evaluations)
 
 
 def draw(
