@@ -22,6 +22,7 @@ from .errors import (
     NotInvertibleError,
     SingularTimeError,
     SteadyflowError,
+    StorageError,
     UnknownNameError,
 )
 from .grids import Grid
@@ -102,6 +103,7 @@ __all__ = [
     "Solver",
     "SteadyflowError",
     "Stepper",
+    "StorageError",
     "Tabulated",
     "Trajectory",
     "UnknownNameError",

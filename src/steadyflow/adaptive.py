@@ -20,7 +20,7 @@ from .errors import ConvergenceError, InputError
 from .grids import Grid
 from .integrate import Run, answer, check_state
 from .solvers import registry
-from .solvers.base import Asking, Leg, Query, Solver, combine, ddim_step
+from .solvers.base import Asking, Leg, Query, Solver, ddim_step, total
 from .solvers.runge_kutta import RungeKutta
 from .variables import FLOW, Variable
 
@@ -138,13 +138,13 @@ def _embedded(method: RungeKutta, x: Tensor, leg: Leg, rtol: float, atol: float)
         )
     tableau, schedule = method.tableau, leg.schedule
     assert tableau.b_low is not None
-    slopes, h = yield from method.slopes(x, schedule, leg.t0, leg.t1, variable)
-    before, after = variable.scale(schedule, leg.t0), variable.scale(schedule, leg.t1)
-    onward = combine(after / before, x, [after * h * b for b in tableau.b], slopes)
-    weights = [h * (b - low) for b, low in zip(tableau.b, tableau.b_low, strict=False)]
+    slopes = yield from method.slopes(x, schedule, leg.t0, leg.t1, variable)
+    factors = slopes.end(tableau.b)
+    onward = total(factors, slopes.known)
+    weights = [b - low for b, low in zip(tableau.b, tableau.b_low, strict=False)]
     if len(tableau.b_low) > len(tableau.b):
-        slopes = [*slopes, variable.slope((yield Query(onward, leg.t1)))]
-        weights.append(-h * tableau.b_low[-1])
-    estimate = combine(0.0, torch.zeros_like(x), weights, slopes)
-    scale = atol + rtol * torch.maximum((x / before).abs(), (onward / after).abs())
+        slopes.add((yield Query(onward, leg.t1)), factors)
+        weights.append(-tableau.b_low[-1])
+    estimate = total(slopes.factors(0.0, 1.0, weights), slopes.known)
+    scale = atol + rtol * torch.maximum((x / slopes.before).abs(), (onward / slopes.after).abs())
     return onward, (estimate / scale).flatten(1).square().mean(1).sqrt().max()

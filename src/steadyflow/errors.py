@@ -46,6 +46,10 @@ class CorruptFileError(SteadyflowError, ValueError):
     """A file is damaged, truncated, or not of the kind it was taken for."""
 
 
+class StorageError(SteadyflowError, OSError):
+    """A file or a run could not be written: the disk is full, or not ours to write."""
+
+
 class MissingExtraError(SteadyflowError, ImportError):
     """An optional package is not installed."""
 

@@ -3,34 +3,66 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import CorruptFileError
+from .errors import CorruptFileError, StorageError
 
 _FORMAT = "steadyflow"
 _VERSION = "1"
+PART = ".part"
+"""How the names of files end that are being written."""
 
 
 def write(path: str | Path, kind: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors and text to `path`; an existing file is replaced whole or not at all."""
+    """Write tensors and text to `path`; an existing file is replaced whole or not at all.
+
+    Raises `StorageError` where it cannot be written.
+    """
+    header = {**metadata, "format": _FORMAT, "version": _VERSION, "kind": kind}
+    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    with replacing(path) as part:
+        save_file(plain, part, header)
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A file beside `path` to write, which takes its place once it is written and on the disk; else it goes.
+
+    Raises `StorageError` where it cannot be written.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    os.close(handle)
+    part: Path | None = None
     try:
-        header = {**metadata, "format": _FORMAT, "version": _VERSION, "kind": kind}
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, header)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=PART)
+        os.close(handle)
+        part = Path(temporary)
+        yield part
+        os.chmod(part, 0o666 & ~_umask())
+        _flush(part)
+        os.replace(part, path)
+        _flush(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"{path}: could not be written ({error}); what was there is untouched") from error
+    finally:
+        if part is not None:
+            part.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # folders cannot be opened there
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

@@ -197,21 +197,25 @@ def integrate(
     watch = _Watch(current)
     recorder = _Recorder(record, grid.steps, grid.times[first], current)
     last = grid.steps if stop_after is None else min(grid.steps, first + stop_after)
-    travelled = first
+    travelled, corrections = first, tuple(corrections)
+    looked_at = bool(corrections) or callback is not None  # else the state before a step is free to go
+
+    def seen(before: State) -> Moment:
+        where = nfe, model, grid, noise, solver, leg, before
+        return Moment(travelled, grid.steps, leg.t1, current, *where, state)
+
     bar = progress_bar(progress, last - first)
     try:
         with torch.set_grad_enabled(torch.is_grad_enabled() and current.requires_grad):
             for leg in legs(model.schedule, grid, noise, first, clean=model.answers_clean):
                 if travelled == last:
                     break
-                before = state
-                state, asked = answer(solver.travel(before, leg), model)
+                before = state if looked_at else None
+                state, asked = answer(solver.travel(state, leg), model)
                 nfe, travelled = nfe + asked * model.cost, travelled + 1
                 current = solver.output(state)
-                at = travelled, grid.steps, leg.t1
-                where = nfe, model, grid, noise, solver, leg, before
                 for correction in corrections:
-                    changed = correction(Moment(*at, current, *where, state))
+                    changed = correction(seen(before))
                     if changed is not None:
                         fresh = isinstance(changed, Tensor)
                         state = solver.start(changed, model.schedule, leg.t1) if fresh else changed
@@ -219,7 +223,7 @@ def integrate(
                 watch.see(current, travelled, leg)
                 recorder.see(current, travelled, leg.t1)
                 if callback is not None:
-                    callback(Moment(*at, current, *where, state))
+                    callback(seen(before))
                 bar.update()
     finally:
         if bar is not progress:
@@ -342,9 +346,9 @@ class _Watch:
         self._sums: list[Tensor] = []
 
     def see(self, x: Tensor, step: int, leg: Leg) -> None:
-        total = x.detach().sum()
+        total = x.sum()
         if not self._now:
-            self._sums.append(total)
+            self._sums.append(total.detach())
         elif not math.isfinite(total.item()):
             self._fail(step, leg.t0, leg.t1)
 

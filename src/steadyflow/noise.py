@@ -29,6 +29,7 @@ INITIAL, BROWNIAN, WHITE, PERTURBATION, AREA, RENOISING, SMOOTHING = 0, 1, 2, 3,
 """Streams: what the noise is for. Different streams of one seed are independent."""
 
 _PER_COUNTER = 8  # numbers drawn from one 256-bit counter value: 8 x 32 bits
+_CACHED = 2**14  # numbers at a time: their intermediate values stay in a core's cache
 _LEVELS = 20  # halvings within a binade
 _FLOOR = -60  # [0, 2^_FLOOR] is one cell
 _WORD = (1 << 64) - 1
@@ -74,17 +75,24 @@ def _rows(seed: int, stream: int, node: tuple[int, int, int], run: range, size: 
     first = start // _PER_COUNTER
     count = -(-stop // _PER_COUNTER) - first
     words = [first & _WORD, node[0] & _WORD, node[1] & _WORD, (node[2] & _WORD) ^ (first >> 64)]
-    bits = np.random.Philox(
-        key=np.array([seed & _WORD, stream], dtype=np.uint64), counter=np.array(words, dtype=np.uint64)
-    ).random_raw(count * _PER_COUNTER // 2)
-    pairs = torch.from_numpy(bits.view(np.int32)).view(-1, 2)
-    # Box-Muller: radius from a uniform in [2^-32, 1], whose small values (the tails) keep their digits
-    radius = (pairs[:, 0] & 0x7FFFFFFF).float().add_(0.5).mul_(2.0**-31)
-    radius = radius.log_().mul_(-2.0).sqrt_()
-    angle = pairs[:, 1].float().mul_(math.pi * 2.0**-31)
-    numbers = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=1).flatten()
+    key, counter = np.array([seed & _WORD, stream], dtype=np.uint64), np.array(words, dtype=np.uint64)
+    philox = np.random.Philox(key=key, counter=counter)
+    numbers = np.empty(count * _PER_COUNTER, dtype=np.float32)
+    for begin in range(0, len(numbers), _CACHED):
+        part = numbers[begin : begin + _CACHED]
+        bits = philox.random_raw(len(part) // 2).view(np.int32)
+        # Box-Muller: radius from a uniform in [2^-32, 1], whose small values (the tails) keep their digits
+        radius, angle = (bits[::2] & np.int32(0x7FFFFFFF)).astype(np.float32), bits[1::2].astype(np.float32)
+        radius += np.float32(0.5)
+        radius *= np.float32(2.0**-31)
+        np.log(radius, out=radius)
+        radius *= np.float32(-2.0)
+        np.sqrt(radius, out=radius)
+        angle *= np.float32(math.pi * 2.0**-31)
+        np.multiply(radius, np.cos(angle), out=part[::2])
+        np.multiply(radius, np.sin(angle, out=angle), out=part[1::2])
     offset = start - first * _PER_COUNTER
-    return numbers[offset : offset + stop - start]
+    return torch.from_numpy(numbers[offset : offset + stop - start])
 
 
 def initial(

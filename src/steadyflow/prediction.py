@@ -21,7 +21,7 @@ from .errors import SingularTimeError, UnknownNameError
 
 PredictionType = Literal["epsilon", "sample", "v_prediction", "flow", "score"]
 
-_Coefficients = tuple[float | Tensor, float | Tensor]
+Factors = tuple[float | Tensor, float | Tensor]
 
 
 def check_type(name: str) -> None:
@@ -93,10 +93,10 @@ class Prediction:
 
     def mix(self, data: float, noise: float) -> Tensor:
         """data * x0 + noise * eps in one pass; `mix(alpha', sigma')` is the DDIM step to that time."""
-        of_x, of_output = self._coefficients(data, noise)
+        of_x, of_output = self.factors(data, noise)
         return linear(of_x, self.x, of_output, self.output)
 
-    def _coefficients(self, data: float, noise: float) -> _Coefficients:
+    def factors(self, data: float, noise: float) -> Factors:
         """The factors of x and of the output in data * x0 + noise * eps."""
         alpha, sigma = self.alpha, self.sigma
         match self.kind:

@@ -93,14 +93,15 @@ def _cbrt(x: Any) -> Any:
 
 def _remembered(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     """A method of a time that keeps its answers for single times: solvers ask for the same few over and over."""
+    place = f"_memo_{function.__name__}"
 
     @functools.wraps(function)
     def answer(self: Any, t: Any) -> Any:
         if type(t) is not float:
             return function(self, t)
-        memo = self.__dict__.get("_memo")
+        memo = self.__dict__.get(place)
         if memo is None:
-            object.__setattr__(self, "_memo", memo := {})
+            object.__setattr__(self, place, memo := {})
         value = memo.get(t)
         if value is None:
             if len(memo) >= _REMEMBERED:
@@ -153,14 +154,17 @@ class Schedule(ABC):
     @abstractmethod
     def _log_snr_from_sigma(self, sigma: Scalar) -> Scalar: ...
 
+    @_remembered
     def alpha(self, t: Scalar) -> Scalar:
         """The factor of the data at time t."""
         return self._alpha(self.log_snr(t))
 
+    @_remembered
     def sigma(self, t: Scalar) -> Scalar:
         """The factor of the unit Gaussian noise at time t."""
         return self._sigma(self.log_snr(t))
 
+    @_remembered
     def ratio(self, t: Scalar) -> Scalar:
         """sigma / alpha at time t (the noise level of the variance-exploding frame); inf where alpha = 0."""
         return _exp(-0.5 * self.log_snr(t))

@@ -42,15 +42,19 @@ class Variable(ABC):
     def when(self, schedule: Schedule, tau: float) -> float:
         """The path time at which the variable's time is tau."""
 
-    @abstractmethod
+    reading: tuple[float, float]
+    """The factors of x0_hat and eps_hat in du/dtau."""
+
     def slope(self, prediction: Prediction) -> Tensor:
         """du/dtau, shape (B, ...)."""
+        return prediction.mix(*self.reading)
 
 
 class Noise(Variable):
     """u = x / alpha, tau = sigma / alpha, du/dtau = eps_hat."""
 
     name = "noise"
+    reading = (0.0, 1.0)
 
     def scale(self, schedule, t):
         return schedule.alpha(t)
@@ -61,14 +65,12 @@ class Noise(Variable):
     def when(self, schedule, tau):
         return schedule.t_from_ratio(tau)
 
-    def slope(self, prediction):
-        return prediction.eps
-
 
 class Data(Variable):
     """u = x / sigma, tau = alpha / sigma, du/dtau = x0_hat."""
 
     name = "data"
+    reading = (1.0, 0.0)
 
     def scale(self, schedule, t):
         return schedule.sigma(t)
@@ -80,14 +82,12 @@ class Data(Variable):
     def when(self, schedule, tau):
         return schedule.t_from_ratio(1.0 / tau if tau > 0.0 else math.inf)
 
-    def slope(self, prediction):
-        return prediction.x0
-
 
 class Flow(Variable):
     """u = x / (alpha + sigma), tau = sigma / (alpha + sigma), du/dtau = eps_hat - x0_hat."""
 
     name = "flow"
+    reading = (-1.0, 1.0)
 
     def scale(self, schedule, t):
         return schedule.alpha(t) + schedule.sigma(t)
@@ -98,9 +98,6 @@ class Flow(Variable):
 
     def when(self, schedule, tau):
         return schedule.t_from_ratio(tau / (1.0 - tau) if tau < 1.0 else math.inf)
-
-    def slope(self, prediction):
-        return prediction.flow
 
 
 NOISE, DATA, FLOW = Noise(), Data(), Flow()
@@ -122,5 +119,7 @@ def by_name(name: str) -> Variable:
 def choose(name: VariableName, schedule: Schedule, t0: float, t1: float) -> Variable | None:
     """The variable for the interval between t0 and t1, or None where it is singular at an end."""
     variable = _BY_NAME[name]
+    if variable is FLOW:
+        return variable
     regular = math.isfinite(variable.time(schedule, t0)) and math.isfinite(variable.time(schedule, t1))
     return variable if regular else None

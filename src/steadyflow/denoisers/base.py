@@ -148,11 +148,12 @@ class Denoiser:
         """The network's output in x's precision; one call for the whole batch."""
         inputs = x if self.dtype is None else x.to(self.dtype)
         value = self.schedule.model_time(t) * self.time_scale
-        precision = torch.promote_types(inputs.dtype, torch.float32)  # half would round timesteps
+        half = inputs.dtype in (torch.float16, torch.bfloat16)  # which would round timesteps
+        precision = torch.float32 if half else inputs.dtype
         if isinstance(value, Tensor):
             time = value.to(precision)
         else:
-            time = torch.full((1,), value, dtype=precision, device=x.device).expand(len(x))
+            time = torch.full((len(x),), value, dtype=precision, device=x.device)
         output = self.net(inputs, time) if given is None else self.net(inputs, time, given)
         if not isinstance(output, Tensor):
             raise InputError(f"prediction: the network returned {type(output).__name__}, expected a tensor")

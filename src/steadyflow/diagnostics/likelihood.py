@@ -23,7 +23,7 @@ from ..errors import InputError, SteadyflowError
 from ..grids import Grid
 from ..integrate import check_state
 from ..solvers import registry
-from ..solvers.base import legs
+from ..solvers.base import legs, total
 from ..solvers.runge_kutta import RungeKutta
 from ..variables import FLOW
 from .divergence import along, axes, signs
@@ -99,30 +99,28 @@ def log_likelihood(
             try:
                 query = asking.send(reply)  # type: ignore[arg-type]  # None starts it
             except StopIteration as stop:
-                slopes, h = stop.value
+                slopes = stop.value
                 break
             reply = model(query.x, query.t)
             pull = pullback(lambda v, t=query.t: [model(v, t).flow], [query.x])
             divergences.append(FLOW.scale(schedule, query.t) * along(lambda v, pull=pull: pull([v])[0], directions))
             nfe += model.cost
-        before, after = FLOW.scale(schedule, leg.t0), FLOW.scale(schedule, leg.t1)
-        state = state * (after / before)
-        for weight, slope, divergence in zip(method.tableau.b, slopes, divergences, strict=True):
-            state = state.add(slope, alpha=after * h * weight)
-            integral += h * weight * divergence
+        state = total(slopes.end(method.tableau.b), slopes.known)
+        for weight, divergence in zip(method.tableau.b, divergences, strict=True):
+            integral += slopes.h * weight * divergence
     if not bool(state.isfinite().all()):
         raise SteadyflowError("log_likelihood: the solve diverged; use more steps")
     scales = n * math.log(FLOW.scale(schedule, times.times[-1]) / FLOW.scale(schedule, times.times[0]))
     noise = schedule.sigma(times.times[-1])
     base = _gaussian(state, noise) if prior is None else prior(state)
     if probes is None:
-        total, error = integral.sum(0), torch.zeros_like(base)
+        change, error = integral.sum(0), torch.zeros_like(base)
     else:
-        total, error = (
+        change, error = (
             integral.mean(0),
             integral.std(0) / probes**0.5 if probes > 1 else torch.full_like(base, math.nan),
         )
-    return Likelihood(base + total + scales, base, state, error, nfe)
+    return Likelihood(base + change + scales, base, state, error, nfe)
 
 
 def _gaussian(z: Tensor, sigma: float) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .. import files
 from .._version import __version__
 from ..arrays import sheet
 from ..errors import MissingExtraError
@@ -34,10 +35,9 @@ def write(path: str | Path, template: str, **values: Any) -> Path:
         raise MissingExtraError("jinja2", "lab", "the HTML report") from error
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     html = environment.from_string(template).render(style=_STYLE, version=__version__, **values)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html, encoding="utf-8")
-    return path
+    with files.replacing(path) as part:
+        part.write_text(html, encoding="utf-8")
+    return Path(path)
 
 
 def png(figure: Any) -> str:

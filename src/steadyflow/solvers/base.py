@@ -232,19 +232,28 @@ def ddim_factors(schedule: Schedule, t0: float, t1: float) -> tuple[float, float
     return ratio, schedule.sigma(t1) - ratio * schedule.sigma(t0)
 
 
-def combine(first: float, x: Tensor, factors: list[float], others: list[Tensor]) -> Tensor:
+def combine(first: float, x: Tensor, factors: Sequence[float], others: Sequence[Tensor]) -> Tensor:
     """first * x + sum of factors * others, one fused pass a term; x itself is left alone."""
-    result: Tensor | None = None
-    for factor, other in zip(factors, others, strict=True):
+    return total((first, *factors), (x, *others))
+
+
+def total(factors: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
+    """The sum of factors * tensors, one fused pass a term; the tensors are left alone, and those of factor 0 unread."""
+    first, start, result = 0.0, tensors[0], None
+    for factor, tensor in zip(factors, tensors, strict=True):
         if factor == 0.0:
             continue
-        if result is None:
-            result = torch.add(x, other, alpha=factor) if first == 1.0 else (x * first).add_(other, alpha=factor)
+        if result is not None:
+            result.add_(tensor, alpha=factor)
+        elif first == 0.0:
+            first, start = factor, tensor
+        elif first == 1.0:
+            result = torch.add(start, tensor, alpha=factor)
         else:
-            result = result.add_(other, alpha=factor)
-    if result is None:
-        return x if first == 1.0 else x * first
-    return result
+            result = torch.mul(start, first).add_(tensor, alpha=factor)
+    if result is not None:
+        return result
+    return start if first == 1.0 else start * first
 
 
 # States as data: any registered named tuple can be taken apart into tensors and JSON, and put together again.

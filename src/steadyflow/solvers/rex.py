@@ -98,22 +98,21 @@ class Rex(TwoStates):
         variable, zeta = regular_variable(self.variable, leg), self.determinant(leg)
         before, after = variable.scale(leg.schedule, leg.t0), variable.scale(leg.schedule, leg.t1)
         ratio = after / before
-        slopes, h = yield from self.base.slopes(state.y, leg.schedule, leg.t0, leg.t1, variable)
-        weights = [after * h * b for b in self.base.tableau.b]
-        x = combine(ratio * zeta, state.x, [ratio * (1 - zeta), *weights], [state.y, *slopes])
-        slopes, h = yield from self.base.slopes(x, leg.schedule, leg.t1, leg.t0, variable)
-        weights = [-after * h * b for b in self.base.tableau.b]
-        return Pair(x, combine(ratio, state.y, weights, slopes))
+        base, b = self.base, self.base.tableau.b
+        forth = yield from base.slopes(state.y, leg.schedule, leg.t0, leg.t1, variable)
+        x = combine(ratio * zeta, state.x, forth.factors(ratio * (1 - zeta), after, b), forth.known)
+        back = yield from base.slopes(x, leg.schedule, leg.t1, leg.t0, variable)
+        return Pair(x, combine(ratio, state.y, back.factors(0.0, -after, b), back.known))
 
     def inverse_step(self, state: Pair, leg: Leg) -> Asking[Pair]:
         variable, zeta = regular_variable(self.variable, leg), self.determinant(leg)
         before, after = variable.scale(leg.schedule, leg.t0), variable.scale(leg.schedule, leg.t1)
         ratio = after / before
-        slopes, h = yield from self.base.slopes(state.x, leg.schedule, leg.t0, leg.t1, variable)
-        y = combine(ratio, state.y, [after * h * b for b in self.base.tableau.b], slopes)
-        slopes, h = yield from self.base.slopes(y, leg.schedule, leg.t1, leg.t0, variable)
-        weights = [-after * h * b / zeta for b in self.base.tableau.b]
-        return Pair(combine(ratio / zeta, state.x, [1 - 1 / zeta, *weights], [y, *slopes]), y)
+        base, b = self.base, self.base.tableau.b
+        back = yield from base.slopes(state.x, leg.schedule, leg.t0, leg.t1, variable)
+        y = combine(ratio, state.y, back.factors(0.0, after, b), back.known)
+        forth = yield from base.slopes(y, leg.schedule, leg.t1, leg.t0, variable)
+        return Pair(combine(ratio / zeta, state.x, forth.factors(1 - 1 / zeta, -after / zeta, b), forth.known), y)
 
 
 @cache

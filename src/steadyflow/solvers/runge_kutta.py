@@ -14,17 +14,58 @@ Where the variable is singular at an end of the leg, or a stage would ask the mo
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from ..prediction import Prediction
 from ..schedules import Schedule
 from ..variables import Variable, VariableName, check_name, choose
 from . import tableaux
-from .base import Asking, Facts, Leg, Query, Solver, combine, ddim_step
+from .base import Asking, Facts, Leg, Query, Solver, ddim_step, total
 from .tableaux import Tableau
+
+
+class Slopes:
+    """The slopes of a step, as linear combinations of the state it began with and of the model's outputs.
+
+    Stages and slopes are such combinations themselves, so that each is computed from those tensors directly: a pass
+    over the memory for each, and none for a slope.
+    """
+
+    def __init__(self, variable: Variable, h: float, schedule: Schedule, t0: float, t1: float, x: Tensor):
+        self.h = h
+        """The step in the variable's time."""
+        self.before, self.after = variable.scale(schedule, t0), variable.scale(schedule, t1)
+        """The variable's scale at both ends."""
+        self.known = [x]
+        """The state that the step began with, shape (B, ...), and the outputs."""
+        self._variable = variable
+        self._rows: list[list[float]] = []
+
+    def add(self, prediction: Prediction, stage: list[float]) -> None:
+        """Take in what the model answered at the stage that has these factors."""
+        of_stage, of_output = prediction.factors(*self._variable.reading)
+        row = [of_stage * factor for factor in stage]
+        self._rows.append([*row, of_output])  # type: ignore[list-item]  # numbers, as the query's time was one
+        self.known.append(prediction.output)
+
+    def factors(self, first: float, scale: float, weights: Sequence[float]) -> list[float]:
+        """The factors of `known` in  first x + scale h sum_i weights_i k_i."""
+        result = [first] + [0.0] * (len(self.known) - 1)
+        for weight, row in zip(weights, self._rows, strict=False):
+            if weight != 0.0:
+                weight *= scale * self.h
+                for j, factor in enumerate(row):
+                    result[j] += weight * factor
+        return result
+
+    def end(self, weights: Sequence[float]) -> list[float]:
+        """The factors of `known` in the state at the end of the step, by a method with these weights."""
+        return self.factors(self.after / self.before, self.after, weights)
 
 
 @dataclass(frozen=True)
@@ -57,9 +98,8 @@ class RungeKutta(Solver):
         variable = self.regular_variable(leg)
         if variable is None:
             return (yield from ddim_step(state, leg))
-        slopes, h = yield from self.slopes(state, leg.schedule, leg.t0, leg.t1, variable)
-        before, after = variable.scale(leg.schedule, leg.t0), variable.scale(leg.schedule, leg.t1)
-        return combine(after / before, state, [after * h * b for b in self.tableau.b], slopes)
+        slopes = yield from self.slopes(state, leg.schedule, leg.t0, leg.t1, variable)
+        return total(slopes.end(self.tableau.b), slopes.known)
 
     def regular_variable(self, leg: Leg) -> Variable | None:
         """The variable for this leg, or None where only a DDIM step is defined."""
@@ -68,20 +108,20 @@ class RungeKutta(Solver):
             return None
         return choose(self.variable, schedule, leg.t0, leg.t1)
 
-    def slopes(
-        self, x: Tensor, schedule: Schedule, t0: float, t1: float, variable: Variable
-    ) -> Asking[tuple[list[Tensor], float]]:
-        """The stage slopes k_i of a step from (x, t0) to t1, and the step h in the variable's time."""
-        start, scale = variable.time(schedule, t0), variable.scale(schedule, t0)
-        h = variable.time(schedule, t1) - start
-        slopes: list[Tensor] = []
-        for row, c in zip(self.tableau.a, self.tableau.c, strict=True):
-            t = t0 if c == 0.0 else t1 if c == 1.0 else variable.when(schedule, start + c * h)
-            here = variable.scale(schedule, t)
-            stage = combine(here / scale, x, [here * h * a for a in row], slopes)
-            prediction = yield Query(stage, t)
-            slopes.append(variable.slope(prediction))
-        return slopes, h
+    def slopes(self, x: Tensor, schedule: Schedule, t0: float, t1: float, variable: Variable) -> Asking[Slopes]:
+        """The stage slopes k_i of a step from (x, t0) to t1."""
+        start = variable.time(schedule, t0)
+        slopes = Slopes(variable, variable.time(schedule, t1) - start, schedule, t0, t1, x)
+        tableau = self.tableau
+        for row, c in zip(tableau.a, tableau.c, strict=True):
+            if c == 0.0 or c == 1.0:
+                t, here = (t0, slopes.before) if c == 0.0 else (t1, slopes.after)
+            else:
+                t = variable.when(schedule, start + c * slopes.h)
+                here = variable.scale(schedule, t)
+            factors = slopes.factors(here / slopes.before, here, row)
+            slopes.add((yield Query(total(factors, slopes.known), t)), factors)
+        return slopes
 
 
 @cache

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ... import files
 from ..._version import __version__
 from ...errors import CorruptFileError, UnknownNameError
 from .figures import FIGURES
@@ -78,7 +78,7 @@ def _kept(path: Path, stamp: dict[str, Any]) -> Finding | None:
 
 def _keep(path: Path, stamp: dict[str, Any], finding: Finding) -> None:
     """Write a finding whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps({"stamp": stamp, "finding": dataclasses.asdict(finding)}, indent=2), encoding="utf-8")
-    os.replace(part, path)
+    with files.replacing(path) as part:
+        part.write_text(
+            json.dumps({"stamp": stamp, "finding": dataclasses.asdict(finding)}, indent=2), encoding="utf-8"
+        )
