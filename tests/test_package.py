@@ -24,6 +24,7 @@ FLOORS = [
     ["diagnostics"],
     ["corrections"],
     ["adapters"],
+    ["runs"],
     ["lab", "diffusers"],
     ["cli"],
     ["__main__", "__init__"],

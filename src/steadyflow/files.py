@@ -72,8 +72,8 @@ def _umask() -> int:
     return mask
 
 
-def read(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the text of a file that `write` made.
+def read(path: str | Path, kind: str | None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the text of a file that `write` made, of any kind for None.
 
     Raises `FileNotFoundError` where there is none, `CorruptFileError` for a damaged or truncated file, one
     that steadyflow did not write, or one of another kind.
@@ -87,9 +87,9 @@ def read(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
     except (SafetensorError, OSError, ValueError) as error:
         raise CorruptFileError(f"{path}: damaged, truncated, or no safetensors file ({error})") from error
-    if metadata.get("format") != _FORMAT or metadata.get("kind") != kind:
+    if metadata.get("format") != _FORMAT or (metadata.get("kind") != kind and kind is not None):
         found = metadata.get("kind", "file of another program")
-        raise CorruptFileError(f"{path}: expected a steadyflow {kind}, found a {found}")
+        raise CorruptFileError(f"{path}: expected a steadyflow {kind or 'file'}, found a {found}")
     if metadata.get("version") != _VERSION:
         raise CorruptFileError(f"{path}: file version {metadata.get('version')}, expected {_VERSION}")
     return tensors, metadata

@@ -386,9 +386,9 @@ class _Recorder:
         return Trajectory(tuple(t for t, _ in self._kept), torch.stack([x for _, x in self._kept]))
 
 
-def progress_bar(progress: Progress, steps: int) -> tqdm:
+def progress_bar(progress: Progress, steps: int, unit: str = "step") -> tqdm:
     """A progress bar: shown after two seconds on a terminal, at once if asked for, never if refused."""
     if isinstance(progress, tqdm):
         return progress
     shown = sys.stderr.isatty() if progress is None else progress
-    return tqdm(total=steps, disable=not shown, delay=2.0 if progress is None else 0.0, unit="step", leave=False)
+    return tqdm(total=steps, disable=not shown, delay=2.0 if progress is None else 0.0, unit=unit, leave=False)

@@ -1,4 +1,4 @@
-"""The command line: `steadyflow sample | roundtrip | edit | diagnose | solvers | demo | lab`.
+"""The command line: `steadyflow sample | invert | roundtrip | edit | diagnose | solvers | demo | lab | runs`.
 
 Errors that steadyflow raises on purpose are told in one line, with exit status 1; `--debug` before the command
 shows where they came from.
@@ -13,11 +13,12 @@ from typing import Annotated
 import typer
 
 from .._version import __version__
-from ..errors import SteadyflowError
+from ..errors import InputError, SteadyflowError
 from .edit import edit
 from .lab import lab
 from .options import (
     BatchSize,
+    Double,
     GridName,
     Guidance,
     Input,
@@ -33,15 +34,15 @@ from .options import (
     SolverName,
     Steps,
     Variable,
-    conditioned,
+    count_samples,
     count_steps,
-    load_model,
     make_solver,
     read_input,
     table,
     tell,
     to_images,
 )
+from .runs import Address, Device, Engine, Place, Run, Shard, Workers, carry_out, runs
 
 app = typer.Typer(
     name="steadyflow",
@@ -82,24 +83,32 @@ def sample(
     variable: Variable = None,
     seed: Seed = 0,
     batch_size: BatchSize = None,
+    device: Device = "cpu",
     out: Out = None,
+    run: Run = None,
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
+    shard: Shard = None,
     as_json: Json = False,
 ) -> None:
     """Draw samples from a model."""
+    method = make_solver(solver, variable)
+    steps = count_steps(method, steps, nfe, 50)
+    place = Place(run, engine, address, workers, shard)
+    if place.wanted():
+        from ..runs import Sampling
+
+        told = {"label": label, "prompt": prompt, "guidance": guidance, "seed": seed, "device": device}
+        carry_out(Sampling(model, n, method.spec(), steps, grid, batch_size or 64, **told), place, out, as_json)
+        return
     from .. import arrays
+    from ..runs.models import conditioned, named
     from ..tasks import sample as draw
 
-    denoiser = load_model(model)
-    method = make_solver(solver, variable)
-    drawn = draw(
-        conditioned(denoiser, label, guidance, prompt),
-        n=n,
-        solver=method,
-        steps=count_steps(method, steps, nfe, 50),
-        grid=grid,
-        seed=seed,
-        batch_size=batch_size,
-    )
+    denoiser = named(model, device)
+    given = conditioned(denoiser, label, guidance, prompt)
+    drawn = draw(given, n=n, solver=method, steps=steps, grid=grid, seed=seed, batch_size=batch_size, device=device)
     if out is not None:
         arrays.write(out, to_images(denoiser, drawn.x))
     figures = {
@@ -136,9 +145,10 @@ def roundtrip(
     """Invert samples, generate them again, and say how well they came back."""
     from .. import arrays
     from ..metrics import rmse
+    from ..runs.models import conditioned, named
     from ..tasks import invert
 
-    denoiser = load_model(model)
+    denoiser = named(model)
     x, labels = read_input(denoiser, input, n, resize, label)
     method = make_solver(solver, variable)
     inversion = invert(
@@ -169,6 +179,72 @@ def roundtrip(
     tell(figures, as_json, out)
 
 
+@app.command(epilog="Example: steadyflow invert --input photographs --model sd-folder --solver ees25 --run inverted")
+def invert(
+    model: Model = "digits",
+    input: Input = None,
+    n: Annotated[
+        int | None, typer.Option("--n", help="How many samples; by default all of the input, else 16.")
+    ] = None,
+    label: Label = None,
+    prompt: Prompt = None,
+    guidance: Guidance = 1.0,
+    solver: SolverName = "ees25",
+    steps: Steps = None,
+    nfe: Nfe = None,
+    grid: GridName = "quadratic",
+    variable: Variable = None,
+    resize: Resize = False,
+    batch_size: BatchSize = None,
+    device: Device = "cpu",
+    double: Double = False,
+    save: Annotated[Path | None, typer.Option(help="Where to save the inversion, to decode or edit it later.")] = None,
+    out: Out = None,
+    run: Run = None,
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
+    shard: Shard = None,
+    as_json: Json = False,
+) -> None:
+    """Find the latents that generate samples, and keep them."""
+    method = make_solver(solver, variable)
+    steps = count_steps(method, steps, nfe, 16)
+    place = Place(run, engine, address, workers, shard)
+    if place.wanted():
+        from ..runs import Inverting
+
+        if save is not None:
+            raise InputError("save: with --run every shard is a saved inversion")
+        told = {"label": label, "prompt": prompt, "guidance": guidance, "device": device}
+        told |= {"input": input, "resize": resize, "double": double}
+        count = count_samples(model, input, n, resize, label)
+        carry_out(Inverting(model, count, method.spec(), steps, grid, batch_size or 64, **told), place, out, as_json)
+        return
+    from .. import arrays, tasks
+    from ..runs.models import conditioned, named
+
+    denoiser = named(model, device)
+    x, labels = read_input(denoiser, input, n, resize, label)
+    given = conditioned(denoiser, labels, guidance, prompt)
+    x = (x.double() if double else x).to(device)
+    found = tasks.invert(given, x, solver=method, steps=steps, grid=grid, batch_size=batch_size)
+    if save is not None:
+        found.save(save)
+    if out is not None:
+        arrays.write(out, found.latent)
+    figures = {
+        "solver": method.name,
+        "samples": len(x),
+        "steps": found.steps,
+        "nfe": found.nfe,
+        "latent mean": found.latent.mean().item(),
+        "latent std": found.latent.std(correction=0).item(),
+        "latent max |x|": found.latent.abs().max().item(),
+    }
+    tell(figures, as_json, save or out)
+
+
 app.command(
     epilog="Example: steadyflow edit --model ink --image seven.png --source 'a handwritten seven' "
     "--target 'a handwritten two' --guidance 5 --out two.png"
@@ -190,23 +266,42 @@ def diagnose(
     grid: GridName = "quadratic",
     variable: Variable = None,
     resize: Resize = False,
-    double: Annotated[bool, typer.Option("--double", help="Work in float64 instead of float32.")] = False,
+    double: Double = False,
     verify: Annotated[bool, typer.Option("--verify", help="Carry the recommendation out.")] = False,
     contractivity: Annotated[
         bool, typer.Option("--contractivity", help="Instead, whether each step of the way back contracts.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="A folder for the report.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="With --run, how many are diagnosed at a time.")] = None,
+    device: Device = "cpu",
+    run: Run = None,
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
+    shard: Shard = None,
     as_json: Json = False,
 ) -> None:
     """Say where the error of a round trip comes from and what to change."""
-    from ..diagnostics import diagnose as examine
-
-    denoiser = load_model(model)
-    x, labels = read_input(denoiser, input, n, resize, label)
-    x = x.double() if double else x.float()
     method = make_solver(solver, variable)
-    given = conditioned(denoiser, labels, guidance, prompt)
     steps = count_steps(method, steps, nfe, 16)
+    place = Place(run, engine, address, workers, shard)
+    if place.wanted():
+        from ..runs import Diagnosing
+
+        if verify or contractivity or out is not None:
+            raise InputError("verify, contractivity, out: do not go with --run; diagnose a few samples with them")
+        told = {"label": label, "prompt": prompt, "guidance": guidance, "device": device, "back": back}
+        told |= {"input": input, "resize": resize, "double": double}
+        count = count_samples(model, input, None if input else n, resize, label)
+        carry_out(Diagnosing(model, count, method.spec(), steps, grid, batch_size or 64, **told), place, None, as_json)
+        return
+    from ..diagnostics import diagnose as examine
+    from ..runs.models import conditioned, named
+
+    denoiser = named(model, device)
+    x, labels = read_input(denoiser, input, n, resize, label)
+    x = (x.double() if double else x.float()).to(device)
+    given = conditioned(denoiser, labels, guidance, prompt)
     if contractivity:
         _contractivity(given, given if back is None else given.guided(back), x, method, steps, grid, out, as_json)
         return
@@ -337,6 +432,7 @@ def demo(
 
 
 app.add_typer(lab, name="lab")
+app.add_typer(runs, name="runs")
 
 
 def main() -> None:

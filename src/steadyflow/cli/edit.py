@@ -23,10 +23,8 @@ from .options import (
     Steps,
     Variable,
     count_steps,
-    load_model,
     make_solver,
     read_input,
-    takes_prompts,
     tell,
     to_images,
 )
@@ -74,11 +72,12 @@ def edit(
     """
     from .. import arrays
     from ..metrics import rmse
+    from ..runs.models import named
     from ..tasks import Inversion, flow_edit, invert, rf_inversion
 
     if method not in METHODS:
         raise InputError(f"method: got {method!r}, expected one of {', '.join(METHODS)}")
-    denoiser = load_model(model)
+    denoiser = named(model)
     goal = _condition(denoiser, "target", target)
     x: Any = None
     labels: Any = None
@@ -140,6 +139,8 @@ def edit(
 
 def _condition(model: Any, name: str, given: str) -> Any:
     """A class as a number, or a prompt."""
+    from ..runs.models import takes_prompts
+
     if takes_prompts(model):
         return given
     try:

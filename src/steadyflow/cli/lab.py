@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from ..errors import InputError
-from .options import GridName, Guidance, Json, Number, SolverName, load_model, table
+from .options import GridName, Guidance, Json, Number, SolverName, table
+from .runs import Address, Engine, Workers
 
 lab = typer.Typer(help="The experiments.", no_args_is_help=True)
 run = typer.Typer(help="Run an experiment; each prints its tables and writes pictures.", no_args_is_help=True)
@@ -22,6 +23,9 @@ def coupling(
     nfe: Annotated[int, typer.Option(help="Model evaluations each way.")] = 48,
     grid: GridName = "quadratic",
     out: Annotated[Path, typer.Option(help="The folder for the picture.")] = Path("lab"),
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
     as_json: Json = False,
 ) -> None:
     """Exact reversibility against stability: edits at rising guidance, fixed and automatic coupling."""
@@ -29,13 +33,15 @@ def coupling(
     from tqdm import tqdm
 
     from ..lab import coupling as experiment
+    from ..runs import engine as made
 
+    place = made(engine, address, workers)
     with tqdm(total=len(experiment.METHODS), unit="method", leave=False, disable=None) as bar:
 
         def tell(_: str) -> None:
             bar.update()
 
-        rows = experiment.study(problem, n=n, nfe=nfe, grid=grid, progress=tell)
+        rows = experiment.study(problem, n=n, nfe=nfe, grid=grid, engine=place, progress=tell)
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
         return
@@ -58,6 +64,9 @@ def instability(
     n: Number = 100,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer images and steps, and small mixtures.")] = False,
     out: Annotated[Path, typer.Option(help="The folder for the pictures.")] = Path("lab"),
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
     as_json: Json = False,
 ) -> None:
     """Why reconstructions fail: expansion regions, the theorem, and error against instability on real images."""
@@ -66,11 +75,13 @@ def instability(
 
     from .. import arrays
     from ..lab import instability as experiment
+    from ..runs import engine as made
+    from ..runs.models import named
 
     if images is None:
         denoiser, x = experiment.problem(model, min(n, 24) if quick else n)
     else:
-        denoiser = load_model(model)
+        denoiser = named(model)
         latent = hasattr(denoiser, "encode")
         x = arrays.read_folder(images, denoiser.image_shape if latent else denoiser.shape, n)
         x = denoiser.encode(x) if latent else x
@@ -79,13 +90,14 @@ def instability(
     toys = experiment.toy(1, side=41 if quick else 161), experiment.toy(2, side=21 if quick else 81)
     shares = experiment.theorem((1, 4, 16), n=100) if quick else experiment.theorem()
     methods = (("euler", 50), ("rk4", 48)) if quick else experiment.SOLVERS
+    place = made(engine, address, workers)
     with tqdm(total=len(methods) + 1, unit="solver", leave=False, disable=None) as bar:
 
         def tell(setting: str) -> None:
             bar.set_description(setting)
             bar.update()
 
-        result = experiment.study(denoiser, x, name=model, methods=methods, progress=tell)
+        result = experiment.study(denoiser, x, name=model, methods=methods, engine=place, progress=tell)
     out.mkdir(parents=True, exist_ok=True)
     pictures = {
         "instability-toys.png": ((12, 3.6), lambda figure: experiment.draw_toys(*toys, figure)),
@@ -119,6 +131,9 @@ def hallucination(
     out: Annotated[Path, typer.Option(help="The folder for results and pictures; a rerun goes on there.")] = Path(
         "lab"
     ),
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
     as_json: Json = False,
 ) -> None:
     """Mode interpolation: each figure's numbers beside the paper's claim, and whether it holds here."""
@@ -127,15 +142,17 @@ def hallucination(
 
     from ..lab import hallucination as experiment
     from ..lab.hallucination.runner import draw
+    from ..runs import engine as made
 
     chosen = figure or list(experiment.FIGURES)
+    place = made(engine, address, workers)
     with tqdm(total=len(chosen), unit="figure", leave=False, disable=None) as bar:
 
         def tell(name: str) -> None:
             bar.set_description(name)
             bar.update()
 
-        found = experiment.run_figures(chosen, quick=quick, folder=out, progress=tell)
+        found = experiment.run_figures(chosen, quick=quick, folder=out, engine=place, progress=tell)
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(finding) for finding in found], indent=2))
         return
@@ -155,20 +172,25 @@ def hallucination(
 def stein(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer samples, budgets and seeds.")] = False,
     out: Annotated[Path, typer.Option(help="The folder for all runs as JSON.")] = Path("lab"),
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
     as_json: Json = False,
 ) -> None:
     """What Stein corrections are worth: tuned families beside controls, on other problems and seeds."""
     from tqdm import tqdm
 
     from ..lab import stein as experiment
+    from ..runs import engine as made
 
+    place = made(engine, address, workers)
     with tqdm(unit="problem", leave=False, disable=None) as bar:
 
         def tell(problem: str) -> None:
             bar.set_description(problem)
             bar.update()
 
-        scores, results = experiment.study(quick=quick, progress=tell)
+        scores, results = experiment.study(quick=quick, engine=place, progress=tell)
     out.mkdir(parents=True, exist_ok=True)
     kept = {"scores": experiment.figures(scores), "runs": [dataclasses.asdict(result) for result in results]}
     (out / "stein.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
@@ -202,6 +224,9 @@ def editing(
     dino: Annotated[str | None, typer.Option(help="For PIE-Bench, DINO's weights: a folder, or a name.")] = None,
     perceptual: Annotated[bool, typer.Option("--lpips", help="For PIE-Bench, LPIPS too (needs torchvision).")] = False,
     out: Annotated[Path, typer.Option(help="The folder for results and pictures.")] = Path("lab"),
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
     as_json: Json = False,
 ) -> None:
     """What edits keep against what they change, over solvers and guidance; or PIE-Bench with one solver."""
@@ -214,16 +239,20 @@ def editing(
 
     from .. import arrays
     from ..lab import editing as experiment
+    from ..runs import engine as made
 
     methods = experiment.QUICK if quick else experiment.METHODS
     scales = (2.0, 7.5) if quick else experiment.GUIDANCES
+    place = made(engine, address, workers)
     with tqdm(total=len(methods), unit="method", leave=False, disable=None) as bar:
 
         def tell(method: str) -> None:
             bar.set_description(method)
             bar.update()
 
-        rows = experiment.study(n=min(n, 16) if quick else n, nfe=nfe, guidances=scales, methods=methods, progress=tell)
+        count = min(n, 16) if quick else n
+        options = {"guidances": scales, "methods": methods, "folder": out, "engine": place}
+        rows = experiment.study(n=count, nfe=nfe, **options, progress=tell)
     kept = {"extractor": experiment.InkExtractor().hash, "rows": [dataclasses.asdict(row) for row in rows]}
     (out / "editing.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
     figure = Figure(figsize=(12, 4.5), layout="constrained")
@@ -258,10 +287,11 @@ def _piebench(
 
     from .. import __version__, metrics
     from ..lab import piebench
+    from ..runs.models import named
     from ..solvers import get
     from ..solvers.base import steps_for
 
-    denoiser, method = load_model(model), get(solver)
+    denoiser, method = named(model), get(solver)
     if not hasattr(denoiser, "image_shape"):
         raise InputError(f"model: {model!r} is no diffusers pipeline; PIE-Bench needs one that takes prompts")
     extractors: dict[str, metrics.Extractor] = {}

@@ -1,6 +1,5 @@
 """What the commands share: their options, and how they read input and print figures."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,8 +11,8 @@ from ..errors import InputError
 Model = Annotated[
     str,
     typer.Option(
-        help="A bundled model ('digits', 'faces', 'ink'), 'mixture' (25 exact modes), a saved .safetensors model, or a "
-        "diffusers pipeline: its folder, or its name on the hub."
+        help="A bundled model ('digits', 'faces', 'ink'), 'mixture' (25 exact modes), a saved .safetensors model, a "
+        "diffusers pipeline (its folder, or its name on the hub), or module:function of your own."
     ),
 ]
 SolverName = Annotated[str, typer.Option(help="A solver's name; see `steadyflow solvers`.")]
@@ -27,59 +26,23 @@ Out = Annotated[Path | None, typer.Option(help="Where to write: .png, .npy or .s
 Input = Annotated[
     str | None,
     typer.Option(
-        "--input", "--image", help="A picture, .npy or .safetensors; by default the model's own held-out data."
+        "--input",
+        "--image",
+        help="A picture, a folder of them, .npy or .safetensors; by default the model's own held-out data.",
     ),
 ]
 Prompt = Annotated[str | None, typer.Option(help="What a text-to-image pipeline is told.")]
 Resize = Annotated[bool, typer.Option("--resize", help="Scale the picture to the model's size.")]
+Double = Annotated[bool, typer.Option("--double", help="Work in float64 instead of float32.")]
 Label = Annotated[int | None, typer.Option(help="The class to condition on.")]
 Number = Annotated[int, typer.Option("--n", help="How many samples.")]
 BatchSize = Annotated[int | None, typer.Option(help="How many at a time.")]
 Guidance = Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 is none.")]
 
 
-def load_model(name: str) -> Any:
-    """A bundled model, a saved one, the exact mixture of 25 modes, or a model over a diffusers pipeline."""
-    from ..denoisers import GaussianMixture
-    from ..models import load, pipeline_folder
-    from ..schedules import VPLinear
-
-    if name == "mixture":
-        return GaussianMixture.grid().denoiser(VPLinear())
-    folder = pipeline_folder(name) if name == "ink" else Path(name)
-    if folder.is_dir() or ("/" in name and folder.suffix != ".safetensors"):
-        from ..adapters.pipelines import load_pipeline
-
-        found = load_pipeline(folder if folder.is_dir() else name)
-        return dataclasses.replace(found, name="ink") if name == "ink" else found
-    return load(name)
-
-
-def takes_prompts(model: Any) -> bool:
-    """Whether conditions are words."""
-    return getattr(model, "embed", None) is not None
-
-
 def to_images(model: Any, x: Any) -> Any:
     """Latents as images, where the model works on latents."""
     return model.decode(x) if hasattr(model, "decode") else x
-
-
-def conditioned(model: Any, label: Any, guidance: float, prompt: str | None = None) -> Any:
-    """The model under a class or a prompt, if one is given, and guidance."""
-    if prompt is not None:
-        if not takes_prompts(model):
-            raise InputError(f"prompt: the model {model.name!r} takes none; give --label")
-        return model.condition(prompt).guided(guidance)
-    if takes_prompts(model):
-        if isinstance(label, int):
-            raise InputError("label: this model takes words; give --prompt")
-        return (model if label is None else model.condition(label)).guided(guidance)
-    if label is None:
-        if guidance != 1.0:
-            raise InputError("guidance: needs a class to guide to; give --label")
-        return model
-    return model.condition(label).guided(guidance)
 
 
 def make_solver(name: str, variable: str | None) -> Any:
@@ -100,34 +63,20 @@ def count_steps(solver: Any, steps: int | None, nfe: int | None, default: int) -
     return steps_for(solver, nfe)
 
 
-def read_input(model: Any, path: str | None, n: int, resize: bool, label: int | None) -> tuple[Any, Any]:
-    """The user's batch, or held-out data of a model we know, with the labels or captions to invert under.
+def read_input(model: Any, path: str | None, n: int | None, resize: bool, label: int | None) -> tuple[Any, Any]:
+    """The user's batch, or n samples of held-out data, with the labels or captions to invert under."""
+    from ..runs.sources import opened
 
-    Images are encoded where the model works on latents; a file of latents is taken as it is.
-    """
-    from .. import arrays
+    source = opened(model, path, n if path is None else None, resize, label)
+    return source.rows(0, len(source))
 
-    if path is not None and hasattr(model, "encode") and Path(path).suffix.lower() not in (".npy", ".safetensors"):
-        return model.encode(arrays.read(path, model.image_shape, resize=resize)), label
-    if path is not None:
-        return arrays.read(path, model.shape, resize=resize), label
-    if model.name == "ink":
-        import torch
 
-        from ..datasets import ink
+def count_samples(model: str, path: str | None, n: int | None, resize: bool, label: int | None) -> int:
+    """How many samples a run is about: at most n of what there is."""
+    from ..runs.models import named
+    from ..runs.sources import opened
 
-        pictures = ink("held-out", n, torch.Generator().manual_seed(0))
-        return model.encode(pictures.images), [pictures.caption(k) for k in range(n)]
-    if model.name in ("digits", "faces"):
-        from .. import datasets
-
-        images, labels = getattr(datasets, model.name)("held-out")
-        if label is not None:
-            images, labels = images[labels == label], labels[labels == label]
-        return images[:n], labels[:n]
-    if model.name == "mixture":
-        return model.mixture.sample(n), label
-    raise InputError("input: this model has no data of its own; give --input")
+    return len(opened(named(model), path, n, resize, label))
 
 
 def tell(figures: dict[str, Any], as_json: bool, out: Path | None) -> None:

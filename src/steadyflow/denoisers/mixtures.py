@@ -195,6 +195,13 @@ class MixtureDenoiser(Denoiser):
         options = {name: changes.get(name, getattr(self, name)) for name in ("given", "guidance", "null")}
         return MixtureDenoiser(self.mixture, self.schedule, **options)
 
+    def _check_labels(self, given):
+        if given is not None and self.mixture.labels is None:
+            raise InputError(
+                f"condition: got {given!r}, but the mixture has no labels; give GaussianMixture(labels=...)"
+            )
+        super()._check_labels(given)
+
     @property
     def mixture(self) -> GaussianMixture:
         """The distribution of the data."""

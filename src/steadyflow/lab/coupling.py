@@ -19,6 +19,7 @@ from ..errors import NonFiniteError, UnknownNameError
 from ..integrate import Moment
 from ..metrics import rmse
 from ..models import load
+from ..runs.engines import Engine, InProcess
 from ..schedules import VPScaledLinear
 from ..solvers.base import steps_for
 from ..tasks import invert
@@ -92,15 +93,17 @@ def study(
     grid: str = "quadratic",
     guidances: Sequence[float] = (1.0, 3.0, 7.5),
     methods: Sequence[tuple[str, dict[str, Any]]] = METHODS,
+    engine: Engine | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[Row]:
-    """Run all methods on a problem at the same number of evaluations each way."""
+    """Run all methods on a problem at the same number of evaluations each way, in this process or on an engine."""
     model, x, labels, targets = problem(name, n)
     here, there = model.condition(labels), model.condition(targets)
     exact = invert(here, x, solver="dopri5", steps=400, grid="log-snr")
     reference = {w: exact.decode(there, guidance=w).x for w in guidances}
-    rows = []
-    for method, options in methods:
+
+    def one(entry: tuple[str, dict[str, Any]]) -> Row:
+        method, options = entry
         solver = solvers.get(method, **options)
         inversion = invert(here, x, solver=solver, steps=steps_for(solver, nfe), grid=grid)
         errors, largest = {}, {}
@@ -118,9 +121,13 @@ def study(
         text = ", ".join(f"{key}={value}" for key, value in options.items())
         growth = solver.inverse_growth(model.schedule, inversion.grid)
         back = rmse(inversion.decode().x, x).median().item()
-        rows.append(Row(method, text, inversion.nfe, back, growth, errors, largest))
+        return Row(method, text, inversion.nfe, back, growth, errors, largest)
+
+    rows = []
+    for row in (engine or InProcess()).map(one, methods):
+        rows.append(row)
         if progress is not None:
-            progress(f"{method} {text}")
+            progress(f"{row.solver} {row.options}")
     return rows
 
 

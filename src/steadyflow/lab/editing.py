@@ -8,8 +8,11 @@ one way, the two branches of guidance as one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import solvers
+from .._version import __version__
 from ..adapters.pipelines import PipelineModel, load_pipeline
 from ..datasets.ink import INKS, WORDS, Pictures, caption, ink
 from ..denoisers.smoothing import Smoothing
@@ -28,6 +32,8 @@ from ..metrics.features import structure_distance, weights_hash
 from ..metrics.statistics import Estimate, average, wilson
 from ..models import pipeline_folder
 from ..models.judge import Judge
+from ..runs.engines import Engine, InProcess
+from ..runs.keeping import kept
 from ..solvers.base import steps_for
 from ..tasks import invert
 
@@ -147,36 +153,72 @@ def study(
     nfe: int = 48,
     guidances: Sequence[float] = GUIDANCES,
     methods: Sequence[tuple[str, dict[str, Any]]] = METHODS,
-    model: PipelineModel | None = None,
+    folder: str | Path | None = None,
+    engine: Engine | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[Row]:
-    """All methods at the same evaluations each way, over both tasks and the guidance scales."""
-    model, judge, jobs, rows = model or bundled(), InkExtractor(), tasks(n), []
-    latents = model.encode(jobs[0].pictures.images)
-    limit = BLOWN * latents.abs().max().item()
-    for name, options in methods:
-        smoothing = options.get("smoothing")
-        solver = solvers.get(name, **{k: v for k, v in options.items() if k != "smoothing"})
-        label = name + "".join(f", {k}={v}" for k, v in options.items() if k != "smoothing")
-        label += f", smoothed {smoothing.radius}" if smoothing else ""
+    """All methods at the same evaluations each way, over both tasks and the guidance scales.
+
+    folder: where the rows of each method are kept as JSON, and read again instead of computed. engine: where the
+    methods are tried, in this process by default. progress: told each method that is done.
+    """
+    names = [_label(name, options) for name, options in methods]
+    stamp = {"version": __version__, "n": n, "nfe": nfe, "guidances": list(guidances)}
+    cells = [(f"editing-{re.sub('[^a-z0-9.]+', '-', label)}", m) for label, m in zip(names, methods, strict=True)]
+    work, found = partial(_method, n, nfe, tuple(guidances)), {}
+    for k, rows in kept(engine or InProcess(), work, cells, folder, stamp, _rows):
+        found[k] = rows
         if progress is not None:
-            progress(label)
-        field = model.smoothed(smoothing)
-        steps = steps_for(solver, nfe // field.cost)
-        inversion = invert(field.condition(jobs[0].sources), latents, solver=solver, steps=steps)
-        back = (inversion.decode().x - latents).flatten(1).square().mean(1).sqrt().median().item()
-        for task in jobs:
-            for guidance in guidances:
-                largest = [0.0]
+            progress(names[k])
+    return [row for k in range(len(names)) for row in found[k]]
 
-                def watch(moment: Moment, largest: list[float] = largest) -> None:
-                    largest[0] = max(largest[0], moment.x.abs().max().item())
 
-                try:
-                    edited = inversion.decode(field.condition(task.targets), guidance, callback=watch).x
-                except NonFiniteError:
-                    edited, largest[0] = torch.full_like(latents, torch.inf), torch.inf
-                rows.append(_row(task, label, guidance, model, judge, edited, limit, largest[0], back))
+def _label(name: str, options: dict[str, Any]) -> str:
+    """A method in words."""
+    smoothing = options.get("smoothing")
+    label = name + "".join(f", {k}={v}" for k, v in options.items() if k != "smoothing")
+    return label + (f", smoothed {smoothing.radius}" if smoothing else "")
+
+
+def _rows(data: list[dict[str, Any]]) -> list[Row]:
+    """Rows from their JSON."""
+
+    def value(entry: Any) -> Any:
+        return Estimate(**entry) if isinstance(entry, dict) else entry
+
+    return [Row(**{name: value(entry) for name, entry in fields.items()}) for fields in data]
+
+
+@cache
+def _setting(n: int) -> tuple[PipelineModel, InkExtractor, list[Task], Tensor]:
+    """The model, the judge, the tasks and the latents of their pictures, once a process."""
+    model, jobs = bundled(), tasks(n)
+    return model, InkExtractor(), jobs, model.encode(jobs[0].pictures.images)
+
+
+def _method(n: int, nfe: int, guidances: tuple[float, ...], method: tuple[str, dict[str, Any]]) -> list[Row]:
+    """The rows of one method."""
+    model, judge, jobs, latents = _setting(n)
+    name, options = method
+    label, limit, rows = _label(name, options), BLOWN * latents.abs().max().item(), []
+    solver = solvers.get(name, **{k: v for k, v in options.items() if k != "smoothing"})
+    field = model.smoothed(options.get("smoothing"))
+    inversion = invert(
+        field.condition(jobs[0].sources), latents, solver=solver, steps=steps_for(solver, nfe // field.cost)
+    )
+    back = (inversion.decode().x - latents).flatten(1).square().mean(1).sqrt().median().item()
+    for task in jobs:
+        for guidance in guidances:
+            largest = [0.0]
+
+            def watch(moment: Moment, largest: list[float] = largest) -> None:
+                largest[0] = max(largest[0], moment.x.abs().max().item())
+
+            try:
+                edited = inversion.decode(field.condition(task.targets), guidance, callback=watch).x
+            except NonFiniteError:
+                edited, largest[0] = torch.full_like(latents, torch.inf), torch.inf
+            rows.append(_row(task, label, guidance, model, judge, edited, limit, largest[0], back))
     return rows
 
 

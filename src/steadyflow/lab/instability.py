@@ -24,6 +24,7 @@ from ..metrics import rmse
 from ..metrics.statistics import Estimate, pearson, spearman, wilson
 from ..models import load
 from ..noise import PERTURBATION, normal
+from ..runs.engines import Engine, InProcess
 from ..schedules import VPLinear
 from ..solvers.base import steps_for
 from ..tasks import invert
@@ -166,12 +167,13 @@ def study(
     methods: Sequence[tuple[str, int]] = SOLVERS,
     probes: int = 8,
     reference: int = 100,
+    engine: Engine | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Study:
     """Invert the images, generate them again, and set the error against the instability coefficient.
 
     images: shape (n, ...). methods: solvers with their evaluations each way. reference: steps of the RK4 solve that
-    stands for the exact ODE in the latent's error.
+    stands for the exact ODE in the latent's error. engine: where the methods are tried, in this process by default.
     """
     grid = grids.make("quadratic", model.schedule, reference)
     exact = invert(model, images.double(), solver="rk4", grid=grid).latent
@@ -185,8 +187,9 @@ def study(
     size = (low * high) ** 0.5 if low == low else 1e-2
     if progress is not None:
         progress("reference")
-    rows = []
-    for method, nfe in methods:
+
+    def one(entry: tuple[str, int]) -> Row:
+        method, nfe = entry
         solver = solvers.get(method)
         inversion = invert(model, images, solver=solver, steps=steps_for(solver, nfe), grid="uniform")
         error = rmse(inversion.decode().x, images).double()
@@ -200,20 +203,22 @@ def study(
         }
         coefficients = {key: value.double() for key, value in coefficients.items()}
         latent_error = rmse(inversion.latent.double(), exact)
-        rows.append(
-            Row(
-                method,
-                inversion.steps,
-                inversion.nfe,
-                error,
-                latent_error,
-                coefficients,
-                {key: pearson(value.log(), error.log()) for key, value in coefficients.items()},
-                {key: spearman(value, error) for key, value in {**coefficients, "latent error": latent_error}.items()},
-            )
+        return Row(
+            method,
+            inversion.steps,
+            inversion.nfe,
+            error,
+            latent_error,
+            coefficients,
+            {key: pearson(value.log(), error.log()) for key, value in coefficients.items()},
+            {key: spearman(value, error) for key, value in {**coefficients, "latent error": latent_error}.items()},
         )
+
+    rows = []
+    for row in (engine or InProcess()).map(one, methods):
+        rows.append(row)
         if progress is not None:
-            progress(f"{method}, {nfe} evaluations")
+            progress(f"{row.solver}, {row.nfe} evaluations")
     return Study(name, rows, swept, size)
 
 

@@ -32,6 +32,7 @@ from ..metrics import energy_distance, precision_recall, sliced_wasserstein
 from ..metrics.statistics import average
 from ..models import load
 from ..noise import PERTURBATION, normal
+from ..runs.engines import Engine, InProcess
 from ..schedules import Schedule, VPCosine
 from ..solvers.base import State
 from ..tasks import sample
@@ -279,23 +280,28 @@ class Score:
 
 
 def study(
-    *, n: int = 600, seeds: int = 2, quick: bool = False, progress: Callable[[str], None] | None = None
+    *,
+    n: int = 600,
+    seeds: int = 2,
+    quick: bool = False,
+    engine: Engine | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> tuple[list[Score], list[Result]]:
-    """Tune each family on its problems and seeds, and score it on the others."""
+    """Tune each family on its problems and seeds, and score it on the others; in this process or on an engine."""
+    engine = engine or InProcess()
     n, seeds = (300, 1) if quick else (n, seeds)
     budgets = (5, 8) if quick else EVALUATIONS
     choices = settings()
-    tuned = _runs(problems("tuning", n), choices, budgets, n, range(seeds), progress)
+    tuned = _runs(engine, "tuning", choices, budgets, n, range(seeds), progress)
     chosen: dict[tuple[str, str], Setting] = {}
     for solver in SOLVERS:
         for family in dict.fromkeys(s.family for s in choices):
             members = [s for s in choices if s.family == family]
             chosen[solver, family] = min(members, key=lambda s: _mean(_ratios(tuned, solver, s.label)))
     scores, results = [], []
-    test = problems("test", n)
     for solver in SOLVERS:
         mine = [chosen[solver, family] for family in dict.fromkeys(s.family for s in choices)]
-        found = _runs(test, mine, budgets, n, range(100, 100 + seeds), progress, (solver,))
+        found = _runs(engine, "test", mine, budgets, n, range(100, 100 + seeds), progress, (solver,))
         results += found
         for kind in ("exact", "learned", "wrong"):
             part = [r for r in found if r.kind == kind]
@@ -308,18 +314,22 @@ def study(
     return scores, results
 
 
-def _runs(cases, choices: Sequence[Setting], budgets, n: int, seeds, progress, names=SOLVERS) -> list[Result]:
-    found = []
-    for problem in cases:
-        if progress is not None:
-            progress(problem.name)
-        found += [
+def _runs(engine: Engine, part: str, choices, budgets, n: int, seeds, progress, names=SOLVERS) -> list[Result]:
+    def one(name: str) -> list[Result]:
+        problem = next(p for p in problems(part, n) if p.name == name)
+        return [
             run(problem, solver, evaluations, setting, n, seed)
             for solver in names
             for evaluations in budgets
             for setting in choices
             for seed in seeds
         ]
+
+    cases, found = [problem.name for problem in problems(part, n)], []
+    for case, results in zip(cases, engine.map(one, cases), strict=True):
+        found += results
+        if progress is not None:
+            progress(case)
     return found
 
 

@@ -7,7 +7,7 @@ carry two tensors), the grid, guidance, condition, precision and seed. It can be
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ..errors import CorruptFileError, InputError
 from ..grids import Grid
 from ..integrate import Callback, Correction, Progress, Record, Trajectory, check_state
 from ..solvers import registry
-from ..solvers.base import Solver, State, pack, steps_for, unpack
+from ..solvers.base import Solver, State, join, pack, steps_for, unpack
 from .choosing import Choice, choose
 from .journey import Options, travel
 from .sampling import Sample
@@ -108,6 +108,10 @@ class Inversion:
 
     def save(self, path: str | Path) -> None:
         """Write everything but the model to one safetensors file, atomically."""
+        files.write(path, "inversion", *self.packed())
+
+    def packed(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Everything but the model as named tensors and texts, as they are saved."""
         tensors, structure = pack(self.state)
         conditions, given = pack(_plain(self.condition), "condition")
         facts = {
@@ -120,20 +124,14 @@ class Inversion:
             "noise": self.noise,
             "nfe": self.nfe,
         }
-        metadata = {"inversion": json.dumps(facts), "state": structure, "condition": given}
-        files.write(path, "inversion", {**tensors, **conditions}, metadata)
+        return {**tensors, **conditions}, {"inversion": json.dumps(facts), "state": structure, "condition": given}
 
     @classmethod
-    def load(cls, path: str | Path, model: Denoiser | None = None) -> Inversion:
-        """Read what `save` wrote; give the model here or to `decode`.
-
-        With the model, its condition and guidance are set to those of the inversion, so that `decode()`
-        reconstructs. Raises `CorruptFileError` for a damaged, truncated or foreign file.
-        """
-        tensors, metadata = files.read(path, "inversion")
+    def unpacked(cls, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Inversion:
+        """What `packed` took apart, without the model. Raises `CorruptFileError` where the parts do not fit."""
         try:
             facts = json.loads(metadata["inversion"])
-            inversion = cls(
+            return cls(
                 state=unpack(tensors, metadata["state"]),
                 solver=registry.from_spec(facts["solver"]),
                 grid=Grid(tuple(float.fromhex(t) for t in facts["times"])),
@@ -145,8 +143,28 @@ class Inversion:
                 noise=str(facts["noise"]),
                 nfe=int(facts["nfe"]),
             )
-        except (KeyError, ValueError, TypeError) as error:
-            raise CorruptFileError(f"{path}: not a saved inversion ({error})") from error
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise CorruptFileError(f"not a saved inversion ({error})") from error
+
+    @classmethod
+    def join(cls, parts: Sequence[Inversion]) -> Inversion:
+        """One inversion of successive batches that were inverted alike; the first one's model, and no trajectory."""
+        first = parts[0]
+        condition = _joined([part.condition for part in parts])
+        return replace(first, state=join([part.state for part in parts]), condition=condition, trajectory=None)
+
+    @classmethod
+    def load(cls, path: str | Path, model: Denoiser | None = None) -> Inversion:
+        """Read what `save` wrote; give the model here or to `decode`.
+
+        With the model, its condition and guidance are set to those of the inversion, so that `decode()`
+        reconstructs. Raises `CorruptFileError` for a damaged, truncated or foreign file.
+        """
+        tensors, metadata = files.read(path, "inversion")
+        try:
+            inversion = cls.unpacked(tensors, metadata)
+        except CorruptFileError as error:
+            raise CorruptFileError(f"{path}: {error}") from error
         if model is None:
             return inversion
         if inversion.condition is not None:
@@ -260,6 +278,19 @@ def _plain(condition: Any) -> Any:
     if isinstance(condition, list):
         return tuple(condition)
     return condition
+
+
+def _joined(conditions: Sequence[Any]) -> Any:
+    """The condition of a whole batch from those of its parts: rows a sample are put together, others are shared."""
+    first = conditions[0]
+    if isinstance(first, Mapping):
+        return {key: _joined([condition[key] for condition in conditions]) for key in first}
+    if isinstance(first, Tensor) and first.ndim:
+        shared = len(first) == 1 and all(torch.equal(first, other) for other in conditions)
+        return first if shared else torch.cat(list(conditions))
+    if isinstance(first, list | tuple):
+        return tuple(value for condition in conditions for value in condition)
+    return first
 
 
 def _tuples(spec: dict[str, Any]) -> dict[str, Any]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ... import files
 from ..._version import __version__
-from ...errors import CorruptFileError, UnknownNameError
+from ...errors import UnknownNameError
+from ...runs.engines import Engine, InProcess
+from ...runs.keeping import kept
 from .figures import FIGURES
-from .findings import FULL, QUICK, Curve, Finding
+from .findings import FULL, QUICK, Curve, Finding, Size
 
 
 def run_figures(
@@ -20,6 +21,7 @@ def run_figures(
     *,
     quick: bool = False,
     folder: str | Path | None = None,
+    engine: Engine | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[Finding]:
     """The findings of the chosen figures, of all by default.
@@ -32,19 +34,19 @@ def run_figures(
     for name in chosen:
         if name not in FIGURES:
             raise UnknownNameError("figure", name, FIGURES)
-    size, found = QUICK if quick else FULL, []
+    size, names = QUICK if quick else FULL, list(chosen or FIGURES)
     stamp = {"version": __version__, **dataclasses.asdict(size)}
-    for name in chosen or FIGURES:
+    cells = [(f"hallucination-{name}{'-quick' if quick else ''}", name) for name in names]
+    found: dict[int, Finding] = {}
+    for k, finding in kept(engine or InProcess(), partial(_figure, size), cells, folder, stamp, _finding):
+        found[k] = finding
         if progress is not None:
-            progress(name)
-        path = None if folder is None else Path(folder) / f"hallucination-{name}{'-quick' if quick else ''}.json"
-        finding = None if path is None else _kept(path, stamp)
-        if finding is None:
-            finding = FIGURES[name](size)
-            if path is not None:
-                _keep(path, stamp, finding)
-        found.append(finding)
-    return found
+            progress(names[k])
+    return [found[k] for k in range(len(names))]
+
+
+def _figure(size: Size, name: str) -> Finding:
+    return FIGURES[name](size)
 
 
 def draw(finding: Finding, figure: Any) -> None:
@@ -58,27 +60,7 @@ def draw(finding: Finding, figure: Any) -> None:
     axes.legend(frameon=False)
 
 
-def _kept(path: Path, stamp: dict[str, Any]) -> Finding | None:
-    """The finding in a file, or None where there is none of this size and version."""
-    if not path.is_file():
-        return None
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data["stamp"] != stamp:
-            return None
-        fields = data["finding"]
-        fields["curves"] = [Curve(**line) for line in fields["curves"]]
-        fields["axes"] = tuple(fields["axes"])
-        return Finding(**fields)
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptFileError(
-            f"{path}: not a finding of this experiment ({error}); delete it to run it anew"
-        ) from error
-
-
-def _keep(path: Path, stamp: dict[str, Any], finding: Finding) -> None:
-    """Write a finding whole or not at all."""
-    with files.replacing(path) as part:
-        part.write_text(
-            json.dumps({"stamp": stamp, "finding": dataclasses.asdict(finding)}, indent=2), encoding="utf-8"
-        )
+def _finding(fields: dict[str, Any]) -> Finding:
+    """A finding from its JSON."""
+    curves, axes = [Curve(**line) for line in fields["curves"]], tuple(fields["axes"])
+    return Finding(**{**fields, "curves": curves, "axes": axes})

@@ -1,0 +1,30 @@
+"""Runs: work on many samples that can be cut up, spread over a cluster, interrupted and resumed.
+
+from steadyflow import runs
+
+job = runs.Inverting("ink", n=10_000, solver=runs.spec_of("ees25"), steps=16, input="photographs", resize=True)
+run = runs.carry_out(job, "inverted", engine=runs.Ray())
+for part in run.parts():
+    ...
+"""
+
+from .driver import carry_out
+from .engines import Engine, InProcess, Ray, engine
+from .folder import RunFolder, Shard
+from .jobs import Diagnosing, Inverting, Job, Part, Sampling, spec_of
+
+__all__ = [
+    "Diagnosing",
+    "Engine",
+    "InProcess",
+    "Inverting",
+    "Job",
+    "Part",
+    "Ray",
+    "RunFolder",
+    "Sampling",
+    "Shard",
+    "carry_out",
+    "engine",
+    "spec_of",
+]

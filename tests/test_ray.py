@@ -1,0 +1,120 @@
+"""The engine on Ray: a cluster of two nodes on this machine gives the same bits, whatever dies."""
+
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import steadyflow as sf
+from steadyflow import runs
+from steadyflow.runs.exporting import results
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+import kill_runs
+
+pytest.importorskip("ray")
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds its processes in /proc")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    two = kill_runs.TwoNodes()
+    yield two
+    two.close()
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The samples of an undisturbed run in one process."""
+    return kill_runs.undisturbed(tmp_path_factory.mktemp("kills") / "undisturbed")
+
+
+JOBS = {
+    "sample": runs.Sampling("digits", n=90, solver=runs.spec_of("dpmpp-2m-sde"), steps=6, block=8, label=3),
+    "invert": runs.Inverting("digits", n=60, solver=runs.spec_of("rex-midpoint"), steps=4, block=8),
+    "diagnose": runs.Diagnosing("mixture", n=24, solver=runs.spec_of("ddim"), steps=5, block=4),
+}
+
+
+def tensors(run):
+    """All tensors of a run, shards put together."""
+    parts = list(run.parts())
+    return {name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors}
+
+
+@pytest.mark.parametrize("task", JOBS)
+def test_results_are_the_same_bits_for_any_workers_and_shards(cluster, tmp_path, task):
+    job = JOBS[task]
+    here = tensors(runs.carry_out(job, tmp_path / "here", shard=3 * job.block))
+    for k, (workers, shard) in enumerate(((1, job.block), (4, 2 * job.block))):
+        engine = runs.Ray(cluster.address, workers=workers)
+        there = tensors(runs.carry_out(job, tmp_path / f"ray-{k}", engine=engine, shard=shard))
+        assert there.keys() == here.keys()
+        assert all(torch.equal(there[name], value) for name, value in here.items())
+
+
+def test_a_run_may_move_between_engines(cluster, tmp_path):
+    job = JOBS["sample"]
+    whole = runs.carry_out(job, tmp_path / "whole")
+
+    class Tired(runs.Ray):
+        def run(self, job, prepared, ranges):
+            for k, done in enumerate(super().run(job, prepared, ranges)):
+                if k == 4:
+                    raise KeyboardInterrupt
+                yield done
+
+    with pytest.raises(KeyboardInterrupt):
+        runs.carry_out(job, tmp_path / "run", engine=Tired(cluster.address))
+    assert len(runs.RunFolder.open(tmp_path / "run").shards()) == 4
+    run = runs.carry_out(job, tmp_path / "run")
+    assert torch.equal(torch.cat(list(results(run))), torch.cat(list(results(whole))))
+
+
+def test_functions_are_mapped_over_items_in_order(cluster):
+    assert list(runs.Ray(cluster.address).map(lambda v: v * v, range(7))) == [v * v for v in range(7)]
+
+
+def test_errors_of_ours_come_back_with_their_words(cluster, tmp_path):
+    job = runs.Sampling("mixture", n=8, solver=runs.spec_of("ddim"), steps=2, label=3)
+    with pytest.raises(sf.SteadyflowError, match="the mixture has no labels"):
+        runs.carry_out(job, tmp_path / "run", engine=runs.Ray(cluster.address))
+
+
+def test_workers_are_at_least_one():
+    with pytest.raises(sf.InputError, match="workers: got 0"):
+        runs.Ray(workers=0)
+
+
+@pytest.mark.parametrize(("kind", "moment"), [("driver", 0.2), ("driver", 0.7), ("ray driver", 0.4), ("worker", 0.3)])
+def test_a_killed_process_loses_nothing(cluster, tmp_path, reference, kind, moment):
+    found = kill_runs.trial(kind, moment + random.uniform(0.0, 0.2), tmp_path / "run", reference, cluster)
+    assert found.good, found
+
+
+def test_a_killed_node_loses_nothing(cluster, tmp_path, reference):
+    found = kill_runs.trial("node", random.uniform(0.1, 0.6), tmp_path / "run", reference, cluster)
+    assert found.good, found
+
+
+def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path, reference):
+    command = kill_runs.command(tmp_path / "run", None)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    limit = threading.Timer(120.0, process.kill)
+    limit.start()
+    while process.poll() is None and not list(tmp_path.glob("run/shards/*.safetensors")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    limit.cancel()
+    assert process.returncode == 130
+    assert "the same command goes on" in err
+    assert "Traceback" not in err
+    subprocess.run(command, check=True, capture_output=True)
+    assert torch.equal(torch.cat(list(results(runs.RunFolder.open(tmp_path / "run")))), reference)
