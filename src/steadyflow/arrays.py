@@ -175,7 +175,7 @@ def _check_there(path: Path) -> None:
 def _mapped(path: Path) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header cannot make it allocate
-    except (OSError, ValueError, EOFError, OverflowError) as error:
+    except Exception as error:  # numpy's reading of headers raises whatever it meets: SyntaxError, TokenError, ...
         raise CorruptFileError(f"{path}: no plain .npy array, or a damaged one ({error})") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
         raise InputError(f"{path}: expected an array of numbers, got {getattr(array, 'dtype', type(array))}")

@@ -87,7 +87,8 @@ def read(path: str | Path, kind: str | None) -> tuple[dict[str, Tensor], dict[st
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
     except (SafetensorError, OSError, ValueError) as error:
         raise CorruptFileError(f"{path}: damaged, truncated, or no safetensors file ({error})") from error
-    if metadata.get("format") != _FORMAT or (metadata.get("kind") != kind and kind is not None):
+    fits = "kind" in metadata and kind in (None, metadata["kind"])
+    if metadata.get("format") != _FORMAT or not fits:
         found = metadata.get("kind", "file of another program")
         raise CorruptFileError(f"{path}: expected a steadyflow {kind or 'file'}, found a {found}")
     if metadata.get("version") != _VERSION:

@@ -175,5 +175,8 @@ def make(
     top, bottom = default_max if t_max is None else t_max, default_min if t_min is None else t_min
     if not bottom < top:
         raise InputError(f"grid: expected t_min < t_max, got {bottom} and {top}")
+    low, high = schedule.domain
+    if bottom < low or top > high:
+        raise InputError(f"grid: got [{bottom}, {top}], but {type(schedule).__name__} is defined on [{low}, {high}]")
     options = {} if rho is None else {"rho": rho}
     return Grid(_MAKERS[grid](schedule, steps, top, bottom, **options)).check_domain(schedule)

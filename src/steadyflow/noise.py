@@ -50,6 +50,8 @@ def normal(
     `node` is three integers of 64 bits that say where in the stream. Values are drawn in float32 (tails reach
     6.6) and are then cast, so that runs in different precisions see the same noise.
     """
+    if len(samples) and min(samples[0], samples[-1]) < 0:
+        raise InputError(f"samples: got an index below 0 in {samples}")
     size = math.prod(shape)
     rows = [_rows(seed, stream, node, run, size) for run in _runs(samples)]
     flat = rows[0] if len(rows) == 1 else torch.cat(rows)

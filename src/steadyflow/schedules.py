@@ -503,11 +503,17 @@ _TYPES = {cls.__name__: cls for cls in (VPLinear, VPScaledLinear, VPCosine, VE, 
 
 
 def from_spec(spec: dict[str, Any]) -> Schedule:
-    """The schedule that `Schedule.spec` described. Raises `UnknownNameError` for a type that is not ours."""
+    """The schedule that `Schedule.spec` described.
+
+    Raises `UnknownNameError` for a type that is not ours, `InputError` for what that type cannot be made of.
+    """
     options = dict(spec)
     name = options.pop("type", None)
-    if name not in _TYPES:
+    if not isinstance(name, str) or name not in _TYPES:
         raise UnknownNameError("schedule", name, _TYPES)
-    if "alphas_cumprod" in options:
-        options["alphas_cumprod"] = tuple(options["alphas_cumprod"])
-    return _TYPES[name](**options)
+    try:
+        if "alphas_cumprod" in options:
+            options["alphas_cumprod"] = tuple(options["alphas_cumprod"])
+        return _TYPES[name](**options)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise InputError(f"schedule {name!r}: {error}") from error

@@ -9,6 +9,7 @@ with both branches in one batched call.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -42,6 +43,8 @@ class Denoiser:
     time_scale: 1000 for networks that expect their time in [0, 1000) on a schedule over [0, 1].
     dtype: what the network computes in; its first parameter's by default. The state keeps its own dtype.
     classes: for messages and checks, the number of labels, where the condition is a label.
+    reuses_output: whether the network hands out the same memory at every call, as under CUDA graphs (torch.compile in
+        mode "reduce-overhead"); its answers are then copied, as solvers keep some.
 
     Raises `UnknownNameError` for a prediction type that is none of the five.
     """
@@ -58,6 +61,7 @@ class Denoiser:
     guidance: float = 1.0
     name: str = "model"
     smoothing: Smoothing | None = None
+    reuses_output: bool = False
 
     def __post_init__(self):
         check_type(self.prediction)
@@ -77,6 +81,8 @@ class Denoiser:
 
     def guided(self, guidance: float) -> Self:
         """This model with another guidance scale; 1 is the plain conditional model."""
+        if not math.isfinite(guidance):
+            raise InputError(f"guidance: got {guidance}, expected a finite number")
         if guidance != 1.0 and self.null is None:
             raise InputError(f"guidance: got {guidance}, but the model has no null condition; give Denoiser(null=...)")
         return self._replace(guidance=float(guidance))
@@ -153,7 +159,10 @@ class Denoiser:
         if isinstance(value, Tensor):
             time = value.to(precision)
         else:
-            time = torch.full((len(x),), value, dtype=precision, device=x.device)
+            time = torch.full((1,), value, dtype=precision, device=x.device)
+            time = time if len(x) == 1 else time.expand(len(x))  # a network may see that it is one time
+        if self.reuses_output:
+            torch.compiler.cudagraph_mark_step_begin()
         output = self.net(inputs, time) if given is None else self.net(inputs, time, given)
         if not isinstance(output, Tensor):
             raise InputError(f"prediction: the network returned {type(output).__name__}, expected a tensor")
@@ -162,14 +171,21 @@ class Denoiser:
                 f"prediction: the network returned shape {tuple(output.shape)} for a state of shape "
                 f"{tuple(x.shape)}; both must be equal"
             )
-        return output.to(x.dtype)
+        return output.to(x.dtype, copy=self.reuses_output)
 
     def _check_labels(self, given: Condition) -> None:
         if is_words(given):
             raise InputError(f"condition: got words, but the model {self.name!r} takes labels or embeddings")
         if self.classes is None or given is None or isinstance(given, Mapping):
             return
-        labels = torch.as_tensor(given)
+        try:
+            labels = torch.as_tensor(given)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"condition: got {given!r}, expected a label, or one a sample") from error
+        if labels.ndim > 1 or labels.is_floating_point() or labels.dtype == torch.bool:
+            raise InputError(
+                f"condition: got {labels.dtype} of shape {tuple(labels.shape)}, expected a label, or one a sample: (B,)"
+            )
         allowed = [*range(self.classes), self.null]
         wrong = [v for v in labels.flatten().tolist() if v not in allowed]
         if wrong:
@@ -208,7 +224,13 @@ def _expand(condition: Any, x: Tensor) -> Any:
 
 def _join(null: Any, given: Any) -> Any:
     if isinstance(given, Mapping):
+        if not isinstance(null, Mapping) or null.keys() != given.keys():
+            raise InputError(f"guidance: the null condition has other entries than the condition's {sorted(given)}")
         return {key: _join(null[key], value) for key, value in given.items()}
+    if null.shape[1:] != given.shape[1:]:
+        raise InputError(
+            f"guidance: a sample's condition has shape {tuple(given.shape[1:])}, the null one {tuple(null.shape[1:])}"
+        )
     return torch.cat([null.to(given.dtype), given])
 
 

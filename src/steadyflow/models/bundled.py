@@ -1,17 +1,21 @@
 """The trained models that ship with the library: weights in safetensors, what they are in the file's header."""
 
 import json
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .. import files, schedules
 from ..denoisers.base import Denoiser
 from ..errors import CorruptFileError, UnknownNameError
 from .networks import ResidualMLP, UNet
 
+_LARGEST = 100_000
+"""The largest size in the description of a network."""
 _NETWORKS = {"ResidualMLP": ResidualMLP, "UNet": UNet}
 
 
@@ -72,19 +76,36 @@ def _read(path: Path) -> Denoiser:
     tensors, metadata = files.read(path, "model")
     try:
         about = json.loads(metadata["model"])
-        network = dict(about["network"])
-        kind = network.pop("type")
-        net = _NETWORKS[kind](**network)
-        net.load_state_dict(tensors)
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        net = _network(dict(about["network"]), tensors)
+        return Denoiser(
+            net.eval().requires_grad_(False),
+            schedules.from_spec(about["schedule"]),
+            prediction=about["prediction"],
+            shape=tuple(int(size) for size in about["shape"]),
+            null=about["null"],
+            classes=about["classes"],
+            time_scale=float(about["time_scale"]),
+            name=str(about["name"]),
+        )
+    except (KeyError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
         raise CorruptFileError(f"{path}: not a model of this version ({error})") from error
-    return Denoiser(
-        net.eval().requires_grad_(False),
-        schedules.from_spec(about["schedule"]),
-        prediction=about["prediction"],
-        shape=tuple(about["shape"]),
-        null=about["null"],
-        classes=about["classes"],
-        time_scale=about["time_scale"],
-        name=about["name"],
-    )
+
+
+def _network(about: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
+    """The network that was described, which must have just these tensors: no memory is taken before that is known."""
+    make = partial(_NETWORKS[about.pop("type")], **about)
+    for value in about.values():
+        sizes = value if isinstance(value, list) else [value]
+        if len(sizes) > 16 or not all(isinstance(size, int) and 0 <= size <= _LARGEST for size in sizes):
+            raise ValueError(f"a network of size {value}")
+    if about.get("blocks", 0) > len(tensors):
+        raise ValueError(f"{about['blocks']} blocks, but {len(tensors)} tensors")
+    with torch.device("meta"):
+        wanted = {name: value.shape for name, value in make().state_dict().items()}
+    found = {name: value.shape for name, value in tensors.items()}
+    if wanted != found:
+        differing = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
+        raise ValueError(f"the tensors do not fit the network: {', '.join(differing[:3])}")
+    net = make()
+    net.load_state_dict(tensors)
+    return net

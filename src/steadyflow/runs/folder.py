@@ -185,7 +185,7 @@ def _connected(path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
     except sqlite3.OperationalError as error:
         raise StorageError(f"{path}: cannot be used ({error}); what is done stays") from error
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError, OverflowError) as error:
         raise CorruptFileError(f"{path}: damaged ({error}); delete it, and the same command goes on") from error
     finally:
         connection.close()

@@ -102,13 +102,19 @@ def get(solver: str | Solver, **options: Any) -> Solver:
     unknown = sorted(set(options) - set(accepted))
     if unknown:
         raise InputError(f"solver {solver!r}: no option {unknown[0]!r}; it takes {', '.join(accepted) or 'none'}")
-    return maker(**options)
+    try:
+        return maker(**options)
+    except (TypeError, ArithmeticError, RecursionError) as error:  # a number that is none, say
+        raise InputError(f"solver {solver!r}: {error}") from error
 
 
 def from_spec(spec: dict[str, Any]) -> Solver:
-    """The solver that `Solver.spec` described."""
-    options = dict(spec)
-    return get(options.pop("name"), **options)
+    """The solver that `Solver.spec` described. Raises as `get` does."""
+    options = {str(key): value for key, value in spec.items()}
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise UnknownNameError("solver", name, _MAKERS)
+    return get(name, **options)
 
 
 def solver_table() -> str:

@@ -14,11 +14,12 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import grids, noise
 from ..denoisers.base import Condition, Denoiser
-from ..errors import InputError
+from ..errors import InputError, NonFiniteError
 from ..grids import Grid
 from ..integrate import check_state
 from ..metrics.images import rmse
@@ -59,6 +60,8 @@ def flow_edit(
     step. Nothing is stored; two evaluations a step and noise; the same conditions and guidance give x back exactly.
     """
     check_state("x", x, model.shape)
+    if average < 1:
+        raise InputError(f"average: got {average}, expected at least one noise a step")
     times = _grid(model, grid, steps, strength)
     here, there = _conditioned(model, source, source_guidance), _conditioned(model, target, guidance)
     schedule, edited = model.schedule, x.clone()
@@ -66,16 +69,14 @@ def flow_edit(
     for k, (t0, t1) in enumerate(itertools.pairwise(times)):
         tau, scale = FLOW.time(schedule, t0), FLOW.scale(schedule, t0)
         step = FLOW.time(schedule, t1) - tau
-        total = None
+        change = torch.zeros_like(x)
         for repeat in range(average):
             where = (k, repeat, 0)
             drawn = noise.normal(seed, noise.PERTURBATION, where, rows, x.shape[1:], dtype=x.dtype, device=x.device)
             noisy = (1.0 - tau) * x + tau * drawn
-            change = there((edited + noisy - x) * scale, t0).flow - here(noisy * scale, t0).flow
-            total = change if total is None else total + change
-        assert total is not None
-        edited = edited + (step / average) * total
-    return FlowingEdit(edited, rmse(edited, x), 2 * average * (len(times) - 1), len(times) - 1)
+            change += there((edited + noisy - x) * scale, t0).flow - here(noisy * scale, t0).flow
+        edited = edited + (step / average) * change
+    return _edit(x, edited, 2 * average * (len(times) - 1), len(times) - 1)
 
 
 def rf_inversion(
@@ -119,8 +120,13 @@ def rf_inversion(
         if window[0] * n <= k < window[1] * n:
             slope = slope + eta * ((u - x / scales[n]) / clock[k] - slope)
         u = u + (clock[k + 1] - clock[k]) * slope
-    out = u * scales[n]
-    return FlowingEdit(out, rmse(out, x), 2 * n, n)
+    return _edit(x, u * scales[n], 2 * n, n)
+
+
+def _edit(x: Tensor, edited: Tensor, nfe: int, steps: int) -> FlowingEdit:
+    if not bool(edited.isfinite().all()):
+        raise NonFiniteError("the edit became NaN or infinite; less guidance or more steps may help")
+    return FlowingEdit(edited, rmse(edited, x), nfe, steps)
 
 
 def _grid(model: Denoiser, grid: str | Grid, steps: int, strength: float) -> tuple[float, ...]:

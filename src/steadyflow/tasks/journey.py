@@ -36,6 +36,8 @@ class Options:
     def __post_init__(self):
         if self.noise not in SOURCES:
             raise UnknownNameError("noise", self.noise, SOURCES)
+        if not isinstance(self.index, int) or not 0 <= self.index < 2**63:
+            raise InputError(f"index: got {self.index!r}, expected a whole number from 0 to 2^63 - 1")
         if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"batch_size: got {self.batch_size}, expected at least 1")
 
