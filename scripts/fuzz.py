@@ -103,7 +103,8 @@ def _cells(path: Path) -> None:
     folder = WORK / "cells"
     folder.mkdir(exist_ok=True)
     (folder / "a.json").write_bytes(path.read_bytes())
-    list(kept(runs.InProcess(), lambda k: None, [("a", 0)], folder, {}, lambda fields: runs.Shard(**fields)))
+    made = runs.Shard(0, 1, "", 0.0, "")
+    list(kept(runs.InProcess(), lambda k: made, [("a", 0)], folder, {}, lambda fields: runs.Shard(**fields)))
 
 
 def _mapping(path: Path) -> None:

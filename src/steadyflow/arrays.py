@@ -3,6 +3,7 @@
 Pictures are mapped from [0, 255] to [-1, 1] and back. Nothing is unpickled.
 """
 
+import io
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 _NAMES = {".jpg": "JPEG", ".tif": "TIFF"}
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 _MAX_PIXELS = 64_000_000
+_MAX_BYTES = 2**28
 
 
 def read(
@@ -122,8 +124,11 @@ def _read_picture(path: Path, shape: tuple[int, ...], resize: bool) -> Tensor:
     image_module = _pillow()
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise InputError(f"{path}: the model's samples have shape {shape} and are no pictures")
+    if path.stat().st_size > _MAX_BYTES:
+        raise InputError(f"{path}: a picture of {path.stat().st_size} bytes, at most {_MAX_BYTES} accepted")
+    data = io.BytesIO(path.read_bytes())  # reading more than there is from it takes no memory, as from a file it does
     try:
-        with image_module.open(path, formats=_FORMATS) as image:
+        with image_module.open(data, formats=_FORMATS) as image:
             if image.width * image.height > _MAX_PIXELS:
                 raise InputError(f"{path}: {image.width} x {image.height} pixels, at most {_MAX_PIXELS} accepted")
             picture = image.convert("L" if shape[0] == 1 else "RGB")

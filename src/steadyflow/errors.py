@@ -7,6 +7,9 @@ All derive from `SteadyflowError`, and from the built-in that fits, so that
 import difflib
 from collections.abc import Iterable
 
+MALFORMED = (ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError, RuntimeError)
+"""What taking apart the contents of a file may raise where they are not what they should be."""
+
 
 class SteadyflowError(Exception):
     """Base of every error that steadyflow raises on purpose."""

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from . import files
 from .denoisers.base import Denoiser
-from .errors import CorruptFileError, InputError, NonFiniteError
+from .errors import MALFORMED, CorruptFileError, InputError, NonFiniteError
 from .grids import Grid
 from .noise import NoiseSource
 from .prediction import Prediction
@@ -130,7 +130,7 @@ class Run:
             grid = Grid(tuple(float.fromhex(t) for t in facts["times"]))
             solver, step, nfe = registry.from_spec(facts["solver"]), int(facts["step"]), int(facts["nfe"])
             state = unpack(tensors, metadata["state"])
-        except (KeyError, ValueError, TypeError) as error:
+        except MALFORMED as error:
             raise CorruptFileError(f"{path}: not a saved run ({error})") from error
         return cls(solver, grid, step, state, nfe)
 

@@ -35,7 +35,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .errors import InputError, UnknownNameError
+from .errors import MALFORMED, InputError, UnknownNameError
 
 Scalar = TypeVar("Scalar", float, Tensor, float | Tensor)
 """A float or a tensor; a function of one returns the same kind."""
@@ -515,5 +515,7 @@ def from_spec(spec: dict[str, Any]) -> Schedule:
         if "alphas_cumprod" in options:
             options["alphas_cumprod"] = tuple(options["alphas_cumprod"])
         return _TYPES[name](**options)
-    except (TypeError, ValueError, ArithmeticError) as error:
+    except InputError:
+        raise
+    except MALFORMED as error:
         raise InputError(f"schedule {name!r}: {error}") from error

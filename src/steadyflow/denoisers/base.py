@@ -9,7 +9,6 @@ with both branches in one batched call.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,6 +26,9 @@ from .smoothing import Smoothing
 Condition = int | str | Tensor | Mapping[str, Tensor] | Sequence[int] | Sequence[str] | None
 """A label for the whole batch, a label or an embedding a sample (leading dimension B), or a dict of them; for models
 over pipelines, a prompt or a list of one a sample."""
+
+_STRONGEST = 1e6
+"""Guidance beyond this is a mistake, and overflows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +83,8 @@ class Denoiser:
 
     def guided(self, guidance: float) -> Self:
         """This model with another guidance scale; 1 is the plain conditional model."""
-        if not math.isfinite(guidance):
-            raise InputError(f"guidance: got {guidance}, expected a finite number")
+        if not abs(guidance) <= _STRONGEST:
+            raise InputError(f"guidance: got {guidance}, expected a number within +-{_STRONGEST:g}")
         if guidance != 1.0 and self.null is None:
             raise InputError(f"guidance: got {guidance}, but the model has no null condition; give Denoiser(null=...)")
         return self._replace(guidance=float(guidance))

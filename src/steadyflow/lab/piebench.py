@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from .. import arrays
 from ..adapters.pipelines import PipelineModel
-from ..errors import CorruptFileError, InputError
+from ..errors import MALFORMED, CorruptFileError, InputError
 from ..metrics import Extractor, lpips, mse, psnr, ssim
 from ..metrics.features import structure_distance
 from ..tasks import edit
@@ -97,7 +97,7 @@ def items(folder: str | Path, limit: int | None = None) -> list[Item]:
             source, target = (_plain(entry[name]) for name in ("original_prompt", "editing_prompt"))
             kind = str(entry["editing_type_id"])
             found.append(Item(str(key), path, source, target, kind, decode_mask(entry["mask"])))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except MALFORMED as error:
         raise CorruptFileError(f"{mapping}: not PIE-Bench's mapping ({error})") from error
     if not found:
         raise CorruptFileError(f"{mapping}: holds no entries")

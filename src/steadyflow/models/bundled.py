@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import files, schedules
 from ..denoisers.base import Denoiser
-from ..errors import CorruptFileError, UnknownNameError
+from ..errors import MALFORMED, CorruptFileError, UnknownNameError
 from .networks import ResidualMLP, UNet
 
 _LARGEST = 100_000
@@ -87,7 +87,7 @@ def _read(path: Path) -> Denoiser:
             time_scale=float(about["time_scale"]),
             name=str(about["name"]),
         )
-    except (KeyError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+    except MALFORMED as error:
         raise CorruptFileError(f"{path}: not a model of this version ({error})") from error
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import files
 from ..denoisers.base import Denoiser
-from ..errors import CorruptFileError
+from ..errors import MALFORMED, CorruptFileError
 from ..prediction import PredictionType
 
 _TARGETS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
@@ -143,5 +143,5 @@ def _resume(
                 moments.setdefault(int(number), {})[name] = value
         optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
         return int(metadata["step"])
-    except (KeyError, ValueError, RuntimeError) as error:
+    except MALFORMED as error:
         raise CorruptFileError(f"{path}: not a checkpoint of this training ({error})") from error

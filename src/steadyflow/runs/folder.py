@@ -26,7 +26,7 @@ import torch
 
 from .. import files
 from .._version import __version__
-from ..errors import CorruptFileError, InputError, StorageError
+from ..errors import MALFORMED, CorruptFileError, InputError, StorageError
 from .jobs import Job, Part, digest, from_spec
 
 _SHARD = re.compile(r"shard-(\d{12})-(\d{12})\.safetensors")
@@ -130,9 +130,7 @@ class RunFolder:
             if manifest["format"] != _FORMAT:
                 raise ValueError(f"format {manifest['format']!r}")
             return cls(path, manifest)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            if isinstance(error, InputError) and not isinstance(error, CorruptFileError):
-                raise CorruptFileError(f"{file}: {error}") from error
+        except MALFORMED as error:
             raise CorruptFileError(f"{file}: not the manifest of a run ({error})") from error
 
     def shards(self) -> list[Shard]:
@@ -282,7 +280,7 @@ def load_shard(path: Path) -> tuple[Part, dict[str, Any]]:
     try:
         about = json.loads(text)
         sound = about["digest"] == digest(part)
-    except (KeyError, ValueError, TypeError) as error:
+    except MALFORMED as error:
         raise CorruptFileError(f"{path}: not the shard of a run") from error
     if not sound:
         raise CorruptFileError(f"{path}: not what was written; {_ADVICE}")
@@ -296,7 +294,7 @@ def read_index(folder: RunFolder, index: sqlite3.Connection) -> list[Shard]:
     rows = index.execute("select start, stop, digest, seconds, worker from shards order by start").fetchall()
     try:
         found = [Shard(int(a), int(b), str(c), float(d), str(e)) for a, b, c, d, e in rows]
-    except (TypeError, ValueError) as error:
+    except MALFORMED as error:
         raise sqlite3.DatabaseError(f"a row is no shard: {error}") from error
     at = 0
     for shard in found:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .. import files
-from ..errors import CorruptFileError
+from ..errors import MALFORMED, CorruptFileError
 from .engines import Engine
 
 Item = TypeVar("Item")
@@ -56,7 +56,7 @@ def _read(path: Path, stamp: dict[str, Any], read: Callable[[Any], Result]) -> R
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         return read(data["result"]) if data["stamp"] == stamp else None
-    except (ValueError, KeyError, TypeError) as error:
+    except MALFORMED as error:
         raise CorruptFileError(
             f"{path}: not a result of this experiment ({error}); delete it to run it anew"
         ) from error

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from ..errors import CorruptFileError, InputError, NotInvertibleError, SingularTimeError
+from ..errors import MALFORMED, CorruptFileError, InputError, NotInvertibleError, SingularTimeError
 from ..grids import Grid
 from ..noise import NoiseSource
 from ..prediction import Prediction
@@ -350,5 +350,5 @@ def unpack(tensors: Mapping[str, Tensor], text: str) -> State:
 
     try:
         return build(json.loads(text))
-    except (KeyError, ValueError, TypeError, RecursionError) as error:
+    except MALFORMED as error:
         raise CorruptFileError(f"the saved solver state cannot be put together: {error}") from error

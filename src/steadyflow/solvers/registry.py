@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..errors import InputError, UnknownNameError
+from ..errors import MALFORMED, InputError, UnknownNameError
 from ..variables import VariableName
 from .ancestral import DDIM, DDPM
 from .base import Solver
@@ -104,7 +104,9 @@ def get(solver: str | Solver, **options: Any) -> Solver:
         raise InputError(f"solver {solver!r}: no option {unknown[0]!r}; it takes {', '.join(accepted) or 'none'}")
     try:
         return maker(**options)
-    except (TypeError, ArithmeticError, RecursionError) as error:  # a number that is none, say
+    except InputError:
+        raise
+    except MALFORMED as error:
         raise InputError(f"solver {solver!r}: {error}") from error
 
 

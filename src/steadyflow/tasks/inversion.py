@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import files, grids, solvers
 from ..denoisers.base import Denoiser
-from ..errors import CorruptFileError, InputError
+from ..errors import MALFORMED, CorruptFileError, InputError
 from ..grids import Grid
 from ..integrate import Callback, Correction, Progress, Record, Trajectory, check_state
 from ..solvers import registry
@@ -143,7 +143,7 @@ class Inversion:
                 noise=str(facts["noise"]),
                 nfe=int(facts["nfe"]),
             )
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
+        except MALFORMED as error:
             raise CorruptFileError(f"not a saved inversion ({error})") from error
 
     @classmethod
