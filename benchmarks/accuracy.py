@@ -3,16 +3,12 @@
 A 16-dimensional mixture on the Stable Diffusion table, from the same starting latents to the same level sigma_min,
 at 5, 10, 20 and 50 evaluations. Theirs use Karras and exponential (log-SNR) sigmas, ours every grid and other rho. The
 error is the median root mean square distance to a dopri5 solve at tolerance 1e-10. k-diffusion is measured where it
-is installed (its samplers module alone is used; `pip install --no-deps k-diffusion torchdiffeq torchsde trampoline`
-keeps torchvision away).
+is installed (see peers.py).
 """
-
-import importlib.util
-import sys
-from types import ModuleType
 
 import diffusers
 import torch
+from peers import k_diffusion_sampling
 
 import steadyflow as sf
 from steadyflow import solvers
@@ -81,20 +77,6 @@ def theirs(kind, options, cost, nfe, spacing):
     return x, used
 
 
-def samplers():
-    """k-diffusion's `sampling` module, or None where it is not installed."""
-    spec = importlib.util.find_spec("k_diffusion")
-    if spec is None or spec.submodule_search_locations is None:
-        return None
-    package, helpers = ModuleType("k_diffusion"), ModuleType("k_diffusion.utils")
-    package.__path__ = list(spec.submodule_search_locations)
-    # its own helpers need torchvision; the samplers need this one function of them
-    helpers.append_dims = lambda x, ndim: x[(..., *(None,) * (ndim - x.ndim))]
-    package.utils = helpers
-    sys.modules.update({"k_diffusion": package, "k_diffusion.utils": helpers})
-    return importlib.import_module("k_diffusion.sampling")
-
-
 def crowson(name, nfe, spacing):
     if sampling is None:
         return None
@@ -116,7 +98,7 @@ def ours(name, options, grid, nfe):
 
 
 print(f"torch {torch.__version__}, diffusers {diffusers.__version__}, steadyflow {sf.__version__}")
-sampling = samplers()
+sampling = k_diffusion_sampling()
 print("k-diffusion", "not installed" if sampling is None else "measured")
 for nfe in (5, 10, 20, 50):
     rows = []

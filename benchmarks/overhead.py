@@ -1,75 +1,63 @@
 """What a step costs beside the model, in microseconds a model call, one thread:  python benchmarks/overhead.py
 
-The model answers with a tensor that is there already. diffusers' schedulers run in the loop of its documentation; ours
-run in `integrate` with a `Denoiser`, and, as they would in a pipeline, as a diffusers scheduler. The least of several
-runs of 50 steps each; k-diffusion where it is installed. A pass is a torch.lerp over the state into a new tensor.
+The model answers with a tensor that is there already. diffusers' schedulers run in the loop of its documentation, less
+the planning of the steps; ours run in `integrate` with a `Denoiser`, and, as they would in a pipeline, as a diffusers
+scheduler; k-diffusion's functions run where it is installed (see peers.py). All take turns, and the least of several
+runs of 50 steps counts. A pass is a torch.lerp over the state into a new tensor. The C library is told to keep the
+memory it is given back, so that page faults, which hit whoever comes first, do not count for anyone.
 """
 
+import os
+import sys
 import time
 import warnings
 
 import torch
+from peers import k_diffusion_sampling
 
 import steadyflow as sf
 from steadyflow import solvers
 from steadyflow.integrate import integrate
 
+KEEP = {"MALLOC_TRIM_THRESHOLD_": "2000000000", "MALLOC_MMAP_THRESHOLD_": "2000000000"}
 torch.set_num_threads(1)
 warnings.filterwarnings("ignore")
 SHAPES = ((1, 4, 64, 64), (1, 16, 128, 128), (64, 3, 32, 32))
-STEPS, REPEATS = 50, 7
-OURS = {"ddim": "ddim", "dpmpp-2m": "dpmpp-2m", "unipc": "unipc", "heun": "heun", "ddpm": "ddpm", "euler": "euler"}
-
-
-def least(run, calls):
-    """Microseconds a call."""
-    run()
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return 1e6 * min(times) / calls
-
-
-def a_pass(shape):
-    """Microseconds of torch.lerp over the state."""
-    x, y = torch.randn(shape), torch.randn(shape)
-    return least(lambda: [torch.lerp(x, y, 0.3) for _ in range(200)], 200)
+STEPS, ROUNDS = 50, 15
+NAMES = ("ddim", "euler", "heun", "dpmpp-2m", "unipc", "ddpm")
+SAMPLING = k_diffusion_sampling()
 
 
 def ours(name, shape):
-    """`integrate` over Stable Diffusion's path."""
-    x = torch.randn(shape)
-    answer = torch.randn(shape)
+    """`integrate` over Stable Diffusion's path: a run, and its number of model calls."""
+    x, answer = torch.randn(shape), torch.randn(shape)
     model = sf.Denoiser(lambda x, t: answer, sf.Tabulated.scaled_linear(), shape=shape[1:])
     method = solvers.get(name)
     grid = sf.grids.make("uniform", model.schedule, STEPS)
-    calls = [0]
 
     def run():
         noise = sf.noise.SOURCES["white"](0, range(len(x)), x.shape[1:])
-        calls[0] = integrate(model, x, grid, method, noise=noise, progress=False).nfe
+        return integrate(model, x, grid, method, noise=noise, progress=False)
 
-    run()
-    return least(run, calls[0])
+    return run, run().nfe
 
 
 def scheduled(scheduler, shape):
-    """A scheduler in the loop of diffusers' documentation, less the planning of the steps."""
+    """A scheduler in the loop of diffusers' documentation; its steps are planned before."""
     x, answer = torch.randn(shape), torch.randn(shape)
     scheduler.set_timesteps(STEPS)
     calls = len(scheduler.timesteps)
 
     def run():
         scheduler.set_timesteps(STEPS)
+        began = time.perf_counter()
         sample = x
         for t in scheduler.timesteps:
             scheduler.scale_model_input(sample, t)
             sample = scheduler.step(answer, t, sample, return_dict=False)[0]
+        return time.perf_counter() - began
 
-    planned = least(lambda: scheduler.set_timesteps(STEPS), calls)
-    return least(run, calls) - planned
+    return run, calls
 
 
 def ours_scheduled(name, shape):
@@ -94,35 +82,70 @@ def theirs(name, shape):
         "euler": diffusers.EulerDiscreteScheduler,
     }
     options = {"clip_sample": False} if name in ("ddim", "ddpm") else {}
-    scheduler = kinds[name](beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **options)
-    return scheduled(scheduler, shape)
+    return scheduled(kinds[name](beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **options), shape)
 
 
 def k_diffusion(name, shape):
-    """k-diffusion's function of the same method, where it is installed."""
+    """k-diffusion's function of the same method."""
     functions = {"euler": "sample_euler", "heun": "sample_heun", "dpmpp-2m": "sample_dpmpp_2m"}
-    if name not in functions:
+    if name not in functions or SAMPLING is None:
         return None
-    try:
-        from k_diffusion import sampling
-    except (ImportError, RuntimeError):  # it needs torchvision, which may be there and broken
-        return None
-    x, answer = torch.randn(shape), torch.randn(shape)
-    sigmas = sampling.get_sigmas_karras(STEPS, 0.03, 14.0)
+    x, answer = 14.0 * torch.randn(shape), torch.randn(shape)
+    sigmas = SAMPLING.get_sigmas_karras(STEPS, 0.03, 14.0)
+    function = getattr(SAMPLING, functions[name])
     calls = STEPS if name != "heun" else 2 * STEPS - 1
-    function = getattr(sampling, functions[name])
-    return least(lambda: function(lambda x, s: answer, x * 14.0, sigmas, disable=True), calls)
+    return lambda: function(lambda x, s: answer, x, sigmas, disable=True), calls
+
+
+def least(work):
+    """Microseconds a call of each piece of work; they take turns. A run may say itself how long it took."""
+    times = {key: float("inf") for key in work}
+    for _ in range(ROUNDS):
+        for key, (run, calls) in work.items():
+            began = time.perf_counter()
+            said = run()
+            seconds = said if isinstance(said, float) else time.perf_counter() - began
+            times[key] = min(times[key], 1e6 * seconds / calls)
+    return times
 
 
 def main():
+    if not KEEP.keys() <= os.environ.keys():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP})
+    print(f"torch {torch.__version__}, k-diffusion {'not installed' if SAMPLING is None else 'measured'}")
     for shape in SHAPES:
-        print(f"\nstate {shape}; one pass {a_pass(shape):.1f} us\n")
-        heads = ("solver", "ours", "ours, as a scheduler", "diffusers", "k-diffusion", "ours / diffusers")
+        x, y = torch.randn(shape), torch.randn(shape)
+        one = least({"pass": (lambda: [torch.lerp(x, y, 0.3) for _ in range(200)] and None, 200)})["pass"]  # noqa: B023
+        print(f"\nstate {shape}; one pass {one:.1f} us\n")
+        heads = [
+            "solver",
+            "ours",
+            "as a scheduler",
+            "diffusers",
+            "k-diffusion",
+            "ours / diffusers",
+            "ours / k-diffusion",
+        ]
+        heads += ["passes"]
         print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
-        for name in OURS:
-            mine, scheduled, other, k = (f(name, shape) for f in (ours, ours_scheduled, theirs, k_diffusion))
-            known = "" if k is None else f"{k:.0f}"
-            print(f"| {name} | {mine:.0f} | {scheduled:.0f} | {other:.0f} | {known} | {mine / other:.2f} |", flush=True)
+        for name in NAMES:
+            kinds = {"ours": ours, "scheduled": ours_scheduled, "theirs": theirs, "k": k_diffusion}
+            made = {key: make(name, shape) for key, make in kinds.items()}
+            found = least({key: work for key, work in made.items() if work is not None})
+            cells = [f"{found[key]:.0f}" if key in found else "" for key in kinds]
+            cells.append(f"{found['ours'] / found['theirs']:.2f}")
+            cells.append(f"{found['ours'] / found['k']:.2f}" if "k" in found else "")
+            cells.append(f"{found['ours'] / one:.1f}")
+            print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+    print("\nnormal numbers, nanoseconds each\n\n| how many | addressed | torch.randn | ratio |\n|---|---|---|---|")
+    for n in (16_384, 262_144, 4_194_304):
+        source, repeat = sf.noise.White(0, range(1), (n,)), max(1, 1_000_000 // n)
+        work = {
+            "ours": (lambda: [source.unit(0.1, 0.2) for _ in range(repeat)] and None, repeat * n / 1e3),  # noqa: B023
+            "randn": (lambda: [torch.randn(n) for _ in range(repeat)] and None, repeat * n / 1e3),  # noqa: B023
+        }
+        found = least(work)
+        print(f"| {n:,} | {found['ours']:.2f} | {found['randn']:.2f} | {found['ours'] / found['randn']:.2f} |")
 
 
 if __name__ == "__main__":

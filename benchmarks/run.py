@@ -1,8 +1,10 @@
 """Run benchmarks and put what they print into benchmarks/RESULTS.md:  python benchmarks/run.py [name ...]
 
-Without names all are run. The sections of benchmarks that are not run stay as they are.
+Without names all are run but the long ones, kills and fuzz. The sections of benchmarks that are not run stay as they
+are.
 """
 
+import os
 import platform
 import re
 import subprocess
@@ -13,20 +15,30 @@ import torch
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "RESULTS.md"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "run")
+PATHS = {path.stem: path for path in sorted(FOLDER.glob("*.py")) if path.stem not in ("run", "peers")}
+LONG = {name: FOLDER.parent / "scripts" / f"{file}.py" for name, file in (("kills", "kill_runs"), ("fuzz", "fuzz"))}
 HEAD = "# Results\n\nWhat the scripts of this folder printed; `make benchmarks` makes it anew.\n"
 
-chosen = sys.argv[1:] or NAMES
-unknown = set(chosen) - set(NAMES)
+
+def processor():
+    """The processor's name where the system tells it, else its kind."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    return names[0] if names else platform.machine()
+
+
+chosen = sys.argv[1:] or list(PATHS)
+unknown = set(chosen) - {*PATHS, *LONG}
 if unknown:
-    sys.exit(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    sys.exit(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join([*PATHS, *LONG])}")
 text = RESULTS.read_text() if RESULTS.exists() else HEAD
 sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", text, re.M | re.S))
 for name in chosen:
     print(f"{name} ...", flush=True)
-    done = subprocess.run([sys.executable, FOLDER / f"{name}.py"], capture_output=True, text=True, check=False)
+    path = {**PATHS, **LONG}[name]
+    done = subprocess.run([sys.executable, path], capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()}"
+    machine = f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     sections[name] = f"\n{machine}, torch {torch.__version__}\n\n```text\n{done.stdout.strip()}\n```\n\n"
     RESULTS.write_text(HEAD + "\n" + "".join(f"## {key}\n{sections[key]}" for key in sorted(sections)).rstrip() + "\n")

@@ -15,7 +15,8 @@ SOURCE = Path(sf.__file__).parent
 FLOORS = [
     ["errors", "_version"],
     ["schedules"],
-    ["prediction", "noise", "files", "arrays"],
+    ["prediction", "noise", "files"],
+    ["arrays"],
     ["variables", "grids", "denoisers", "metrics"],
     ["solvers"],
     ["integrate"],
