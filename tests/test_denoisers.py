@@ -223,3 +223,12 @@ def test_the_grid_has_25_modes_and_farthest_points_are_far():
             assert gaps.min() > torch.cdist(random_points, random_points).fill_diagonal_(1e9).min()
     with pytest.raises(sf.InputError, match="holds no 30 modes"):
         sf.GaussianMixture.farthest_points(30, 2)
+
+
+def test_a_network_that_writes_to_its_time_does_not_spoil_the_next_call():
+    def net(x, t):
+        return t.mul_(1000.0)[:, None] * torch.ones_like(x)
+
+    model = sf.Denoiser(net, sf.VPLinear(), shape=(2,))
+    x = torch.zeros(1, 2)
+    assert [model(x, 0.5).output[0, 0].item() for _ in range(3)] == [500.0] * 3

@@ -11,7 +11,7 @@ with both branches in one batched call.
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Self
 
 import torch
@@ -27,6 +27,8 @@ Condition = int | str | Tensor | Mapping[str, Tensor] | Sequence[int] | Sequence
 """A label for the whole batch, a label or an embedding a sample (leading dimension B), or a dict of them; for models
 over pipelines, a prompt or a list of one a sample."""
 
+_REMEMBERED = 4096
+"""Times whose tensors are kept."""
 _STRONGEST = 1e6
 """Guidance beyond this is a mistake, and overflows."""
 
@@ -161,7 +163,7 @@ class Denoiser:
         if isinstance(value, Tensor):
             time = value.to(precision)
         else:
-            time = torch.full((1,), value, dtype=precision, device=x.device)
+            time = self._time(value, precision, x.device)
             time = time if len(x) == 1 else time.expand(len(x))  # a network may see that it is one time
         if self.reuses_output:
             torch.compiler.cudagraph_mark_step_begin()
@@ -174,6 +176,24 @@ class Denoiser:
                 f"{tuple(x.shape)}; both must be equal"
             )
         return output.to(x.dtype, copy=self.reuses_output)
+
+    def _time(self, value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A time as a tensor of shape (1,): solvers ask for the same few over and over."""
+        memo = self._times
+        key = value, dtype, device
+        known = memo.get(key)
+        if known is not None and not torch.is_inference_mode_enabled() and known._version == 0:  # not written to
+            return known
+        made = torch.full((1,), value, dtype=dtype, device=device)
+        if not (made.is_inference() or torch.compiler.is_compiling()):
+            if len(memo) >= _REMEMBERED:
+                memo.clear()
+            memo[key] = made
+        return made
+
+    @cached_property
+    def _times(self) -> dict[tuple[float, torch.dtype, torch.device], Tensor]:
+        return {}
 
     def _check_labels(self, given: Condition) -> None:
         if is_words(given):
