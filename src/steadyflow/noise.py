@@ -55,7 +55,10 @@ def normal(
     size = math.prod(shape)
     rows = [_rows(seed, stream, node, run, size) for run in _runs(samples)]
     flat = rows[0] if len(rows) == 1 else torch.cat(rows)
-    return flat.view(len(samples), *shape).to(device=device, dtype=dtype)
+    numbers = flat.view(len(samples), *shape)
+    if torch.device(device).type == "cuda":
+        numbers = numbers.pin_memory()  # so that the copy waits for nothing
+    return numbers.to(device=device, dtype=dtype, non_blocking=True)
 
 
 def _runs(samples: range | Sequence[int]) -> list[range]:
