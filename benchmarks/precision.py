@@ -15,6 +15,7 @@ import steadyflow as sf
 from steadyflow.datasets import digits
 
 torch.set_num_threads(1)
+AUTO = ("rex-euler", "rex-midpoint", "rex-rk4")
 SETTINGS = {
     "float64": (torch.float64, torch.float64),
     "float32": (torch.float32, torch.float32),
@@ -38,8 +39,9 @@ def main():
     start = sf.noise.initial(0, range(16), (1, 8, 8), dtype=torch.float64) * model.schedule.sigma(model.schedule.t_max)
     heads = [f"sample, {name}" for name in list(SETTINGS)[1:]] + [f"round trip, {name}" for name in SETTINGS]
     print("| solver | " + " | ".join(heads) + " |\n" + "|---" * (len(heads) + 1) + "|")
-    for name in sf.solvers.names():
-        solver = sf.solvers.get(name)
+    stable = {f"{name}, flow, auto": (name, {"variable": "flow", "coupling": "auto"}) for name in AUTO}
+    for title, (name, given) in {**{name: (name, {}) for name in sf.solvers.names()}, **stable}.items():
+        solver = sf.solvers.get(name, **given)
         samples, trips = {}, {}
         for label, (network, state) in SETTINGS.items():
             here = in_precision(model, network)
@@ -61,7 +63,7 @@ def main():
             found = samples[label]
             both = isinstance(found, torch.Tensor) and isinstance(exact, torch.Tensor)
             cells.append(f"{rms(found, exact):.1e}" if both else str(found if isinstance(found, str) else exact))
-        print(f"| {name} | " + " | ".join([*cells, *trips.values()]) + " |", flush=True)
+        print(f"| {title} | " + " | ".join([*cells, *trips.values()]) + " |", flush=True)
 
 
 if __name__ == "__main__":
