@@ -164,7 +164,8 @@ class Denoiser:
             time = value.to(precision)
         else:
             time = self._time(value, precision, x.device)
-            time = time if len(x) == 1 else time.expand(len(x))  # a network may see that it is one time
+            n = x.shape[0]
+            time = time if n == 1 else time.expand(n)  # a network may see that it is one time
         if self.reuses_output:
             torch.compiler.cudagraph_mark_step_begin()
         output = self.net(inputs, time) if given is None else self.net(inputs, time, given)
@@ -175,6 +176,8 @@ class Denoiser:
                 f"prediction: the network returned shape {tuple(output.shape)} for a state of shape "
                 f"{tuple(x.shape)}; both must be equal"
             )
+        if output.dtype is x.dtype and not self.reuses_output:
+            return output
         return output.to(x.dtype, copy=self.reuses_output)
 
     def _time(self, value: float, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -10,7 +10,7 @@ is EDM's deterministic sampler, midpoint in the flow variable is RF-Solver (Wang
 near-reversible samplers of 2605.16399.
 
 Where the variable is singular at an end of the leg, or a stage would ask the model for a state without noise
-(sigma = 0), the leg is one DDIM step, which is defined there.
+(sigma = 0), the leg is one DDIM step, which is defined there; Euler's legs all are.
 """
 
 from abc import abstractmethod
@@ -95,7 +95,7 @@ class RungeKutta(Solver):
         return _facts(self.tableau)
 
     def step(self, state: Tensor, leg: Leg) -> Asking[Tensor]:
-        variable = self.regular_variable(leg)
+        variable = None if self.tableau.stages == 1 else self.regular_variable(leg)
         if variable is None:
             return (yield from ddim_step(state, leg))
         slopes = yield from self.slopes(state, leg.schedule, leg.t0, leg.t1, variable)
