@@ -42,7 +42,7 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints-cpu.txt
 	@touch $@ $(VENV)/.lab
 
 $(VENV)/.docs: $(VENV)/bin/python pyproject.toml constraints-cpu.txt
-	$(PIP) -e ".[lab,docs]"
+	$(PIP) -e ".[lab,diffusers,docs]"
 	@touch $@ $(VENV)/.lab
 
 clean:

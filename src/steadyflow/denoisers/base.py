@@ -168,7 +168,15 @@ class Denoiser:
             time = time if n == 1 else time.expand(n)  # a network may see that it is one time
         if self.reuses_output:
             torch.compiler.cudagraph_mark_step_begin()
-        output = self.net(inputs, time) if given is None else self.net(inputs, time, given)
+        try:
+            output = self.net(inputs, time) if given is None else self.net(inputs, time, given)
+        except RuntimeError as error:
+            if self.dtype is None and inputs.dtype == torch.float64 and "dtype" in str(error):
+                raise InputError(
+                    f"dtype: the network cannot compute in float64 ({error}); say what it computes in, for example "
+                    "Denoiser(dtype=torch.float32)"
+                ) from error
+            raise
         if not isinstance(output, Tensor):
             raise InputError(f"prediction: the network returned {type(output).__name__}, expected a tensor")
         if output.shape != x.shape:

@@ -1,0 +1,52 @@
+"""Every block of Python on every page runs, page by page from top to bottom; links and pictures lead somewhere."""
+
+import re
+from pathlib import Path
+
+import matplotlib
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+BLOCKS = re.compile(r"^```python[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SHOWN = {path: BLOCKS.findall(path.read_text()) for path in PAGES}
+
+
+def given(page):
+    """What a page says stands for something of the reader's."""
+    if page.name != "diffusers.md":
+        return {}
+    pytest.importorskip("diffusers")
+    import pipelines
+
+    return {"sd3": pipelines.build("sd3")}
+
+
+@pytest.mark.parametrize(
+    "page", [path for path in PAGES if SHOWN[path]], ids=lambda path: path.relative_to(ROOT / "docs").as_posix()
+)
+def test_the_code_on_a_page_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    matplotlib.use("agg")
+    names = given(page)
+    for block in SHOWN[page]:
+        exec(compile(block, str(page), "exec"), names)
+
+
+def test_no_code_hides_in_another_form():
+    """Blocks are fenced: an indented one would not be run."""
+    for page in PAGES:
+        plain = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+        assert not re.search(r"^    \S.*(=|\()", plain, re.MULTILINE), page
+
+
+def test_links_and_pictures_lead_to_files():
+    for page in [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]:
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_page_is_in_the_navigation():
+    listed = set(re.findall(r"([\w/]+\.md)", (ROOT / "mkdocs.yml").read_text()))
+    assert listed == {path.relative_to(ROOT / "docs").as_posix() for path in PAGES}
