@@ -1,6 +1,10 @@
 """What importing costs, what is public, and which way imports run."""
 
 import ast
+import importlib
+import inspect
+import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,8 +84,58 @@ def test_a_missing_extra_says_what_to_install(package, code):
     assert "pip install 'steadyflow[lab]'" in out.stdout, out.stderr
 
 
-def test_every_public_name_exists_and_is_documented():
+def test_every_public_name_exists_is_documented_and_is_used_in_an_example():
+    root = SOURCE.parents[1]
+    pages = [root / "README.md", *root.glob("docs/**/*.md"), *root.glob("examples/*.py")]
+    shown = "\n".join(path.read_text() for path in pages)
     for name in sf.__all__:
         assert getattr(sf, name) is not None
         if name != "__version__":
-            assert getattr(sf, name).__doc__, name
+            assert inspect.getdoc(getattr(sf, name)), name
+            assert re.search(rf"\b{name}\b", shown), f"{name} is in no example"
+
+
+def modules():
+    return [importlib.import_module(info.name) for info in pkgutil.walk_packages(sf.__path__, "steadyflow.")
+            if not info.name.endswith("__main__")]  # fmt: skip
+
+
+def test_everything_without_an_underscore_has_a_docstring():
+    bare = []
+    for module in modules():
+        bare += [] if module.__doc__ else [module.__name__]
+        for name, thing in vars(module).items():
+            public = not name.startswith("_") and (inspect.isfunction(thing) or inspect.isclass(thing))
+            if not public or thing.__module__ != module.__name__:
+                continue
+            bare += [] if inspect.getdoc(thing) else [f"{module.__name__}.{name}"]
+            methods = vars(thing).items() if inspect.isclass(thing) else ()
+            bare += [
+                f"{module.__name__}.{name}.{method}"
+                for method, of in methods
+                if not method.startswith("_") and (inspect.isfunction(of) or isinstance(of, property | classmethod))
+                if not inspect.getdoc(getattr(thing, method)) and not _told_above(thing, method)
+            ]
+    assert not bare
+
+
+def _told_above(kind, name):
+    """Whether a base class or the protocol that a class keeps says what this is."""
+    from steadyflow.metrics.features import Extractor
+
+    fields = getattr(kind, "__dataclass_fields__", {})
+    return (
+        any(name in {**vars(base), **base.__annotations__} for base in (*kind.__mro__[1:-1], Extractor))
+        or name in fields
+    )
+
+
+def test_modules_are_short_enough_to_hold_in_the_head():
+    reasons = {
+        "schedules.py": "all paths, side by side",
+        "multistep.py": "one family",
+        "reversible.py": "one family",
+        "commands.py": "the options of every command",
+    }
+    long = [path.name for path in SOURCE.rglob("*.py") if len(path.read_text().splitlines()) > 400]
+    assert set(long) <= set(reasons)

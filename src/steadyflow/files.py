@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -27,6 +28,12 @@ def write(path: str | Path, kind: str, tensors: Mapping[str, Tensor], metadata: 
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     with replacing(path) as part:
         save_file(plain, part, header)
+
+
+def content(x: Tensor) -> bytes:
+    """The bytes of a tensor, its type and shape before them: what is hashed of it."""
+    flat = x.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return f"{x.dtype}{tuple(x.shape)}".encode() + flat.numpy().tobytes()
 
 
 @contextlib.contextmanager

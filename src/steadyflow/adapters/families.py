@@ -106,9 +106,11 @@ class Family(ABC):
 
     @property
     def channels(self) -> int:
+        """Of the latents, or of the images where there is no VAE."""
         return self.net.config.in_channels
 
     def embed(self, prompt: Any) -> Embedded:
+        """What the network is told for prompts, by name, and the same for none."""
         if not self.encodes:
             raise InputError(
                 "prompt: the pipeline has no text encoder; give model.condition({...}) the embeddings by name: "

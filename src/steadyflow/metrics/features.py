@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .. import files
 from ..errors import InputError, MissingExtraError
 
 
@@ -48,7 +49,7 @@ def weights_hash(parts: Iterable[nn.Module]) -> str:
     for part in parts:
         for name, value in sorted(part.state_dict().items()):
             digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            digest.update(files.content(value))
     return digest.hexdigest()[:16]
 
 

@@ -18,13 +18,13 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import grids, solvers
+from .. import files, grids, solvers
 from ..denoisers.base import Denoiser
 from ..diagnostics import diagnose
 from ..errors import CorruptFileError, InputError, UnknownNameError
 from ..solvers import registry
 from ..tasks import Inversion, invert, sample
-from .models import conditioned, content, fingerprint, named
+from .models import conditioned, fingerprint, named
 from .sources import Source, opened
 
 
@@ -282,7 +282,7 @@ def digest(part: Part) -> str:
     hashed = hashlib.sha256(repr((part.kind, sorted(part.metadata.items()))).encode())
     for name, value in sorted(part.tensors.items()):
         hashed.update(name.encode())
-        hashed.update(content(value))
+        hashed.update(files.content(value))
     return hashed.hexdigest()[:16]
 
 

@@ -8,9 +8,9 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from .. import files
 from ..denoisers import Denoiser, GaussianMixture
 from ..denoisers.mixtures import MixtureDenoiser
 from ..errors import InputError
@@ -113,14 +113,8 @@ def fingerprint(model: Any) -> str:
     digest = hashlib.sha256(repr((model.schedule.spec(), model.prediction, model.shape)).encode())
     for name, value in sorted(_numbers(model).items()):
         digest.update(name.encode())
-        digest.update(content(value))
+        digest.update(files.content(value))
     return digest.hexdigest()[:16]
-
-
-def content(x: Tensor) -> bytes:
-    """The bytes of a tensor, its type and shape before them."""
-    flat = x.detach().cpu().contiguous().flatten().view(torch.uint8)
-    return f"{x.dtype}{tuple(x.shape)}".encode() + flat.numpy().tobytes()
 
 
 def _numbers(model: Any) -> dict[str, Tensor]:

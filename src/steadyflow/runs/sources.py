@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import arrays
+from .. import arrays, files
 from ..errors import InputError
-from .models import content
 
 
 class Source(ABC):
@@ -106,7 +105,7 @@ class Held(Source):
         return self._x[start:stop], given if given is None or isinstance(given, int) else given[start:stop]
 
     def fingerprint(self):
-        return hashlib.sha256(content(self._x)).hexdigest()[:16]
+        return hashlib.sha256(files.content(self._x)).hexdigest()[:16]
 
 
 def _held_out(model: Any, n: int, label: int | None) -> Source:

@@ -61,6 +61,7 @@ class Moving(NamedTuple):
 
 
 def check_coupling(value: Coupling, name: str) -> None:
+    """Raise `InputError` unless a coupling is a number in (0, 1] or "auto"."""
     if value != "auto" and not (isinstance(value, int | float) and 0.0 < value <= 1.0):
         raise InputError(f'{name}: got coupling {value!r}, expected a number in (0, 1] or "auto"')
 
@@ -76,6 +77,7 @@ def contraction(leg: Leg, power: float, variable: Variable = NOISE) -> float:
 
 
 def regular_variable(name: VariableName, leg: Leg) -> Variable:
+    """The variable of a name, for methods that are not defined without it; raises `SingularTimeError` at its ends."""
     variable = choose(name, leg.schedule, leg.t0, leg.t1)
     if variable is None:
         raise SingularTimeError(

@@ -44,12 +44,18 @@ class Inverted(Protocol):
     """What is used here of an `Inversion`."""
 
     @property
-    def nfe(self) -> int: ...
+    def nfe(self) -> int:
+        """Model evaluations a sample."""
+        ...
 
     @property
-    def latent(self) -> Tensor: ...
+    def latent(self) -> Tensor:
+        """The latents, (B, ...)."""
+        ...
 
-    def decode(self, model: Denoiser | None = None) -> Any: ...
+    def decode(self, model: Denoiser | None = None) -> Any:
+        """The samples of the latents."""
+        ...
 
 
 @dataclass(frozen=True)
