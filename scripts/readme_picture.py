@@ -8,7 +8,8 @@ from steadyflow.arrays import sheet
 from steadyflow.lab.demo import study
 from steadyflow.lab.report import draw_curves
 
-result = study(100, show=("rk4", 48))
+result = study(100)
+shown = result.shown["rk4"]
 figure = Figure(figsize=(10, 4), layout="constrained")
 left, right = figure.subplots(1, 2, width_ratios=[1, 1.15])
 draw_curves(result, left)
@@ -16,9 +17,9 @@ left.set_title("100 unseen digits, there and back")
 count = 10
 rows = [
     ("source", result.source),
-    ("latent", result.latent / 3),
-    ("back", result.reconstruction),
-    *((f"edit, w = {w:g}", x) for w, x in result.edits.items() if w < 7),
+    ("latent", shown.latent / 3),
+    ("back", shown.reconstruction),
+    *((f"edit, w = {w:g}", x) for w, x in shown.edits.items() if w < 7),
 ]
 for k, (name, x) in enumerate(rows):
     strip = right.inset_axes((0.16, 1 - (k + 1) / len(rows), 0.84, 0.92 / len(rows)))
@@ -26,7 +27,7 @@ for k, (name, x) in enumerate(rows):
     strip.set_axis_off()
     right.text(0.14, 1 - (k + 0.54) / len(rows), name, ha="right", va="center")
 right.set_axis_off()
-right.set_title(f"{result.shown}, {result.nfe_shown} evaluations each way")
+right.set_title(f"rk4, {result.nfe_shown} evaluations each way")
 path = Path("docs/images/roundtrip.png")
 path.parent.mkdir(parents=True, exist_ok=True)
 figure.savefig(path, dpi=110)

@@ -45,17 +45,25 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """What one solver made of the sources."""
+
+    latent: Tensor
+    reconstruction: Tensor
+    edits: dict[float, Tensor]
+    """By guidance."""
+
+
+@dataclass(frozen=True)
 class Study:
-    """All rows, and the pictures of one of the settings."""
+    """All rows, and the pictures of every solver at one budget."""
 
     rows: list[Row]
     source: Tensor
     labels: Tensor
     targets: Tensor
-    latent: Tensor
-    reconstruction: Tensor
-    edits: dict[float, Tensor]
-    shown: str
+    shown: dict[str, Shown]
+    """By solver."""
     nfe_shown: int
     seconds: float = 0.0
     guidances: tuple[float, ...] = field(default=GUIDANCES)
@@ -77,28 +85,31 @@ def study(
     names: Sequence[str] = SOLVERS,
     budgets: Sequence[int] = BUDGETS,
     guidances: Sequence[float] = GUIDANCES,
-    show: tuple[str, int] = ("ees25", 48),
+    show: int = 48,
     model: Denoiser | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Study:
-    """Run the demonstration on the first n held-out digits. `progress` is told each setting as it ends."""
+    """Run the demonstration on the first n held-out digits.
+
+    show: the budget whose pictures are kept, if it is among the budgets, else the first. progress: told each setting as
+    it ends.
+    """
     began = time.perf_counter()
     model = model or load("digits")
     images, labels = (part[:n] for part in digits("held-out"))
     targets = (labels + 5) % 10
-    rows, pictures = [], None
+    rows, shown = [], {}
+    show = show if show in budgets else budgets[0]
     for name in names:
         for budget in budgets:
-            row, latent, same, edits = _one(model, images, labels, targets, name, budget, guidances)
+            row, pictures = _one(model, images, labels, targets, name, budget, guidances)
             rows.append(row)
-            if pictures is None or (name, budget) == show:
-                pictures = (latent, same, edits, name, budget)
+            if budget == show:
+                shown[name] = pictures
             if progress is not None:
                 progress(f"{name}, {budget} evaluations")
-    assert pictures is not None
-    latent, same, edits, shown, nfe_shown = pictures
     seconds = time.perf_counter() - began
-    return Study(rows, images, labels, targets, latent, same, edits, shown, nfe_shown, seconds, tuple(guidances))
+    return Study(rows, images, labels, targets, shown, show, seconds, tuple(guidances))
 
 
 def _one(
@@ -109,7 +120,7 @@ def _one(
     name: str,
     budget: int,
     guidances: Sequence[float],
-) -> tuple[Row, Tensor, Tensor, dict[float, Tensor]]:
+) -> tuple[Row, Shown]:
     began = time.perf_counter()
     solver = solvers.get(name)
     largest = _Largest()
@@ -127,7 +138,7 @@ def _one(
         largest.value,
         time.perf_counter() - began,
     )
-    return row, inversion.latent, same.x, edits
+    return row, Shown(inversion.latent, same.x, edits)
 
 
 def table(result: Study) -> tuple[list[str], list[list[str]]]:

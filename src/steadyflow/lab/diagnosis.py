@@ -39,13 +39,20 @@ relative to its size in the latent. Above one the model amplifies it.</figcaptio
 {% for strip in strips %}<figure><img class="digits" alt="{{ strip.alt }}"
 src="data:image/png;base64,{{ strip.png }}"><figcaption>{{ strip.alt }}</figcaption></figure>
 {% endfor %}
+<h2>Image by image</h2>
+<div class="scroll"><table class="sortable">
+<thead><tr>{% for head in heads %}<th scope="col">{{ head }}</th>{% endfor %}</tr></thead>
+<tbody>{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</tbody>
+</table></div>
 <h2>In figures</h2>
 <pre>{{ summary }}</pre>
 <h2>What was tried</h2>
-<div class="scroll"><table><thead><tr><th scope="col">call</th><th scope="col">median error</th></tr></thead>
+<div class="scroll"><table class="sortable">
+<thead><tr><th scope="col">call</th><th scope="col">median error</th></tr></thead>
 <tbody>{% for call, error in tried %}<tr><td><code>{{ call }}</code></td><td>{{ error }}</td></tr>{% endfor %}</tbody>
 </table></div>
 <p>steadyflow {{ version }}.</p>
+<script>{{ script }}</script>
 </body></html>
 """
 
@@ -71,9 +78,20 @@ def write(found: Diagnosis, path: str | Path) -> Path:
         budget=_picture(found, draw_budget, (9.0, 4.0)) if finite else "",
         growth=_picture(found, draw_growth, (7.5, 3.6)) if finite else "",
         strips=_strips(found) if finite else [],
+        heads=["image", "measured", "sum", *found.terms, "linear"],
+        rows=_rows(found),
         summary=found.summary(),
         tried=[(call, f"{error:.2e}") for call, error in tried],
     )
+
+
+def _rows(found: Diagnosis) -> list[list[str]]:
+    """The budget of each image as text."""
+    columns = [found.measured, found.total, *found.terms.values()]
+    return [
+        [str(k), *(f"{column[k].item():.3g}" for column in columns), "yes" if bool(found.linear[k]) else "no"]
+        for k in range(len(found.measured))
+    ]
 
 
 def draw_budget(found: Diagnosis, axes: Any) -> None:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from .. import grids, noise
 from ..diagnostics import stability
 from ..errors import MissingExtraError
@@ -20,7 +22,7 @@ what came back less what was sent, on a scale from -1 to 1. From the same latent
 label with guidance w: <em>edited</em> is the share that a classifier of real digits takes for the target,
 <em>kept</em> the median distance to the source. Evaluations are counted each way.</p>
 <h2>Figures</h2>
-<div class="scroll"><table>
+<div class="scroll"><table class="sortable">
 <thead><tr>{% for head in heads %}<th scope="col">{{ head }}</th>{% endfor %}</tr></thead>
 <tbody>{% for row in cells %}<tr{% if loop.index0 % budgets == 0 %} class="first"{% endif %}>
 {% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</tbody></table></div>
@@ -34,11 +36,17 @@ src="data:image/png;base64,{{ regions }}"><figcaption>Where a step does not ampl
 The ticks above the axis show where the model puts z = step times eigenvalue on a grid of 12 steps, plainly and under
 guidance 7.5: a solver whose region does not hold them amplifies errors. The exactly reversible ones contract almost
 nothing.</figcaption></figure>
-<h2>Pictures: {{ shown }} at {{ nfe }} evaluations each way</h2>
-{% for strip in strips %}<figure><img class="digits" alt="{{ strip.alt }}"
-src="data:image/png;base64,{{ strip.png }}"><figcaption>{{ strip.caption }}</figcaption></figure>
-{% endfor %}
+<h2>Pictures, at {{ nfe }} evaluations each way</h2>
+<figure><img class="digits" alt="{{ source.alt }}" src="data:image/png;base64,{{ source.png }}">
+<figcaption>{{ source.caption }}</figcaption></figure>
+<div class="compare" data-label="Solver">
+{% for name, strips in solvers %}<section data-choice="{{ name }}"><h3>{{ name }}</h3>
+{% for strip in strips %}<figure><img class="digits" alt="{{ strip.alt }}" src="data:image/png;base64,{{ strip.png }}">
+<figcaption>{{ strip.caption }}</figcaption></figure>
+{% endfor %}</section>
+{% endfor %}</div>
 <p>steadyflow {{ version }}, {{ seconds }} seconds.</p>
+<script>{{ script }}</script>
 </body></html>
 """
 
@@ -58,28 +66,29 @@ def write(result: Study, path: str | Path) -> Path:
         budgets=len({row.nfe for row in result.rows}) or 1,
         curves=_curves(result),
         regions=_regions(),
-        shown=result.shown,
         nfe=result.nfe_shown,
-        strips=_strips(result),
+        source=_strip("Source: digits that the model has not seen.", "source", result.source),
+        solvers=[(name, _strips(result, name)) for name in result.shown],
         seconds=f"{result.seconds:.0f}",
     )
 
 
-def _strips(result: Study, count: int = 16) -> list[dict[str, str]]:
+def _strip(caption: str, name: str, x: Tensor, count: int = 16) -> dict[str, str]:
+    return {"alt": f"{len(x[:count])} digits, {name}", "caption": caption, "png": pages.strip(x[:count], columns=8)}
+
+
+def _strips(result: Study, solver: str, count: int = 16) -> list[dict[str, str]]:
     wanted = " ".join(str(int(v)) for v in result.targets[:count])
-    latent = result.latent / result.latent.abs().max()
+    shown = result.shown[solver]
+    latent = shown.latent / shown.latent.abs().max()
     strips = [
-        ("source", "Source: digits that the model has not seen.", result.source),
-        ("latent", "Latent: what the inversion found, scaled to the picture's range.", latent),
-        ("reconstruction", "Reconstruction from the latent.", result.reconstruction),
+        _strip("Latent: what the inversion found, scaled to the picture's range.", f"latent of {solver}", latent),
+        _strip("Reconstruction from the latent.", f"reconstruction by {solver}", shown.reconstruction),
     ]
-    strips += [
-        (f"edit at guidance {w:g}", f"Edited at guidance {w:g}, towards {wanted}.", x) for w, x in result.edits.items()
-    ]
-    return [
-        {"alt": f"{len(x[:count])} digits, {name}", "caption": caption, "png": pages.strip(x[:count])}
-        for name, caption, x in strips
-    ]
+    for w, x in shown.edits.items():
+        caption = f"Edited at guidance {w:g}, towards {wanted}."
+        strips.append(_strip(caption, f"edit by {solver} at guidance {w:g}", x))
+    return strips
 
 
 def draw_curves(result: Study, axes: Any) -> None:
