@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from .denoisers.base import Denoiser
-from .errors import ConvergenceError, InputError
+from .errors import ConvergenceError, InputError, NonFiniteError
 from .grids import Grid
-from .integrate import Run, answer, check_state
+from .integrate import Run, answer, check_state, follows
 from .solvers import registry
 from .solvers.base import Asking, Leg, Query, Solver, ddim_step, total
 from .solvers.runge_kutta import RungeKutta
@@ -56,7 +56,11 @@ class AdaptiveRun(Run):
     rejected: int = 0
     """Steps that were tried and taken back."""
 
+    def _more(self):
+        return {"rejected": self.rejected}
 
+
+@follows("x")
 def solve_adaptive(
     model: Denoiser,
     x: Tensor,
@@ -80,7 +84,8 @@ def solve_adaptive(
         [0, 1].
 
     The result's `grid` holds the accepted times and its `nfe` counts rejected steps too. Raises `InputError` for a
-    solver without an error estimate, `ConvergenceError` where max_steps do not suffice.
+    solver without an error estimate, `ConvergenceError` where max_steps do not suffice, `NonFiniteError` where the
+    model answers with NaN however small the step.
     """
     check_state("x", x, model.shape)
     method = registry.get(solver)
@@ -99,9 +104,12 @@ def solve_adaptive(
     clock, goal = FLOW.time(schedule, t_start), FLOW.time(schedule, t_last)
     size, sign = min(first_step, abs(goal - clock)), 1.0 if goal > clock else -1.0
     times, errors, nfe, rejected = [t_start], [], 0, 0
-    state = x
+    state, worst = x, 0.0
     for _ in range(max_steps):
         ahead = clock + sign * size
+        if ahead == clock:
+            kind = ConvergenceError if worst < float("inf") else NonFiniteError
+            raise kind(f"adaptive: stuck at t = {times[-1]:.6g}: no step is small enough (error {worst:.1e})")
         last = sign * (goal - ahead) < 1e-12
         t = t_last if last else FLOW.when(schedule, ahead)
         leg = Leg(schedule, times[-1], t, 0, 1, clean=model.answers_clean)

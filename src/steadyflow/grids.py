@@ -169,6 +169,8 @@ def make(
         raise UnknownNameError("grid", grid, _MAKERS)
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise InputError(f"steps: got {steps!r}, expected a whole number of at least 1")
+    if rho is not None and not rho > 0:
+        raise InputError(f"rho: got {rho}, expected a positive number")
     if rho is not None and grid != "karras":
         raise InputError(f"rho: only the grid 'karras' takes it, not {grid!r}")
     default_min, default_max = schedule.t_range
@@ -180,3 +182,31 @@ def make(
         raise InputError(f"grid: got [{bottom}, {top}], but {type(schedule).__name__} is defined on [{low}, {high}]")
     options = {} if rho is None else {"rho": rho}
     return Grid(_MAKERS[grid](schedule, steps, top, bottom, **options)).check_domain(schedule)
+
+
+def partway(
+    grid: str | Grid,
+    schedule: Schedule,
+    steps: int,
+    strength: float | None,
+    default: float = 1.0,
+    *,
+    t_max: float | None = None,
+    t_min: float | None = None,
+) -> Grid:
+    """A falling grid that begins the share `strength` of the way from t_min to t_max; for named grids.
+
+    Raises `InputError` for a strength that is not in (0, 1], and for one given with a `Grid`, which has its own times.
+    """
+    if isinstance(grid, Grid):
+        if strength is not None:
+            raise InputError("strength: goes with a named grid; a Grid says itself how far up it goes")
+        return make(grid, schedule, steps, t_max=t_max, t_min=t_min)
+    share = default if strength is None else strength
+    if not 0.0 < share <= 1.0:
+        raise InputError(f"strength: got {strength}, expected a number in (0, 1]")
+    if share != 1.0:
+        low, high = schedule.t_range
+        low, high = low if t_min is None else t_min, high if t_max is None else t_max
+        t_max = low + share * (high - low)
+    return make(grid, schedule, steps, t_max=t_max, t_min=t_min)

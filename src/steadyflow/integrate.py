@@ -8,13 +8,16 @@ accelerator the sums stay there and are read after the last step. Memory does no
 steps unless recording is asked for.
 """
 
+import dataclasses
+import functools
+import inspect
 import json
 import math
 import sys
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, ParamSpec
 
 import torch
 from torch import Tensor
@@ -118,8 +121,13 @@ class Run:
             "times": [t.hex() for t in self.grid],
             "step": self.step,
             "nfe": self.nfe,
+            **self._more(),
         }
         files.write(path, "run", tensors, {"run": json.dumps(facts), "state": structure})
+
+    def _more(self) -> dict[str, Any]:
+        """What a kind of run knows beyond this, by the names of its fields."""
+        return {}
 
     @classmethod
     def load(cls, path: str | Path) -> "Run":
@@ -130,9 +138,13 @@ class Run:
             grid = Grid(tuple(float.fromhex(t) for t in facts["times"]))
             solver, step, nfe = registry.from_spec(facts["solver"]), int(facts["step"]), int(facts["nfe"])
             state = unpack(tensors, metadata["state"])
+            more = {one.name: facts[one.name] for one in dataclasses.fields(cls) if one.name in facts.keys() - _TOLD}
         except MALFORMED as error:
             raise CorruptFileError(f"{path}: not a saved run ({error})") from error
-        return cls(solver, grid, step, state, nfe)
+        return cls(solver, grid, step, state, nfe, **more)
+
+
+_TOLD = {"solver", "times", "step", "nfe"}
 
 
 def answer(asking: Asking[Result], model: Callable[[Tensor, float], Prediction]) -> tuple[Result, int]:
@@ -145,6 +157,30 @@ def answer(asking: Asking[Result], model: Callable[[Tensor, float], Prediction])
             return stop.value, asked
         reply = model(query.x, query.t)
         asked += 1
+
+
+Given = ParamSpec("Given")
+
+
+def follows(name: str) -> Callable[[Callable[Given, Result]], Callable[Given, Result]]:
+    """Makes a function record gradients only where the tensor given for one of its parameters requires them.
+
+    A user's network may well have parameters that do; without this, a loop over its answers would keep them all.
+    """
+
+    def decorate(function: Callable[Given, Result]) -> Callable[Given, Result]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def guarded(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+            x = signature.bind(*args, **kwargs).arguments[name]
+            wanted = isinstance(x, Tensor) and x.requires_grad
+            with torch.set_grad_enabled(torch.is_grad_enabled() and wanted):
+                return function(*args, **kwargs)
+
+        return guarded
+
+    return decorate
 
 
 def integrate(
@@ -194,6 +230,8 @@ def integrate(
     current = solver.output(state)
     if grid.rising:
         _check_growth(solver, model.schedule, grid, current.dtype)
+    if stop_after is not None and stop_after < 0:
+        raise InputError(f"stop_after: got {stop_after}, expected a number of steps, 0 or more")
     watch = _Watch(current)
     recorder = _Recorder(record, grid.steps, grid.times[first], current)
     last = grid.steps if stop_after is None else min(grid.steps, first + stop_after)

@@ -195,6 +195,7 @@ class Brownian(NoiseSource):
         return whole + self._within(kb, mb)
 
     def unit(self, a, b):
+        _check_clock(a, b)
         variance = abs(_rounded(b) - _rounded(a))
         if variance == 0.0:
             raise InputError(f"noise: the interval [{a}, {b}] is shorter than the clock's resolution (2^-20)")

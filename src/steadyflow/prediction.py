@@ -66,7 +66,8 @@ class Prediction:
         alpha: float | Tensor,
         sigma: float | Tensor,
     ):
-        self.x, self.output, self.kind, self.alpha, self.sigma = x, output, kind, alpha, sigma
+        self.x, self.output, self.alpha, self.sigma = x, output, alpha, sigma
+        self.kind: PredictionType = kind
 
     @property
     def x0(self) -> Tensor:

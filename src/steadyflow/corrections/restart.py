@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..grids import Grid
 from ..integrate import Moment, integrate
-from ..noise import RENOISING, SOURCES, normal
+from ..noise import RENOISING, White, normal
 from ..solvers import registry
 from ..solvers.base import Solver
 
@@ -53,6 +53,15 @@ def check_rounds(remaining: int, back: int, rounds: int) -> None:
         )
 
 
+class _Round(White):
+    """Noise for the way down again, of a round by itself: neither the run's own, nor that of another round."""
+
+    where: int
+
+    def _normal(self, stream, node):
+        return super()._normal(RENOISING, (node[0], node[1], self.where))
+
+
 def again(moment: Moment, x: Tensor, rows: Tensor, back: int, number: int, solver: str | Solver) -> Tensor:
     """Samples `rows` of the batch, x of shape (m, ...), renoised `back` steps up the grid and denoised again.
 
@@ -71,7 +80,8 @@ def again(moment: Moment, x: Tensor, rows: Tensor, back: int, number: int, solve
     samples = [source.samples[i] for i in rows.tolist()]
     address = (moment.step, number, 0)
     fresh = normal(source.seed, RENOISING, address, samples, x.shape[1:], dtype=x.dtype, device=x.device)
-    noise = SOURCES["white"](source.seed, samples, x.shape[1:], dtype=x.dtype, device=x.device)
+    noise = _Round(source.seed, samples, x.shape[1:], dtype=x.dtype, device=x.device)
+    noise.where = 1 + number + (moment.step << 32)
     model = moment.model.pick(rows)
     return integrate(
         model, ratio * x + spread * fresh, Grid(times), registry.get(solver), noise=noise, progress=False

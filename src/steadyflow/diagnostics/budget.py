@@ -141,7 +141,8 @@ def budget(
     offset = found - z
     along = JourneyMap(exact_back.model, run.grid, _REFERENCE)
     tangent, at_start = along.carry(z + 0.5 * offset, offset), along.carry(z, offset)
-    nfe = 2 * (inversion.nfe + precise.nfe) + exact.nfe + 4 * run.nfe
+    products = 3 * 2 * run.nfe  # of two evaluations a step each
+    nfe = 2 * (inversion.nfe + precise.nfe) + exact.nfe + products
 
     cancels = same and solver.facts.inverse == "exact"
     vectors = {

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..denoisers.base import Denoiser
 from ..errors import InputError
 from ..grids import Grid
-from ..integrate import answer, check_state
+from ..integrate import answer, check_state, follows
 from ..noise import NoiseSource
 from ..solvers import registry
 from ..solvers.base import Solver, legs
@@ -51,6 +51,7 @@ class Contractivity:
         return self.lipschitz.double().prod(0)
 
 
+@follows("x")
 def contractivity(
     model: Denoiser,
     x: Tensor,

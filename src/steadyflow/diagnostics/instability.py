@@ -116,11 +116,6 @@ def isotropic(generation: JourneyMap, z: Tensor, *, probes: int | None = None, s
     return mean.sqrt(), spread / (2.0 * mean.sqrt())
 
 
-def random_direction(generation: JourneyMap, z: Tensor, *, seed: int = 0) -> Tensor:
-    """E along one random direction a sample, shape (B,)."""
-    return coefficient(generation, z, _random(z, seed, 0))
-
-
 def singular_values(
     generation: JourneyMap | StepMap, z: Tensor, k: int = 1, *, products: int | None = None, seed: int = 0
 ) -> Spectrum:

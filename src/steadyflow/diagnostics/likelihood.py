@@ -21,13 +21,13 @@ from .. import grids
 from ..denoisers.base import Denoiser
 from ..errors import InputError, SteadyflowError
 from ..grids import Grid
-from ..integrate import check_state
+from ..integrate import answer, check_state, follows
+from ..prediction import Prediction
 from ..solvers import registry
 from ..solvers.base import legs, total
 from ..solvers.runge_kutta import RungeKutta
 from ..variables import FLOW
 from .divergence import along, axes, signs
-from .maps import pullback
 
 EXACT_LIMIT = 1024
 """The largest number of dimensions for which the exact divergence is computed."""
@@ -57,6 +57,7 @@ class Likelihood:
         return -self.value / (n * math.log(2.0)) - math.log2(bin_width)
 
 
+@follows("x")
 def log_likelihood(
     model: Denoiser,
     x: Tensor,
@@ -92,19 +93,19 @@ def log_likelihood(
     state, nfe = x, 0
     integral = torch.zeros(len(directions), len(x), dtype=x.dtype, device=x.device)
     for leg in legs(schedule, times):
-        asking = method.slopes(state, schedule, leg.t0, leg.t1, FLOW)
         divergences: list[Tensor] = []
-        reply = None
-        while True:
-            try:
-                query = asking.send(reply)  # type: ignore[arg-type]  # None starts it
-            except StopIteration as stop:
-                slopes = stop.value
-                break
-            reply = model(query.x, query.t)
-            pull = pullback(lambda v, t=query.t: [model(v, t).flow], [query.x])
-            divergences.append(FLOW.scale(schedule, query.t) * along(lambda v, pull=pull: pull([v])[0], directions))
-            nfe += model.cost
+
+        def watched(x: Tensor, t: float, into: list[Tensor] = divergences) -> Prediction:
+            """The model's answer; the divergence of its field comes out of the same forward evaluation."""
+            with torch.enable_grad():
+                leaf = x.detach().requires_grad_()
+                prediction = model(leaf, t)
+                pull = _transposed(prediction.flow, leaf)
+            into.append(FLOW.scale(schedule, t) * along(pull, directions))
+            return Prediction(x, prediction.output.detach(), prediction.kind, prediction.alpha, prediction.sigma)
+
+        slopes, asked = answer(method.slopes(state, schedule, leg.t0, leg.t1, FLOW), watched)
+        nfe += asked * model.cost
         state = total(slopes.end(method.tableau.b), slopes.known)
         for weight, divergence in zip(method.tableau.b, divergences, strict=True):
             integral += slopes.h * weight * divergence
@@ -121,6 +122,18 @@ def log_likelihood(
             integral.std(0) / probes**0.5 if probes > 1 else torch.full_like(base, math.nan),
         )
     return Likelihood(base + change + scales, base, state, error, nfe)
+
+
+def _transposed(field: Tensor, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """v -> J^T v of a field that was computed from x; zero where it does not depend on it."""
+
+    def product(v: Tensor) -> Tensor:
+        if not field.requires_grad:
+            return torch.zeros_like(v)
+        (found,) = torch.autograd.grad(field, x, v, retain_graph=True, allow_unused=True)
+        return torch.zeros_like(v) if found is None else found
+
+    return product
 
 
 def _gaussian(z: Tensor, sigma: float) -> Tensor:

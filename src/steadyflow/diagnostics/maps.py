@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..denoisers.base import Denoiser
 from ..errors import InputError, NonFiniteError
 from ..grids import Grid
-from ..integrate import answer, check_state
+from ..integrate import answer, check_state, follows
 from ..noise import NoiseSource
 from ..solvers import registry
 from ..solvers.base import Leg, Solver, State, legs, take_apart
@@ -68,6 +68,7 @@ class JourneyMap:
         if self.solver.facts.stochastic and self.noise is None:
             raise InputError(f"map: solver {self.solver.name!r} is stochastic; give the noise for which to take it")
 
+    @follows("z")
     def __call__(self, z: Tensor) -> Tensor:
         """The end of the journey, shape (B, ...)."""
         check_state("z", z, self.model.shape)

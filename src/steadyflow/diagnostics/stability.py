@@ -24,7 +24,8 @@ from .. import solvers
 from ..denoisers.base import Denoiser
 from ..errors import InputError, MissingExtraError
 from ..grids import Grid
-from ..integrate import answer
+from ..integrate import answer, follows
+from ..noise import PERTURBATION, normal
 from ..prediction import Prediction, PredictionType
 from ..schedules import VE
 from ..solvers.base import Solver, legs, take_apart
@@ -128,6 +129,7 @@ class Placement:
     """Dominant real part of h J a leg and sample, shape (steps, B)."""
 
 
+@follows("x")
 def placement(
     model: Denoiser,
     grid: Grid,
@@ -162,8 +164,7 @@ def placement(
 
 def _dominant(field: Callable[[Tensor], Tensor], x: Tensor, iterations: int) -> Tensor:
     """The Rayleigh quotient v.Jv of the dominant direction of the field's Jacobian, a sample; shape (B,)."""
-    generator = torch.Generator(device=x.device).manual_seed(0)
-    v = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+    v = normal(0, PERTURBATION, (0, 7, 0), range(len(x)), x.shape[1:], dtype=x.dtype, device=x.device)
     quotient = torch.zeros(len(x), dtype=x.dtype, device=x.device)
     shape = (-1, *[1] * (x.ndim - 1))
     for _ in range(iterations):

@@ -86,5 +86,7 @@ def unit_noise(leg: Leg) -> Tensor:
     """Standard normal noise for a falling leg: the increment over its signal-to-noise ratios, scaled to 1."""
     if leg.noise is None:
         raise InputError("noise: a stochastic solver needs a noise source (see steadyflow.noise.Brownian)")
-    before, after = (math.exp(leg.schedule.log_snr(t)) for t in (leg.t0, leg.t1))
+    before, after = (math.exp(min(leg.schedule.log_snr(t), 600.0)) for t in (leg.t0, leg.t1))
+    if before > 0.0:
+        after = min(after, before * 2.0**40)  # the beginning of a leg to clean data will do, and is a finite number
     return leg.noise.unit(before, after)

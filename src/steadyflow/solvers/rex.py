@@ -163,6 +163,8 @@ class RexSDE(TwoStates):
         if self.variable not in (("data",) if self.method == "shark" else ("noise", "data")):
             raise InputError(f"{self.name}: the {self.variable!r} variable is not defined for it; use 'data'")
         check_coupling(self.coupling, self.name)
+        if self.coupling == "auto":
+            raise InputError(f'{self.name}: coupling "auto" follows the contraction of an ODE; give a number in (0, 1]')
 
     @property
     def name(self) -> str:  # type: ignore[override]  # one class serves a name a method

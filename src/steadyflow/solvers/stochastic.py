@@ -46,7 +46,7 @@ class EDMStochastic(Solver):
         raised = level * (1.0 + gamma)
         top = schedule.ratio(schedule.domain[1])
         t, x = leg.t0, state
-        if gamma > 0 and self.s_min <= level <= self.s_max and raised <= top:
+        if gamma > 0 and self.s_min <= level <= self.s_max and raised <= top and math.isfinite(raised):
             t = schedule.t_from_ratio(raised)
             spread = self.s_noise * math.sqrt(raised**2 - level**2) * schedule.alpha(t)
             scaled = state * (NOISE.scale(schedule, t) / NOISE.scale(schedule, leg.t0))

@@ -42,6 +42,9 @@ class Tableau:
     def __post_init__(self):
         if len(self.a) != len(self.b) or any(len(row) != i for i, row in enumerate(self.a)):
             raise InputError(f"tableau {self.name!r}: a must hold rows of 0, 1, .., s - 1 entries and b s of them")
+        for weights in (self.b, self.b_low or self.b):
+            if abs(math.fsum(weights) - 1.0) > 1e-12:
+                raise InputError(f"tableau {self.name!r}: weights must sum to 1, got {math.fsum(weights)}")
 
     @cached_property
     def c(self) -> tuple[float, ...]:

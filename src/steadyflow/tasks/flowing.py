@@ -21,7 +21,7 @@ from .. import grids, noise
 from ..denoisers.base import Condition, Denoiser
 from ..errors import InputError, NonFiniteError
 from ..grids import Grid
-from ..integrate import check_state
+from ..integrate import check_state, follows
 from ..metrics.images import rmse
 from ..variables import FLOW
 
@@ -39,6 +39,7 @@ class FlowingEdit:
     steps: int
 
 
+@follows("x")
 def flow_edit(
     model: Denoiser,
     x: Tensor,
@@ -48,7 +49,7 @@ def flow_edit(
     source_guidance: float = 1.0,
     guidance: float = 3.0,
     steps: int = 50,
-    strength: float = 0.66,
+    strength: float | None = None,
     grid: str | Grid = "uniform",
     average: int = 1,
     seed: int = 0,
@@ -56,13 +57,14 @@ def flow_edit(
 ) -> FlowingEdit:
     """FlowEdit: move x from the source to the target condition along the difference of the two fields.
 
-    x: shape (B, ...), float32 or float64. strength: how far up the path to start, in (0, 1]. average: noises a
-    step. Nothing is stored; two evaluations a step and noise; the same conditions and guidance give x back exactly.
+    x: shape (B, ...), float32 or float64. strength: how far up the path to start, in (0, 1]; 0.66 of a named grid by
+    default, and all of a `Grid`. average: noises a step. Nothing is stored; two evaluations a step and noise; the same
+    conditions and guidance give x back exactly.
     """
     check_state("x", x, model.shape)
     if average < 1:
         raise InputError(f"average: got {average}, expected at least one noise a step")
-    times = _grid(model, grid, steps, strength)
+    times = grids.partway(grid, model.schedule, steps, strength, 0.66).times
     here, there = _conditioned(model, source, source_guidance), _conditioned(model, target, guidance)
     schedule, edited = model.schedule, x.clone()
     rows = range(index, index + len(x))
@@ -71,7 +73,7 @@ def flow_edit(
         step = FLOW.time(schedule, t1) - tau
         change = torch.zeros_like(x)
         for repeat in range(average):
-            where = (k, repeat, 0)
+            where = (k, repeat, 3)
             drawn = noise.normal(seed, noise.PERTURBATION, where, rows, x.shape[1:], dtype=x.dtype, device=x.device)
             noisy = (1.0 - tau) * x + tau * drawn
             change += there((edited + noisy - x) * scale, t0).flow - here(noisy * scale, t0).flow
@@ -79,6 +81,7 @@ def flow_edit(
     return _edit(x, edited, 2 * average * (len(times) - 1), len(times) - 1)
 
 
+@follows("x")
 def rf_inversion(
     model: Denoiser,
     x: Tensor,
@@ -102,7 +105,7 @@ def rf_inversion(
     check_state("x", x, model.shape)
     if not (0.0 <= gamma <= 1.0 and 0.0 <= eta <= 1.0):
         raise InputError(f"rf_inversion: gamma and eta lie in [0, 1], got {gamma} and {eta}")
-    times = _grid(model, grid, steps, 1.0)
+    times = grids.make(grid, model.schedule, steps).times
     schedule = model.schedule
     up, down = _conditioned(model, source, 1.0), _conditioned(model, target, guidance)
     rows = range(index, index + len(x))
@@ -127,15 +130,6 @@ def _edit(x: Tensor, edited: Tensor, nfe: int, steps: int) -> FlowingEdit:
     if not bool(edited.isfinite().all()):
         raise NonFiniteError("the edit became NaN or infinite; less guidance or more steps may help")
     return FlowingEdit(edited, rmse(edited, x), nfe, steps)
-
-
-def _grid(model: Denoiser, grid: str | Grid, steps: int, strength: float) -> tuple[float, ...]:
-    if not 0.0 < strength <= 1.0:
-        raise InputError(f"strength: got {strength}, expected a number in (0, 1]")
-    if isinstance(grid, Grid):
-        return grids.make(grid, model.schedule, steps).times
-    low, high = model.schedule.t_range
-    return grids.make(grid, model.schedule, steps, t_max=low + strength * (high - low)).times
 
 
 def _conditioned(model: Denoiser, given: Any, guidance: float) -> Denoiser:

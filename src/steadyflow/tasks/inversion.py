@@ -221,9 +221,8 @@ def invert(
     method.check_invertible()
     if nfe is not None:
         steps = steps_for(method, nfe)
-    if strength != 1.0:
-        t_max = _partial(model, grid, strength, t_max, t_min)
-    times = grids.make(grid, model.schedule, steps, t_max=t_max, t_min=t_min).reversed()
+    share = None if strength == 1.0 else strength
+    times = grids.partway(grid, model.schedule, steps, share, t_max=t_max, t_min=t_min).reversed()
     options = Options(seed, index, noise, corrections, callback, record, progress, batch_size)
     arrival = travel(model, times, method, options, x=x)
     return Inversion(
@@ -260,17 +259,6 @@ def choose_solver(
     Raises `InputError` for a budget that pays for no candidate.
     """
     return choose(invert, model, x, nfe=nfe, exact=exact, target=target, samples=samples)
-
-
-def _partial(model: Denoiser, grid: str | Grid, strength: float, t_max: float | None, t_min: float | None) -> float:
-    """The time that lies the share `strength` of the way from t_min to t_max."""
-    if isinstance(grid, Grid):
-        raise InputError("strength: goes with a named grid; a Grid says itself how far up it goes")
-    if not 0.0 < strength <= 1.0:
-        raise InputError(f"strength: got {strength}, expected a number in (0, 1]")
-    low, high = model.schedule.t_range
-    low, high = low if t_min is None else t_min, high if t_max is None else t_max
-    return low + strength * (high - low)
 
 
 def _plain(condition: Any) -> Any:

@@ -98,4 +98,4 @@ def travel(
     if runs[0].trajectory is not None:
         states = torch.cat([run.trajectory.x for run in runs], dim=1)
         trajectory = Trajectory(runs[0].trajectory.times, states)
-    return Arrival(join([run.state for run in runs]), runs[0].nfe, trajectory)
+    return Arrival(join([run.state for run in runs]), max(run.nfe for run in runs), trajectory)

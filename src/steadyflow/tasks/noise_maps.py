@@ -20,7 +20,7 @@ from .. import grids, noise, solvers
 from ..denoisers.base import Denoiser
 from ..errors import InputError, NotInvertibleError
 from ..grids import Grid
-from ..integrate import Progress, check_state, integrate
+from ..integrate import Progress, check_state, follows, integrate
 from ..noise import NoiseSource
 from ..prediction import Prediction
 from ..solvers.base import Solver, legs
@@ -66,6 +66,7 @@ class NoiseMaps:
         return Sample(run.x, run.nfe, self.grid.steps, self.solver, self.grid, 0)
 
 
+@follows("x")
 def noise_maps(
     model: Denoiser,
     x: Tensor,
@@ -73,7 +74,7 @@ def noise_maps(
     solver: str | Solver = "ddpm",
     steps: int = 50,
     grid: str | Grid = "uniform",
-    strength: float = 0.64,
+    strength: float | None = None,
     seed: int = 0,
     index: int = 0,
 ) -> NoiseMaps:
@@ -81,7 +82,7 @@ def noise_maps(
 
     x: shape (B, ...), float32 or float64, the state at the grid's clean end. solver: a stochastic one with one unit of
     noise a step: "ddpm" (edit-friendly), "dpmpp-sde", "dpmpp-2m-sde" (LEDITS++), "dpmpp-3m-sde". strength: how far up
-    to start; the published defaults skip the first 36 % of the way.
+    to start, 0.64 of a named grid by default (the published defaults skip 36 % of the way), and all of a `Grid`.
 
     Raises `NotInvertibleError` for a solver that draws no noise, or more than one unit a step.
     """
@@ -90,11 +91,7 @@ def noise_maps(
     if not facts.stochastic or facts.evaluations != 1 or facts.inverse == "exact":
         raise NotInvertibleError(f"noise maps: {method.name!r} does not draw one unit of noise a step; use 'ddpm'")
     check_state("x", x, model.shape)
-    if not 0.0 < strength <= 1.0:
-        raise InputError(f"strength: got {strength}, expected a number in (0, 1]")
-    low, high = model.schedule.t_range
-    top = None if isinstance(grid, Grid) else low + strength * (high - low)
-    times = grids.make(grid, model.schedule, steps, t_max=top)
+    times = grids.partway(grid, model.schedule, steps, strength, 0.64)
     rows = range(index, index + len(x))
 
     def noisy(k: int) -> Tensor:

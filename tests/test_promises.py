@@ -1,0 +1,135 @@
+"""Promises that hold for all verbs: no graph unless asked for, nothing ignored, errors of ours at the edges."""
+
+import math
+
+import pytest
+import torch
+
+import steadyflow as sf
+from steadyflow.diagnostics import JourneyMap, contractivity
+from steadyflow.diagnostics.stability import placement
+
+PATH = sf.VPCosine()
+
+
+@pytest.fixture(scope="module")
+def trainable():
+    """A network whose parameters require gradients, as one in training has them."""
+    torch.manual_seed(0)
+    net = torch.nn.Linear(2, 2)
+    return sf.Denoiser(lambda x, t: net(x), PATH, prediction="v_prediction", shape=(2,), dtype=torch.float32, null=0)
+
+
+X = torch.randn(3, 2, generator=torch.Generator().manual_seed(1))
+GRID = sf.grids.make("uniform", PATH, 3)
+VERBS = {
+    "sample": lambda m: sf.sample(m, n=3, steps=3).x,
+    "invert": lambda m: sf.invert(m, X, steps=3).latent,
+    "solve_adaptive": lambda m: sf.solve_adaptive(m, X, rtol=1e-2).x,
+    "flow_edit": lambda m: sf.flow_edit(m, X, target=None, steps=3).x,
+    "rf_inversion": lambda m: sf.rf_inversion(m, X, target=None, steps=3).x,
+    "noise_maps": lambda m: sf.noise_maps(m, X, steps=3).maps,
+    "log_likelihood": lambda m: sf.log_likelihood(m, X, steps=3).value,
+    "journey": lambda m: JourneyMap(m, GRID, sf.RK4())(X),
+    "placement": lambda m: placement(m, GRID, X).z,
+    "contractivity": lambda m: contractivity(m, X, GRID).lipschitz,
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_verb_keeps_a_graph_where_only_the_network_requires_gradients(trainable, verb):
+    assert not VERBS[verb](trainable).requires_grad
+
+
+@pytest.mark.parametrize("verb", ["journey", "solve_adaptive"])
+def test_gradients_flow_where_the_start_requires_them(trainable, verb):
+    x = X.clone().requires_grad_()
+    out = JourneyMap(trainable, GRID, sf.RK4())(x) if verb == "journey" else sf.solve_adaptive(trainable, x).x
+    (gradient,) = torch.autograd.grad(out.sum(), x)
+    assert gradient.abs().sum() > 0
+
+
+def test_the_likelihood_evaluates_the_model_as_often_as_it_says():
+    calls = [0]
+    mixture = sf.GaussianMixture.grid(2).denoiser(PATH)
+
+    def net(x, t):
+        calls[0] += 1
+        return mixture(x, float(t[0])).output
+
+    model = sf.Denoiser(net, PATH, prediction="v_prediction", shape=(2,))
+    found = sf.log_likelihood(model, mixture.mixture.sample(4), steps=8)
+    assert found.nfe == calls[0] == 32
+
+
+@pytest.mark.parametrize("path", [sf.RectifiedFlow(), sf.VPCosine(), sf.VE()], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("s_max", [50.0, math.inf])
+@pytest.mark.parametrize("grid", ["uniform", "quadratic"])
+def test_churn_reaches_both_ends_of_every_path(path, s_max, grid):
+    model = sf.GaussianMixture.grid(2, dtype=torch.float32).denoiser(path)
+    out = sf.sample(model, n=5, solver=sf.solvers.get("edm-churn", s_max=s_max), steps=10, grid=grid)
+    assert out.x.isfinite().all()
+
+
+def test_rex_for_sdes_refuses_a_coupling_that_follows_an_ode():
+    with pytest.raises(sf.InputError, match="auto"):
+        sf.solvers.get("rex-sde", coupling="auto")
+
+
+def test_a_model_that_answers_nan_ends_an_adaptive_solve_soon():
+    calls = [0]
+
+    def net(x, t):
+        calls[0] += 1
+        return x * math.nan
+
+    model = sf.Denoiser(net, PATH, prediction="v_prediction", shape=(2,))
+    with pytest.raises(sf.NonFiniteError, match="no step is small enough"):
+        sf.solve_adaptive(model, X)
+    assert calls[0] < 500
+
+
+def test_adaptive_runs_are_saved_with_all_they_know(tmp_path):
+    run = sf.solve_adaptive(sf.GaussianMixture.grid(2).denoiser(PATH), X.double() * 3, rtol=1e-6, first_step=0.5)
+    assert run.rejected > 0
+    run.save(tmp_path / "run.safetensors")
+    again = sf.AdaptiveRun.load(tmp_path / "run.safetensors")
+    assert (again.rejected, again.nfe, again.grid) == (run.rejected, run.nfe, run.grid)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda m: sf.integrate(m, X, GRID, sf.RK4(), stop_after=-1), "stop_after"),
+        (lambda m: sf.grids.make("karras", PATH, 4, rho=0.0), "rho"),
+        (lambda m: sf.grids.make("karras", PATH, 4, rho=-1.0), "rho"),
+        (lambda m: sf.flow_edit(m, X, 1, grid=GRID, strength=0.5), "strength"),
+        (lambda m: sf.noise_maps(m, X, grid=GRID, strength=0.5), "strength"),
+        (lambda m: sf.invert(m, X, grid=GRID, strength=0.5), "strength"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(call, words):
+    labelled = sf.GaussianMixture(torch.eye(2), 0.2, labels=torch.tensor([0, 1])).denoiser(PATH)
+    with pytest.raises(sf.InputError, match=words):
+        call(labelled)
+
+
+def test_every_round_of_a_restart_draws_noise_of_its_own():
+    drawn = []
+
+    original = sf.noise.White._normal
+
+    def listen(self, stream, node):
+        value = original(self, stream, node)
+        drawn.append(value)
+        return value
+
+    sf.noise.White._normal = listen
+    try:
+        model = sf.GaussianMixture.grid(2, dtype=torch.float32).denoiser(sf.VPLinear())
+        restart = sf.corrections.Restart(remaining=2, back=3, rounds=3, solver="ddpm")
+        sf.sample(model, n=4, solver="ddpm", steps=8, noise="white", corrections=[restart])
+    finally:
+        sf.noise.White._normal = original
+    assert len(drawn) > 8
+    assert all(not torch.equal(a, b) for k, a in enumerate(drawn) for b in drawn[:k])
