@@ -97,7 +97,7 @@ def test_demo_prints_one_table_and_writes_one_self_contained_report(call, tmp_pa
     assert status == 0
     assert len([line for line in out.splitlines() if line.startswith(("ddim", "midpoint", "rk4", "ees2"))]) == 15
     page = (tmp_path / "demo" / "report.html").read_text()
-    assert page.count("<img") == page.count('src="data:image/png;base64,') == page.count("alt=") == 8
+    assert page.count("<img") == page.count('src="data:image/png;base64,') == page.count('alt="') == 28
     assert not re.search(r'(src|href)="(?!data:)', page)
 
 

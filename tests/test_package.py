@@ -19,7 +19,7 @@ SOURCE = Path(sf.__file__).parent
 FLOORS = [
     ["errors", "_version"],
     ["schedules"],
-    ["prediction", "noise", "files"],
+    ["prediction", "noise", "files", "gradients"],
     ["arrays"],
     ["variables", "grids", "denoisers", "metrics"],
     ["solvers"],
@@ -133,6 +133,7 @@ def _told_above(kind, name):
 def test_modules_are_short_enough_to_hold_in_the_head():
     reasons = {
         "schedules.py": "all paths, side by side",
+        "integrate.py": "both drivers, and what a run keeps",
         "multistep.py": "one family",
         "reversible.py": "one family",
         "commands.py": "the options of every command",

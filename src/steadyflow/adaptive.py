@@ -17,8 +17,9 @@ from torch import Tensor
 
 from .denoisers.base import Denoiser
 from .errors import ConvergenceError, InputError, NonFiniteError
+from .gradients import follows
 from .grids import Grid
-from .integrate import Run, answer, check_state, follows
+from .integrate import Run, answer, check_state
 from .solvers import registry
 from .solvers.base import Asking, Leg, Query, Solver, ddim_step, total
 from .solvers.runge_kutta import RungeKutta

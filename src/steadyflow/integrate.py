@@ -9,15 +9,13 @@ steps unless recording is asked for.
 """
 
 import dataclasses
-import functools
-import inspect
 import json
 import math
 import sys
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, ParamSpec
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -157,30 +155,6 @@ def answer(asking: Asking[Result], model: Callable[[Tensor, float], Prediction])
             return stop.value, asked
         reply = model(query.x, query.t)
         asked += 1
-
-
-Given = ParamSpec("Given")
-
-
-def follows(name: str) -> Callable[[Callable[Given, Result]], Callable[Given, Result]]:
-    """Makes a function record gradients only where the tensor given for one of its parameters requires them.
-
-    A user's network may well have parameters that do; without this, a loop over its answers would keep them all.
-    """
-
-    def decorate(function: Callable[Given, Result]) -> Callable[Given, Result]:
-        signature = inspect.signature(function)
-
-        @functools.wraps(function)
-        def guarded(*args: Given.args, **kwargs: Given.kwargs) -> Result:
-            x = signature.bind(*args, **kwargs).arguments[name]
-            wanted = isinstance(x, Tensor) and x.requires_grad
-            with torch.set_grad_enabled(torch.is_grad_enabled() and wanted):
-                return function(*args, **kwargs)
-
-        return guarded
-
-    return decorate
 
 
 def integrate(

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from ..denoisers.base import Denoiser
 from ..errors import InputError
+from ..gradients import follows
 from ..grids import Grid
-from ..integrate import answer, check_state, follows
+from ..integrate import answer, check_state
 from ..noise import NoiseSource
 from ..solvers import registry
 from ..solvers.base import Solver, legs

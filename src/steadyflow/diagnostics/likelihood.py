@@ -20,8 +20,9 @@ from torch import Tensor
 from .. import grids
 from ..denoisers.base import Denoiser
 from ..errors import InputError, SteadyflowError
+from ..gradients import follows
 from ..grids import Grid
-from ..integrate import answer, check_state, follows
+from ..integrate import answer, check_state
 from ..prediction import Prediction
 from ..solvers import registry
 from ..solvers.base import legs, total

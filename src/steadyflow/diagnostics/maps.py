@@ -18,8 +18,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..denoisers.base import Denoiser
 from ..errors import InputError, NonFiniteError
+from ..gradients import follows
 from ..grids import Grid
-from ..integrate import answer, check_state, follows
+from ..integrate import answer, check_state
 from ..noise import NoiseSource
 from ..solvers import registry
 from ..solvers.base import Leg, Solver, State, legs, take_apart

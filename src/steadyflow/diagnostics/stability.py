@@ -23,8 +23,9 @@ from torch import Tensor
 from .. import solvers
 from ..denoisers.base import Denoiser
 from ..errors import InputError, MissingExtraError
+from ..gradients import follows
 from ..grids import Grid
-from ..integrate import answer, follows
+from ..integrate import answer
 from ..noise import PERTURBATION, normal
 from ..prediction import Prediction, PredictionType
 from ..schedules import VE

@@ -20,8 +20,9 @@ from torch import Tensor
 from .. import grids, noise
 from ..denoisers.base import Condition, Denoiser
 from ..errors import InputError, NonFiniteError
+from ..gradients import follows
 from ..grids import Grid
-from ..integrate import check_state, follows
+from ..integrate import check_state
 from ..metrics.images import rmse
 from ..variables import FLOW
 

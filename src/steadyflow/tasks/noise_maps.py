@@ -19,8 +19,9 @@ from torch import Tensor
 from .. import grids, noise, solvers
 from ..denoisers.base import Denoiser
 from ..errors import InputError, NotInvertibleError
+from ..gradients import follows
 from ..grids import Grid
-from ..integrate import Progress, check_state, follows, integrate
+from ..integrate import Progress, check_state, integrate
 from ..noise import NoiseSource
 from ..prediction import Prediction
 from ..solvers.base import Solver, legs
