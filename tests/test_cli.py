@@ -165,3 +165,17 @@ def test_pictures_survive_writing_and_reading_to_half_a_level(tmp_path):
     x = torch.rand(1, 3, 5, 7) * 2 - 1
     arrays.write(tmp_path / "x.png", x)
     assert (arrays.read(tmp_path / "x.png", (3, 5, 7)) - x).abs().max() <= 0.5 / 127.5 + 1e-6
+
+
+COMMANDS = ("", "sample", "invert", "roundtrip", "edit", "diagnose", "solvers", "demo", "lab", "lab run", "runs",
+            "runs show", "runs export", "lab run coupling", "lab run instability", "lab run hallucination",
+            "lab run stein", "lab run editing")  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_at_every_level_has_an_example(command, call):
+    status, out, _ = call(*command.split(), "--help")
+    assert status == 0
+    assert "Example: steadyflow" in out
+    if command.split()[-1:] and command not in ("lab", "lab run", "runs"):
+        assert "--json" in out

@@ -11,8 +11,11 @@ from ..errors import InputError
 from .options import GridName, Guidance, Json, Number, SolverName, table
 from .runs import Address, Engine, Workers
 
-lab = typer.Typer(help="The experiments.", no_args_is_help=True)
-run = typer.Typer(help="Run an experiment; each prints its tables and writes pictures.", no_args_is_help=True)
+_EXAMPLE = "Example: steadyflow lab run hallucination --figure 5 --quick --out lab"
+lab = typer.Typer(help="The experiments.", epilog=_EXAMPLE, no_args_is_help=True)
+run = typer.Typer(
+    help="Run an experiment; each prints its tables and writes pictures.", epilog=_EXAMPLE, no_args_is_help=True
+)
 lab.add_typer(run, name="run")
 
 

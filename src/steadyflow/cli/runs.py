@@ -23,7 +23,9 @@ Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, ..."
 INTERRUPTED = 130
 """The exit status after Ctrl-C, as shells have it."""
 
-runs = typer.Typer(help="Look into the folders of runs.", no_args_is_help=True)
+runs = typer.Typer(
+    help="Look into the folders of runs.", epilog="Example: steadyflow runs show inverted", no_args_is_help=True
+)
 
 
 @dataclasses.dataclass(frozen=True)
