@@ -155,19 +155,18 @@ class Sampling(Job):
 
 
 @dataclass(frozen=True)
-class Inverting(Job):
-    """Find the latents of samples; a shard is a saved inversion, which `steadyflow.Inversion.load` reads.
+class OnData(Job):
+    """Work on samples that are there, by a solver that can invert.
 
     input: a file or a folder (see `sources.opened`), by default held-out data of the model. resize: pictures. double:
     work in float64, as some exactly reversible solvers must.
+
+    Raises `NotInvertibleError` for a solver without inverse.
     """
 
     input: str | None = None
     resize: bool = False
     double: bool = False
-    strength: float = 1.0
-    noise: str = "brownian"
-    task: ClassVar[str] = "invert"
 
     def __post_init__(self):
         super().__post_init__()
@@ -175,6 +174,18 @@ class Inverting(Job):
 
     def source(self, model):
         return opened(model, self.input, self.n, self.resize, self.label)
+
+
+@dataclass(frozen=True)
+class Inverting(OnData):
+    """Find the latents of samples; a shard is a saved inversion, which `steadyflow.Inversion.load` reads.
+
+    strength, noise: as in `invert`.
+    """
+
+    strength: float = 1.0
+    noise: str = "brownian"
+    task: ClassVar[str] = "invert"
 
     def block_of(self, model, x, start, stop):
         inversion = invert(
@@ -203,24 +214,14 @@ class Inverting(Job):
 
 
 @dataclass(frozen=True)
-class Diagnosing(Job):
+class Diagnosing(OnData):
     """Take the error of round trips apart, block by block; a cause and a recommendation a block.
 
-    input, resize: as in `Inverting`. back: guidance of the way back, if it differs. double: work in float64.
+    back: guidance of the way back, if it differs.
     """
 
-    input: str | None = None
-    resize: bool = False
     back: float | None = None
-    double: bool = False
     task: ClassVar[str] = "diagnose"
-
-    def __post_init__(self):
-        super().__post_init__()
-        registry.from_spec(self.solver).check_invertible()
-
-    def source(self, model):
-        return opened(model, self.input, self.n, self.resize, self.label)
 
     def block_of(self, model, x, start, stop):
         found = diagnose(
