@@ -17,6 +17,7 @@ import torch
 import steadyflow as sf
 from steadyflow import arrays, files, runs
 from steadyflow.datasets import digits
+from steadyflow.runs import engines
 from steadyflow.runs.driver import missing, shard_size
 from steadyflow.runs.engines import InProcess
 from steadyflow.runs.exporting import export, results
@@ -471,3 +472,18 @@ def test_folders_stay_readable(tmp_path):
     run = runs.carry_out(drawing(n=50), tmp_path / "run")
     modes = {oct(path.stat().st_mode & 0o444) for path in Path(run.path / "shards").iterdir()}
     assert modes == {"0o444"}
+
+
+def test_the_threads_of_the_callers_process_are_left_as_they_were(tmp_path):
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        runs.carry_out(drawing(n=50), tmp_path / "run")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_worker_with_other_weights_refuses_to_work():
+    with pytest.raises(sf.InputError, match="the same weights on every node"):
+        engines._prepared(json.dumps(drawing().spec()), "0123456789abcdef")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from ..errors import InputError
 from ..integrate import progress_bar
 from .engines import Engine, InProcess
@@ -32,7 +34,14 @@ def carry_out(
     Raises `InputError` for a folder with another run or one that another process works on, `StorageError` where the
     disk is full; what is done stays.
     """
-    size = shard_size(job, shard)
+    size, threads = shard_size(job, shard), torch.get_num_threads()
+    try:
+        return _carried_out(job, folder, engine or InProcess(), size, progress)
+    finally:
+        torch.set_num_threads(threads)  # the job has set its own
+
+
+def _carried_out(job: Job, folder: str | Path, engine: Engine, size: int, progress: bool | None) -> RunFolder:
     prepared = job.prepare()
     with RunFolder.held(folder, job, prepared.fingerprints()) as (run, writer):
         kept, _ = writer.resume()
@@ -40,7 +49,7 @@ def carry_out(
         bar = progress_bar(progress, job.n, unit="sample")
         try:
             bar.update(done)
-            for result in (engine or InProcess()).run(job, prepared, missing(job, kept, size)):
+            for result in engine.run(job, prepared, missing(job, kept, size)):
                 writer.add(*result)
                 bar.update(result.stop - result.start)
         finally:

@@ -19,6 +19,7 @@ import torch
 
 from ..errors import InputError, MissingExtraError, SteadyflowError
 from .jobs import Job, Part, Prepared, from_spec
+from .models import fingerprint
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -88,10 +89,10 @@ class Ray(Engine):
         self._address, self._workers, self._gpus = address, workers, gpus
 
     def run(self, job, prepared, ranges):
-        text = json.dumps(job.spec())
+        shared = json.dumps(job.spec()), fingerprint(prepared.model)
         gpus = self._gpus if self._gpus is not None else float(job.device.startswith("cuda"))
         with_resources = {"num_cpus": job.threads, "num_gpus": gpus}
-        for (start, stop), (part, seconds, worker) in self._unordered(_range_of_job, text, ranges, with_resources):
+        for (start, stop), (part, seconds, worker) in self._unordered(_range_of_job, shared, ranges, with_resources):
             yield Done(start, stop, part, seconds, worker)
 
     def each(self, function, items):
@@ -190,12 +191,19 @@ def _item(function: Callable[[Any], Any], item: tuple[int, Any]) -> Any:
     return function(item[1])
 
 
-def _range_of_job(text: str, limits: tuple[int, int]) -> tuple[Part, float, str]:
-    done = _done(_prepared(text), *limits)
+def _range_of_job(shared: tuple[str, str], limits: tuple[int, int]) -> tuple[Part, float, str]:
+    done = _done(_prepared(*shared), *limits)
     return done.part, done.seconds, done.worker
 
 
 @lru_cache(maxsize=1)
-def _prepared(text: str) -> Prepared:
-    """The job in this worker, kept for its next ranges."""
-    return from_spec(json.loads(text)).prepare()
+def _prepared(text: str, expected: str) -> Prepared:
+    """The job in this worker, kept for its next ranges; the model must be the one that the driver found."""
+    prepared = from_spec(json.loads(text)).prepare()
+    found = fingerprint(prepared.model)
+    if found != expected:
+        raise InputError(
+            f"model: {prepared.job.model!r} is another one on {platform.node()} than where the run is driven "
+            f"(fingerprint {found}, expected {expected}); put the same weights on every node"
+        )
+    return prepared
