@@ -444,7 +444,7 @@ def test_models_of_ones_own_are_found_by_module_and_function(tmp_path, monkeypat
         "import steadyflow as sf\ndef tiny():\n    return sf.GaussianMixture.grid(2).denoiser(sf.VPCosine())\n"
         "def wrong():\n    return 3\n"
     )
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
     job = runs.Sampling("mymodels:tiny", n=10, solver=runs.spec_of("ddim"), steps=2)
     assert samples(runs.carry_out(job, tmp_path / "run")).shape == (10, 2)
     for name, words in (("mymodels:wrong", "returned int"), ("mymodels:none", "cannot be found"), ("no:f", "cannot")):

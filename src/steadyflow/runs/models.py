@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,9 @@ def _find(name: str) -> Any:
 
 
 def _made(module: str, function: str) -> Denoiser:
-    """What a function of the user's returns."""
+    """What a function of the user's returns; its module may lie in the working directory."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     try:
         make = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:

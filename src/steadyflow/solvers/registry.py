@@ -15,19 +15,7 @@ from .hybrid import Hybrid
 from .multistep import DEIS, IPNDM, LMS, DPMpp2M, DPMpp3M, DPMppSDE, UniPC
 from .reversible import ALF, BDIA, BELM, EDICT, Coupling, ImplicitMidpoint, ReversibleHeun
 from .rex import Rex, RexSDE
-from .runge_kutta import (
-    EES25,
-    EES27,
-    RK4,
-    SSPRK3,
-    BogackiShampine,
-    Dopri5,
-    Euler,
-    Heun,
-    Midpoint,
-    Ralston,
-    Tsit5,
-)
+from .runge_kutta import EES25, EES27, METHODS
 from .singlestep import DPMpp2S, DPMSolver2, DPMSolver3
 from .stochastic import LCM, SEEDS2, EDMStochastic
 
@@ -39,9 +27,6 @@ def register(name: str, maker: Callable[..., Solver]) -> None:
     if name in _MAKERS:
         raise InputError(f"solver name {name!r} is taken")
     _MAKERS[name] = maker
-
-
-_RUNGE_KUTTA = (Euler, Midpoint, Heun, Ralston, SSPRK3, RK4, BogackiShampine, Dopri5, Tsit5)
 
 
 def _rex(method: str) -> Callable[..., Solver]:
@@ -64,9 +49,9 @@ def _hybrid(
     return Hybrid(quiet, loud, noisy, after)
 
 
-for _solver in (DDIM, DDPM, *_RUNGE_KUTTA, EES25, EES27):
+for _solver in (DDIM, DDPM, *METHODS, EES25, EES27):
     register(_solver.name, _solver)
-for _solver in _RUNGE_KUTTA:
+for _solver in METHODS:
     register(f"rex-{_solver.name}", _rex(_solver.name))
 for _method in ("euler-maruyama", "shark"):
     register(RexSDE(_method).name, partial(RexSDE, _method))

@@ -20,23 +20,10 @@ from ..noise import NoiseSource
 from ..variables import VariableName, check_name
 from .base import Asking, Facts, Leg, Query, combine
 from .reversible import Coupling, Pair, TwoStates, check_coupling, contraction, regular_variable
-from .runge_kutta import (
-    RK4,
-    SSPRK3,
-    BogackiShampine,
-    Dopri5,
-    Euler,
-    Heun,
-    Midpoint,
-    Ralston,
-    RungeKutta,
-    Tsit5,
-)
+from .runge_kutta import METHODS, RungeKutta
 from .tableaux import Tableau
 
-_BASES: dict[str, type[RungeKutta]] = {
-    cls.name: cls for cls in (Euler, Midpoint, Heun, Ralston, SSPRK3, RK4, BogackiShampine, Dopri5, Tsit5)
-}
+_BASES: dict[str, type[RungeKutta]] = {method.name: method for method in METHODS}
 _REX_POWER = {"euler": 1.0}
 
 

@@ -272,3 +272,7 @@ class EES27(RungeKutta):
     def __post_init__(self):
         super().__post_init__()
         _ = self.tableau
+
+
+METHODS = (Euler, Midpoint, Heun, Ralston, SSPRK3, RK4, BogackiShampine, Dopri5, Tsit5)
+"""The methods without options, each registered by its name, and coupled as "rex-" and its name."""
