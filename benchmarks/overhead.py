@@ -11,9 +11,11 @@ import os
 import sys
 import time
 import warnings
+from functools import partial
 
 import torch
 from peers import k_diffusion_sampling
+from timing import least, repeated
 
 import steadyflow as sf
 from steadyflow import solvers
@@ -97,16 +99,10 @@ def k_diffusion(name, shape):
     return lambda: function(lambda x, s: answer, x, sigmas, disable=True), calls
 
 
-def least(work):
-    """Microseconds a call of each piece of work; they take turns. A run may say itself how long it took."""
-    times = {key: float("inf") for key in work}
-    for _ in range(ROUNDS):
-        for key, (run, calls) in work.items():
-            began = time.perf_counter()
-            said = run()
-            seconds = said if isinstance(said, float) else time.perf_counter() - began
-            times[key] = min(times[key], 1e6 * seconds / calls)
-    return times
+def each(work):
+    """Microseconds a call of each piece of work, {name: (function, calls)}."""
+    found = least({name: run for name, (run, _) in work.items()}, ROUNDS)
+    return {name: 1e6 * seconds / work[name][1] for name, seconds in found.items()}
 
 
 def main():
@@ -115,7 +111,7 @@ def main():
     print(f"torch {torch.__version__}, k-diffusion {'not installed' if SAMPLING is None else 'measured'}")
     for shape in SHAPES:
         x, y = torch.randn(shape), torch.randn(shape)
-        one = least({"pass": (lambda: [torch.lerp(x, y, 0.3) for _ in range(200)] and None, 200)})["pass"]  # noqa: B023
+        one = each({"pass": (repeated(partial(torch.lerp, x, y, 0.3), 200), 200)})["pass"]
         print(f"\nstate {shape}; one pass {one:.1f} us\n")
         heads = [
             "solver",
@@ -131,7 +127,7 @@ def main():
         for name in NAMES:
             kinds = {"ours": ours, "scheduled": ours_scheduled, "theirs": theirs, "k": k_diffusion}
             made = {key: make(name, shape) for key, make in kinds.items()}
-            found = least({key: work for key, work in made.items() if work is not None})
+            found = each({key: work for key, work in made.items() if work is not None})
             cells = [f"{found[key]:.0f}" if key in found else "" for key in kinds]
             cells.append(f"{found['ours'] / found['theirs']:.2f}")
             cells.append(f"{found['ours'] / found['k']:.2f}" if "k" in found else "")
@@ -139,12 +135,9 @@ def main():
             print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
     print("\nnormal numbers, nanoseconds each\n\n| how many | addressed | torch.randn | ratio |\n|---|---|---|---|")
     for n in (16_384, 262_144, 4_194_304):
-        source, repeat = sf.noise.White(0, range(1), (n,)), max(1, 1_000_000 // n)
-        work = {
-            "ours": (lambda: [source.unit(0.1, 0.2) for _ in range(repeat)] and None, repeat * n / 1e3),  # noqa: B023
-            "randn": (lambda: [torch.randn(n) for _ in range(repeat)] and None, repeat * n / 1e3),  # noqa: B023
-        }
-        found = least(work)
+        source, times = sf.noise.White(0, range(1), (n,)), max(1, 1_000_000 // n)
+        kinds = {"ours": partial(source.unit, 0.1, 0.2), "randn": partial(torch.randn, n)}
+        found = each({name: (repeated(draw, times), times * n / 1e3) for name, draw in kinds.items()})
         print(f"| {n:,} | {found['ours']:.2f} | {found['randn']:.2f} | {found['ours'] / found['randn']:.2f} |")
 
 

@@ -14,22 +14,12 @@ import sys
 import time
 
 import torch
+from timing import least
 
 import steadyflow as sf
 
 torch.set_num_threads(1)
 CASES = ((25, 100_000), (100, 50_000), (1000, 5000), (10_000, 1000))
-
-
-def least(work, rounds=7):
-    """Seconds of each piece of work, in turns."""
-    times = dict.fromkeys(work, float("inf"))
-    for _ in range(rounds):
-        for name, run in work.items():
-            began = time.perf_counter()
-            run()
-            times[name] = min(times[name], time.perf_counter() - began)
-    return times
 
 
 def evaluations():

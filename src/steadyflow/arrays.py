@@ -68,14 +68,6 @@ def pictures(folder: str | Path) -> list[Path]:
     return paths
 
 
-def read_folder(folder: str | Path, shape: tuple[int, ...], limit: int | None = None) -> Tensor:
-    """The pictures of a folder in the order of their names, scaled to the shape (C, H, W): a batch (B, C, H, W).
-
-    Raises `FileNotFoundError` for a folder that is none, `InputError` for one without pictures.
-    """
-    return torch.cat([_read_picture(path, shape, resize=True) for path in pictures(folder)[:limit]])
-
-
 def write(path: str | Path, x: Tensor) -> None:
     """Write a batch (B, ...) to .npy, to .safetensors (as "x"), or to a picture (one, or a sheet of them).
 

@@ -1,6 +1,7 @@
 """Safetensors files with a kind: written atomically, and refused with a reason when damaged or foreign."""
 
 import contextlib
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,15 @@ def content(x: Tensor) -> bytes:
     """The bytes of a tensor, its type and shape before them: what is hashed of it."""
     flat = x.detach().cpu().contiguous().flatten().view(torch.uint8)
     return f"{x.dtype}{tuple(x.shape)}".encode() + flat.numpy().tobytes()
+
+
+def digest(about: object, tensors: Mapping[str, Tensor]) -> str:
+    """Sixteen hexadecimal digits that stand for named tensors, and for the text of what they are."""
+    hashed = hashlib.sha256(repr(about).encode())
+    for name, value in sorted(tensors.items()):
+        hashed.update(name.encode())
+        hashed.update(content(value))
+    return hashed.hexdigest()[:16]
 
 
 @contextlib.contextmanager

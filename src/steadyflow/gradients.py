@@ -3,13 +3,19 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 Result = TypeVar("Result")
 Given = ParamSpec("Given")
+
+
+def from_start(x: Any) -> torch.set_grad_enabled:
+    """A context that records gradients only where the start x is a tensor that requires them."""
+    wanted = isinstance(x, Tensor) and x.requires_grad
+    return torch.set_grad_enabled(torch.is_grad_enabled() and wanted)
 
 
 def follows(name: str) -> Callable[[Callable[Given, Result]], Callable[Given, Result]]:
@@ -23,9 +29,7 @@ def follows(name: str) -> Callable[[Callable[Given, Result]], Callable[Given, Re
 
         @functools.wraps(function)
         def guarded(*args: Given.args, **kwargs: Given.kwargs) -> Result:
-            x = signature.bind(*args, **kwargs).arguments[name]
-            wanted = isinstance(x, Tensor) and x.requires_grad
-            with torch.set_grad_enabled(torch.is_grad_enabled() and wanted):
+            with from_start(signature.bind(*args, **kwargs).arguments[name]):
                 return function(*args, **kwargs)
 
         return guarded

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from . import files
 from .denoisers.base import Denoiser
 from .errors import MALFORMED, CorruptFileError, InputError, NonFiniteError
+from .gradients import from_start
 from .grids import Grid
 from .noise import NoiseSource
 from .prediction import Prediction
@@ -218,7 +219,7 @@ def integrate(
 
     bar = progress_bar(progress, last - first)
     try:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and current.requires_grad):
+        with from_start(current):
             for leg in legs(model.schedule, grid, noise, first, clean=model.answers_clean):
                 if travelled == last:
                     break

@@ -100,9 +100,11 @@ def sample(
     place = Place(run, engine, address, workers, shard)
     if place.wanted():
         from ..runs import Sampling
+        from ..runs.models import named
 
         told = {"label": label, "prompt": prompt, "guidance": guidance, "seed": seed, "device": device}
-        carry_out(Sampling(model, n, method.spec(), steps, grid, batch_size or 64, **told), place, out, as_json)
+        job = Sampling(model, n, method.spec(), steps, grid, batch_size or 64, **told)
+        carry_out(job, place, out, as_json, named(model, device))
         return
     from .. import arrays
     from ..runs.models import conditioned, named
@@ -215,13 +217,16 @@ def invert(
     place = Place(run, engine, address, workers, shard)
     if place.wanted():
         from ..runs import Inverting
+        from ..runs.models import named
 
         if save is not None:
             raise InputError("save: with --run every shard is a saved inversion")
         told = {"label": label, "prompt": prompt, "guidance": guidance, "device": device}
         told |= {"input": input, "resize": resize, "double": double}
-        count = count_samples(model, input, n, resize, label)
-        carry_out(Inverting(model, count, method.spec(), steps, grid, batch_size or 64, **told), place, out, as_json)
+        denoiser = named(model, device)
+        count = count_samples(denoiser, input, n, resize, label)
+        job = Inverting(model, count, method.spec(), steps, grid, batch_size or 64, **told)
+        carry_out(job, place, out, as_json, denoiser)
         return
     from .. import arrays, tasks
     from ..runs.models import conditioned, named
@@ -289,13 +294,16 @@ def diagnose(
     place = Place(run, engine, address, workers, shard)
     if place.wanted():
         from ..runs import Diagnosing
+        from ..runs.models import named
 
         if verify or contractivity or out is not None:
             raise InputError("verify, contractivity, out: do not go with --run; diagnose a few samples with them")
         told = {"label": label, "prompt": prompt, "guidance": guidance, "device": device, "back": back}
         told |= {"input": input, "resize": resize, "double": double}
-        count = count_samples(model, input, None if input else n, resize, label)
-        carry_out(Diagnosing(model, count, method.spec(), steps, grid, batch_size or 64, **told), place, None, as_json)
+        denoiser = named(model, device)
+        count = count_samples(denoiser, input, None if input else n, resize, label)
+        job = Diagnosing(model, count, method.spec(), steps, grid, batch_size or 64, **told)
+        carry_out(job, place, None, as_json, denoiser)
         return
     from ..diagnostics import diagnose as examine
     from ..runs.models import conditioned, named

@@ -76,18 +76,17 @@ def instability(
     from matplotlib.figure import Figure
     from tqdm import tqdm
 
-    from .. import arrays
     from ..lab import instability as experiment
     from ..runs import engine as made
     from ..runs.models import named
+    from ..runs.sources import opened
 
     if images is None:
         denoiser, x = experiment.problem(model, min(n, 24) if quick else n)
     else:
         denoiser = named(model)
-        latent = hasattr(denoiser, "encode")
-        x = arrays.read_folder(images, denoiser.image_shape if latent else denoiser.shape, n)
-        x = denoiser.encode(x) if latent else x
+        source = opened(denoiser, str(images), n, resize=True)
+        x, _ = source.rows(0, len(source))
         if len(x) < 3:
             raise InputError(f"images: {images} holds {len(x)} pictures; the study needs at least 3")
     toys = experiment.toy(1, side=41 if quick else 161), experiment.toy(2, side=21 if quick else 81)

@@ -71,12 +71,11 @@ def read_input(model: Any, path: str | None, n: int | None, resize: bool, label:
     return source.rows(0, len(source))
 
 
-def count_samples(model: str, path: str | None, n: int | None, resize: bool, label: int | None) -> int:
+def count_samples(model: Any, path: str | None, n: int | None, resize: bool, label: int | None) -> int:
     """How many samples a run is about: at most n of what there is."""
-    from ..runs.models import named
     from ..runs.sources import opened
 
-    return len(opened(named(model), path, n, resize, label))
+    return len(opened(model, path, n, resize, label))
 
 
 def tell(figures: dict[str, Any], as_json: bool, out: Path | None) -> None:

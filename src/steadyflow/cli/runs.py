@@ -47,28 +47,27 @@ class Place:
         return self.folder is not None
 
 
-def carry_out(job: Any, place: Place, out: Path | None, as_json: bool) -> None:
-    """Do the job, print its figures, and export it if asked."""
+def carry_out(job: Any, place: Place, out: Path | None, as_json: bool, model: Any) -> None:
+    """Do the job with its model, print its figures, and export it if asked."""
     from ..runs import carry_out as work
     from ..runs import engine
 
     assert place.folder is not None
     chosen = engine(place.engine, place.address, place.workers)
     try:
-        run = work(job, place.folder, engine=chosen, shard=place.shard)
+        run = work(job, place.folder, engine=chosen, shard=place.shard, model=model)
     except KeyboardInterrupt:
         typer.echo(f"interrupted; the same command goes on with {place.folder}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     if out is not None:
-        _export(run, out)
+        _export(run, out, model)
     tell({"run": str(place.folder), "solver": job.solver["name"], **run.figures()}, as_json, out)
 
 
-def _export(run: Any, out: Path) -> None:
+def _export(run: Any, out: Path, model: Any) -> None:
     from ..runs.exporting import export
-    from ..runs.models import named
 
-    decode = getattr(named(run.job.model), "decode", None) if run.job.task == "sample" else None
+    decode = getattr(model, "decode", None) if run.job.task == "sample" else None
     export(run, out, *([] if decode is None else [decode]))
 
 
@@ -92,7 +91,8 @@ def export(
 ) -> None:
     """Write the samples or latents of a finished run to one file, or pictures to a folder."""
     from ..runs import RunFolder
+    from ..runs.models import named
 
     run = RunFolder.open(folder)
-    _export(run, out)
+    _export(run, out, named(run.job.model))
     typer.echo(json.dumps({"written to": str(out)}) if as_json else f"written to {out}")

@@ -29,6 +29,7 @@ from ..solvers.base import legs, total
 from ..solvers.runge_kutta import RungeKutta
 from ..variables import FLOW
 from .divergence import along, axes, signs
+from .maps import pullback
 
 EXACT_LIMIT = 1024
 """The largest number of dimensions for which the exact divergence is computed."""
@@ -98,11 +99,15 @@ def log_likelihood(
 
         def watched(x: Tensor, t: float, into: list[Tensor] = divergences) -> Prediction:
             """The model's answer; the divergence of its field comes out of the same forward evaluation."""
-            with torch.enable_grad():
-                leaf = x.detach().requires_grad_()
-                prediction = model(leaf, t)
-                pull = _transposed(prediction.flow, leaf)
-            into.append(FLOW.scale(schedule, t) * along(pull, directions))
+            answers: list[Prediction] = []
+
+            def field(leaf: Tensor) -> list[Tensor]:
+                answers.append(model(leaf, t))
+                return [answers[0].flow]
+
+            pull = pullback(field, [x])
+            into.append(FLOW.scale(schedule, t) * along(lambda v: pull([v])[0], directions))
+            prediction = answers[0]
             return Prediction(x, prediction.output.detach(), prediction.kind, prediction.alpha, prediction.sigma)
 
         slopes, asked = answer(method.slopes(state, schedule, leg.t0, leg.t1, FLOW), watched)
@@ -123,18 +128,6 @@ def log_likelihood(
             integral.std(0) / probes**0.5 if probes > 1 else torch.full_like(base, math.nan),
         )
     return Likelihood(base + change + scales, base, state, error, nfe)
-
-
-def _transposed(field: Tensor, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """v -> J^T v of a field that was computed from x; zero where it does not depend on it."""
-
-    def product(v: Tensor) -> Tensor:
-        if not field.requires_grad:
-            return torch.zeros_like(v)
-        (found,) = torch.autograd.grad(field, x, v, retain_graph=True, allow_unused=True)
-        return torch.zeros_like(v) if found is None else found
-
-    return product
 
 
 def _gaussian(z: Tensor, sigma: float) -> Tensor:

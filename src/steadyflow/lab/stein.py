@@ -16,6 +16,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -79,7 +80,8 @@ def wrong(model: Denoiser, how: str) -> Denoiser:
     return Denoiser(net, model.schedule, prediction="sample", shape=model.shape, name=f"{model.name}, {how}")
 
 
-def problems(part: str, n: int) -> list[Problem]:
+@cache
+def problems(part: str, n: int) -> tuple[Problem, ...]:
     """The problems for "tuning" or "test": other mixtures, and another half of the digits' labels."""
     first = 0 if part == "tuning" else 10
     schedule: Schedule = VPCosine()
@@ -98,7 +100,7 @@ def problems(part: str, n: int) -> list[Problem]:
     images, labels = digits("train")
     chosen = labels % 2 == (0 if part == "tuning" else 1)
     learned = load("digits").condition(labels[chosen][torch.arange(n) % int(chosen.sum())])
-    return [*found, Problem("digits", "learned", learned, images[chosen])]
+    return (*found, Problem("digits", "learned", learned, images[chosen]))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,25 +25,29 @@ def carry_out(
     engine: Engine | None = None,
     shard: int | None = None,
     progress: bool | None = None,
+    model: Any = None,
 ) -> RunFolder:
     """Do a job in a folder, or what is left of it there; the same call goes on after any interruption.
 
     engine: in this process by default. shard: samples a file, a multiple of the job's block; by default the block, or
     more where that would make more than about a thousand files. None of these, nor interruptions, change the results
-    by a bit. progress: a bar on standard error; by default at a terminal.
+    by a bit. progress: a bar on standard error; by default at a terminal. model: the
+    job's model, where it has been loaded already.
 
     Raises `InputError` for a folder with another run or one that another process works on, `StorageError` where the
     disk is full; what is done stays.
     """
     size, threads = shard_size(job, shard), torch.get_num_threads()
     try:
-        return _carried_out(job, folder, engine or InProcess(), size, progress)
+        return _carried_out(job, folder, engine or InProcess(), size, progress, model)
     finally:
         torch.set_num_threads(threads)  # the job has set its own
 
 
-def _carried_out(job: Job, folder: str | Path, engine: Engine, size: int, progress: bool | None) -> RunFolder:
-    prepared = job.prepare()
+def _carried_out(
+    job: Job, folder: str | Path, engine: Engine, size: int, progress: bool | None, model: Any
+) -> RunFolder:
+    prepared = job.prepare(model)
     with RunFolder.held(folder, job, prepared.fingerprints()) as (run, writer):
         kept, _ = writer.resume()
         done = sum(one.stop - one.start for one in kept)

@@ -19,7 +19,6 @@ import torch
 
 from ..errors import InputError, MissingExtraError, SteadyflowError
 from .jobs import Job, Part, Prepared, from_spec
-from .models import fingerprint
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -89,7 +88,7 @@ class Ray(Engine):
         self._address, self._workers, self._gpus = address, workers, gpus
 
     def run(self, job, prepared, ranges):
-        shared = json.dumps(job.spec()), fingerprint(prepared.model)
+        shared = json.dumps(job.spec()), prepared.fingerprint
         gpus = self._gpus if self._gpus is not None else float(job.device.startswith("cuda"))
         with_resources = {"num_cpus": job.threads, "num_gpus": gpus}
         for (start, stop), (part, seconds, worker) in self._unordered(_range_of_job, shared, ranges, with_resources):
@@ -107,7 +106,8 @@ class Ray(Engine):
             given = ray.put((function, shared))
             queue, pending = iter(items), {}
             while True:
-                while len(pending) < self._room(resources):
+                room = self._room(resources)  # a cluster may grow and shrink
+                while len(pending) < room:
                     item = next(queue, None)
                     if item is None:
                         break
@@ -200,10 +200,9 @@ def _range_of_job(shared: tuple[str, str], limits: tuple[int, int]) -> tuple[Par
 def _prepared(text: str, expected: str) -> Prepared:
     """The job in this worker, kept for its next ranges; the model must be the one that the driver found."""
     prepared = from_spec(json.loads(text)).prepare()
-    found = fingerprint(prepared.model)
-    if found != expected:
+    if prepared.fingerprint != expected:
         raise InputError(
             f"model: {prepared.job.model!r} is another one on {platform.node()} than where the run is driven "
-            f"(fingerprint {found}, expected {expected}); put the same weights on every node"
+            f"(fingerprint {prepared.fingerprint}, expected {expected}); put the same weights on every node"
         )
     return prepared

@@ -7,12 +7,12 @@ block is always computed alone: its numbers do not depend on how blocks are deal
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -73,13 +73,13 @@ class Job(ABC):
         """All of it, JSON-able; see `from_spec`."""
         return {"task": self.task, **dataclasses.asdict(self)}
 
-    def prepare(self) -> Prepared:
-        """Load what the work needs, once a process.
+    def prepare(self, model: Any = None) -> Prepared:
+        """Load what the work needs, once a process. model: the job's, where it has been loaded already.
 
         Raises `InputError` where the model, its condition, the grid and the data do not fit.
         """
         torch.set_num_threads(self.threads)
-        model = named(self.model, self.device)
+        model = named(self.model, self.device) if model is None else model
         grids.make(self.grid, model.schedule, self.steps)
         source = self.source(model)
         if source is not None and len(source) < self.n:
@@ -123,9 +123,14 @@ class Prepared:
             parts.append(job.block_of(model, x, begin, end))
         return job.joined(parts)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """What stands for the model's numbers."""
+        return fingerprint(self.model)
+
     def fingerprints(self) -> dict[str, str]:
         """What stands for the model's numbers and for the data."""
-        return {"model": fingerprint(self.model), "input": "" if self.data is None else self.data.fingerprint()}
+        return {"model": self.fingerprint, "input": "" if self.data is None else self.data.fingerprint()}
 
 
 @dataclass(frozen=True)
@@ -280,11 +285,7 @@ def spec_of(solver: str | solvers.Solver) -> dict[str, Any]:
 
 def digest(part: Part) -> str:
     """Sixteen hexadecimal digits that stand for all the numbers and texts of a part."""
-    hashed = hashlib.sha256(repr((part.kind, sorted(part.metadata.items()))).encode())
-    for name, value in sorted(part.tensors.items()):
-        hashed.update(name.encode())
-        hashed.update(files.content(value))
-    return hashed.hexdigest()[:16]
+    return files.digest((part.kind, sorted(part.metadata.items())), part.tensors)
 
 
 def _moments(batches: Any) -> dict[str, float]:

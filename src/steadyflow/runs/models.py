@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib
 import os
 import sys
@@ -114,11 +113,7 @@ def fingerprint(model: Any) -> str:
 
     Numbers are those of a torch module, of a mixture, or of the modules of a pipeline; a function has none.
     """
-    digest = hashlib.sha256(repr((model.schedule.spec(), model.prediction, model.shape)).encode())
-    for name, value in sorted(_numbers(model).items()):
-        digest.update(name.encode())
-        digest.update(files.content(value))
-    return digest.hexdigest()[:16]
+    return files.digest((model.schedule.spec(), model.prediction, model.shape), _numbers(model))
 
 
 def _numbers(model: Any) -> dict[str, Tensor]:
