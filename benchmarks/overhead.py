@@ -7,21 +7,18 @@ runs of 50 steps counts. A pass is a torch.lerp over the state into a new tensor
 memory it is given back, so that page faults, which hit whoever comes first, do not count for anyone.
 """
 
-import os
-import sys
 import time
 import warnings
 from functools import partial
 
 import torch
 from peers import k_diffusion_sampling
-from timing import least, repeated
+from timing import keep_memory, least, repeated
 
 import steadyflow as sf
 from steadyflow import solvers
 from steadyflow.integrate import integrate
 
-KEEP = {"MALLOC_TRIM_THRESHOLD_": "2000000000", "MALLOC_MMAP_THRESHOLD_": "2000000000"}
 torch.set_num_threads(1)
 warnings.filterwarnings("ignore")
 SHAPES = ((1, 4, 64, 64), (1, 16, 128, 128), (64, 3, 32, 32))
@@ -106,8 +103,7 @@ def each(work):
 
 
 def main():
-    if not KEEP.keys() <= os.environ.keys():
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP})
+    keep_memory()
     print(f"torch {torch.__version__}, k-diffusion {'not installed' if SAMPLING is None else 'measured'}")
     for shape in SHAPES:
         x, y = torch.randn(shape), torch.randn(shape)

@@ -10,6 +10,7 @@ from steadyflow.diagnostics.detectors import TrajectoryVariance, roc_area, stret
 from steadyflow.diagnostics.interpolation import INTERPOLATED
 from steadyflow.lab import hallucination
 from steadyflow.lab.hallucination import setting
+from steadyflow.lab.hallucination.drawing import Request, run
 from steadyflow.lab.hallucination.findings import QUICK, Size
 
 SMALL = Size(4000, 1500, 16)
@@ -41,7 +42,8 @@ def test_near_the_midpoint_ddim_stays_where_ddpm_and_hybrids_leave():
     problem = setting.learned()
     start = setting.on_segments(problem, torch.linspace(-0.15, 0.15, 800))
     methods = (setting.ddim(), setting.hybrid(5), setting.DDPM)
-    rates = [setting.run(problem, m, 800, start=start, tau=setting.TAU).classes.rate() for m in methods]
+    requests = [Request(method, 800, start=start, tau=setting.TAU) for method in methods]
+    rates = [outcome.classes.rate() for outcome in run(problem, requests)]
     assert rates[0].low > 2.0 * rates[2].high
     assert rates[0].low > rates[1].high
 
@@ -49,10 +51,8 @@ def test_near_the_midpoint_ddim_stays_where_ddpm_and_hybrids_leave():
 def test_escape_frees_the_learned_models_trapped_samples_at_little_cost():
     """Against DDIM at 50 evaluations; the bound of 1.15 times that counts a Jacobian product as two."""
     problem = setting.learned()
-    plain, freed = (
-        setting.run(problem, method, 6000, seed=1)
-        for method in (setting.ddim(), setting.Method("escape", "ddim", setting.quadratic_50, sf.corrections.Escape))
-    )
+    escape = setting.Method("escape", "ddim", setting.quadratic_50, sf.corrections.Escape)
+    plain, freed = run(problem, [Request(method, 6000, seed=1) for method in (setting.ddim(), escape)])
     before, after = plain.classes.rate(), freed.classes.rate()
     assert before.low > 0.003
     assert after.value <= before.value / 20.0
@@ -62,22 +62,29 @@ def test_escape_frees_the_learned_models_trapped_samples_at_little_cost():
 
 def test_the_detectors_find_interpolated_samples_without_knowing_the_modes():
     problem = setting.learned()
-    variance, looks = TrajectoryVariance(10), []
-
-    def watch(moment):
-        variance(moment)
-        if moment.steps - moment.step == 7:
-            looks.append(stretch(moment.model, moment.x, moment.t))
-
-    outcome = setting.run(problem, setting.ddim(), 10_000, callback=watch)
+    (outcome,) = run(problem, [Request(setting.ddim(), 10_000, watch=_Looks)])
     positive = outcome.classes.kind == INTERPOLATED
-    assert roc_area(torch.cat(looks), positive) > 0.99
-    assert roc_area(variance.scores, positive) > 0.95
+    assert roc_area(outcome.found[:, 1], positive) > 0.99
+    assert roc_area(outcome.found[:, 0], positive) > 0.95
+
+
+class _Looks:
+    def __init__(self):
+        self.variance = TrajectoryVariance(10)
+
+    def __call__(self, moment):
+        self.variance(moment)
+        if moment.steps - moment.step == 7:
+            self.look = stretch(moment.model, moment.x, moment.t)
+
+    @property
+    def found(self):
+        return torch.stack([self.variance.scores, self.look], 1)
 
 
 def test_a_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     first = hallucination.run_figures(["E.12"], quick=True, folder=tmp_path)
-    monkeypatch.setitem(hallucination.FIGURES, "E.12", lambda size: pytest.fail("was there"))
+    monkeypatch.setitem(hallucination.FIGURES, "E.12", lambda size, engine: pytest.fail("was there"))
     assert hallucination.run_figures(["E.12"], quick=True, folder=tmp_path) == first
     path = tmp_path / "hallucination-E.12-quick.json"
     data = json.loads(path.read_text())

@@ -13,6 +13,7 @@ import torch
 
 import steadyflow as sf
 from steadyflow import runs
+from steadyflow.lab.hallucination import drawing, setting
 from steadyflow.runs.exporting import results
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
@@ -79,6 +80,19 @@ def test_a_run_may_move_between_engines(cluster, tmp_path):
 
 def test_functions_are_mapped_over_items_in_order(cluster):
     assert list(runs.Ray(cluster.address).map(lambda v: v * v, range(7))) == [v * v for v in range(7)]
+
+
+def test_an_experiments_samples_are_the_same_bits_wherever_their_batches_are_drawn(cluster):
+    problem = setting.exact()
+    methods = setting.ddim(), setting.Method("escape", "ddim", setting.quadratic_50, sf.corrections.Escape)
+    requests = [drawing.Request(method, 700, batch=250) for method in methods]
+    here = drawing.run(problem, requests)
+    for workers in (1, 4):
+        there = drawing.run(problem, requests, runs.Ray(cluster.address, workers=workers))
+        for one, other in zip(here, there, strict=True):
+            assert torch.equal(one.x, other.x)
+            assert one.evaluations == other.evaluations
+    assert here[1].evaluations > here[0].evaluations
 
 
 def test_errors_of_ours_come_back_with_their_words(cluster, tmp_path):

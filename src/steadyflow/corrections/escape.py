@@ -12,7 +12,8 @@ symmetric for an exact score, and nearly so for a good one). What is held is ren
 looked at again.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from operator import add
 
 import torch
 from torch import Tensor
@@ -40,6 +41,10 @@ class Record:
     def cost(self) -> float:
         """Extra evaluations a sample."""
         return self.evaluations / max(self.samples, 1)
+
+    def __add__(self, other: "Record") -> "Record":
+        """What both have done, each with samples of its own."""
+        return Record(*map(add, astuple(self), astuple(other)))
 
 
 @dataclass(frozen=True)

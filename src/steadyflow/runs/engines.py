@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import platform
 import time
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
@@ -70,9 +71,9 @@ class InProcess(Engine):
 class Ray(Engine):
     """On a Ray cluster, or on all cores of this machine.
 
-    address: of a running cluster ("auto" finds the one that this machine belongs to); by default one is started here,
-        and stopped at the end. workers: at most so many at a time; by default as many as there are cores or GPUs free.
-        gpus: of a worker; one where the job is on a GPU, unless said.
+    address: of a running cluster ("auto" finds the one that this machine belongs to); by default one is started here
+        for the first work, and stopped with this object. workers: at most so many at a time; by default as many as
+        there are cores or GPUs free. gpus: of a worker; one where the job is on a GPU, unless said.
 
     Raises `MissingExtraError` without ray, `InputError` for an address where there is no cluster.
     """
@@ -100,38 +101,35 @@ class Ray(Engine):
 
     def _unordered(self, function: Any, shared: Any, items: Iterable[Any], resources: dict[str, Any]) -> Iterator[Any]:
         """(item, function(shared, item)) as they come, with a bounded number under way."""
-        ray, ours = self._ray, self._connect()
-        try:
-            remote = ray.remote(**resources, max_retries=-1, retry_exceptions=False)(_guarded)
-            given = ray.put((function, shared))
-            queue, pending = iter(items), {}
-            while True:
-                room = self._room(resources)  # a cluster may grow and shrink
-                while len(pending) < room:
-                    item = next(queue, None)
-                    if item is None:
-                        break
-                    pending[remote.remote(given, item)] = item
-                if not pending:
-                    return
-                ready, _ = ray.wait(list(pending), num_returns=1, timeout=5.0)
-                for reference in ready:
-                    item = pending.pop(reference)
-                    yield item, _opened(ray.get(reference))
-        finally:
-            if ours:
-                ray.shutdown()
+        ray = self._ray
+        self._connect()
+        remote = ray.remote(**resources, max_retries=-1, retry_exceptions=False)(_guarded)
+        given = ray.put((function, shared))
+        queue, pending = iter(items), {}
+        while True:
+            room = self._room(resources)  # a cluster may grow and shrink
+            while len(pending) < room:
+                item = next(queue, None)
+                if item is None:
+                    break
+                pending[remote.remote(given, item)] = item
+            if not pending:
+                return
+            ready, _ = ray.wait(list(pending), num_returns=1, timeout=5.0)
+            for reference in ready:
+                item = pending.pop(reference)
+                yield item, _opened(ray.get(reference))
 
-    def _connect(self) -> bool:
-        """Connect to the cluster; whether it was this call that did."""
+    def _connect(self) -> None:
+        """Connect to the cluster, unless this process is connected; then it is left as this object goes."""
         if self._ray.is_initialized():
-            return False
+            return
         options: dict[str, Any] = {"include_dashboard": False} if self._address is None else {"address": self._address}
         try:
             self._ray.init(**options, log_to_driver=False, logging_level="error")
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(f"address: no Ray cluster can be reached at {self._address!r} ({error})") from error
-        return True
+        weakref.finalize(self, self._ray.shutdown)
 
     def _room(self, resources: dict[str, Any]) -> int:
         """How many tasks to keep under way: two for each worker, so that none waits for this process."""

@@ -286,11 +286,11 @@ class DPMppSDE(Multistep):
 
 
 @state
-class Corrected(NamedTuple):
-    """UniPC's state: the predicted sample, the corrected one before it, and the history of x0 predictions."""
+class Predicted(NamedTuple):
+    """UniPC's state: the sample, whether a step predicted it, and the x0 predictions so far, the newest first."""
 
     x: Tensor
-    last: Tensor | None
+    predicted: bool
     times: tuple[float, ...]
     slopes: tuple[Tensor, ...]
 
@@ -318,10 +318,6 @@ class UniPC(Solver):
         return "data"
 
     @property
-    def points(self) -> int:
-        return 2
-
-    @property
     def facts(self) -> Facts:
         # the last prediction is not corrected, which costs nothing: one local error of order + 1
         interval = ADAMS_INTERVALS[self.order]  # with equal steps the corrected method is Adams-Bashforth, one order up
@@ -329,62 +325,63 @@ class UniPC(Solver):
             self.order + 1,
             1,
             "approximate",
-            states=2 + self.order,
+            states=1 + self.order,
             real_interval=interval,
             source="Zhao et al. 2023",
         )
 
-    def start(self, x: Tensor, schedule: Schedule, t: float) -> Corrected:
-        return Corrected(x, None, (), ())
+    def start(self, x: Tensor, schedule: Schedule, t: float) -> Predicted:
+        return Predicted(x, False, (), ())
 
-    def output(self, state: Corrected) -> Tensor:
+    def output(self, state: Predicted) -> Tensor:
         return state.x
 
-    def moved(self, state: Corrected, x: Tensor, schedule: Schedule, t: float) -> Corrected:
-        return state._replace(x=x, last=None)  # else the corrector would start from the sample before
+    def moved(self, state: Predicted, x: Tensor, schedule: Schedule, t: float) -> Predicted:
+        return state._replace(x=x, predicted=False)  # what was moved is not corrected
 
-    def turn(self, state: Corrected) -> Corrected:
-        return Corrected(state.x, None, (), ())
+    def turn(self, state: Predicted) -> Predicted:
+        return Predicted(state.x, False, (), ())
 
-    def step(self, state: Corrected, leg: Leg) -> Asking[Corrected]:
+    def step(self, state: Predicted, leg: Leg) -> Asking[Predicted]:
         prediction = yield Query(state.x, leg.t0)
-        model, x = prediction.x0, state.x
-        schedule = leg.schedule
-        regular = [t for t in state.times if math.isfinite(schedule.log_snr(t))]
-        if state.last is not None and regular:
-            x = self._move(schedule, state.last, regular, state.slopes[: len(regular)], leg.t0, model)
-        times, slopes = (leg.t0, *state.times)[: self.order], (model, *state.slopes)[: self.order]
+        schedule, model = leg.schedule, prediction.x0
+        history = [s for s in state.times if math.isfinite(schedule.log_snr(s))]
+        known = [model, *state.slopes]
+        corrected = [1.0] + [0.0] * len(known)  # the factors of the sample and of `known` in the corrected sample
+        if state.predicted and history:
+            with_it, without = self._factors(schedule, history, leg.t0, True), self._factors(schedule, history, leg.t0)
+            # one from the other: the sample that both started from goes, so that it need not be kept
+            corrected[1] = with_it[-1]
+            for k, (new, old) in enumerate(zip(with_it[1:-1], without[1:], strict=True), 2):
+                corrected[k] = new - old
+        times, slopes = (leg.t0, *state.times)[: self.order], tuple(known[: self.order])
         ends = (schedule.log_snr(leg.t0), schedule.log_snr(leg.t1))
-        if not all(map(math.isfinite, ends)):
-            ahead = schedule.sigma(leg.t1) / schedule.sigma(leg.t0)
-            onward = combine(ahead, x, [schedule.alpha(leg.t1) - ahead * schedule.alpha(leg.t0)], [model])
+        if all(map(math.isfinite, ends)):
+            onward = self._factors(schedule, [s for s in times if math.isfinite(schedule.log_snr(s))], leg.t1)
         else:
-            regular = [t for t in times if math.isfinite(schedule.log_snr(t))]
-            onward = self._move(schedule, x, regular, slopes[: len(regular)], leg.t1, None)
-        return Corrected(onward, x, times, slopes)
+            ahead = schedule.sigma(leg.t1) / schedule.sigma(leg.t0)
+            onward = [ahead, schedule.alpha(leg.t1) - ahead * schedule.alpha(leg.t0)]
+        factors = [onward[0] * factor for factor in corrected]
+        for k, factor in enumerate(onward[1:], 1):
+            factors[k] += factor
+        return Predicted(combine(factors[0], state.x, factors[1:], known), True, times, slopes)
 
-    def _move(
-        self,
-        schedule: Schedule,
-        x: Tensor,
-        times: list[float],
-        slopes: tuple[Tensor, ...],
-        t: float,
-        ahead: Tensor | None,
-    ) -> Tensor:
-        """From x at times[0] to t by UniP, or by UniC where the prediction `ahead` at t is known."""
+    def _factors(self, schedule: Schedule, times: list[float], t: float, ahead: bool = False) -> list[float]:
+        """The factors of the sample at times[0] and of the predictions at `times` in UniP's sample at t.
+
+        ahead: UniC's, with the factor of the prediction at t as the last.
+        """
         here, there = _lambda(schedule, times[0]), _lambda(schedule, t)
         h = here - there  # "hh" of the paper: minus the step, for x0 prediction
-        ratios = [(_lambda(schedule, s) - here) / (there - here) for s in times[1:]]
-        knots = [*ratios, 1.0] if ahead is not None else ratios
-        others = [*slopes[1:], ahead] if ahead is not None else list(slopes[1:])
+        knots = [(_lambda(schedule, s) - here) / (there - here) for s in times[1:]]
+        if ahead:
+            knots.append(1.0)
         scale = h if self.kind == "bh1" else math.expm1(h)
-        weights = _unified_weights(h, scale, tuple(knots))
         alpha = schedule.alpha(t)
         gain = -alpha * scale
-        factors = [gain * w / r for w, r in zip(weights, knots, strict=True)]
-        of_model = -alpha * math.expm1(h) - sum(factors)
-        return combine(schedule.sigma(t) / schedule.sigma(times[0]), x, [of_model, *factors], [slopes[0], *others])
+        factors = [gain * w / r for w, r in zip(_unified_weights(h, scale, tuple(knots)), knots, strict=True)]
+        of_newest = -alpha * math.expm1(h) - sum(factors)
+        return [schedule.sigma(t) / schedule.sigma(times[0]), of_newest, *factors]
 
 
 @lru_cache(maxsize=1024)

@@ -112,16 +112,23 @@ class RungeKutta(Solver):
         """The stage slopes k_i of a step from (x, t0) to t1."""
         start = variable.time(schedule, t0)
         slopes = Slopes(variable, variable.time(schedule, t1) - start, schedule, t0, t1, x)
+        slopes.add((yield Query(x, t0)), _UNMOVED)  # an explicit method's first stage
         tableau = self.tableau
-        for row, c in zip(tableau.a, tableau.c, strict=True):
-            if c == 0.0 or c == 1.0:
-                t, here = (t0, slopes.before) if c == 0.0 else (t1, slopes.after)
+        for row, c in zip(tableau.a[1:], tableau.c[1:], strict=True):
+            if c == 1.0:
+                t, here = t1, slopes.after
+            elif c == 0.0:
+                t, here = t0, slopes.before
             else:
                 t = variable.when(schedule, start + c * slopes.h)
                 here = variable.scale(schedule, t)
             factors = slopes.factors(here / slopes.before, here, row)
             slopes.add((yield Query(total(factors, slopes.known), t)), factors)
         return slopes
+
+
+_UNMOVED = [1.0]
+"""The factors of a stage that is the state itself."""
 
 
 @cache

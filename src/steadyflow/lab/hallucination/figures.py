@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 
+from ...runs.engines import Engine
 from . import geometry, rates, remedies
 from .findings import Finding, Size
 
-FIGURES: dict[str, Callable[[Size], Finding]] = {
+FIGURES: dict[str, Callable[[Size, Engine], Finding]] = {
     "1": rates.figure_1,
     "3": rates.figure_3,
     "4": geometry.figure_4,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ...diagnostics.interpolation import INVALID
 from ...metrics.statistics import Estimate
-from .setting import Outcome
+from .drawing import Outcome
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
-from torch import Tensor
 
 from ...diagnostics import interpolation as theory
 from ...integrate import Moment
 from ...metrics.statistics import Estimate, wilson
+from ...runs.engines import Engine
 from ...schedules import Tabulated
+from .drawing import HERE, Request, run
 from .findings import RATE, Finding, Size, curve, invalid, mean_rate, percent
 from .geometry import convergence
 from .setting import (
@@ -25,26 +28,25 @@ from .setting import (
     near_midpoint,
     on_segments,
     quadratic,
-    run,
     uniform_20,
 )
 
 
-def figure_1(size: Size) -> Finding:
+def figure_1(size: Size, engine: Engine = HERE) -> Finding:
     """DDIM-50 against DDPM-1000 with the learned score."""
     problem = learned()
-    quick, slow = run(problem, ddim(), size.n), run(problem, DDPM, size.long)
+    quick, slow = run(problem, [Request(ddim(), size.n), Request(DDPM, size.long)], engine)
     rows = [[o.label, percent(o.classes.rate()), invalid(o)] for o in (quick, slow)]
     holds = quick.classes.rate().low > slow.classes.rate().high
     return Finding("1", "Rates of interpolation", "DDIM interpolates more than DDPM", holds, RATE, rows)
 
 
-def figure_3(size: Size) -> Finding:
+def figure_3(size: Size, engine: Engine = HERE) -> Finding:
     """The rate of DDIM over its number of steps."""
     problem = learned()
     counts = (50, 100, 200, 500, 800)
-    fine = [run(problem, ddim(count), size.n if count < 500 else size.long) for count in counts]
-    slow = run(problem, DDPM, size.long)
+    requests = [Request(ddim(count), size.n if count < 500 else size.long) for count in counts]
+    *fine, slow = run(problem, [*requests, Request(DDPM, size.long)], engine)
     rates = [o.classes.rate() for o in fine]
     holds = all(rate.low > slow.classes.rate().high for rate in rates)
     rows = [[o.label, percent(o.classes.rate()), invalid(o)] for o in (*fine, slow)]
@@ -63,31 +65,31 @@ def figure_3(size: Size) -> Finding:
 _OFFSETS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45)
 
 
-def starting_radius(problem: Problem, methods: tuple[Method, ...], n: int, tau: int = TAU) -> dict[str, list[Estimate]]:
+def starting_radius(
+    problem: Problem, methods: tuple[Method, ...], n: int, engine: Engine = HERE, tau: int = TAU
+) -> dict[str, list[Estimate]]:
     """The rate of each method for starts on the segments at each offset from the midpoint, n starts each."""
     signs = 1.0 - 2.0 * (torch.arange(n) % 2)
-    found: dict[str, list[Estimate]] = {}
-    for method in methods:
-        found[method.label] = [
-            run(problem, method, n, start=on_segments(problem, offset * signs, tau), tau=tau).classes.rate()
-            for offset in _OFFSETS
-        ]
-    return found
+    starts = [on_segments(problem, offset * signs, tau) for offset in _OFFSETS]
+    requests = [Request(method, n, start=start, tau=tau) for method in methods for start in starts]
+    rates = [outcome.classes.rate() for outcome in run(problem, requests, engine)]
+    count = len(starts)
+    return {method.label: rates[k * count : (k + 1) * count] for k, method in enumerate(methods)}
 
 
-def figure_5(size: Size) -> Finding:
+def figure_5(size: Size, engine: Engine = HERE) -> Finding:
     """The rate against the starting radius at tau_3, learned score."""
-    return _radius("5", learned(), size, "With the learned score, ")
+    return _radius("5", learned(), size, engine, "With the learned score, ")
 
 
-def figure_e15(size: Size) -> Finding:
+def figure_e15(size: Size, engine: Engine = HERE) -> Finding:
     """The same with the exact score."""
-    return _radius("E.15", exact(), size, "With the exact score, ")
+    return _radius("E.15", exact(), size, engine, "With the exact score, ")
 
 
-def _radius(number: str, problem: Problem, size: Size, where: str) -> Finding:
+def _radius(number: str, problem: Problem, size: Size, engine: Engine, where: str) -> Finding:
     methods = (ddim(), DDPM, hybrid(2), hybrid(5), hybrid(8))
-    rates = starting_radius(problem, methods, max(400, size.n // 10))
+    rates = starting_radius(problem, methods, max(400, size.n // 10), engine)
     inner = {label: mean_rate(values[:4]) for label, values in rates.items()}
     holds = inner["DDIM-50"] > 2.0 * inner["DDPM-1000"] and inner["DDIM-50"] > 0.0
     holds = holds and inner["hybrid, 5 steps"] < inner["DDIM-50"]
@@ -104,12 +106,12 @@ def _radius(number: str, problem: Problem, size: Size, where: str) -> Finding:
     )
 
 
-def figure_e9(size: Size) -> Finding:
+def figure_e9(size: Size, engine: Engine = HERE) -> Finding:
     """Higher dimensions: rates with the learned scores, and convergence."""
     rows, holds = [], True
     for name in ("mixture25-8d", "mixture25-32d"):
         problem = learned(name)
-        quick, slow = run(problem, ddim(), size.n // 2), run(problem, DDPM, size.long // 4)
+        quick, slow = run(problem, [Request(ddim(), size.n // 2), Request(DDPM, size.long // 4)], engine)
         slopes, _, _ = convergence(problem, min(size.n // 4, 1000))
         slope = f"{slopes.median():.3f}" if len(slopes) else "none"
         holds = holds and quick.classes.rate().low > slow.classes.rate().high
@@ -127,17 +129,16 @@ def figure_e9(size: Size) -> Finding:
     )
 
 
-def figure_e11(size: Size) -> Finding:
+def figure_e11(size: Size, engine: Engine = HERE) -> Finding:
     """The rate from near the midpoint, over tau_3."""
     problem, n = learned(), max(400, size.n // 10)
     taus = (5, 7, 9, 11, 13)
     methods = (ddim(), DDPM)
-    rates: dict[str, list[Estimate]] = {method.label: [] for method in methods}
     offsets = 0.15 * (2.0 * torch.arange(n) / (n - 1) - 1.0)
-    for tau in taus:
-        start = on_segments(problem, offsets, tau)
-        for method in methods:
-            rates[method.label].append(run(problem, method, n, start=start, tau=tau).classes.rate())
+    starts = [(tau, on_segments(problem, offsets, tau)) for tau in taus]
+    requests = [Request(method, n, start=start, tau=tau) for method in methods for tau, start in starts]
+    found = [outcome.classes.rate() for outcome in run(problem, requests, engine)]
+    rates = {methods[0].label: found[: len(taus)], methods[1].label: found[len(taus) :]}
     holds = all(values[0].value > values[-1].value for values in rates.values())
     return Finding(
         "E.11",
@@ -151,14 +152,16 @@ def figure_e11(size: Size) -> Finding:
     )
 
 
-def figure_e13(size: Size) -> Finding:
+def figure_e13(size: Size, engine: Engine = HERE) -> Finding:
     """The rate over the noise level eta of DDIM's own steps, overall and from near the midpoint."""
     problem, n = learned(), max(400, size.n // 10)
     offsets = 0.15 * (2.0 * torch.arange(n) / (n - 1) - 1.0)
     start = on_segments(problem, offsets)
     levels = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-    overall = [run(problem, eta(level), size.n).classes.rate() for level in levels]
-    near = [run(problem, eta(level), n, start=start, tau=TAU).classes.rate() for level in levels]
+    requests = [Request(eta(level), size.n) for level in levels]
+    requests += [Request(eta(level), n, start=start, tau=TAU) for level in levels]
+    found = [outcome.classes.rate() for outcome in run(problem, requests, engine)]
+    overall, near = found[: len(levels)], found[len(levels) :]
     return Finding(
         "E.13",
         "Rate over the noise level eta, 50 steps",
@@ -175,7 +178,7 @@ SPREADS = tuple(s / UNIT for s in (0.01, 0.02, 0.05))
 LENGTHS = tuple(v / UNIT for v in (1.0, 2.0, 3.0))
 
 
-def figure_e16(size: Size) -> Finding:
+def figure_e16(size: Size, engine: Engine = HERE) -> Finding:
     """Ablations over T, sigma and l, exact score on the 20-step uniform grid, where it interpolates too."""
     rows, gaps = [], []
     n = min(size.n, 20_000)
@@ -185,8 +188,8 @@ def figure_e16(size: Size) -> Finding:
         schedule = Tabulated.linear(top, 0.1 / top, 20.0 / top)
         problem = exact(spacing=length, std=spread, schedule=schedule)
         coarse = Method("DDIM-20, uniform", "ddim", uniform_20)
-        quick = run(problem, coarse, n).classes.rate()
-        slow = run(problem, DDPM, min(n, size.long)).classes.rate()
+        requests = [Request(coarse, n), Request(DDPM, min(n, size.long))]
+        quick, slow = (outcome.classes.rate() for outcome in run(problem, requests, engine))
         gaps.append(quick.low > slow.high)
         value = {"T": top, "sigma": spread * UNIT, "l": length * UNIT}[name]
         rows.append([name, f"{value:g}", percent(quick), percent(slow)])
@@ -204,19 +207,18 @@ def figure_e16(size: Size) -> Finding:
     )
 
 
-def table_i1(size: Size) -> Finding:
+def table_i1(size: Size, engine: Engine = HERE) -> Finding:
     """P(H) = P(H|M) P(M) + ..., M: within theta = 0.35 l of a midpoint at tau_3."""
     problem, rows, found = learned(), [], {}
-    for method, n in ((ddim(), size.n), (DDPM, size.long)):
-        at = quadratic(50).times[-TAU - 1]
-        watch = _At(problem, at)
-        outcome = run(problem, method, n, callback=watch)
+    watch = partial(_At, problem, quadratic(50).times[-TAU - 1])
+    requests = [Request(method, n, watch=watch) for method, n in ((ddim(), size.n), (DDPM, size.long))]
+    for outcome in run(problem, requests, engine):
+        assert outcome.found is not None  # it was watched
         counted = outcome.classes.kind != theory.INVALID
         hallucinated = outcome.classes.kind == theory.INTERPOLATED
-        parts = theory.decompose(hallucinated[counted], torch.cat(watch.inside)[counted])
-        found[method.label] = parts
+        parts = found[outcome.label] = theory.decompose(hallucinated[counted], outcome.found[counted])
         cells = [percent(parts.inside), percent(parts.given_inside), percent(parts.given_outside)]
-        rows.append([method.label, *cells, f"{parts.from_inside:.1%}"])
+        rows.append([outcome.label, *cells, f"{parts.from_inside:.1%}"])
     quick, slow = found["DDIM-50"], found["DDPM-1000"]
     holds = quick.from_inside > 0.5 and quick.given_inside.low > slow.given_inside.high
     return Finding(
@@ -230,21 +232,21 @@ def table_i1(size: Size) -> Finding:
 
 
 class _At:
-    """A callback that notes which samples are near a midpoint at a time."""
+    """Notes which samples of a batch are near a midpoint at a time."""
 
     def __init__(self, problem: Problem, t: float, share: float = 0.35):
         self._problem, self._t, self._share = problem, t, share
-        self.inside: list[Tensor] = []
+        self.found = torch.zeros(0, dtype=torch.bool)
 
     def __call__(self, moment: Moment) -> None:
         if moment.t == self._t:
-            self.inside.append(near_midpoint(self._problem, moment.x, moment.t, self._share))
+            self.found = near_midpoint(self._problem, moment.x, moment.t, self._share)
 
 
-def figure_d(size: Size) -> Finding:
+def figure_d(size: Size, engine: Engine = HERE) -> Finding:
     """How often the segment of an interpolated sample is a diagonal of the grid."""
     problem = learned()
-    outcome = run(problem, ddim(), size.n)
+    (outcome,) = run(problem, [Request(ddim(), size.n)], engine)
     pairs = outcome.classes.pair[outcome.classes.kind == theory.INTERPOLATED]
     diagonal = theory.diagonals(pairs, problem.mixture)
     share = wilson(int(diagonal.sum()), max(len(pairs), 1)) if len(pairs) else Estimate(0.0, 0.0, 1.0)

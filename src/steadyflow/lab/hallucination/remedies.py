@@ -11,20 +11,24 @@ from ...integrate import Moment
 from ...metrics import count_shapes, sliced_wasserstein
 from ...metrics.statistics import Estimate, wilson
 from ...models import load
-from ...tasks import sample
+from ...runs.engines import Engine
+from .drawing import HERE, Request, draw, run
 from .findings import RATE, Finding, Size, invalid, percent
-from .setting import DDPM, UNIT, Method, Outcome, ddim, draw, learned, quadratic_50, remedies, run, thinned
+from .setting import DDPM, UNIT, Method, ddim, learned, remedies, thinned
+
+_IMAGES = 64
+"""Pictures a batch."""
+_DDPM_250 = Method("DDPM-250", "ddpm", thinned)
 
 
-def figure_e10(size: Size) -> Finding:
+def figure_e10(size: Size, engine: Engine = HERE) -> Finding:
     """Triangles: the share of images with a wrong count, over training epochs."""
     rows, holds = [], True
     for name in ("triangles-20", "triangles-40", "triangles"):
         model = load(name)
-        shares = []
-        for solver, grid, n in (("ddim", quadratic_50(999), size.images), ("ddpm", thinned(999), size.images)):
-            states = sample(model, n=n, solver=solver, grid=grid, noise="white", batch_size=64, progress=False)
-            shares.append(wrong_count(model(states.x, grid.times[-1]).x0))
+        methods = ddim(), _DDPM_250
+        drawn = draw(model, [Request(method, size.images, batch=_IMAGES) for method in methods], engine)
+        shares = [wrong_count(images.x) for images in drawn]
         holds = holds and shares[0].low > shares[1].high
         rows.append([name, *(percent(share) for share in shares)])
     return Finding(
@@ -43,27 +47,19 @@ def wrong_count(images: Tensor) -> Estimate:
     return wilson(int((count_shapes(images) != 3).sum()), len(images))
 
 
-def detection(size: Size) -> Finding:
+def detection(size: Size, engine: Engine = HERE) -> Finding:
     """The detectors that know no modes, against the exact classification."""
     rows, best = [], 0.0
     for name in ("mixture25", "mixture25-8d", "mixture25-32d"):
         problem = learned(name)
-        variance = TrajectoryVariance(10)
-        looks: dict[int, list[Tensor]] = {4: [], 6: [], 8: []}
-
-        def watch(moment: Moment, variance=variance, looks=looks):
-            variance(moment)
-            left = moment.steps - moment.step
-            if left in looks:
-                looks[left].append(stretch(moment.model, moment.x, moment.t))
-
-        outcome = run(problem, ddim(), min(size.n, 50_000), callback=watch)
+        (outcome,) = run(problem, [Request(ddim(), min(size.n, 50_000), watch=_Detectors)], engine)
+        assert outcome.found is not None  # it was watched
         counted = outcome.classes.kind != theory.INVALID
         positive = (outcome.classes.kind == theory.INTERPOLATED)[counted]
         if not bool(positive.any()):
             rows.append([name, "no interpolated sample", "", "", ""])
             continue
-        areas = [roc_area(s[counted], positive) for s in (variance.scores, *(torch.cat(v) for v in looks.values()))]
+        areas = [roc_area(scores, positive) for scores in outcome.found[counted].T]
         if name == "mixture25":
             best = max(areas[1:])
         rows.append([name, *(f"{area:.4f}" for area in areas)])
@@ -77,22 +73,39 @@ def detection(size: Size) -> Finding:
     )
 
 
-def remedy_table(size: Size) -> Finding:
+class _Detectors:
+    """The scores of the detectors on a batch, a column each: the variance, and the stretch with 4, 6 and 8 left."""
+
+    def __init__(self):
+        self._variance = TrajectoryVariance(10)
+        self._stretches: dict[int, Tensor] = {}
+
+    def __call__(self, moment: Moment) -> None:
+        self._variance(moment)
+        left = moment.steps - moment.step
+        if left in (4, 6, 8):
+            self._stretches[left] = stretch(moment.model, moment.x, moment.t)
+
+    @property
+    def found(self) -> Tensor:
+        return torch.stack([self._variance.scores, *(self._stretches[left] for left in (4, 6, 8))], 1)
+
+
+def remedy_table(size: Size, engine: Engine = HERE) -> Finding:
     """Remedies at about equal evaluations, on all learned models."""
     rows, holds = [], False
     for name in ("mixture25", "mixture25-8d", "mixture25-32d"):
         problem = learned(name)
         data = problem.mixture.sample(min(size.n, 50_000), seed=12345)
-        results: dict[str, Outcome] = {}
-        for method in remedies():
-            slow = method is DDPM
-            n = (size.long if slow else size.n) if name == "mixture25" else (size.long // 10 if slow else size.n // 4)
-            outcome = results[method.label] = run(problem, method, n, seed=7)
+        few, many = (size.long, size.n) if name == "mixture25" else (size.long // 10, size.n // 4)
+        requests = [Request(method, few if method is DDPM else many, seed=7) for method in remedies()]
+        results = {outcome.label: outcome for outcome in run(problem, requests, engine)}
+        for label, outcome in results.items():
             rate, balance = outcome.classes.rate(), outcome.classes.balance(25)
             distance = sliced_wasserstein(outcome.x[: len(data)], data) * UNIT
             off = 0.5 * (balance - 0.04).abs().sum().item()
             cells = [f"{outcome.evaluations:.1f}", percent(rate), invalid(outcome), f"{distance:.4f}", f"{off:.4f}"]
-            rows.append([name, method.label, *cells])
+            rows.append([name, label, *cells])
         if name == "mixture25":
             plain, freed, slow = (results[k].classes.rate() for k in ("DDIM-50", "Escape on DDIM-50", "DDPM-1000"))
             cost = results["Escape on DDIM-50"].evaluations
@@ -111,14 +124,15 @@ def remedy_table(size: Size) -> Finding:
     )
 
 
-def image_remedies(size: Size) -> Finding:
+def image_remedies(size: Size, engine: Engine = HERE) -> Finding:
     """The same methods on images of triangles."""
     model, rows, shares = load("triangles"), [], {}
-    for method in (*remedies()[:-1], Method("DDPM-250", "ddpm", thinned)):
-        images, evaluations, escape = draw(model, method, method.grid(999), 64, n=size.images // 2, seed=7)
-        share = shares[method.label] = wrong_count(images)
-        held = "" if escape is None else f"{escape.record.flagged / escape.record.samples:.1%}"
-        rows.append([method.label, f"{evaluations:.1f}", percent(share), held])
+    methods = *remedies()[:-1], _DDPM_250
+    drawn = draw(model, [Request(method, size.images // 2, seed=7, batch=_IMAGES) for method in methods], engine)
+    for method, images in zip(methods, drawn, strict=True):
+        share = shares[method.label] = wrong_count(images.x)
+        held = "" if images.record is None else f"{images.record.flagged / images.record.samples:.1%}"
+        rows.append([method.label, f"{images.evaluations:.1f}", percent(share), held])
     freed, plain = shares["Escape on DDIM-50"], shares["DDIM-50"]
     return Finding(
         "remedies-images",

@@ -10,8 +10,9 @@ from typing import Any
 
 from ..._version import __version__
 from ...errors import UnknownNameError
-from ...runs.engines import Engine, InProcess
+from ...runs.engines import Engine
 from ...runs.keeping import kept
+from .drawing import HERE
 from .figures import FIGURES
 from .findings import FULL, QUICK, Curve, Finding, Size
 
@@ -38,15 +39,15 @@ def run_figures(
     stamp = {"version": __version__, **dataclasses.asdict(size)}
     cells = [(f"hallucination-{name}{'-quick' if quick else ''}", name) for name in names]
     found: dict[int, Finding] = {}
-    for k, finding in kept(engine or InProcess(), partial(_figure, size), cells, folder, stamp, _finding):
+    for k, finding in kept(HERE, partial(_figure, size, engine or HERE), cells, folder, stamp, _finding):
         found[k] = finding
         if progress is not None:
             progress(names[k])
     return [found[k] for k in range(len(names))]
 
 
-def _figure(size: Size, name: str) -> Finding:
-    return FIGURES[name](size)
+def _figure(size: Size, engine: Engine, name: str) -> Finding:
+    return FIGURES[name](size, engine)
 
 
 def draw(finding: Finding, figure: Any) -> None:

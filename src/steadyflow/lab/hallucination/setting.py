@@ -1,13 +1,9 @@
-"""The setting of arXiv 2605.06831: 25 modes, the paper's grids and samplers, and starts on a segment.
-
-A run ends with the model's clean prediction at t = 0, which counts as its last evaluation; that is what is classified.
-"""
+"""The setting of arXiv 2605.06831: 25 modes, the paper's grids and samplers, and starts on a segment."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,20 +11,18 @@ from torch import Tensor
 from ... import solvers
 from ...corrections import Escape, Restart
 from ...denoisers import Denoiser, GaussianMixture
-from ...diagnostics.interpolation import Classes, classify, pair_coordinates
+from ...diagnostics.interpolation import pair_coordinates
 from ...errors import UnknownNameError
 from ...grids import Grid
-from ...integrate import Callback, Correction
+from ...integrate import Correction
 from ...models import load
 from ...schedules import Schedule, Tabulated
-from ...tasks import sample
 
 UNIT = 8.0**0.5
 """Lengths are divided by this for training and sampling: 2 sqrt 2."""
 SPREAD, SPACING = 0.02 / UNIT, 2.0 / UNIT
 TAU = 9
 """Steps of the 50-step grid that are left when trajectories have come to a segment (tau_3 of the paper)."""
-BATCH = 10_000
 
 
 @dataclass(frozen=True)
@@ -136,59 +130,6 @@ def quadratic_50(top: int) -> Grid:
 def eta(value: float, count: int = 50) -> Method:
     """DDIM with noise of the share `value` at every step."""
     return Method(f"eta = {value:g}", solvers.get("ddim", eta=value), lambda top: quadratic(count, top))
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Samples, what they are, and what they cost."""
-
-    label: str
-    x: Tensor
-    """Clean predictions, (n, d)."""
-    classes: Classes
-    evaluations: float
-    """A sample, the last clean prediction and all of the correction's included."""
-
-
-def run(
-    problem: Problem,
-    method: Method,
-    n: int,
-    *,
-    seed: int = 0,
-    start: Tensor | None = None,
-    tau: int | None = None,
-    callback: Callback | None = None,
-) -> Outcome:
-    """n samples by a method; or from given states, `tau` steps of the 50-step grid before the end."""
-    grid = method.grid(problem.top)
-    if tau is not None:
-        first = quadratic(50, problem.top).times[-tau - 1]
-        grid = Grid(tuple(t for t in grid if t <= first))
-    options = {"n": n if start is None else None, "x": start, "seed": seed, "callback": callback}
-    clean, evaluations, _ = draw(problem.model, method, grid, BATCH, **options)
-    return Outcome(method.label, clean, classify(clean, problem.mixture), evaluations)
-
-
-def draw(
-    model: Denoiser, method: Method, grid: Grid, batch: int, **options: Any
-) -> tuple[Tensor, float, Escape | None]:
-    """Clean predictions at the end of a method's run, evaluations a sample, and the correction that frees samples."""
-    correction = None if method.correct is None else method.correct()
-    corrections = () if correction is None else (correction,)
-    states = sample(
-        model,
-        solver=method.solver,
-        grid=grid,
-        noise="white",
-        batch_size=batch,
-        corrections=corrections,
-        progress=False,
-        **options,
-    )
-    clean = torch.cat([model(part, grid.times[-1]).x0 for part in states.x.split(batch)])
-    escape = correction if isinstance(correction, Escape) else None
-    return clean, states.nfe + 1 + (method.back if escape is None else escape.record.cost), escape
 
 
 def segments(mixture: GaussianMixture) -> Tensor:
