@@ -6,10 +6,10 @@ from pathlib import Path
 import matplotlib
 import pytest
 
+import fences
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
-BLOCKS = re.compile(r"^```python[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
-SHOWN = {path: BLOCKS.findall(path.read_text()) for path in PAGES}
 
 
 def given(page):
@@ -23,14 +23,12 @@ def given(page):
 
 
 @pytest.mark.parametrize(
-    "page", [path for path in PAGES if SHOWN[path]], ids=lambda path: path.relative_to(ROOT / "docs").as_posix()
+    "page", [path for path in PAGES if fences.blocks(path)], ids=lambda path: path.relative_to(ROOT / "docs").as_posix()
 )
 def test_the_code_on_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     matplotlib.use("agg")
-    names = given(page)
-    for block in SHOWN[page]:
-        exec(compile(block, str(page), "exec"), names)
+    fences.run(page, given(page))
 
 
 def test_no_code_hides_in_another_form():

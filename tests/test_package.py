@@ -17,10 +17,10 @@ SOURCE = Path(sf.__file__).parent
 
 # The floors of the house, from the ground up; a module may import from lower floors and its own room.
 FLOORS = [
-    ["errors", "_version"],
+    ["errors", "_version", "batches", "bisection"],
     ["schedules"],
     ["prediction", "noise", "files", "gradients"],
-    ["arrays"],
+    ["arrays", "plots"],
     ["variables", "grids", "denoisers", "metrics"],
     ["solvers"],
     ["integrate"],

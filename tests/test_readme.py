@@ -1,11 +1,11 @@
 """The README's examples run, and its table is the registry's."""
 
-import re
 import runpy
 from pathlib import Path
 
 import pytest
 
+import fences
 from steadyflow.solvers.registry import solver_table
 
 README = Path(__file__).parents[1] / "README.md"
@@ -18,11 +18,8 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("in_a_folder_of_its_own")
 def test_the_five_examples_run_one_after_the_other(capsys):
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 5
-    names = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
+    assert len(fences.blocks(README)) == 5
+    fences.run(README)
     assert "True" in capsys.readouterr().out  # the addressed sample is the same one
 
 

@@ -74,7 +74,16 @@ def test_implicit_midpoint_comes_back_to_its_tolerance_and_is_symmetric(model, p
     back = sf.reconstruct(model, points, solver="implicit-midpoint", steps=24)
     assert back.error.max() < 1e-9
     coarse = sf.reconstruct(model, points, solver=solvers.get("implicit-midpoint", tolerance=1e-3), steps=24)
-    assert back.error.max() < coarse.error.max() < 1e-1
+    assert coarse.error.median() < 1e-2
+    assert back.error.max() < coarse.error.max() < 0.2  # between two modes the iteration hardly contracts
+
+
+def test_implicit_midpoint_gives_a_sample_the_same_in_any_batch(model, points):
+    """Each sample stops by itself, also one that takes many more rounds than the others."""
+    x = torch.cat([points[:3], 30.0 * points[:1]])
+    together = sf.sample(model, x=x, solver="implicit-midpoint", steps=12).x
+    alone = torch.cat([sf.sample(model, x=row[None], solver="implicit-midpoint", steps=12).x for row in x])
+    assert torch.allclose(together, alone, rtol=0, atol=1e-14)
 
 
 def test_implicit_midpoint_says_where_it_does_not_converge():

@@ -1,6 +1,7 @@
 """Orders, inverses and stability of every registered solver, from its own step code."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -237,6 +238,39 @@ def test_ddim_eta_keeps_the_variance_of_gaussian_data(eta):
     wanted = (mixture.std[0] ** 2 * sf.VPLinear().alpha(1e-3) ** 2) + sf.VPLinear().sigma(1e-3) ** 2
     # the discretisation of 200 steps leaves under 2 %, the sampling error of five deviations is 5 %
     assert (x.var(0) / wanted - 1).abs().max() < 0.07
+
+
+@pytest.mark.parametrize("name", ["dpmpp-sde", "dpmpp-2m-sde", "dpmpp-3m-sde"])
+@pytest.mark.parametrize("eta", [0.3, 1.0, 2.0])
+def test_any_share_of_the_reverse_sdes_noise_keeps_the_variance_of_gaussian_data(name, eta):
+    mixture = gaussian()
+    model = mixture.denoiser(sf.VPLinear())
+    options = {"steps": 200, "grid": "log-snr", "noise": "white", "seed": 5, "dtype": torch.float64}
+    x = sf.sample(model, n=20000, solver=solvers.get(name, eta=eta), **options).x
+    wanted = (mixture.std[0] ** 2 * sf.VPLinear().alpha(1e-3) ** 2) + sf.VPLinear().sigma(1e-3) ** 2
+    # steps of 200 leave under 2 %, five deviations of the sampling error are 5 %
+    assert (x.var(0) / wanted - 1).abs().max() < 0.07
+
+
+@pytest.mark.parametrize(("noisy", "quiet"), [("dpmpp-sde", "ddim"), ("dpmpp-2m-sde", "dpmpp-2m")])
+def test_without_noise_the_stochastic_multistep_methods_are_the_deterministic_ones(noisy, quiet):
+    model = sf.GaussianMixture.grid(3, std=0.4).denoiser(sf.VPLinear())
+    with_a_little = sf.sample(model, n=16, solver=solvers.get(noisy, eta=1e-20), steps=12, dtype=torch.float64).x
+    without = sf.sample(model, n=16, solver=quiet, steps=12, dtype=torch.float64).x
+    assert (with_a_little - without).abs().max() < 1e-8
+    with pytest.raises(sf.InputError, match="eta 0"):
+        solvers.get(noisy, eta=0)
+
+
+@pytest.mark.parametrize("name", [n for n in solvers.names() if solvers.get(n).facts.strong_order])
+def test_stochastic_solvers_converge_path_by_path_with_the_order_they_state(name):
+    generator = torch.Generator().manual_seed(0)
+    mixture = sf.GaussianMixture(torch.randn(4, 2, generator=generator, dtype=torch.float64), 1.2)
+    model = mixture.denoiser(sf.VPLinear(t_min=0.05, t_max=0.8))
+    options = {"n": 50, "solver": name, "grid": "log-snr", "seed": 3, "dtype": torch.float64}
+    ends = {steps: sf.sample(model, steps=steps, **options).x for steps in (20, 80, 480)}
+    coarse, fine = ((ends[steps] - ends[480]).square().mean().sqrt() for steps in (20, 80))
+    assert 0.75 < math.log(coarse / fine, 4) / solvers.get(name).facts.strong_order < 1.3
 
 
 def test_one_noise_path_serves_grids_of_any_step_count():

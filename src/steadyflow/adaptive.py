@@ -8,20 +8,26 @@ is h times
 
 within [0.2, 5] (Soederlind 2003). Sizes are measured in the time of the flow variable, which is regular at both ends of
 every path. The batch shares its grid, so that it can be inverted: `Run.grid.reversed()` retraces it exactly.
+
+No evaluation is made twice: a step that is tried again keeps its first slope, and where the error estimate takes the
+slope at the step's end (first same as last), the next step begins with it.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .batches import rms, total
 from .denoisers.base import Denoiser
 from .errors import ConvergenceError, InputError, NonFiniteError
 from .gradients import follows
 from .grids import Grid
 from .integrate import Run, answer, check_state
+from .prediction import Prediction
 from .solvers import registry
-from .solvers.base import Asking, Leg, Query, Solver, ddim_step, total
+from .solvers.base import Asking, Leg, Query, Solver, ddim_step
 from .solvers.runge_kutta import RungeKutta
 from .variables import FLOW, Variable
 
@@ -106,6 +112,7 @@ def solve_adaptive(
     size, sign = min(first_step, abs(goal - clock)), 1.0 if goal > clock else -1.0
     times, errors, nfe, rejected = [t_start], [], 0, 0
     state, worst = x, 0.0
+    known: Prediction | None = None  # what the model says of the state, where it has been asked
     for _ in range(max_steps):
         ahead = clock + sign * size
         if ahead == clock:
@@ -114,14 +121,15 @@ def solve_adaptive(
         last = sign * (goal - ahead) < 1e-12
         t = t_last if last else FLOW.when(schedule, ahead)
         leg = Leg(schedule, times[-1], t, 0, 1, clean=model.answers_clean)
-        (candidate, error), asked = answer(_embedded(method, state, leg, rtol, atol), model)
+        tried, asked = answer(_embedded(method, state, leg, rtol, atol, known), model)
         nfe += asked * model.cost
-        worst = error.item()
+        worst = tried.error.item()
         if not worst <= 1.0:  # also where it is not finite
             rejected += 1
             size *= control.factor([worst], method.tableau.order) if worst < float("inf") else control.smallest
+            known = tried.before
             continue
-        state, clock = candidate, goal if last else ahead
+        state, known, clock = tried.x, tried.after, goal if last else ahead
         times.append(t)
         errors.append(worst)
         if last and clean_end:
@@ -137,8 +145,23 @@ def solve_adaptive(
     )
 
 
-def _embedded(method: RungeKutta, x: Tensor, leg: Leg, rtol: float, atol: float) -> Asking[tuple[Tensor, Tensor]]:
-    """A step, and the scaled norm of its error estimate for the worst sample."""
+class _Tried(NamedTuple):
+    """A step that was tried."""
+
+    x: Tensor
+    """Where it ends, (B, ...)."""
+    error: Tensor
+    """The scaled norm of its error estimate for the worst sample."""
+    before: Prediction
+    """What the model says where it begins."""
+    after: Prediction | None
+    """What the model says where it ends, if it was asked."""
+
+
+def _embedded(
+    method: RungeKutta, x: Tensor, leg: Leg, rtol: float, atol: float, known: Prediction | None
+) -> Asking[_Tried]:
+    """A step with its error estimate; known: what the model says of x, if it has been asked."""
     variable: Variable | None = method.regular_variable(leg)
     if variable is None:
         raise InputError(
@@ -147,13 +170,15 @@ def _embedded(method: RungeKutta, x: Tensor, leg: Leg, rtol: float, atol: float)
         )
     tableau, schedule = method.tableau, leg.schedule
     assert tableau.b_low is not None
-    slopes = yield from method.slopes(x, schedule, leg.t0, leg.t1, variable)
+    before, after = (yield Query(x, leg.t0)) if known is None else known, None
+    slopes = yield from method.slopes(x, schedule, leg.t0, leg.t1, variable, before)
     factors = slopes.end(tableau.b)
     onward = total(factors, slopes.known)
     weights = [b - low for b, low in zip(tableau.b, tableau.b_low, strict=False)]
     if len(tableau.b_low) > len(tableau.b):
-        slopes.add((yield Query(onward, leg.t1)), factors)
+        after = yield Query(onward, leg.t1)
+        slopes.add(after, factors)
         weights.append(-tableau.b_low[-1])
     estimate = total(slopes.factors(0.0, 1.0, weights), slopes.known)
     scale = atol + rtol * torch.maximum((x / slopes.before).abs(), (onward / slopes.after).abs())
-    return onward, (estimate / scale).flatten(1).square().mean(1).sqrt().max()
+    return _Tried(onward, rms(estimate / scale).max(), before, after)

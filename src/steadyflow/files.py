@@ -1,4 +1,4 @@
-"""Safetensors files with a kind: written atomically, and refused with a reason when damaged or foreign."""
+"""Files written whole or not at all; safetensors files with a kind, refused with a reason when damaged or foreign."""
 
 import contextlib
 import hashlib
@@ -69,6 +69,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         if part is not None:
             part.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file; an existing one is replaced whole or not at all. Raises `StorageError`."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def _flush(path: Path) -> None:

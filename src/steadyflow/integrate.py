@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import files
+from .batches import combine
 from .denoisers.base import Denoiser
 from .errors import MALFORMED, CorruptFileError, InputError, NonFiniteError
 from .gradients import from_start
@@ -30,7 +31,7 @@ from .noise import NoiseSource
 from .prediction import Prediction
 from .schedules import Schedule
 from .solvers import registry
-from .solvers.base import Asking, Leg, Query, Result, Solver, State, combine, legs, pack, unpack
+from .solvers.base import Asking, Leg, Query, Result, Solver, State, legs, pack, unpack
 
 Record = Literal["all", "last"] | int | None
 """What to keep of a run: "all" states, every k-th (an integer k), or only the "last" (None)."""
@@ -72,6 +73,17 @@ class Moment(NamedTuple):
 
 Progress = bool | None | tqdm
 """Show a bar (True), never (False), on long work at a terminal (None); or a bar of the caller's to advance."""
+
+
+class Largest:
+    """A callback that remembers the largest |x| it saw, over all runs it was given to."""
+
+    def __init__(self):
+        self.value = 0.0
+
+    def __call__(self, moment: Moment) -> None:
+        self.value = max(self.value, moment.x.abs().max().item())
+
 
 Callback = Callable[[Moment], None]
 """Called once after every solver step; looks, and changes nothing."""

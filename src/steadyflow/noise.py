@@ -18,6 +18,7 @@ import math
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 import torch
@@ -59,6 +60,14 @@ def normal(
     if torch.device(device).type == "cuda":
         numbers = numbers.pin_memory()  # so that the copy waits for nothing
     return numbers.to(device=device, dtype=dtype, non_blocking=True)
+
+
+def like(
+    x: Tensor, seed: int, stream: int, node: tuple[int, int, int], samples: range | Sequence[int] | None = None
+) -> Tensor:
+    """`normal` numbers of x's sample shape, type and device, for the given samples, 0, 1, ... len(x) - 1 by default."""
+    rows = range(len(x)) if samples is None else samples
+    return normal(seed, stream, node, rows, x.shape[1:], dtype=x.dtype, device=x.device)
 
 
 def _runs(samples: range | Sequence[int]) -> list[range]:
@@ -132,6 +141,12 @@ class NoiseSource(ABC):
             raise InputError(f"samples: expected at least one index, none negative, got {samples}")
         self.seed, self.samples, self.shape = int(seed), samples, tuple(shape)
         self.dtype, self.device = dtype, torch.device(device)
+
+    @classmethod
+    def of(cls, x: Tensor, seed: int = 0, samples: range | Sequence[int] | None = None) -> Self:
+        """A source for the batch x, (B, ...), whose rows are the given samples, 0 to B - 1 by default."""
+        rows = range(len(x)) if samples is None else samples
+        return cls(seed, rows, x.shape[1:], dtype=x.dtype, device=x.device)
 
     @abstractmethod
     def increment(self, a: float, b: float) -> Tensor:

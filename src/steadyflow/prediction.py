@@ -17,6 +17,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from .batches import total
 from .errors import SingularTimeError, UnknownNameError
 
 PredictionType = Literal["epsilon", "sample", "v_prediction", "flow", "score"]
@@ -39,14 +40,10 @@ def answers_clean(kind: PredictionType) -> bool:
 
 
 def linear(a: float | Tensor, x: Tensor, b: float | Tensor, y: Tensor) -> Tensor:
-    """a x + b y, skipping what is zero."""
-    if isinstance(b, Tensor):
+    """a x + b y; a and b are numbers, or tensors that broadcast against x and y."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
         return a * x + b * y
-    if not isinstance(a, Tensor) and a == 0.0:
-        return y * b if b != 1.0 else y
-    if b == 0.0:
-        return x * a
-    return (x * a).add_(y, alpha=b)
+    return total((a, b), (x, y))
 
 
 class Prediction:

@@ -49,7 +49,8 @@ def sample_steady(
     path, levels = schedule or VE(), [float(s) for s in sigmas]
     denoiser = Denoiser(net, path, prediction="sample", dtype=x.dtype, name="k-diffusion")
     method = registry.get(solver, **options)
-    noise = SOURCES["brownian"](seed, range(len(x)), x.shape[1:], dtype=x.float().dtype, device=x.device)
+    start = x.float() if x.dtype.itemsize < 4 else x
+    noise = SOURCES["brownian"].of(start, seed)
 
     def tell(moment: Moment) -> None:
         assert callback is not None
@@ -58,7 +59,7 @@ def sample_steady(
 
     run = integrate(
         denoiser,
-        x.float() if x.dtype.itemsize < 4 else x,
+        start,
         Grid(tuple(levels)),
         method,
         noise=noise,

@@ -106,7 +106,7 @@ class SteadyDenoise(ModularPipelineBlocks):
         model = Denoiser(net, schedule, prediction=prediction, time_scale=scale, name="modular pipeline")
         start = latents.float()
         grid = Grid(tuple([t / scale for t in times] + ([] if times[-1] == 0.0 else [0.0])))
-        noise = SOURCES["white"](self._seed, range(len(start)), start.shape[1:], dtype=start.dtype, device=start.device)
+        noise = SOURCES["white"].of(start, self._seed)
         run = integrate(
             model,
             start,

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .. import solvers
+from ..batches import against
 from ..errors import InputError, MissingExtraError
 from ..grids import Grid
 from ..integrate import Stepper, plan
@@ -277,12 +278,12 @@ class Steady(SchedulerMixin, ConfigMixin):
             state, k = self._carried.state, 0  # its first steps may need no call
         noise = None
         if self.solver.facts.stochastic:
-            chosen, place = generator or self.generator, {"dtype": x.dtype, "device": x.device}
+            chosen = generator or self.generator
             if chosen is None:
-                noise = White(self._own.seed, range(len(x)), x.shape[1:], **place)
+                noise = White.of(x, self._own.seed)
             else:
                 several = chosen if isinstance(chosen, list) else [chosen]
-                noise = GeneratorNoise(several, len(x), x.shape[1:], **place)
+                noise = GeneratorNoise(several, len(x), x.shape[1:], dtype=x.dtype, device=x.device)
         self._stepper = Stepper(
             self.solver,
             self.schedule,
@@ -334,13 +335,12 @@ class Steady(SchedulerMixin, ConfigMixin):
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """alpha x0 + sigma noise at the given network times, (B,) or one for all."""
         times = torch.as_tensor(timesteps).double().cpu().reshape(-1)
+        x = original_samples
         alpha, sigma = (
-            torch.tensor([f(self._path_time(float(t))) for t in times], dtype=torch.float64)
-            .to(original_samples)
-            .view(-1, *[1] * (original_samples.ndim - 1))
+            against(torch.tensor([f(self._path_time(float(t))) for t in times]).to(x.device), x)
             for f in (self.schedule.alpha, self.schedule.sigma)
         )
-        return alpha * original_samples + sigma * noise
+        return alpha * x + sigma * noise
 
     def _path_time(self, timestep: float) -> float:
         return timestep

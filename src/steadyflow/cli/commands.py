@@ -41,6 +41,7 @@ from .options import (
     table,
     tell,
     to_images,
+    told,
 )
 from .runs import Address, Device, Engine, Place, Run, Shard, Workers, carry_out, runs
 
@@ -334,7 +335,7 @@ def diagnose(
 
 def _contractivity(there, back, x, method, steps, grid, out: Path | None, as_json: bool) -> None:
     """Print the steps' Lipschitz constants from the latents of x, found by RK4, and draw them into the folder."""
-    from .. import grids, invert
+    from .. import grids, invert, plots
     from ..diagnostics import contractivity as gauge
 
     latent = invert(there, x, solver="rk4", steps=24, grid=grid).latent
@@ -354,9 +355,7 @@ def _contractivity(there, back, x, method, steps, grid, out: Path | None, as_jso
             f"\nTheir product, an upper bound on what the whole way adds: median {found.worst.median():.3g}"
         )
     if out is not None:
-        from matplotlib.figure import Figure
-
-        picture = Figure(figsize=(7, 4), layout="constrained")
+        picture = plots.figure(7, 4)
         axes = picture.subplots()
         axes.semilogy(found.times[:-1], values, color="C0", alpha=0.3, lw=0.8)
         axes.semilogy(found.times[:-1], values.median(1).values, "o-", color="C3", ms=3, label="median")
@@ -367,8 +366,7 @@ def _contractivity(there, back, x, method, steps, grid, out: Path | None, as_jso
             title=f"{method.name}, {steps} steps",
         )
         axes.legend(frameon=False)
-        out.mkdir(parents=True, exist_ok=True)
-        picture.savefig(out / "contractivity.png", dpi=120)
+        plots.save(picture, out / "contractivity.png")
         typer.echo(f"picture: {out / 'contractivity.png'}", err=as_json)
 
 
@@ -379,13 +377,13 @@ def solvers(
     as_json: Json = False,
 ) -> None:
     """List the solvers with their facts, or draw their stability regions."""
-    from .. import solvers as registry
+    from ..solvers import registry
 
     if plot is not None:
+        from .. import plots
         from ..diagnostics import stability
 
-        plot.parent.mkdir(parents=True, exist_ok=True)
-        stability.figure(names.split(",") if names else None).savefig(plot, dpi=120)
+        plots.save(stability.figure(names.split(",") if names else None), plot)
         typer.echo(json.dumps({"written to": str(plot)}) if as_json else f"written to {plot}")
         return
 
@@ -393,21 +391,7 @@ def solvers(
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
-    heads = ["solver", "order", "nfe/step", "inverse", "order back", "stochastic", "stable on", "source"]
-    rows = [
-        [
-            name,
-            str(f["order"]),
-            str(f["evaluations"] or "until converged"),
-            f["inverse"],
-            "-" if f["antisymmetric_order"] is None else str(f["antisymmetric_order"]),
-            "yes" if f["stochastic"] else "no",
-            "-" if f["real_interval"] is None else f"[-{f['real_interval']:.3f}, 0]",
-            f["source"],
-        ]
-        for name, f in facts.items()
-    ]
-    typer.echo(table(heads, rows, left=(0, 3, 5, 7)))
+    typer.echo(table(*registry.facts_table(), left=(0, 3, 6)))
 
 
 @app.command(epilog="Example: steadyflow demo --out demo")
@@ -417,17 +401,10 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Invert, reconstruct and edit real held-out digits with five solvers; print a table, write a report."""
-    from tqdm import tqdm
-
     from ..lab import demo as lab
     from ..lab import report
 
-    with tqdm(total=len(lab.SOLVERS) * len(lab.BUDGETS), unit="setting", leave=False, disable=None) as bar:
-
-        def tell(setting: str) -> None:
-            bar.set_description(setting)
-            bar.update()
-
+    with told("setting", len(lab.SOLVERS) * len(lab.BUDGETS)) as tell:
         result = lab.study(n, progress=tell)
     path = report.write(result, out / "report.html")
     if as_json:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InputError
-from .options import GridName, Guidance, Json, Number, SolverName, table
+from .options import GridName, Guidance, Json, Number, SolverName, table, told
 from .runs import Address, Engine, Workers
 
 _EXAMPLE = "Example: steadyflow lab run hallucination --figure 5 --quick --out lab"
@@ -32,28 +32,22 @@ def coupling(
     as_json: Json = False,
 ) -> None:
     """Exact reversibility against stability: edits at rising guidance, fixed and automatic coupling."""
-    from matplotlib.figure import Figure
-    from tqdm import tqdm
-
+    from .. import plots
     from ..lab import coupling as experiment
     from ..runs import engine as made
 
+    plots.require()
     place = made(engine, address, workers)
-    with tqdm(total=len(experiment.METHODS), unit="method", leave=False, disable=None) as bar:
-
-        def tell(_: str) -> None:
-            bar.update()
-
+    with told("method", len(experiment.METHODS)) as tell:
         rows = experiment.study(problem, n=n, nfe=nfe, grid=grid, engine=place, progress=tell)
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
         return
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure, path = plots.figure(8, 5), out / f"coupling-{problem}.png"
     experiment.draw(rows, figure.subplots())
-    out.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out / f"coupling-{problem}.png", dpi=120)
+    plots.save(figure, path)
     typer.echo(table(*experiment.table(rows), left=(0, 1)))
-    typer.echo(f"\nPicture: {out / f'coupling-{problem}.png'}")
+    typer.echo(f"\nPicture: {path}")
 
 
 @run.command("instability", epilog="Example: steadyflow lab run instability --model digits --out lab")
@@ -73,9 +67,7 @@ def instability(
     as_json: Json = False,
 ) -> None:
     """Why reconstructions fail: expansion regions, the theorem, and error against instability on real images."""
-    from matplotlib.figure import Figure
-    from tqdm import tqdm
-
+    from .. import plots
     from ..lab import instability as experiment
     from ..runs import engine as made
     from ..runs.models import named
@@ -92,24 +84,19 @@ def instability(
     toys = experiment.toy(1, side=41 if quick else 161), experiment.toy(2, side=21 if quick else 81)
     shares = experiment.theorem((1, 4, 16), n=100) if quick else experiment.theorem()
     methods = (("euler", 50), ("rk4", 48)) if quick else experiment.SOLVERS
+    plots.require()
     place = made(engine, address, workers)
-    with tqdm(total=len(methods) + 1, unit="solver", leave=False, disable=None) as bar:
-
-        def tell(setting: str) -> None:
-            bar.set_description(setting)
-            bar.update()
-
+    with told("solver", len(methods) + 1) as tell:
         result = experiment.study(denoiser, x, name=model, methods=methods, engine=place, progress=tell)
-    out.mkdir(parents=True, exist_ok=True)
     pictures = {
         "instability-toys.png": ((12, 3.6), lambda figure: experiment.draw_toys(*toys, figure)),
         "instability-theorem.png": ((6, 4), lambda figure: experiment.draw_theorem(shares, figure.subplots())),
         f"instability-{Path(model).stem}.png": ((15, 3.6), lambda figure: experiment.draw_study(result, figure)),
     }
     for name, (size, draw) in pictures.items():
-        figure = Figure(figsize=size, layout="constrained")
+        figure = plots.figure(*size)
         draw(figure)
-        figure.savefig(out / name, dpi=120)
+        plots.save(figure, out / name)
     if as_json:
         typer.echo(json.dumps(experiment.figures(result, shares), indent=2))
         return
@@ -139,21 +126,15 @@ def hallucination(
     as_json: Json = False,
 ) -> None:
     """Mode interpolation: each figure's numbers beside the paper's claim, and whether it holds here."""
-    from matplotlib.figure import Figure
-    from tqdm import tqdm
-
+    from .. import plots
     from ..lab import hallucination as experiment
     from ..lab.hallucination.runner import draw
     from ..runs import engine as made
 
     chosen = figure or list(experiment.FIGURES)
+    plots.require()
     place = made(engine, address, workers)
-    with tqdm(total=len(chosen), unit="figure", leave=False, disable=None) as bar:
-
-        def tell(name: str) -> None:
-            bar.set_description(name)
-            bar.update()
-
+    with told("figure", len(chosen)) as tell:
         found = experiment.run_figures(chosen, quick=quick, folder=out, engine=place, progress=tell)
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(finding) for finding in found], indent=2))
@@ -164,9 +145,9 @@ def hallucination(
         typer.echo(table(finding.heads, finding.rows, left=(0, 1)))
         typer.echo(f"\n{finding.note}\n" if finding.note else "")
         if finding.curves:
-            picture = Figure(figsize=(7, 4.5), layout="constrained")
+            picture = plots.figure(7, 4.5)
             draw(finding, picture)
-            picture.savefig(out / f"hallucination-{finding.figure}.png", dpi=120)
+            plots.save(picture, out / f"hallucination-{finding.figure}.png")
     typer.echo(f"Results and pictures: {out}")
 
 
@@ -180,22 +161,15 @@ def stein(
     as_json: Json = False,
 ) -> None:
     """What Stein corrections are worth: tuned families beside controls, on other problems and seeds."""
-    from tqdm import tqdm
-
+    from .. import files
     from ..lab import stein as experiment
     from ..runs import engine as made
 
     place = made(engine, address, workers)
-    with tqdm(unit="problem", leave=False, disable=None) as bar:
-
-        def tell(problem: str) -> None:
-            bar.set_description(problem)
-            bar.update()
-
+    with told("problem") as tell:
         scores, results = experiment.study(quick=quick, engine=place, progress=tell)
-    out.mkdir(parents=True, exist_ok=True)
     kept = {"scores": experiment.figures(scores), "runs": [dataclasses.asdict(result) for result in results]}
-    (out / "stein.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
+    files.write_text(out / "stein.json", json.dumps(kept, indent=1))
     if as_json:
         typer.echo(json.dumps(kept["scores"], indent=2))
         return
@@ -232,34 +206,26 @@ def editing(
     as_json: Json = False,
 ) -> None:
     """What edits keep against what they change, over solvers and guidance; or PIE-Bench with one solver."""
-    out.mkdir(parents=True, exist_ok=True)
     if data is not None:
         _piebench(data, model, solver, nfe, guidance, limit, clip, dino, perceptual, out, as_json)
         return
-    from matplotlib.figure import Figure
-    from tqdm import tqdm
-
-    from .. import arrays
+    from .. import arrays, files, plots
     from ..lab import editing as experiment
     from ..runs import engine as made
 
     methods = experiment.QUICK if quick else experiment.METHODS
     scales = (2.0, 7.5) if quick else experiment.GUIDANCES
+    plots.require()
     place = made(engine, address, workers)
-    with tqdm(total=len(methods), unit="method", leave=False, disable=None) as bar:
-
-        def tell(method: str) -> None:
-            bar.set_description(method)
-            bar.update()
-
+    with told("method", len(methods)) as tell:
         count = min(n, 16) if quick else n
         options = {"guidances": scales, "methods": methods, "folder": out, "engine": place}
         rows = experiment.study(n=count, nfe=nfe, **options, progress=tell)
     kept = {"extractor": experiment.InkExtractor().hash, "rows": [dataclasses.asdict(row) for row in rows]}
-    (out / "editing.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
-    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    files.write_text(out / "editing.json", json.dumps(kept, indent=1))
+    figure = plots.figure(12, 4.5)
     experiment.draw(rows, figure)
-    figure.savefig(out / "editing.png", dpi=120)
+    plots.save(figure, out / "editing.png")
     sheet = experiment.pictures(experiment.bundled(), ("ees25", "ddim", "rex-midpoint"), nfe=nfe)
     arrays.write(out / "editing-pictures.png", sheet)
     if as_json:
@@ -287,7 +253,7 @@ def _piebench(
     """Run PIE-Bench and write its result file."""
     from tqdm import tqdm
 
-    from .. import __version__, metrics
+    from .. import __version__, files, metrics
     from ..lab import piebench
     from ..runs.models import named
     from ..solvers import get
@@ -314,7 +280,7 @@ def _piebench(
         )
     )
     found = piebench.as_json(scores, extractors, **settings)
-    (out / "piebench.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    files.write_text(out / "piebench.json", json.dumps(found, indent=1))
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return

@@ -1,6 +1,8 @@
 """What the commands share: their options, and how they read input and print figures."""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -99,3 +101,17 @@ def table(heads: list[str], rows: list[list[str]], left: tuple[int, ...]) -> str
         return "  ".join(parts).rstrip()
 
     return "\n".join([line(heads), line(["-" * w for w in widths]), *map(line, rows)])
+
+
+@contextmanager
+def told(unit: str, total: int | None = None) -> Iterator[Callable[[str], None]]:
+    """A progress bar at a terminal, as a function that is told what is done."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit=unit, leave=False, disable=None) as bar:
+
+        def tell(name: str) -> None:
+            bar.set_description(name)
+            bar.update()
+
+        yield tell

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..grids import Grid
 from ..integrate import Moment, integrate
-from ..noise import RENOISING, White, normal
+from ..noise import RENOISING, White, like
 from ..solvers import registry
 from ..solvers.base import Solver
 
@@ -79,8 +79,8 @@ def again(moment: Moment, x: Tensor, rows: Tensor, back: int, number: int, solve
     source = moment.noise
     samples = [source.samples[i] for i in rows.tolist()]
     address = (moment.step, number, 0)
-    fresh = normal(source.seed, RENOISING, address, samples, x.shape[1:], dtype=x.dtype, device=x.device)
-    noise = _Round(source.seed, samples, x.shape[1:], dtype=x.dtype, device=x.device)
+    fresh = like(x, source.seed, RENOISING, address, samples)
+    noise = _Round.of(x, source.seed, samples)
     noise.where = 1 + number + (moment.step << 32)
     model = moment.model.pick(rows)
     return integrate(

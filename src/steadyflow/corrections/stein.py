@@ -25,6 +25,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..batches import against, dot
 from ..diagnostics.divergence import METHODS, DivergenceMethod, divergence
 from ..diagnostics.maps import StepMap
 from ..errors import InputError, UnknownNameError
@@ -57,7 +58,9 @@ class Stein:
         with `reuse` all steps share their probes. ridge: shrinks the coefficient towards 1 by this share.
 
     Works with every deterministic solver; multistep ones keep their history. `record` tells coefficients and cost.
-    See docs/stein.md for what it is worth. Raises `InputError` for options out of range, and for stochastic solvers.
+    See docs/papers/stein.md for what it is worth.
+
+    Raises `InputError` for options out of range, and for stochastic solvers.
     """
 
     form: Form = "inverse"
@@ -108,7 +111,8 @@ class Stein:
         ).mean(0)
         self.record.evaluations += 1.0 + self.probes * _COST.get(self.method, 2.0 * x[0].numel())
         of_step = found * (schedule.alpha(leg.t0) / schedule.alpha(leg.t1))
-        size = residual(moment).flatten(1).square().sum(1)
+        u = residual(moment)
+        size = dot(u, u)
         spread = x[0].numel() - of_step
         if self.per == "batch":
             size, spread = size.mean(), spread.mean()
@@ -208,9 +212,8 @@ def residual(moment: Moment) -> Tensor:
 def rescaled(moment: Moment, gamma: Tensor) -> State:
     """The solver's state at y - gamma u, gamma a number or of shape (B,)."""
     schedule, leg = moment.model.schedule, moment.leg
-    factor = gamma.view(-1, *[1] * (moment.x.ndim - 1)) if gamma.ndim else gamma
     # y - gamma u = T(y) + (1 - gamma) u
-    x = moment.x + (1.0 - factor) * residual(moment) * schedule.alpha(leg.t1)
+    x = moment.x + (1.0 - against(gamma, moment.x)) * residual(moment) * schedule.alpha(leg.t1)
     return moment.solver.moved(moment.state, x, schedule, leg.t1)
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import noise
+from ..batches import against
 from ..errors import InputError
 from ..prediction import Prediction, PredictionType, answers_clean, check_type
 from ..schedules import Schedule
@@ -101,11 +102,11 @@ class Denoiser:
 
     def rows(self, start: int, stop: int) -> Self:
         """This model for the samples [start, stop) of a batch: conditions given a sample are cut alike."""
-        return self._replace(given=_cut(self.given, start, stop))
+        return self._replace(given=_select(self.given, lambda values: values[start:stop]))
 
     def pick(self, rows: Tensor) -> Self:
         """This model for some samples of a batch, by their numbers, shape (m,); conditions are picked alike."""
-        return self._replace(given=_pick(self.given, rows))
+        return self._replace(given=_select(self.given, lambda values: torch.as_tensor(values)[rows.cpu()]))
 
     def smoothed(self, smoothing: Smoothing | float | None) -> Self:
         """This model with its field averaged over neighbours, a radius in noise levels; None is the plain field."""
@@ -128,7 +129,7 @@ class Denoiser:
         """The prediction at state x, shape (B, ...), and path time t, a float or a tensor of shape (B,)."""
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         if isinstance(alpha, Tensor) and isinstance(sigma, Tensor):
-            alpha, sigma = _against(alpha, x), _against(sigma, x)
+            alpha, sigma = against(alpha, x), against(sigma, x)
         output = self._output(x, t) if self.smoothing is None else self._averaged(x, t, sigma, self.smoothing)
         return Prediction(x, output, self.prediction, alpha, sigma)
 
@@ -236,11 +237,6 @@ def _direction(seed: int, k: int, shape: tuple[int, ...], dtype: torch.dtype, de
     return noise.normal(seed, noise.SMOOTHING, (k, 0, 0), (0,), shape, dtype=dtype, device=device)
 
 
-def _against(value: Tensor, x: Tensor) -> Tensor:
-    """A value a sample, shaped to broadcast against x."""
-    return value.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
-
-
 def _expand(condition: Any, x: Tensor) -> Any:
     """The condition with one row a sample of x."""
     if isinstance(condition, Mapping):
@@ -267,21 +263,9 @@ def _join(null: Any, given: Any) -> Any:
     return torch.cat([null.to(given.dtype), given])
 
 
-def _pick(condition: Any, rows: Tensor) -> Any:
+def _select(condition: Any, choose: Callable[[Any], Any]) -> Any:
+    """The condition of some samples of a batch: what is given a sample is chosen from, what is shared stays."""
     if isinstance(condition, Mapping):
-        return {key: _pick(value, rows) for key, value in condition.items()}
-    if isinstance(condition, Sequence):
-        condition = torch.as_tensor(condition)
-    if isinstance(condition, Tensor) and condition.ndim and len(condition) > 1:
-        return condition[rows.to(condition.device)]
-    return condition
-
-
-def _cut(condition: Any, start: int, stop: int) -> Any:
-    if isinstance(condition, Mapping):
-        return {key: _cut(value, start, stop) for key, value in condition.items()}
-    if isinstance(condition, Tensor) and condition.ndim and len(condition) > 1:
-        return condition[start:stop]
-    if isinstance(condition, Sequence) and len(condition) > 1:
-        return condition[start:stop]
-    return condition
+        return {key: _select(value, choose) for key, value in condition.items()}
+    given = condition.ndim > 0 if isinstance(condition, Tensor) else isinstance(condition, Sequence)
+    return choose(condition) if given and len(condition) > 1 else condition

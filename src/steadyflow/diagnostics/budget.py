@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from ..adaptive import AdaptiveRun, solve_adaptive
+from ..batches import dot, rms
 from ..denoisers.base import Denoiser
 from ..errors import ConvergenceError, InputError
 from ..grids import Grid
@@ -126,7 +127,7 @@ def budget(
     if shown.shape != images.shape:
         raise InputError(f"codec: decodes to shape {tuple(shown.shape)}, but the images have {tuple(images.shape)}")
     error = (shown - images).double()
-    measured = _rms(error)
+    measured = rms(error)
     if tolerance is None:
         tolerance = min(max(1e-3 * rmse(returned, x).median().item(), 1e-10), 1e-5)
 
@@ -151,10 +152,10 @@ def budget(
         "regeneration": precise_returned - again,
         "rounding": returned.double() - precise_returned,
     }
-    unknown = {"inversion": _rms(along.jvp(z, z_open)), "regeneration": _rms(again_open)}
+    unknown = {"inversion": rms(along.jvp(z, z_open)), "regeneration": rms(again_open)}
     if not same:
         there, there_open, _ = exact_back.solve(z)
-        vectors["guidance"], unknown["guidance"] = there - start, _rms(there_open)
+        vectors["guidance"], unknown["guidance"] = there - start, rms(there_open)
         nfe += exact_back.nfe
     if cancels:
         vectors = {name: torch.zeros_like(start) for name in vectors} | {"rounding": returned.double() - start}
@@ -163,7 +164,7 @@ def budget(
         vectors = {name: _pushed(codec, x, vector) for name, vector in vectors.items()}
         vectors["codec"] = (codec.decode(x) - images).double()
     total_vector = torch.stack(list(vectors.values())).sum(0)
-    total = _rms(total_vector)
+    total = rms(total_vector)
     parts = {name: _along(vector, total_vector) for name, vector in vectors.items()}
     coefficient = tangent.norms[-1] / tangent.norms[0].clamp_min(1e-300)
     parts["amplification"] = parts["inversion"] * (1.0 - 1.0 / coefficient.clamp_min(1e-300))
@@ -174,10 +175,10 @@ def budget(
         total=total,
         terms={name: parts.get(name, zero) for name in TERMS if name != "codec" or codec is not None},
         uncertainty={name: unknown.get(name, zero) for name in TERMS if name != "codec" or codec is not None},
-        remainder=_rms(error - total_vector),
+        remainder=rms(error - total_vector),
         linear=_is_linear(tangent, at_start, total) if not cancels else torch.ones_like(total, dtype=torch.bool),
         coefficient=coefficient,
-        latent_error=_rms(offset),
+        latent_error=rms(offset),
         times=run.grid.times,
         growth=tangent.norms / tangent.norms[0].clamp_min(1e-300),
         reconstruction=shown,
@@ -224,7 +225,7 @@ def _is_linear(middle: Tangent, start: Tangent, total: Tensor) -> Tensor:
     With c the change of J (z^ - z) over half the way, a term of second order, the part left out is of third order, for
     which |c|^2 / |J (z^ - z)| stands.
     """
-    change, whole = _rms(middle.change - start.change), _rms(middle.change)
+    change, whole = rms(middle.change - start.change), rms(middle.change)
     return change.square() <= 0.1 * total * whole
 
 
@@ -236,13 +237,9 @@ def _pushed(codec: Codec, x: Tensor, vector: Tensor) -> Tensor:
     return tangent.double()
 
 
-def _rms(x: Tensor) -> Tensor:
-    return x.flatten(1).square().mean(1).sqrt()
-
-
 def _along(vector: Tensor, whole: Tensor) -> Tensor:
     """The root mean square of the vector's part along the whole."""
-    return (vector * whole).flatten(1).mean(1) / _rms(whole).clamp_min(1e-300)
+    return dot(vector, whole) / vector[0].numel() / rms(whole).clamp_min(1e-300)
 
 
 __all__ = ["TERMS", "Budget", "Codec", "budget", "in_precision"]

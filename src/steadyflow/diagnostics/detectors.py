@@ -9,10 +9,11 @@ the saddle between two.
 import torch
 from torch import Tensor
 
+from ..batches import norm, unit
 from ..denoisers.base import Denoiser
 from ..errors import InputError
 from ..integrate import Moment
-from ..noise import PERTURBATION, normal
+from ..noise import PERTURBATION, like
 
 
 class TrajectoryVariance:
@@ -64,17 +65,14 @@ def stretch(model: Denoiser, x: Tensor, t: float, products: int = 2) -> Tensor:
 
     From a fixed direction; with `products` products it is a lower bound that is close once one direction dominates.
     """
-    shape = (-1, *[1] * (x.ndim - 1))
-    v = normal(0, PERTURBATION, (0, 3, 0), range(1), x.shape[1:], dtype=x.dtype, device=x.device).expand_as(x)
-    v = v / v.flatten(1).norm(dim=1).view(shape)
+    v = unit(like(x, 0, PERTURBATION, (0, 3, 0), range(1)).expand_as(x))
     size = x.new_zeros(len(x))
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
         clean = model(leaf, t).x0
         for _ in range(products):
             (v,) = torch.autograd.grad(clean, leaf, v, retain_graph=True)
-            size = v.flatten(1).norm(dim=1)
-            v = v / size.clamp_min(torch.finfo(x.dtype).tiny).view(shape)
+            size, v = norm(v), unit(v)
     return model.schedule.alpha(t) * size
 
 

@@ -14,8 +14,9 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from ..batches import axes, dot
 from ..errors import InputError, UnknownNameError
-from ..noise import PERTURBATION, normal
+from ..noise import PERTURBATION, like
 
 DivergenceMethod = Literal["exact", "vjp", "jvp", "difference"]
 METHODS: tuple[DivergenceMethod, ...] = ("exact", "vjp", "jvp", "difference")
@@ -63,19 +64,12 @@ def divergence(
     return along(lambda v: (field(x + h * v) - field(x - h * v)) / (2.0 * h), drawn)
 
 
-def axes(x: Tensor) -> list[Tensor]:
-    """Every axis of a sample, each of x's shape."""
-    units = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
-    return [unit.view(1, *x.shape[1:]).expand_as(x) for unit in units]
-
-
 def signs(x: Tensor, probes: int, seed: int, use: int, samples: Sequence[int] | None = None) -> Iterator[Tensor]:
     """Random signs, each of x's shape, addressed by seed, probe, what they are for, and sample."""
-    rows = range(len(x)) if samples is None else samples
     for k in range(probes):
-        yield normal(seed, PERTURBATION, (k, use, 0), rows, x.shape[1:], dtype=x.dtype, device=x.device).sign()
+        yield like(x, seed, PERTURBATION, (k, use, 0), samples).sign()
 
 
 def along(product: Callable[[Tensor], Tensor], directions: Iterable[Tensor]) -> Tensor:
     """v . product(v) for each direction v of shape (B, ...), shape (directions, B)."""
-    return torch.stack([(product(v) * v).flatten(1).sum(1) for v in directions])
+    return torch.stack([dot(product(v), v) for v in directions])

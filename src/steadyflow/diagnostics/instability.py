@@ -18,9 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..batches import against, norm, unit
 from ..denoisers.base import Denoiser
 from ..errors import InputError
-from ..noise import PERTURBATION, normal
+from ..noise import PERTURBATION, like
 from .likelihood import log_likelihood
 from .maps import JourneyMap, StepMap
 
@@ -66,15 +67,13 @@ class Spectrum:
 
 def coefficient(generation: JourneyMap, z: Tensor, u: Tensor) -> Tensor:
     """E(z, u) = |J u| / |u| a sample, shape (B,), by a Jacobian-vector product. z and u have shape (B, ...)."""
-    return _norm(generation.jvp(z, u)) / _norm(u)
+    return norm(generation.jvp(z, u)) / norm(u)
 
 
 def perturbed(generation: JourneyMap, z: Tensor, u: Tensor, size: float | Tensor) -> Tensor:
     """E(z, u) a sample, shape (B,), by the central difference over a perturbation of root mean square `size`."""
-    unit = _unit(u) * z[0].numel() ** 0.5
-    d = torch.as_tensor(size, dtype=z.dtype, device=z.device)
-    step = unit * (d.view(-1, *[1] * (z.ndim - 1)) if d.ndim else d)
-    return _norm(generation(z + step) - generation(z - step)) / (2.0 * _norm(step))
+    step = unit(u) * z[0].numel() ** 0.5 * against(torch.as_tensor(size, device=z.device), z)
+    return norm(generation(z + step) - generation(z - step)) / (2.0 * norm(step))
 
 
 def sweep(
@@ -110,7 +109,7 @@ def isotropic(generation: JourneyMap, z: Tensor, *, probes: int | None = None, s
         return squares.sqrt(), torch.zeros_like(squares)
     if probes < 2:
         raise InputError(f"probes: got {probes}, expected at least 2 (or None for the exact value)")
-    drawn = torch.stack([_norm(generation.jvp(z, _random(z, seed, k))).square() / n for k in range(probes)])
+    drawn = torch.stack([norm(generation.jvp(z, _random(z, seed, k))).square() / n for k in range(probes)])
     mean = drawn.mean(0)
     spread = drawn.std(0) / probes**0.5
     return mean.sqrt(), spread / (2.0 * mean.sqrt())
@@ -132,7 +131,7 @@ def singular_values(
     if not 1 <= k <= rounds <= n:
         raise InputError(f"singular_values: expected 1 <= k <= products <= {n}, got k = {k}, products = {rounds}")
     shape = z.shape
-    right: list[Tensor] = [_unit(_random(z, seed, 0)).flatten(1)]
+    right: list[Tensor] = [unit(_random(z, seed, 0)).flatten(1)]
     left: list[Tensor] = []
     core = torch.zeros(len(z), rounds, rounds, dtype=z.dtype, device=z.device)
     beta = torch.zeros(len(z), dtype=z.dtype, device=z.device)
@@ -170,12 +169,12 @@ def geometric_mean(
 def _next(p: Tensor, basis: list[Tensor], core: Tensor, seed: int, draw: int) -> tuple[Tensor, Tensor]:
     """p made orthogonal to the basis and of unit norm, with the norm; a fresh direction where nothing is left of it."""
     p = _orthogonal(p, basis)
-    norm = p.norm(dim=1)
-    spent = norm <= 1e3 * torch.finfo(p.dtype).eps * core.abs().amax((1, 2)).clamp_min(torch.finfo(p.dtype).tiny)
+    size = p.norm(dim=1)
+    spent = size <= 1e3 * torch.finfo(p.dtype).eps * core.abs().amax((1, 2)).clamp_min(torch.finfo(p.dtype).tiny)
     fresh = _orthogonal(_random(p, seed, draw), basis)
     fresh = fresh / fresh.norm(dim=1, keepdim=True).clamp_min(1e-30)
-    unit = torch.where(spent[:, None], fresh, p / norm.clamp_min(1e-300)[:, None])
-    return unit, norm.masked_fill(spent, 0.0)
+    onward = torch.where(spent[:, None], fresh, p / size.clamp_min(1e-300)[:, None])
+    return onward, size.masked_fill(spent, 0.0)
 
 
 def _orthogonal(p: Tensor, basis: list[Tensor]) -> Tensor:
@@ -196,12 +195,4 @@ def _longest(alike: Sequence[bool]) -> tuple[int, int]:
 
 
 def _random(z: Tensor, seed: int, draw: int) -> Tensor:
-    return normal(seed, PERTURBATION, (draw, 0, 0), range(len(z)), z.shape[1:], dtype=z.dtype, device=z.device)
-
-
-def _norm(x: Tensor) -> Tensor:
-    return x.flatten(1).norm(dim=1)
-
-
-def _unit(x: Tensor) -> Tensor:
-    return x / _norm(x).view(-1, *[1] * (x.ndim - 1)).clamp_min(torch.finfo(x.dtype).tiny)
+    return like(z, seed, PERTURBATION, (draw, 0, 0))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import grids
+from ..batches import axes, total
 from ..denoisers.base import Denoiser
 from ..errors import InputError, SteadyflowError
 from ..gradients import follows
@@ -25,10 +26,10 @@ from ..grids import Grid
 from ..integrate import answer, check_state
 from ..prediction import Prediction
 from ..solvers import registry
-from ..solvers.base import legs, total
+from ..solvers.base import legs
 from ..solvers.runge_kutta import RungeKutta
 from ..variables import FLOW
-from .divergence import along, axes, signs
+from .divergence import along, signs
 from .maps import pullback
 
 EXACT_LIMIT = 1024

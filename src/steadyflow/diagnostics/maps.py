@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..batches import axes, norm
 from ..denoisers.base import Denoiser
 from ..errors import InputError, NonFiniteError
 from ..gradients import follows
@@ -86,13 +87,13 @@ class JourneyMap:
         """The Jacobian at z times u, and the tangent's norm at every time of the grid."""
         check_state("z", z, self.model.shape)
         check_state("u", u, tuple(z.shape[1:]))
-        norms = [u.flatten(1).norm(dim=1)]
+        norms = [norm(u)]
         values, changes = [z], [u]
         x, change = z, u
         for step in self._steps():
             values, changes = _forward(step, values, changes)
             (x,), (change,) = _forward(step.output, values, changes)
-            norms.append(change.flatten(1).norm(dim=1))
+            norms.append(norm(change))
         return Tangent(_finite(x), change, self.grid.times, torch.stack(norms))
 
     def vjp(self, z: Tensor, w: Tensor) -> Tensor:
@@ -122,12 +123,7 @@ class JourneyMap:
         n = z[0].numel()
         if n > DENSE_LIMIT:
             raise InputError(f"dense: {n} dimensions; a whole Jacobian is made up to {DENSE_LIMIT}")
-        columns = []
-        for k in range(n):
-            u = torch.zeros_like(z).flatten(1)
-            u[:, k] = 1.0
-            columns.append(self.jvp(z, u.view(z.shape)).flatten(1))
-        return torch.stack(columns, 2)
+        return torch.stack([self.jvp(z, u.contiguous()).flatten(1) for u in axes(z)], 2)
 
     def _legs(self) -> Iterable[Leg]:
         return legs(self.model.schedule, self.grid, self.noise, clean=self.model.answers_clean)

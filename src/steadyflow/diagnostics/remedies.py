@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..batches import rms
 from ..denoisers.base import Denoiser
 from ..errors import SteadyflowError
 from ..grids import Grid
@@ -79,7 +80,7 @@ class Setting:
         except SteadyflowError:
             return torch.full((len(images),), float("inf"), dtype=torch.float64)
         shown = returned if codec is None else codec.decode(returned)
-        return (shown - x).double().flatten(1).square().mean(1).sqrt()
+        return rms((shown - x).double())
 
     def call(self) -> str:
         """The call that makes this round trip."""

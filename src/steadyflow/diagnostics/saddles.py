@@ -21,6 +21,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ..bisection import last_where
 from ..errors import InputError
 from .interpolation import clock
 
@@ -60,7 +61,7 @@ def equilibria(ratio: float, log_odds: float = 0.0) -> list[Equilibrium]:
     found = [end for end in (0.0, 1.0) if _f(end, ratio, log_odds) == 0.0]  # where the sigmoid is 0 or 1 to rounding
     for low, high in pairwise(edges):
         if high > low and _f(low, ratio, log_odds) * _f(high, ratio, log_odds) < 0.0:
-            found.append(_bisect(lambda xi: _f(xi, ratio, log_odds), low, high))
+            found.append(_zero(lambda xi: _f(xi, ratio, log_odds), low, high))
     found.sort()
     return [Equilibrium(xi, ratio * (p := _f(xi, ratio, log_odds) + xi) * (1.0 - p) - 1.0) for xi in found]
 
@@ -175,7 +176,7 @@ def saddle_shift(length: float, s2: float, error: float) -> float:
     top = _top(length, s2)
     if float(outward(top, length, s2)) < error:
         raise InputError(f"saddle: an error of {error:g} exceeds the flow's largest outward speed at s2 = {s2:g}")
-    return _bisect(lambda z: float(outward(z, length, s2)) - error, 0.0, top)
+    return _zero(lambda z: float(outward(z, length, s2)) - error, 0.0, top)
 
 
 def perturbed_rate(length: float, s2: float, z: float, gradient: float) -> float:
@@ -198,13 +199,7 @@ def _top(length: float, s2: float) -> float:
     return 2.0 * s2 / length * math.acosh(math.sqrt(a)) if a > 1.0 else 0.0
 
 
-def _bisect(function: Callable[[float], float], low: float, high: float) -> float:
+def _zero(function: Callable[[float], float], low: float, high: float) -> float:
     """The zero of a function that is monotone between the ends."""
     rising = function(high) >= 0.0
-    for _ in range(200):
-        middle = 0.5 * (low + high)
-        if (function(middle) > 0.0) == rising:
-            high = middle
-        else:
-            low = middle
-    return 0.5 * (low + high)
+    return last_where(lambda x: (function(x) > 0.0) != rising, low, high)

@@ -20,13 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import solvers
+from .. import plots, solvers
+from ..batches import dot, unit
+from ..bisection import last_where
 from ..denoisers.base import Denoiser
-from ..errors import InputError, MissingExtraError
+from ..errors import InputError
 from ..gradients import follows
 from ..grids import Grid
 from ..integrate import answer
-from ..noise import PERTURBATION, normal
+from ..noise import PERTURBATION, like
 from ..prediction import Prediction, PredictionType
 from ..schedules import VE
 from ..solvers.base import Solver, legs, take_apart
@@ -113,11 +115,9 @@ def _interval(solver: str | Solver, direction: complex, limit: float) -> float:
     if inside.all():
         return limit
     first = int(np.argmin(inside))
-    low, high = (0.0 if first == 0 else float(radii[first - 1])), float(radii[first])
-    for _ in range(30):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if stable(np.array([middle]))[0] else (low, middle)
-    return 0.0 if high < 1.1e-4 else low
+    if first == 0:
+        return 0.0
+    return last_where(lambda r: bool(stable(np.array([r]))[0]), float(radii[first - 1]), float(radii[first]), 30)
 
 
 @dataclass(frozen=True)
@@ -165,13 +165,12 @@ def placement(
 
 def _dominant(field: Callable[[Tensor], Tensor], x: Tensor, iterations: int) -> Tensor:
     """The Rayleigh quotient v.Jv of the dominant direction of the field's Jacobian, a sample; shape (B,)."""
-    v = normal(0, PERTURBATION, (0, 7, 0), range(len(x)), x.shape[1:], dtype=x.dtype, device=x.device)
+    v = like(x, 0, PERTURBATION, (0, 7, 0))
     quotient = torch.zeros(len(x), dtype=x.dtype, device=x.device)
-    shape = (-1, *[1] * (x.ndim - 1))
     for _ in range(iterations):
-        v = v / v.flatten(1).norm(dim=1).clamp_min(1e-30).view(shape)
+        v = unit(v)
         product = torch.func.jvp(field, (x,), (v,))[1]
-        quotient = (v * product).flatten(1).sum(1)
+        quotient = dot(v, product)
         v = product
     return quotient
 
@@ -187,14 +186,10 @@ def figure(
     names: registered deterministic solvers; a selection by default. placements: marks of where models put z, a
     label each. Raises `MissingExtraError` without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "lab", "plots") from error
     names = names or ["ddim", "midpoint", "rk4", "ees25", "ees27", "rex-euler", "edict", "bdia", "alf", "dpmpp-2m"]
     columns = min(5, len(names))
     rows = -(-len(names) // columns)
-    panel = Figure(figsize=(2.6 * columns, 2.7 * rows), layout="constrained")
+    panel = plots.figure(2.6 * columns, 2.7 * rows)
     axes = panel.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     real, imaginary = np.linspace(-4.5, 1.0, resolution), np.linspace(-3.5, 3.5, resolution)
     z = real[None, :] + 1j * imaginary[:, None]

@@ -16,7 +16,7 @@ from .. import solvers
 from ..datasets import digits
 from ..denoisers import Denoiser, GaussianMixture
 from ..errors import NonFiniteError, UnknownNameError
-from ..integrate import Moment
+from ..integrate import Largest
 from ..metrics import rmse
 from ..models import load
 from ..runs.engines import Engine, InProcess
@@ -108,14 +108,10 @@ def study(
         inversion = invert(here, x, solver=solver, steps=steps_for(solver, nfe), grid=grid)
         errors, largest = {}, {}
         for w in guidances:
-            size = [0.0]
-
-            def watch(moment: Moment, size: list[float] = size) -> None:
-                size[0] = max(size[0], moment.x.abs().max().item())
-
+            seen = Largest()
             try:
-                edited = inversion.decode(there, guidance=w, callback=watch).x
-                errors[w], largest[w] = rmse(edited, reference[w]).median().item(), size[0]
+                edited = inversion.decode(there, guidance=w, callback=seen).x
+                errors[w], largest[w] = rmse(edited, reference[w]).median().item(), seen.value
             except NonFiniteError:
                 errors[w] = largest[w] = float("inf")
         text = ", ".join(f"{key}={value}" for key, value in options.items())

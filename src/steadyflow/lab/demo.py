@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import solvers
 from ..datasets import digits
 from ..denoisers.base import Denoiser
-from ..integrate import Moment
+from ..integrate import Largest
 from ..metrics import rmse
 from ..models import load
 from ..solvers.base import steps_for
@@ -69,16 +69,6 @@ class Study:
     guidances: tuple[float, ...] = field(default=GUIDANCES)
 
 
-class _Largest:
-    """A callback that remembers the largest |x| it saw."""
-
-    def __init__(self):
-        self.value = 0.0
-
-    def __call__(self, moment: Moment) -> None:
-        self.value = max(self.value, moment.x.abs().max().item())
-
-
 def study(
     n: int = 100,
     *,
@@ -123,7 +113,7 @@ def _one(
 ) -> tuple[Row, Shown]:
     began = time.perf_counter()
     solver = solvers.get(name)
-    largest = _Largest()
+    largest = Largest()
     inversion = invert(model.condition(labels), images, solver=solver, steps=steps_for(solver, budget))
     same = inversion.decode(callback=largest)
     error = rmse(same.x, images)

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
+from .. import plots
 from ..diagnostics import CAUSES, Diagnosis
-from ..errors import MissingExtraError
 from . import pages
 
 _COLOURS = {
@@ -122,11 +122,7 @@ def draw_growth(found: Diagnosis, axes: Any) -> None:
 
 
 def _picture(found: Diagnosis, draw: Any, size: tuple[float, float]) -> str:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "lab", "plots") from error
-    figure = Figure(figsize=size, layout="constrained")
+    figure = plots.figure(*size)
     draw(found, figure.subplots())
     return pages.png(figure)
 

@@ -20,14 +20,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
-from .. import solvers
+from .. import batches, solvers
 from .._version import __version__
 from ..adapters.pipelines import PipelineModel, load_pipeline
 from ..datasets.ink import INKS, WORDS, Pictures, caption, ink
 from ..denoisers.smoothing import Smoothing
 from ..errors import NonFiniteError
-from ..integrate import Moment
-from ..metrics import psnr, ssim
+from ..integrate import Largest
+from ..metrics import psnr, rmse, ssim
 from ..metrics.features import structure_distance, weights_hash
 from ..metrics.statistics import Estimate, average, wilson
 from ..models import pipeline_folder
@@ -206,19 +206,15 @@ def _method(n: int, nfe: int, guidances: tuple[float, ...], method: tuple[str, d
     inversion = invert(
         field.condition(jobs[0].sources), latents, solver=solver, steps=steps_for(solver, nfe // field.cost)
     )
-    back = (inversion.decode().x - latents).flatten(1).square().mean(1).sqrt().median().item()
+    back = rmse(inversion.decode().x, latents).median().item()
     for task in jobs:
         for guidance in guidances:
-            largest = [0.0]
-
-            def watch(moment: Moment, largest: list[float] = largest) -> None:
-                largest[0] = max(largest[0], moment.x.abs().max().item())
-
+            seen = Largest()
             try:
-                edited = inversion.decode(field.condition(task.targets), guidance, callback=watch).x
+                edited = inversion.decode(field.condition(task.targets), guidance, callback=seen).x
             except NonFiniteError:
-                edited, largest[0] = torch.full_like(latents, torch.inf), torch.inf
-            rows.append(_row(task, label, guidance, model, judge, edited, limit, largest[0], back))
+                edited, seen.value = torch.full_like(latents, torch.inf), torch.inf
+            rows.append(_row(task, label, guidance, model, judge, edited, limit, seen.value, back))
     return rows
 
 
@@ -234,7 +230,7 @@ def _row(
     back: float,
 ) -> Row:
     """Judge the edits of a task. What blew up is shown as what the decoder makes of its numbers within the limit."""
-    blown = (edited.flatten(1).abs().amax(1) > limit) | ~edited.flatten(1).isfinite().all(1)
+    blown = (batches.largest(edited) > limit) | ~edited.flatten(1).isfinite().all(1)
     edited = edited.nan_to_num(0.0, limit, -limit).clamp(-limit, limit)
     images = model.decode(edited).clamp(-1.0, 1.0)
     source = task.pictures.images

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import grids, solvers
+from ..batches import norm
 from ..datasets import digits, faces
 from ..denoisers import Denoiser, GaussianMixture
 from ..diagnostics import JourneyMap
@@ -23,7 +24,7 @@ from ..errors import UnknownNameError
 from ..metrics import rmse
 from ..metrics.statistics import Estimate, pearson, spearman, wilson
 from ..models import load
-from ..noise import PERTURBATION, normal
+from ..noise import PERTURBATION, like
 from ..runs.engines import Engine, InProcess
 from ..schedules import VPLinear
 from ..solvers.base import steps_for
@@ -197,7 +198,7 @@ def study(
         own = JourneyMap(model, inversion.grid.reversed(), solver)
         stretched = own(inversion.latent + size * direction) - own(inversion.latent)
         coefficients = {
-            "random": stretched.flatten(1).norm(dim=1) / (size * direction).flatten(1).norm(dim=1),
+            "random": norm(stretched) / norm(size * direction),
             "inversion error": coefficient(generation, at, offset),
             "isotropic": overall,
         }
@@ -314,7 +315,7 @@ def draw_study(result: Study, figure: Any) -> None:
 
 
 def _direction(z: Tensor) -> Tensor:
-    return normal(0, PERTURBATION, (0, 2, 0), range(len(z)), z.shape[1:], dtype=z.dtype, device=z.device)
+    return like(z, 0, PERTURBATION, (0, 2, 0))
 
 
 def _share(events: Tensor) -> Estimate:

@@ -90,8 +90,7 @@ def write(path: str | Path, template: str, **values: Any) -> Path:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     ours = {"style": markupsafe.Markup(_STYLE), "script": markupsafe.Markup(_SCRIPT), "version": __version__}
     html = environment.from_string(template).render(**ours, **values)
-    with files.replacing(path) as part:
-        part.write_text(html, encoding="utf-8")
+    files.write_text(path, html)
     return Path(path)
 
 

@@ -5,9 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import grids, noise
+from .. import grids, noise, plots
 from ..diagnostics import stability
-from ..errors import MissingExtraError
 from ..models import load
 from . import pages
 from .demo import Study, table
@@ -107,11 +106,7 @@ def draw_curves(result: Study, axes: Any) -> None:
 
 
 def _curves(result: Study) -> str:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "lab", "plots") from error
-    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    figure = plots.figure(7.5, 4.2)
     draw_curves(result, figure.subplots())
     return pages.png(figure)
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .. import grids, solvers
+from ..batches import against, largest
 from ..corrections import MomentMatching, Relaxed, Stein
 from ..corrections.stein import rescaled
 from ..datasets import digits
@@ -129,7 +130,7 @@ class Thresholded:
         ratio = schedule.sigma(moment.leg.t1) / schedule.sigma(moment.leg.t0)
         gain = schedule.alpha(moment.leg.t1) - ratio * schedule.alpha(moment.leg.t0)
         size = clean.flatten(1).abs().quantile(self._quantile, dim=1).clamp_min(self._bound)
-        size = size.view(-1, *[1] * (x.ndim - 1))
+        size = against(size, x)
         cut = torch.maximum(torch.minimum(clean, size), -size) * (self._bound / size)
         return moment.solver.moved(moment.state, ratio * x + gain * cut, schedule, moment.leg.t1)
 
@@ -245,7 +246,7 @@ def run(problem: Problem, solver: str, evaluations: int, setting: Setting, n: in
         x = sample(problem.model, n=n, solver=method, grid=grid, seed=seed, corrections=corrections, progress=False).x
     except NonFiniteError:
         return Result(*facts, math.inf, math.inf, 1.0, *[math.nan] * 3)
-    large = x.flatten(1).abs().amax(1) > LARGE * problem.mean_square**0.5
+    large = largest(x) > LARGE * problem.mean_square**0.5
     data = problem.data
     few = min(n, 400)
     return Result(

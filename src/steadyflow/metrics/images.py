@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..batches import rms
 from ..errors import InputError, MissingExtraError
 
 
 def rmse(x: Tensor, y: Tensor) -> Tensor:
     """Root mean square difference of each sample, shape (B, ...) -> (B,)."""
     _check("rmse", x, y)
-    return (x - y).flatten(1).square().mean(1).sqrt()
+    return rms(x - y)
 
 
 def mse(x: Tensor, y: Tensor, *, region: Tensor | None = None) -> Tensor:

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from ..batches import unit
 from ..errors import InputError
-from ..noise import PERTURBATION, normal
+from ..noise import PERTURBATION, like
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, *, directions: int = 128, seed: int = 0) -> float:
@@ -14,8 +15,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, *, directions: int = 128, seed: int
     are those between quantiles. In the samples' units; the same directions for the same seed.
     """
     x, y = _flat(x, y)
-    along = normal(seed, PERTURBATION, (0, 4, 0), range(directions), x.shape[1:], dtype=x.dtype, device=x.device)
-    along = along / along.norm(dim=1, keepdim=True)
+    along = unit(like(x, seed, PERTURBATION, (0, 4, 0), range(directions)))
     n = max(len(x), len(y))
     at = (torch.arange(n, dtype=x.dtype, device=x.device) + 0.5) / n
     total = 0.0

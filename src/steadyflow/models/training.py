@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import files
+from ..batches import against
 from ..denoisers.base import Denoiser
 from ..errors import MALFORMED, CorruptFileError
 from ..prediction import PredictionType
@@ -77,10 +78,7 @@ def train(
             dropped = torch.rand(n, generator=generator) < label_dropout
             labels = labels.masked_fill(dropped, int(model.null))  # type: ignore[arg-type]
         eps = torch.randn(x0.shape, generator=generator)
-        alpha, sigma = (
-            f(t.double()).to(x0.dtype).view(-1, *[1] * (x0.ndim - 1))
-            for f in (model.schedule.alpha, model.schedule.sigma)
-        )
+        alpha, sigma = (against(f(t.double()), x0) for f in (model.schedule.alpha, model.schedule.sigma))
         time = model.schedule.model_time(t) * model.time_scale
         noisy = alpha * x0 + sigma * eps
         output = net(noisy, time) if labels is None else net(noisy, time, labels)

@@ -105,8 +105,7 @@ class RunFolder:
         manifest = {"format": _FORMAT, "job": job.spec(), "versions": versions(), **fingerprints}
         manifest = json.loads(json.dumps(manifest))
         if not (path / "manifest.json").exists():
-            with files.replacing(path / "manifest.json") as part:
-                part.write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+            files.write_text(path / "manifest.json", json.dumps(manifest, indent=2))
         found = cls.open(path)
         differing = _differences(found.manifest, manifest)
         if differing:

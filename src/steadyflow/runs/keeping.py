@@ -38,9 +38,7 @@ def kept(
     for j, result in engine.each(function, [cells[k][1] for k in missing]):
         path = paths[missing[j]]
         if path is not None:
-            with files.replacing(path) as part:
-                text = json.dumps({"stamp": stamp, "result": plain(result)}, indent=2)
-                part.write_text(text, encoding="utf-8")
+            files.write_text(path, json.dumps({"stamp": stamp, "result": plain(result)}, indent=2))
         yield missing[j], result
 
 

@@ -6,10 +6,9 @@ With chi = sigma / alpha, one step from t0 down to t1 is
     x1 = alpha1 x0_hat + sqrt(sigma1^2 - s^2) eps_hat + s z,      z ~ N(0, I).
 
 eta = 0 is DDIM; eta = 1 is the ancestral sampler of DDPM (Song et al. 2021, eq. 16; Ho et al. 2020), which
-k-diffusion calls "Euler ancestral". At eta = 1
-the mean is exact for fixed x0_hat, and z is the increment of a Brownian motion over the clock
-alpha^2 / sigma^2 (the signal-to-noise ratio, which grows along sampling), so that runs with different step
-counts can share one noise path.
+k-diffusion calls "Euler ancestral". At eta = 1 the mean is exact for fixed x0_hat, and z is the increment of a
+Brownian motion over the clock alpha^2 / sigma^2 (the signal-to-noise ratio, which grows along sampling), so that runs
+with different step counts can share one noise path.
 """
 
 import math
@@ -19,8 +18,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ..batches import combine
 from ..errors import InputError
-from .base import Asking, Facts, Leg, Query, Solver, combine, ddim_factors, ddim_step
+from .base import Asking, Facts, Leg, Query, Solver, ddim_factors, ddim_step
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class DDIM(Solver):
             inverse="none" if stochastic else "approximate",
             antisymmetric_order=None if stochastic else 1,
             stochastic=stochastic,
+            strong_order=1 if stochastic else None,
             real_interval=None if stochastic else 2.0,
             source="Song et al. 2021",
         )
@@ -84,9 +85,7 @@ class DDPM(DDIM):
 
 def unit_noise(leg: Leg) -> Tensor:
     """Standard normal noise for a falling leg: the increment over its signal-to-noise ratios, scaled to 1."""
-    if leg.noise is None:
-        raise InputError("noise: a stochastic solver needs a noise source (see steadyflow.noise.Brownian)")
     before, after = (math.exp(min(leg.schedule.log_snr(t), 600.0)) for t in (leg.t0, leg.t1))
     if before > 0.0:
         after = min(after, before * 2.0**40)  # the beginning of a leg to clean data will do, and is a finite number
-    return leg.noise.unit(before, after)
+    return leg.source.unit(before, after)

@@ -71,6 +71,13 @@ class Leg:
         """Whether this leg adds noise (inversion)."""
         return self.t1 > self.t0
 
+    @property
+    def source(self) -> NoiseSource:
+        """The noise of the journey. Raises `InputError` where it has none."""
+        if self.noise is None:
+            raise InputError("noise: a stochastic solver needs a noise source (see steadyflow.noise.Brownian)")
+        return self.noise
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -85,6 +92,8 @@ class Facts:
     antisymmetric_order: int | None = None
     """p such that a step followed by its inverse is the identity up to O(h^(p+1)); None where exact."""
     stochastic: bool = False
+    strong_order: int | None = None
+    """Of a stochastic solver, its order path by path: over grids on one Brownian path; None where there is no such."""
     inverse_evaluations: int | None = None
     """Model evaluations a step upwards, where they differ from those downwards."""
     extra: int = 0
@@ -230,30 +239,6 @@ def ddim_factors(schedule: Schedule, t0: float, t1: float) -> tuple[float, float
         raise SingularTimeError(f"alpha is 0 at t = {t0:.6g}, from where this step is undefined; give a smaller t_max")
     ratio = schedule.alpha(t1) / before
     return ratio, schedule.sigma(t1) - ratio * schedule.sigma(t0)
-
-
-def combine(first: float, x: Tensor, factors: Sequence[float], others: Sequence[Tensor]) -> Tensor:
-    """first * x + sum of factors * others, one fused pass a term; x itself is left alone."""
-    return total((first, *factors), (x, *others))
-
-
-def total(factors: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
-    """The sum of factors * tensors, one fused pass a term; the tensors are left alone, and those of factor 0 unread."""
-    first, start, result = 0.0, tensors[0], None
-    for factor, tensor in zip(factors, tensors, strict=True):
-        if factor == 0.0:
-            continue
-        if result is not None:
-            result.add_(tensor, alpha=factor)
-        elif first == 0.0:
-            first, start = factor, tensor
-        elif first == 1.0:
-            result = torch.add(start, tensor, alpha=factor)
-        else:
-            result = torch.mul(start, first).add_(tensor, alpha=factor)
-    if result is not None:
-        return result
-    return start if first == 1.0 else start * first
 
 
 # States as data: any registered named tuple can be taken apart into tensors and JSON, and put together again.

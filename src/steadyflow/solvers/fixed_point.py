@@ -21,10 +21,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..batches import against, combine, dot
 from ..errors import ConvergenceError, InputError
 from ..schedules import Schedule
 from ..variables import FLOW, VariableName
-from .base import Asking, Facts, Leg, Query, Solver, combine, ddim_factors, ddim_step
+from .base import Asking, Facts, Leg, Query, Solver, ddim_factors, ddim_step
 from .reversible import Moving
 
 
@@ -90,10 +91,9 @@ def _check_convergence(name: str, leg: Leg, first: Tensor, last: Tensor, state: 
 def _anderson(image: Tensor, residual: Tensor, image_before: Tensor, residual_before: Tensor) -> Tensor:
     """The mix of the last two images whose residuals, mixed alike, are smallest; a weight a sample."""
     change = residual - residual_before
-    size = change.flatten(1).square().sum(1)
-    weight = (residual * change).flatten(1).sum(1) / size.clamp_min(torch.finfo(size.dtype).tiny)
-    weight = weight.clamp(-2.0, 2.0).view(-1, *[1] * (image.ndim - 1))
-    return image - weight * (image - image_before)
+    size = dot(change, change).clamp_min(torch.finfo(change.dtype).tiny)
+    weight = (dot(residual, change) / size).clamp(-2.0, 2.0)
+    return image - against(weight, image) * (image - image_before)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ interpolated by a polynomial P in some clock s(tau), and P is integrated exactly
 
 and `ipndm` takes the equal-step Adams-Bashforth weights whatever the grid (Liu et al. 2022).
 
-The stochastic forms add the noise of the reverse SDE: with J_k = 2 integral of s^k e^(-2(h - s)) over [0, h],
+The stochastic forms add the noise of the reverse SDE, or its share eta: with c = 1 + eta and J_k = c times the integral
+of s^k e^(-c(h - s)) over [0, h],
 
-    x1 = (sigma1/sigma0) e^-h x + alpha1 (m0 J_0 + m' J_1 + m'' J_2 / 2) + sigma1 sqrt(1 - e^-2h) z.
+    x1 = (sigma1/sigma0) e^(-eta h) x + alpha1 (m0 J_0 + m' J_1 + m'' J_2 / 2) + sigma1 sqrt(1 - e^(-2 eta h)) z.
 
 Where a leg ends in sigma = 0 or starts at alpha = 0 the order drops to one, which is DDIM there. The first steps
 have lower order, as there is less history. Inversion runs the same method up the grid, with a history of its own.
@@ -37,11 +38,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..batches import combine
 from ..errors import InputError
 from ..schedules import Schedule
 from ..variables import DATA, NOISE, Variable, VariableName
 from .ancestral import unit_noise
-from .base import Asking, Facts, Leg, Query, Solver, combine, state
+from .base import Asking, Facts, Leg, Query, Solver, state
 
 ADAMS_INTERVALS = (2.0, 1.0, 6 / 11, 3 / 10)
 """The real stability intervals of the Adams-Bashforth methods of order 1 to 4 (Hairer & Wanner, sec. V.1)."""
@@ -88,6 +90,7 @@ class Multistep(Solver):
             1,
             inverse,
             stochastic=self.stochastic,
+            strong_order=1 if self.stochastic else None,
             states=1 + self.order,
             real_interval=None if self.stochastic else ADAMS_INTERVALS[self.order - 1],
             source=self.source,
@@ -252,37 +255,46 @@ class DPMppSDE(Multistep):
     """DPM-Solver++ for the reverse SDE, multistep: `dpmpp-sde` (order 1), `dpmpp-2m-sde`, `dpmpp-3m-sde`.
 
     The order is that of the drift. Order 1 is the ancestral sampler with twice the log-SNR step of the ODE.
+
+    eta: the share of the reverse SDE's noise; 1 is all of it, towards 0 the ODE's multistep method.
     """
 
     order: int = 2
+    eta: float = 1.0
     highest = 3
     variable = DATA
     stochastic = True
     source = "Lu et al. 2022"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0.0 < self.eta < math.inf:
+            raise InputError(f"{self.name}: got eta {self.eta}, expected a positive number; 'dpmpp-2m' is that of 0")
 
     @property
     def name(self) -> str:  # type: ignore[override]  # one class serves a name an order
         return "dpmpp-sde" if self.order == 1 else f"dpmpp-{self.order}m-sde"
 
     def spec(self) -> dict[str, Any]:
-        return {"name": self.name}
+        return {"name": self.name, "eta": self.eta}
 
     def advance(self, x, leg, times, slopes):
         schedule = leg.schedule
         here, there = _lambda(schedule, leg.t0), _lambda(schedule, leg.t1)
         h, alpha, sigma = there - here, schedule.alpha(leg.t1), schedule.sigma(leg.t1)
-        decay = -math.expm1(-2.0 * h)
+        rate = 1.0 + self.eta
+        decay = -math.expm1(-rate * h)
         if len(times) == 2:  # the published midpoint form
             extra = _extrapolation(leg, times)
             weights = [alpha * decay * (1 + extra), -alpha * decay * extra]
         else:
             nodes, measure = _gauss()
             clock = here + h * nodes
-            measure = 2.0 * h * measure * np.exp(2.0 * (clock - there))
+            measure = rate * h * measure * np.exp(rate * (clock - there))
             knots = [_lambda(schedule, t) for t in times]
             weights = [alpha * w for w in _lagrange_weights(knots, clock, measure)]
-        mean = combine(sigma / schedule.sigma(leg.t0) * math.exp(-h), x, weights, list(slopes))
-        return torch.add(mean, unit_noise(leg), alpha=sigma * math.sqrt(decay))
+        mean = combine(sigma / schedule.sigma(leg.t0) * math.exp(-self.eta * h), x, weights, list(slopes))
+        return torch.add(mean, unit_noise(leg), alpha=sigma * math.sqrt(-math.expm1(-2.0 * self.eta * h)))
 
 
 @state

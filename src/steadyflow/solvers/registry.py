@@ -104,12 +104,10 @@ def from_spec(spec: dict[str, Any]) -> Solver:
     return get(name, **options)
 
 
-def solver_table() -> str:
-    """All solvers and their facts as a Markdown table."""
-    lines = [
-        "| solver | order | nfe/step | inverse | order back | stable on | source |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def facts_table() -> tuple[list[str], list[list[str]]]:
+    """All solvers and their facts as text: the headings, and a list of cells a solver."""
+    heads = ["solver", "order", "nfe/step", "inverse", "order back", "stable on", "source"]
+    rows = []
     for name in names():
         facts = get(name).facts
         inverse = "none (stochastic)" if facts.inverse == "none" else facts.inverse
@@ -117,5 +115,12 @@ def solver_table() -> str:
         cost = "until converged" if facts.evaluations is None else str(facts.evaluations)
         interval = facts.real_interval
         stable = "" if interval is None else "all z < 0" if interval == math.inf else f"[-{interval:.4g}, 0]"
-        lines.append(f"| `{name}` | {facts.order} | {cost} | {inverse} | {back} | {stable} | {facts.source} |")
-    return "\n".join(lines)
+        rows.append([name, str(facts.order), cost, inverse, back, stable, facts.source])
+    return heads, rows
+
+
+def solver_table() -> str:
+    """The same in Markdown."""
+    heads, rows = facts_table()
+    lines = ["| " + " | ".join(cells) + " |" for cells in (heads, *([f"`{row[0]}`", *row[1:]] for row in rows))]
+    return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:]])

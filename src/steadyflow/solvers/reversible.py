@@ -26,10 +26,11 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ..batches import against, combine, norm
 from ..errors import ConvergenceError, InputError, SingularTimeError
 from ..schedules import Schedule
 from ..variables import DATA, NOISE, Variable, VariableName, check_name, choose
-from .base import Asking, Facts, Leg, Query, Solver, combine, ddim_factors, ddim_step, state
+from .base import Asking, Facts, Leg, Query, Solver, ddim_factors, ddim_step, state
 
 Coupling = float | Literal["auto"]
 
@@ -376,9 +377,9 @@ class ALF(Auxiliary):
 class ImplicitMidpoint(Solver):
     """u1 = u + h f(t + h/2, (u + u1) / 2), solved by fixed-point iteration; symmetric, and stable everywhere.
 
-    One state. The iteration converges where |h| times the field's Lipschitz constant is below 2. It stops when a
-    round changes the middle state by less than `tolerance` of its size (by default 1e-12 in float64, 1e-6 in float32),
-    and raises `ConvergenceError` after `iterations` rounds. The round trip is exact to that tolerance.
+    One state. The iteration converges where |h| times the field's Lipschitz constant is below 2. It stops when
+    rounds change each sample's middle state by less than `tolerance` of its size (1e-12 in float64, 1e-6 in float32 by
+    default), and raises `ConvergenceError` after `iterations` rounds. The round trip is exact to that tolerance.
     """
 
     variable: VariableName = "flow"
@@ -407,18 +408,22 @@ class ImplicitMidpoint(Solver):
         t = variable.when(leg.schedule, start + h / 2)
         before, here, after = (variable.scale(leg.schedule, s) for s in (leg.t0, t, leg.t1))
         tolerance = self.tolerance or (1e-12 if state.dtype == torch.float64 else 1e-6)
-        ratio, middle, change = here / before, state * (here / before), math.inf
+        ratio, middle = here / before, state * (here / before)
+        moving = torch.ones(len(state), dtype=torch.bool, device=state.device)
+        change = torch.zeros(len(state), dtype=state.dtype, device=state.device)
         for _ in range(self.iterations):
             slope = variable.slope((yield Query(middle, t)))
             better = combine(ratio, state, [here * h / 2], [slope])
-            change = float(((better - middle).norm() / (1e-30 + better.norm())).detach())
-            middle = better
-            if change <= tolerance:
+            # a sample that has converged stays, so that it is the same in any batch
+            middle, before_it = torch.where(against(moving, state), better, middle), middle
+            change = norm(middle - before_it).detach() / norm(middle).detach().clamp_min(1e-30)
+            moving = moving & ~(change <= tolerance)  # NaN moves
+            if not bool(moving.any()):
                 break
         else:
             raise ConvergenceError(
-                f"implicit-midpoint: at t = {t:.6g} the fixed point still moved by {change:.1e} of its size after "
-                f"{self.iterations} rounds (asked for {tolerance:.1e}); take more steps or a larger tolerance"
+                f"implicit-midpoint: at t = {t:.6g} the fixed point still moved by {change.max():.1e} of its size "
+                f"after {self.iterations} rounds (asked for {tolerance:.1e}); take more steps or a larger tolerance"
             )
         # u1 = 2 (middle) - u, which keeps the symmetry to rounding
         return combine(2 * after / here, middle, [-after / before], [state])

@@ -21,11 +21,12 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from ..batches import total
 from ..prediction import Prediction
 from ..schedules import Schedule
 from ..variables import Variable, VariableName, check_name, choose
 from . import tableaux
-from .base import Asking, Facts, Leg, Query, Solver, ddim_step, total
+from .base import Asking, Facts, Leg, Query, Solver, ddim_step
 from .tableaux import Tableau
 
 
@@ -108,11 +109,19 @@ class RungeKutta(Solver):
             return None
         return choose(self.variable, schedule, leg.t0, leg.t1)
 
-    def slopes(self, x: Tensor, schedule: Schedule, t0: float, t1: float, variable: Variable) -> Asking[Slopes]:
-        """The stage slopes k_i of a step from (x, t0) to t1."""
+    def slopes(
+        self,
+        x: Tensor,
+        schedule: Schedule,
+        t0: float,
+        t1: float,
+        variable: Variable,
+        known: Prediction | None = None,
+    ) -> Asking[Slopes]:
+        """The stage slopes k_i of a step from (x, t0) to t1; known: what the model says at (x, t0), if it was asked."""
         start = variable.time(schedule, t0)
         slopes = Slopes(variable, variable.time(schedule, t1) - start, schedule, t0, t1, x)
-        slopes.add((yield Query(x, t0)), _UNMOVED)  # an explicit method's first stage
+        slopes.add((yield Query(x, t0)) if known is None else known, _UNMOVED)  # an explicit method's first stage
         tableau = self.tableau
         for row, c in zip(tableau.a[1:], tableau.c[1:], strict=True):
             if c == 1.0:
@@ -143,103 +152,33 @@ def _facts(tableau: Tableau) -> Facts:
     )
 
 
-@dataclass(frozen=True)
-class Euler(RungeKutta):
-    """First order, one evaluation: DDIM, in any variable."""
-
-    name: ClassVar[str] = "euler"
-
-    @property
-    def tableau(self) -> Tableau:
-        return tableaux.EULER
+METHODS: list[type[RungeKutta]] = []
+"""The methods without options, each registered by its name, and coupled as "rex-" and its name."""
 
 
-@dataclass(frozen=True)
-class Midpoint(RungeKutta):
-    """Second order, two evaluations, antisymmetric order 3."""
-
-    name: ClassVar[str] = "midpoint"
-
-    @property
-    def tableau(self) -> Tableau:
-        return tableaux.MIDPOINT
+def _method(title: str, tableau: Tableau, about: str) -> type[RungeKutta]:
+    """The class of a method that is all in its tableau; it is added to `METHODS`."""
+    fields = {"name": tableau.name, "tableau": property(lambda self: tableau)}
+    made = type(title, (RungeKutta,), {"__doc__": about, "__module__": __name__, **fields})
+    METHODS.append(made)
+    return made
 
 
-@dataclass(frozen=True)
-class Heun(RungeKutta):
-    """Second order, two evaluations; in the noise variable EDM's deterministic sampler."""
-
-    name: ClassVar[str] = "heun"
-
-    @property
-    def tableau(self) -> Tableau:
-        return tableaux.HEUN
-
-
-@dataclass(frozen=True)
-class Ralston(RungeKutta):
-    """Second order, two evaluations, smallest truncation bound of its kind."""
-
-    name: ClassVar[str] = "ralston"
-
-    @property
-    def tableau(self) -> Tableau:
-        return tableaux.RALSTON
-
-
-@dataclass(frozen=True)
-class SSPRK3(RungeKutta):
-    """Third order, three evaluations, strong-stability preserving."""
-
-    name: ClassVar[str] = "ssprk3"
-
-    @property
-    def tableau(self) -> Tableau:
-        return tableaux.SSPRK3
-
-
-@dataclass(frozen=True)
-class RK4(RungeKutta):
-    """Fourth order, four evaluations, antisymmetric order 5."""
-
-    name: ClassVar[str] = "rk4"
-
-    @property
-    def tableau(self) -> Tableau:
-        return tableaux.RK4
-
-
-@dataclass(frozen=True)
-class BogackiShampine(RungeKutta):
-    """Third order, three evaluations, with an embedded method of second order."""
-
-    name: ClassVar[str] = "bogacki-shampine"
-
-    @property
-    def tableau(self) -> Tableau:
-        return tableaux.BOGACKI_SHAMPINE
-
-
-@dataclass(frozen=True)
-class Dopri5(RungeKutta):
-    """Fifth order, six evaluations, with an embedded method of fourth order."""
-
-    name: ClassVar[str] = "dopri5"
-
-    @property
-    def tableau(self) -> Tableau:
-        return tableaux.DOPRI5
-
-
-@dataclass(frozen=True)
-class Tsit5(RungeKutta):
-    """Fifth order, six evaluations, with an embedded method of fourth order."""
-
-    name: ClassVar[str] = "tsit5"
-
-    @property
-    def tableau(self) -> Tableau:
-        return tableaux.TSIT5
+Euler = _method("Euler", tableaux.EULER, "First order, one evaluation: DDIM, in any variable.")
+Midpoint = _method("Midpoint", tableaux.MIDPOINT, "Second order, two evaluations, antisymmetric order 3.")
+Heun = _method(
+    "Heun", tableaux.HEUN, "Second order, two evaluations; in the noise variable EDM's deterministic sampler."
+)
+Ralston = _method("Ralston", tableaux.RALSTON, "Second order, two evaluations, smallest truncation bound of its kind.")
+SSPRK3 = _method("SSPRK3", tableaux.SSPRK3, "Third order, three evaluations, strong-stability preserving.")
+RK4 = _method("RK4", tableaux.RK4, "Fourth order, four evaluations, antisymmetric order 5.")
+BogackiShampine = _method(
+    "BogackiShampine",
+    tableaux.BOGACKI_SHAMPINE,
+    "Third order, three evaluations, with an embedded method of second order.",
+)
+Dopri5 = _method("Dopri5", tableaux.DOPRI5, "Fifth order, six evaluations, with an embedded method of fourth order.")
+Tsit5 = _method("Tsit5", tableaux.TSIT5, "Fifth order, six evaluations, with an embedded method of fourth order.")
 
 
 @dataclass(frozen=True)
@@ -279,7 +218,3 @@ class EES27(RungeKutta):
     def __post_init__(self):
         super().__post_init__()
         _ = self.tableau
-
-
-METHODS = (Euler, Midpoint, Heun, Ralston, SSPRK3, RK4, BogackiShampine, Dopri5, Tsit5)
-"""The methods without options, each registered by its name, and coupled as "rex-" and its name."""

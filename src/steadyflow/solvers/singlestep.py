@@ -18,9 +18,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ..batches import combine
 from ..schedules import Schedule
 from ..variables import VariableName
-from .base import Asking, Facts, Leg, Query, Solver, combine, ddim_step
+from .base import Asking, Facts, Leg, Query, Solver, ddim_step
 
 
 class Exponential(Solver):

@@ -38,7 +38,7 @@ class EDMStochastic(Solver):
 
     @property
     def facts(self) -> Facts:
-        return Facts(2, 2, "none", stochastic=True, source="Karras et al. 2022")
+        return Facts(2, 2, "none", stochastic=True, strong_order=1, source="Karras et al. 2022")
 
     def step(self, state: Tensor, leg: Leg) -> Asking[Tensor]:
         schedule, level = leg.schedule, leg.schedule.ratio(leg.t0)
@@ -67,15 +67,14 @@ class SEEDS2(Solver):
 
     @property
     def facts(self) -> Facts:
-        return Facts(2, 2, "none", stochastic=True, source="Gonzalez et al. 2023; Lu et al. 2022")
+        source = "Gonzalez et al. 2023; Lu et al. 2022"
+        return Facts(2, 2, "none", stochastic=True, strong_order=1, source=source)
 
     def step(self, state: Tensor, leg: Leg) -> Asking[Tensor]:
         schedule = leg.schedule
         ends = (schedule.log_snr(leg.t0), schedule.log_snr(leg.t1))
         if not all(map(math.isfinite, ends)):
             return (yield from ddim_step(state, leg))
-        if leg.noise is None:
-            raise InputError("noise: a stochastic solver needs a noise source (see steadyflow.noise.Brownian)")
         middle = schedule.t_from_log_snr(0.5 * sum(ends))
         first = (yield Query(state, leg.t0)).x0
         half = self._move(state, first, leg, middle)
@@ -88,8 +87,7 @@ class SEEDS2(Solver):
         rho0, rho1 = (math.exp(schedule.log_snr(s)) for s in (leg.t0, t))
         before, after = (schedule.sigma(s) ** 2 / schedule.alpha(s) for s in (leg.t0, t))
         drift = torch.add(x * (after / before), x0, alpha=after * (rho1 - rho0))
-        assert leg.noise is not None
-        return torch.add(drift, leg.noise.increment(rho0, rho1), alpha=after)
+        return torch.add(drift, leg.source.increment(rho0, rho1), alpha=after)
 
 
 @dataclass(frozen=True)

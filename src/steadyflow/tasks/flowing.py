@@ -75,8 +75,7 @@ def flow_edit(
         change = torch.zeros_like(x)
         for repeat in range(average):
             where = (k, repeat, 3)
-            drawn = noise.normal(seed, noise.PERTURBATION, where, rows, x.shape[1:], dtype=x.dtype, device=x.device)
-            noisy = (1.0 - tau) * x + tau * drawn
+            noisy = (1.0 - tau) * x + tau * noise.like(x, seed, noise.PERTURBATION, where, rows)
             change += there((edited + noisy - x) * scale, t0).flow - here(noisy * scale, t0).flow
         edited = edited + (step / average) * change
     return _edit(x, edited, 2 * average * (len(times) - 1), len(times) - 1)
@@ -109,8 +108,7 @@ def rf_inversion(
     times = grids.make(grid, model.schedule, steps).times
     schedule = model.schedule
     up, down = _conditioned(model, source, 1.0), _conditioned(model, target, guidance)
-    rows = range(index, index + len(x))
-    goal = noise.normal(seed, noise.PERTURBATION, (1, 0, 1), rows, x.shape[1:], dtype=x.dtype, device=x.device)
+    goal = noise.like(x, seed, noise.PERTURBATION, (1, 0, 1), range(index, index + len(x)))
     clock = [FLOW.time(schedule, t) for t in times]
     scales = [FLOW.scale(schedule, t) for t in times]
     n = len(times) - 1

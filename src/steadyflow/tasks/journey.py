@@ -71,13 +71,8 @@ def travel(
     try:
         for start in chunks:
             stop = min(start + size, n)
-            noise = SOURCES[options.noise](
-                options.seed,
-                range(options.index + start, options.index + stop),
-                first.shape[1:],
-                dtype=first.dtype,
-                device=first.device,
-            )
+            rows = range(options.index + start, options.index + stop)
+            noise = SOURCES[options.noise].of(first, options.seed, rows)
             run = integrate(
                 model.rows(start, stop) if len(chunks) > 1 else model,
                 None if x is None else x[start:stop],

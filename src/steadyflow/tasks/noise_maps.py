@@ -11,7 +11,7 @@ Sources: Huberman-Spiegelglas et al. 2023 (2304.06140), with `ddpm`; Brack et al
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from ..grids import Grid
 from ..integrate import Progress, check_state, integrate
 from ..noise import NoiseSource
 from ..prediction import Prediction
-from ..solvers.base import Solver, legs
+from ..solvers.base import Leg, Solver, legs
 from .sampling import Sample
 
 
@@ -99,7 +99,7 @@ def noise_maps(
         """An independent noisy state at time k; x itself at the clean end."""
         if k == times.steps:
             return x
-        drawn = noise.normal(seed, noise.PERTURBATION, (k, 0, 2), rows, x.shape[1:], dtype=x.dtype, device=x.device)
+        drawn = noise.like(x, seed, noise.PERTURBATION, (k, 0, 2), rows)
         t = times.times[k]
         return model.schedule.alpha(t) * x + model.schedule.sigma(t) * drawn
 
@@ -125,8 +125,8 @@ def noise_maps(
     return NoiseMaps(begin, torch.stack(maps), method, times, model, asked)
 
 
-def _with(leg, drawn: Tensor):
-    return type(leg)(leg.schedule, leg.t0, leg.t1, leg.index, leg.steps, _Replay([drawn]))
+def _with(leg: Leg, drawn: Tensor) -> Leg:
+    return replace(leg, noise=_Replay([drawn]))
 
 
 def _finish(asking, prediction: Prediction):

@@ -1,0 +1,28 @@
+"""Figures, where matplotlib is installed."""
+
+from pathlib import Path
+from typing import Any
+
+from . import files
+from .errors import MissingExtraError
+
+
+def require() -> Any:
+    """matplotlib's `Figure`; for long work to ask beforehand. Raises `MissingExtraError` without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "lab", "plots") from error
+    return Figure
+
+
+def figure(width: float, height: float) -> Any:
+    """An empty matplotlib figure of a size in inches. Raises `MissingExtraError` without matplotlib."""
+    return require()(figsize=(width, height), layout="constrained")
+
+
+def save(drawn: Any, path: str | Path, dpi: int = 120) -> None:
+    """Write a figure to a file of the kind that its name says, whole or not at all. Raises `StorageError`."""
+    kind = Path(path).suffix[1:] or None
+    with files.replacing(path) as part:
+        drawn.savefig(part, dpi=dpi, format=kind)
