@@ -130,9 +130,9 @@ class Schedule(ABC):
             cls.log_snr = _remembered(cls.log_snr)  # type: ignore[method-assign]
 
     @property
-    @abstractmethod
     def domain(self) -> tuple[float, float]:
-        """Smallest and largest time at which the path is defined."""
+        """Smallest and largest time at which the path is defined, [0, 1] unless a path says otherwise."""
+        return 0.0, 1.0
 
     @abstractmethod
     def log_snr(self, t: Scalar) -> Scalar:
@@ -236,10 +236,6 @@ class VPLinear(VariancePreserving):
     def __post_init__(self):
         _check_betas(self.beta_min, self.beta_max)
 
-    @property
-    def domain(self):
-        return 0.0, 1.0
-
     def log_snr(self, t):
         slope = self.beta_max - self.beta_min
         return _log_snr_of_decay(t * (self.beta_min + 0.5 * slope * t))
@@ -264,10 +260,6 @@ class VPScaledLinear(VariancePreserving):
 
     def __post_init__(self):
         _check_betas(self.beta_min, self.beta_max)
-
-    @property
-    def domain(self):
-        return 0.0, 1.0
 
     @cached_property
     def _roots(self):
@@ -296,10 +288,6 @@ class VPCosine(VariancePreserving):
     s: float = 0.008
     t_min: float = 1e-3
     t_max: float = 0.9958
-
-    @property
-    def domain(self):
-        return 0.0, 1.0
 
     @property
     def _rate(self):
@@ -366,10 +354,6 @@ class RectifiedFlow(Schedule):
     def __post_init__(self):
         if not self.shift > 0:
             raise InputError(f"shift: got {self.shift}, expected a positive number")
-
-    @property
-    def domain(self):
-        return 0.0, 1.0
 
     def log_snr(self, t):
         return 2.0 * (_log(1.0 - t) - _log(self.shift * t))

@@ -12,7 +12,7 @@ with different step counts can share one noise path.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -52,7 +52,7 @@ class DDIM(Solver):
             stochastic=stochastic,
             strong_order=1 if stochastic else None,
             real_interval=None if stochastic else 2.0,
-            source="Song et al. 2021",
+            source="Song et al. 2021 (2010.02502)",
         )
 
     def step(self, state: Tensor, leg: Leg) -> Asking[Tensor]:
@@ -81,6 +81,10 @@ class DDPM(DDIM):
 
     eta: float = 1.0
     name: ClassVar[str] = "ddpm"
+
+    @property
+    def facts(self) -> Facts:
+        return replace(super().facts, source="Ho et al. 2020 (2006.11239)")
 
 
 def unit_noise(leg: Leg) -> Tensor:

@@ -54,7 +54,7 @@ class AIDI(ImplicitDDIM):
     rounds: int = 5
     accelerate: bool = True
     name: ClassVar[str] = "aidi"
-    source = "Pan et al. 2023"
+    source = "Pan et al. 2023 (2309.04907)"
 
     def __post_init__(self):
         _check_rounds(self.name, self.rounds)
@@ -103,7 +103,7 @@ class ReNoise(ImplicitDDIM):
     rounds: int = 9
     average: int = 3
     name: ClassVar[str] = "renoise"
-    source = "Garibi et al. 2024"
+    source = "Garibi et al. 2024 (2403.14602)"
 
     def __post_init__(self):
         _check_rounds(self.name, self.rounds)
@@ -143,7 +143,7 @@ class FireFlow(Solver):
 
     @property
     def facts(self) -> Facts:
-        return Facts(2, 1, "approximate", extra=1, states=2, source="Deng et al. 2024")
+        return Facts(2, 1, "approximate", extra=1, states=2, source="Deng et al. 2024 (2412.07517)")
 
     def start(self, x: Tensor, schedule: Schedule, t: float) -> Moving:
         return Moving(x, None, None)

@@ -156,7 +156,7 @@ class LMS(Multistep):
 
     order: int = 4
     name: ClassVar[str] = "lms"
-    source = "Karras et al. 2022; k-diffusion"
+    source = "Karras et al. 2022 (2206.00364); k-diffusion"
 
     def advance(self, x, leg, times, slopes):
         start, end = (leg.schedule.ratio(t) for t in (leg.t0, leg.t1))
@@ -171,7 +171,7 @@ class DEIS(Multistep):
     """DEIS: the noise interpolated in log sigma/alpha and integrated exactly, order 1 to 4."""
 
     name: ClassVar[str] = "deis"
-    source = "Zhang & Chen 2022"
+    source = "Zhang & Chen 2022 (2204.13902)"
 
     def advance(self, x, leg, times, slopes):
         return self.transfer(x, leg, _exponential_weights(self.variable, leg, times), slopes)
@@ -195,7 +195,7 @@ class IPNDM(Multistep):
 
     order: int = 4
     name: ClassVar[str] = "ipndm"
-    source = "Liu et al. 2022; Zhang & Chen 2022"
+    source = "Liu et al. 2022 (2202.09778); Zhang & Chen 2022 (2204.13902)"
 
     @property
     def facts(self) -> Facts:
@@ -215,7 +215,7 @@ class DPMpp2M(Multistep):
     name: ClassVar[str] = "dpmpp-2m"
     highest = 2
     variable = DATA
-    source = "Lu et al. 2022"
+    source = "Lu et al. 2022 (2211.01095)"
 
     def advance(self, x, leg, times, slopes):
         gain = DATA.time(leg.schedule, leg.t1) - DATA.time(leg.schedule, leg.t0)
@@ -244,7 +244,7 @@ class DPMpp3M(Multistep):
     name: ClassVar[str] = "dpmpp-3m"
     highest = 3
     variable = DATA
-    source = "Lu et al. 2022"
+    source = "Lu et al. 2022 (2211.01095)"
 
     def advance(self, x, leg, times, slopes):
         return self.transfer(x, leg, _exponential_weights(self.variable, leg, times), slopes)
@@ -264,7 +264,7 @@ class DPMppSDE(Multistep):
     highest = 3
     variable = DATA
     stochastic = True
-    source = "Lu et al. 2022"
+    source = "Lu et al. 2022 (2211.01095)"
 
     def __post_init__(self):
         super().__post_init__()
@@ -339,7 +339,7 @@ class UniPC(Solver):
             "approximate",
             states=1 + self.order,
             real_interval=interval,
-            source="Zhao et al. 2023",
+            source="Zhao et al. 2023 (2302.04867)",
         )
 
     def start(self, x: Tensor, schedule: Schedule, t: float) -> Predicted:

@@ -114,7 +114,8 @@ def facts_table() -> tuple[list[str], list[list[str]]]:
         back = "" if facts.antisymmetric_order is None else str(facts.antisymmetric_order)
         cost = "until converged" if facts.evaluations is None else str(facts.evaluations)
         interval = facts.real_interval
-        stable = "" if interval is None else "all z < 0" if interval == math.inf else f"[-{interval:.4g}, 0]"
+        words = {None: "", math.inf: "all z < 0", 0.0: "z = 0 alone"}
+        stable = words.get(interval, f"[-{interval or 0.0:.4g}, 0]")
         rows.append([name, str(facts.order), cost, inverse, back, stable, facts.source])
     return heads, rows
 

@@ -126,7 +126,7 @@ class EDICT(TwoStates):
         p = 1.0 if self.coupling == "auto" else self.coupling
         closed_form = self.coupling != "auto" and not self.alternate
         real = (1 - p * p) / (1 - p + p * p) if closed_form else None
-        return Facts(1, 2, "exact", states=2, real_interval=real, source="Wallace et al. 2023")
+        return Facts(1, 2, "exact", states=2, real_interval=real, source="Wallace et al. 2023 (2211.12446)")
 
     def _weight(self, leg: Leg) -> float:
         return contraction(leg, 0.75) if self.coupling == "auto" else self.coupling
@@ -236,7 +236,7 @@ class BDIA(TwoStep):
     def facts(self) -> Facts:
         gamma = self.coupling
         real = None if gamma == "auto" else 2 * (1 - gamma) / (1 + gamma)
-        return Facts(1, 1, "exact", states=2, real_interval=real, source="Zhang et al. 2023")
+        return Facts(1, 1, "exact", states=2, real_interval=real, source="Zhang et al. 2023 (2307.10829)")
 
     def weight(self, schedule, clean, middle, noisy):
         if self.coupling == "auto":
@@ -256,7 +256,9 @@ class BELM(TwoStep):
 
     @property
     def facts(self) -> Facts:
-        return Facts(2, 1, "exact", states=2, real_interval=0.0, imaginary_interval=1.0, source="Wang et al. 2024")
+        return Facts(
+            2, 1, "exact", states=2, real_interval=0.0, imaginary_interval=1.0, source="Wang et al. 2024 (2410.07273)"
+        )
 
     def weight(self, schedule, clean, middle, noisy):
         down, here, up = (schedule.ratio(t) for t in (clean, middle, noisy))
@@ -296,7 +298,7 @@ class ReversibleHeun(Auxiliary):
 
     @property
     def facts(self) -> Facts:
-        source = "Kidger et al. 2021"
+        source = "Kidger et al. 2021 (2105.13493)"
         return Facts(2, 1, "exact", extra=1, states=3, real_interval=0.0, imaginary_interval=1.0, source=source)
 
     @property
@@ -345,7 +347,7 @@ class ALF(Auxiliary):
             states=2,
             real_interval=2 * (1 - self.eta) / self.eta,
             imaginary_interval=1.0 if self.eta == 1.0 else 0.0,
-            source="Zhuang et al. 2021",
+            source="Zhuang et al. 2021 (2102.04668)",
         )
 
     def determinant(self, leg: Leg) -> float:

@@ -74,7 +74,7 @@ class Rex(TwoStates):
             inverse="exact",
             states=2,
             real_interval=None if fixed is None else _coupled_interval(self.base.tableau, fixed),
-            source="Blasingame & Liu 2025; McCallum & Foster 2024",
+            source="Blasingame & Liu 2025 (2502.08834); McCallum & Foster 2024 (2410.11648)",
         )
 
     def determinant(self, leg: Leg) -> float:
@@ -168,7 +168,7 @@ class RexSDE(TwoStates):
             stochastic=True,
             strong_order=1,  # also ShARK's, whose areas on a refined grid belong to other paths
             states=2,
-            source="Blasingame & Liu 2025" + ("; Foster et al. 2024" if shark else ""),
+            source="Blasingame & Liu 2025 (2502.08834)" + ("; Foster et al. 2024 (2210.17543)" if shark else ""),
         )
 
     def determinant(self, leg: Leg) -> float:

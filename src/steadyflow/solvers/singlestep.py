@@ -52,7 +52,9 @@ class DPMSolver2(Exponential):
 
     @property
     def facts(self) -> Facts:
-        return Facts(2, 2, "approximate", antisymmetric_order=3, real_interval=2.0, source="Lu et al. 2022")
+        return Facts(
+            2, 2, "approximate", antisymmetric_order=3, real_interval=2.0, source="Lu et al. 2022 (2206.00927)"
+        )
 
     def regular_step(self, x, leg, start, end):
         schedule, h = leg.schedule, end - start
@@ -72,7 +74,9 @@ class DPMSolver3(Exponential):
 
     @property
     def facts(self) -> Facts:
-        return Facts(3, 3, "approximate", antisymmetric_order=3, real_interval=2.5127453, source="Lu et al. 2022")
+        return Facts(
+            3, 3, "approximate", antisymmetric_order=3, real_interval=2.5127453, source="Lu et al. 2022 (2206.00927)"
+        )
 
     def regular_step(self, x, leg, start, end):
         schedule, h = leg.schedule, end - start
@@ -99,7 +103,9 @@ class DPMpp2S(Exponential):
 
     @property
     def facts(self) -> Facts:
-        return Facts(2, 2, "approximate", antisymmetric_order=3, real_interval=2.0, source="Lu et al. 2022")
+        return Facts(
+            2, 2, "approximate", antisymmetric_order=3, real_interval=2.0, source="Lu et al. 2022 (2211.01095)"
+        )
 
     def regular_step(self, x, leg, start, end):
         schedule, h = leg.schedule, end - start

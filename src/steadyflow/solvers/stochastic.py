@@ -38,7 +38,7 @@ class EDMStochastic(Solver):
 
     @property
     def facts(self) -> Facts:
-        return Facts(2, 2, "none", stochastic=True, strong_order=1, source="Karras et al. 2022")
+        return Facts(2, 2, "none", stochastic=True, strong_order=1, source="Karras et al. 2022 (2206.00364)")
 
     def step(self, state: Tensor, leg: Leg) -> Asking[Tensor]:
         schedule, level = leg.schedule, leg.schedule.ratio(leg.t0)
@@ -67,7 +67,7 @@ class SEEDS2(Solver):
 
     @property
     def facts(self) -> Facts:
-        source = "Gonzalez et al. 2023; Lu et al. 2022"
+        source = "Gonzalez et al. 2023 (2305.14267); Lu et al. 2022 (2211.01095)"
         return Facts(2, 2, "none", stochastic=True, strong_order=1, source=source)
 
     def step(self, state: Tensor, leg: Leg) -> Asking[Tensor]:
@@ -98,7 +98,9 @@ class LCM(Solver):
 
     @property
     def facts(self) -> Facts:
-        return Facts(1, 1, "none", stochastic=True, source="Song et al. 2023; Luo et al. 2023")
+        return Facts(
+            1, 1, "none", stochastic=True, source="Song et al. 2023 (2303.01469); Luo et al. 2023 (2310.04378)"
+        )
 
     def step(self, state: Tensor, leg: Leg) -> Asking[Tensor]:
         prediction = yield Query(state, leg.t0)

@@ -86,9 +86,9 @@ class Tableau:
         return math.inf
 
 
-EULER = Tableau("euler", ((),), (1.0,), 1, 1, "Song et al. 2021 (DDIM)")
-MIDPOINT = Tableau("midpoint", ((), (1 / 2,)), (0.0, 1.0), 2, 3, "Runge 1895; Lu et al. 2022 (DPM-Solver-2)")
-HEUN = Tableau("heun", ((), (1.0,)), (1 / 2, 1 / 2), 2, 3, "Heun 1900; Karras et al. 2022", (1.0, 0.0))
+EULER = Tableau("euler", ((),), (1.0,), 1, 1, "Song et al. 2021 (2010.02502)")
+MIDPOINT = Tableau("midpoint", ((), (1 / 2,)), (0.0, 1.0), 2, 3, "Runge 1895; Lu et al. 2022 (2206.00927)")
+HEUN = Tableau("heun", ((), (1.0,)), (1 / 2, 1 / 2), 2, 3, "Heun 1900; Karras et al. 2022 (2206.00364)", (1.0, 0.0))
 RALSTON = Tableau("ralston", ((), (2 / 3,)), (1 / 4, 3 / 4), 2, 3, "Ralston 1962")
 SSPRK3 = Tableau(
     "ssprk3",
@@ -197,4 +197,4 @@ def ees27(x: float = EES27_X, branch: Literal["+", "-"] = "+") -> Tableau:
     return Tableau("ees27", ((), (a21,), (a31, a32), (a41, a42, a43)), b, 2, 7, _EES_SOURCE)
 
 
-_EES_SOURCE = "Shmelev, Ebrahimi-Fard, Tapia & Salvi 2025"
+_EES_SOURCE = "Shmelev, Ebrahimi-Fard, Tapia & Salvi 2025 (2507.21006)"
