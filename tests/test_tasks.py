@@ -228,3 +228,21 @@ def test_a_network_of_the_users_own_goes_through_every_verb(path):
         x = sf.sample(model, n=5, steps=12, dtype=torch.float64).x
         back = sf.reconstruct(model, x, solver="ees25", steps=48)
     assert back.error.max() < 2e-3 * x.std()
+
+
+def test_a_start_part_of_the_way_up_has_the_paths_own_moments():
+    """Of a single Gaussian, whose states are Gaussian: five deviations of the sampling error are 3.6 %."""
+    mixture = sf.GaussianMixture(torch.tensor([[2.0, -1.0]], dtype=torch.float64), torch.tensor([[0.5, 1.5]]).double())
+    model = mixture.denoiser(sf.VPLinear())
+    options = {"n": 10_000, "solver": "rk4", "steps": 12, "t_max": 0.3, "seed": 4, "dtype": torch.float64}
+    x = sf.sample(model, moments=(mixture.means[0], mixture.std[0] ** 2), **options).x
+    assert (x.mean(0) - mixture.means[0]).abs().max() < 0.08
+    assert (x.var(0) / mixture.std[0] ** 2 - 1).abs().max() < 0.08
+    without = sf.sample(model, **options).x
+    assert (without.mean(0) - mixture.means[0]).abs().max() > 0.5
+    with pytest.raises(sf.InputError, match="do not fit"):
+        sf.sample(model, moments=(torch.zeros(3), 1.0), **options)
+    with pytest.raises(sf.InputError, match="at least 0"):
+        sf.sample(model, moments=(0.0, -1.0), **options)
+    with pytest.raises(sf.InputError, match="go with n"):
+        sf.sample(model, x=x, moments=(0.0, 1.0), solver="rk4", steps=2)
