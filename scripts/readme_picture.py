@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
+from steadyflow import plots
 from steadyflow.arrays import sheet
 from steadyflow.lab.demo import study
 from steadyflow.lab.report import draw_curves
 
 result = study(100)
 shown = result.shown["rk4"]
-figure = Figure(figsize=(10, 4), layout="constrained")
+figure = plots.figure(10, 4)
 left, right = figure.subplots(1, 2, width_ratios=[1, 1.15])
 draw_curves(result, left)
 left.set_title("100 unseen digits, there and back")
@@ -29,6 +28,5 @@ for k, (name, x) in enumerate(rows):
 right.set_axis_off()
 right.set_title(f"rk4, {result.nfe_shown} evaluations each way")
 path = Path("docs/images/roundtrip.png")
-path.parent.mkdir(parents=True, exist_ok=True)
-figure.savefig(path, dpi=110)
+plots.save(figure, path, dpi=110)
 print(path)

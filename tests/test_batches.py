@@ -45,6 +45,16 @@ def test_bisection_finds_the_last_float_where_a_condition_holds():
     assert edge * edge <= 2.0
 
 
+def test_figures_are_of_the_kind_that_their_name_says(tmp_path):
+    plots.save(plots.figure(2, 2), tmp_path / "plain")
+    assert (tmp_path / "plain").read_bytes()[:4] == b"\x89PNG"
+    plots.save(plots.figure(2, 2), tmp_path / "figure.svg")
+    assert "<svg" in (tmp_path / "figure.svg").read_text()
+    with pytest.raises(sf.InputError, match="unknown kind 'doc'"):
+        plots.save(plots.figure(2, 2), tmp_path / "figure.doc")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_figure_that_cannot_be_drawn_leaves_what_was_there(tmp_path):
     path = tmp_path / "deep" / "picture.png"
     figure = plots.figure(2, 2)

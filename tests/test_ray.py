@@ -95,6 +95,28 @@ def test_an_experiments_samples_are_the_same_bits_wherever_their_batches_are_dra
     assert here[1].evaluations > here[0].evaluations
 
 
+def test_a_process_at_work_on_one_cluster_does_not_turn_to_another(cluster):
+    at_work = runs.Ray(cluster.address).each(abs, range(8))
+    next(at_work)
+    with pytest.raises(sf.InputError, match="at work on another cluster"):
+        list(runs.Ray("127.0.0.1:1").map(abs, range(2)))
+    at_work.close()
+
+
+def test_work_that_is_given_up_is_stopped(cluster):
+    def slow_but_for_one(k):
+        if k == 1:
+            raise sf.SteadyflowError("one")
+        time.sleep(60.0)
+
+    engine = runs.Ray(cluster.address, workers=2)
+    with pytest.raises(sf.SteadyflowError, match="one"):
+        list(engine.map(slow_but_for_one, range(4)))
+    began = time.monotonic()
+    assert list(engine.map(abs, range(6))) == list(range(6))
+    assert time.monotonic() - began < 30.0
+
+
 def test_errors_of_ours_come_back_with_their_words(cluster, tmp_path):
     job = runs.Sampling("mixture", n=8, solver=runs.spec_of("ddim"), steps=2, label=3)
     with pytest.raises(sf.SteadyflowError, match="the mixture has no labels"):

@@ -142,12 +142,6 @@ class NoiseSource(ABC):
         self.seed, self.samples, self.shape = int(seed), samples, tuple(shape)
         self.dtype, self.device = dtype, torch.device(device)
 
-    @classmethod
-    def of(cls, x: Tensor, seed: int = 0, samples: range | Sequence[int] | None = None) -> Self:
-        """A source for the batch x, (B, ...), whose rows are the given samples, 0 to B - 1 by default."""
-        rows = range(len(x)) if samples is None else samples
-        return cls(seed, rows, x.shape[1:], dtype=x.dtype, device=x.device)
-
     @abstractmethod
     def increment(self, a: float, b: float) -> Tensor:
         """Gaussian of variance |b - a| and shape (B, *shape); `increment(b, a)` is its negative."""
@@ -170,7 +164,17 @@ class NoiseSource(ABC):
         return normal(self.seed, stream, node, self.samples, self.shape, dtype=self.dtype, device=self.device)
 
 
-class White(NoiseSource):
+class Addressed(NoiseSource):
+    """Noise that is a function of seed, sample and interval."""
+
+    @classmethod
+    def of(cls, x: Tensor, seed: int = 0, samples: range | Sequence[int] | None = None) -> Self:
+        """A source for the batch x, (B, ...), whose rows are the given samples, 0 to B - 1 by default."""
+        rows = range(len(x)) if samples is None else samples
+        return cls(seed, rows, x.shape[1:], dtype=x.dtype, device=x.device)
+
+
+class White(Addressed):
     """Independent noise for every interval, addressed by the interval's two ends."""
 
     def unit(self, a, b):
@@ -184,7 +188,7 @@ class White(NoiseSource):
         return self.unit(a, b) * math.sqrt(abs(b - a))
 
 
-class Brownian(NoiseSource):
+class Brownian(Addressed):
     """A Brownian motion over the clock c >= 0: increments over sub-intervals add up to the whole's.
 
     Times closer than 2^-20 of their size count as one: the increment between them is 0. Keeps the path down
@@ -278,4 +282,4 @@ def _rounded(c: float) -> float:
     return start + _length(k) * m / (1 << _LEVELS)
 
 
-SOURCES = {"brownian": Brownian, "white": White}
+SOURCES: dict[str, type[Addressed]] = {"brownian": Brownian, "white": White}

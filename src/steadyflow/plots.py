@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from . import files
-from .errors import MissingExtraError
+from .errors import InputError, MissingExtraError
 
 
 def require() -> Any:
@@ -22,7 +22,13 @@ def figure(width: float, height: float) -> Any:
 
 
 def save(drawn: Any, path: str | Path, dpi: int = 120) -> None:
-    """Write a figure to a file of the kind that its name says, whole or not at all. Raises `StorageError`."""
-    kind = Path(path).suffix[1:] or None
+    """Write a figure to a file of the kind that its name says, else a PNG, whole or not at all.
+
+    Raises `InputError` for a kind that matplotlib does not write, `StorageError` where it cannot be written.
+    """
+    kind = Path(path).suffix[1:] or "png"
+    kinds = drawn.canvas.get_supported_filetypes()
+    if kind.lower() not in kinds:
+        raise InputError(f"{path}: unknown kind {kind!r}, expected one of {', '.join(sorted(kinds))}")
     with files.replacing(path) as part:
         drawn.savefig(part, dpi=dpi, format=kind)

@@ -50,7 +50,8 @@ class Prediction:
     """A model's output at (x, t), read as data or as noise.
 
     `x` and `output` have shape (B, ...); `alpha` and `sigma` are floats, or tensors that broadcast against
-    them when each sample has its own time. Both readings are computed when asked for.
+    them when each sample has its own time. Both readings are computed when asked for; where one is the output or the
+    state itself, it is that tensor and no copy, so readings are not to be written to.
     """
 
     __slots__ = ("alpha", "kind", "output", "sigma", "x")

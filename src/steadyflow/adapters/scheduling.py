@@ -337,7 +337,7 @@ class Steady(SchedulerMixin, ConfigMixin):
         times = torch.as_tensor(timesteps).double().cpu().reshape(-1)
         x = original_samples
         alpha, sigma = (
-            against(torch.tensor([f(self._path_time(float(t))) for t in times]).to(x.device), x)
+            against(torch.tensor([f(self._path_time(float(t))) for t in times], dtype=x.dtype, device=x.device), x)
             for f in (self.schedule.alpha, self.schedule.sigma)
         )
         return alpha * x + sigma * noise

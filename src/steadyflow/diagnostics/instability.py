@@ -72,7 +72,7 @@ def coefficient(generation: JourneyMap, z: Tensor, u: Tensor) -> Tensor:
 
 def perturbed(generation: JourneyMap, z: Tensor, u: Tensor, size: float | Tensor) -> Tensor:
     """E(z, u) a sample, shape (B,), by the central difference over a perturbation of root mean square `size`."""
-    step = unit(u) * z[0].numel() ** 0.5 * against(torch.as_tensor(size, device=z.device), z)
+    step = unit(u) * z[0].numel() ** 0.5 * against(torch.as_tensor(size, dtype=z.dtype, device=z.device), z)
     return norm(generation(z + step) - generation(z - step)) / (2.0 * norm(step))
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import grids
-from ..batches import axes, total
+from ..batches import axes, dot, total
 from ..denoisers.base import Denoiser
 from ..errors import InputError, SteadyflowError
 from ..gradients import follows
@@ -133,4 +133,4 @@ def log_likelihood(
 
 def _gaussian(z: Tensor, sigma: float) -> Tensor:
     n = z[0].numel()
-    return -0.5 * (z.flatten(1) / sigma).square().sum(1) - n * (0.5 * math.log(2.0 * math.pi) + math.log(sigma))
+    return -0.5 * dot(z, z) / sigma**2 - n * (0.5 * math.log(2.0 * math.pi) + math.log(sigma))

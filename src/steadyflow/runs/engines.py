@@ -68,11 +68,34 @@ class InProcess(Engine):
         return enumerate(map(function, items))
 
 
+class _Connection:
+    """The one connection to Ray that a process can have, as far as an engine has made it."""
+
+    def __init__(self):
+        self.address: str | None = None
+        self.job = ""
+        self.busy = 0
+        """Engines that are at work."""
+
+    def is_ours(self, ray: Any) -> bool:
+        """Whether the connection there is was made by an engine."""
+        return ray.is_initialized() and ray.get_runtime_context().get_job_id() == self.job
+
+    def leave(self, ray: Any, job: str) -> None:
+        """Disconnect, as the engine that made the connection is gone; not another one, nor one that is in use."""
+        if job == self.job and self.is_ours(ray) and not self.busy:
+            ray.shutdown()
+
+
+_CONNECTION = _Connection()
+
+
 class Ray(Engine):
     """On a Ray cluster, or on all cores of this machine.
 
     address: of a running cluster ("auto" finds the one that this machine belongs to); by default one is started here
-        for the first work, and stopped with this object. workers: at most so many at a time; by default as many as
+        for the first work, and stopped with this object. A process has one connection: where it has connected itself,
+        that is used. workers: at most so many at a time; by default as many as
         there are cores or GPUs free. gpus: of a worker; one where the job is on a GPU, unless said.
 
     Raises `MissingExtraError` without ray, `InputError` for an address where there is no cluster.
@@ -101,35 +124,48 @@ class Ray(Engine):
 
     def _unordered(self, function: Any, shared: Any, items: Iterable[Any], resources: dict[str, Any]) -> Iterator[Any]:
         """(item, function(shared, item)) as they come, with a bounded number under way."""
-        ray = self._ray
+        ray, pending = self._ray, {}
         self._connect()
-        remote = ray.remote(**resources, max_retries=-1, retry_exceptions=False)(_guarded)
-        given = ray.put((function, shared))
-        queue, pending = iter(items), {}
-        while True:
-            room = self._room(resources)  # a cluster may grow and shrink
-            while len(pending) < room:
-                item = next(queue, None)
-                if item is None:
-                    break
-                pending[remote.remote(given, item)] = item
-            if not pending:
-                return
-            ready, _ = ray.wait(list(pending), num_returns=1, timeout=5.0)
-            for reference in ready:
-                item = pending.pop(reference)
-                yield item, _opened(ray.get(reference))
+        _CONNECTION.busy += 1
+        try:
+            remote = ray.remote(**resources, max_retries=-1, retry_exceptions=False)(_guarded)
+            given = ray.put((function, shared))
+            queue = iter(items)
+            while True:
+                room = self._room(resources)  # a cluster may grow and shrink
+                while len(pending) < room:
+                    item = next(queue, None)
+                    if item is None:
+                        break
+                    pending[remote.remote(given, item)] = item
+                if not pending:
+                    return
+                ready, _ = ray.wait(list(pending), num_returns=1, timeout=5.0)
+                for reference in ready:
+                    item = pending.pop(reference)
+                    yield item, _opened(ray.get(reference))
+        finally:
+            _CONNECTION.busy -= 1
+            if pending and ray.is_initialized():  # given up: by an error, by Ctrl-C, or as no more was wanted
+                for reference in pending:
+                    ray.cancel(reference)
 
     def _connect(self) -> None:
-        """Connect to the cluster, unless this process is connected; then it is left as this object goes."""
-        if self._ray.is_initialized():
-            return
+        """Connect to the cluster; a connection that this process has made itself is used as it is."""
+        ray, there = self._ray, _CONNECTION
+        if ray.is_initialized():
+            if not there.is_ours(ray) or there.address == self._address:
+                return
+            if there.busy:
+                raise InputError(f"address: this process is at work on another cluster ({there.address or 'its own'})")
+            ray.shutdown()
         options: dict[str, Any] = {"include_dashboard": False} if self._address is None else {"address": self._address}
         try:
-            self._ray.init(**options, log_to_driver=False, logging_level="error")
+            ray.init(**options, log_to_driver=False, logging_level="error")
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(f"address: no Ray cluster can be reached at {self._address!r} ({error})") from error
-        weakref.finalize(self, self._ray.shutdown)
+        there.address, there.job = self._address, ray.get_runtime_context().get_job_id()
+        weakref.finalize(self, there.leave, ray, there.job)
 
     def _room(self, resources: dict[str, Any]) -> int:
         """How many tasks to keep under way: two for each worker, so that none waits for this process."""

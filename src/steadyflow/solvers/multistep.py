@@ -254,7 +254,7 @@ class DPMpp3M(Multistep):
 class DPMppSDE(Multistep):
     """DPM-Solver++ for the reverse SDE, multistep: `dpmpp-sde` (order 1), `dpmpp-2m-sde`, `dpmpp-3m-sde`.
 
-    The order is that of the drift. Order 1 is the ancestral sampler with twice the log-SNR step of the ODE.
+    The order is that of the drift. Order 1 at eta = 1 is the ancestral sampler, with twice the log-SNR step of the ODE.
 
     eta: the share of the reverse SDE's noise; 1 is all of it, towards 0 the ODE's multistep method.
     """
@@ -269,7 +269,8 @@ class DPMppSDE(Multistep):
     def __post_init__(self):
         super().__post_init__()
         if not 0.0 < self.eta < math.inf:
-            raise InputError(f"{self.name}: got eta {self.eta}, expected a positive number; 'dpmpp-2m' is that of 0")
+            quiet = {1: "ddim", 2: "dpmpp-2m", 3: "dpmpp-3m"}[self.order]
+            raise InputError(f"{self.name}: got eta {self.eta}, expected a positive number; {quiet!r} has no noise")
 
     @property
     def name(self) -> str:  # type: ignore[override]  # one class serves a name an order
@@ -367,6 +368,9 @@ class UniPC(Solver):
             for k, (new, old) in enumerate(zip(with_it[1:-1], without[1:], strict=True), 2):
                 corrected[k] = new - old
         times, slopes = (leg.t0, *state.times)[: self.order], tuple(known[: self.order])
+        if schedule.sigma(leg.t0) == 0.0:  # the beginning of an inversion: no history, and DDIM in the network's terms
+            ahead = prediction.mix(schedule.alpha(leg.t1), schedule.sigma(leg.t1))
+            return Predicted(ahead, True, times, slopes)
         ends = (schedule.log_snr(leg.t0), schedule.log_snr(leg.t1))
         if all(map(math.isfinite, ends)):
             onward = self._factors(schedule, [s for s in times if math.isfinite(schedule.log_snr(s))], leg.t1)

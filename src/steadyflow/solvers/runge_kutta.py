@@ -13,11 +13,12 @@ Where the variable is singular at an end of the leg, or a stage would ask the mo
 (sigma = 0), the leg is one DDIM step, which is defined there; Euler's legs all are.
 """
 
-from abc import abstractmethod
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -69,23 +70,37 @@ class Slopes:
         return self.factors(self.after / self.before, self.after, weights)
 
 
+METHODS: list[type[RungeKutta]] = []
+"""The methods without options, each registered by its name, and coupled as "rex-" and its name."""
+
+
 @dataclass(frozen=True)
 class RungeKutta(Solver):
     """An explicit Runge-Kutta method in a variable: "flow", "noise" or "data".
+
+    A subclass that is given its tableau takes its name from it and is added to `METHODS`; one with options of its own
+    has a name, and makes its tableau of them.
 
     The flow variable is regular at both ends of every path, and its round trips are the best or close to it on
     all the models measured here (benchmarks/variables.py).
     """
 
     variable: VariableName = "flow"
+    _tableau: ClassVar[Tableau]
+
+    def __init_subclass__(cls, tableau: Tableau | None = None, **options: Any):
+        super().__init_subclass__(**options)
+        if tableau is not None:
+            cls.name, cls._tableau = tableau.name, tableau
+            METHODS.append(cls)
 
     def __post_init__(self):
         check_name(self.variable)
 
     @property
-    @abstractmethod
     def tableau(self) -> Tableau:
         """The method's coefficients."""
+        return self._tableau
 
     @property
     def frame(self) -> VariableName:
@@ -152,33 +167,40 @@ def _facts(tableau: Tableau) -> Facts:
     )
 
 
-METHODS: list[type[RungeKutta]] = []
-"""The methods without options, each registered by its name, and coupled as "rex-" and its name."""
+class Euler(RungeKutta, tableau=tableaux.EULER):
+    """First order, one evaluation: DDIM, in any variable."""
 
 
-def _method(title: str, tableau: Tableau, about: str) -> type[RungeKutta]:
-    """The class of a method that is all in its tableau; it is added to `METHODS`."""
-    fields = {"name": tableau.name, "tableau": property(lambda self: tableau)}
-    made = type(title, (RungeKutta,), {"__doc__": about, "__module__": __name__, **fields})
-    METHODS.append(made)
-    return made
+class Midpoint(RungeKutta, tableau=tableaux.MIDPOINT):
+    """Second order, two evaluations, antisymmetric order 3."""
 
 
-Euler = _method("Euler", tableaux.EULER, "First order, one evaluation: DDIM, in any variable.")
-Midpoint = _method("Midpoint", tableaux.MIDPOINT, "Second order, two evaluations, antisymmetric order 3.")
-Heun = _method(
-    "Heun", tableaux.HEUN, "Second order, two evaluations; in the noise variable EDM's deterministic sampler."
-)
-Ralston = _method("Ralston", tableaux.RALSTON, "Second order, two evaluations, smallest truncation bound of its kind.")
-SSPRK3 = _method("SSPRK3", tableaux.SSPRK3, "Third order, three evaluations, strong-stability preserving.")
-RK4 = _method("RK4", tableaux.RK4, "Fourth order, four evaluations, antisymmetric order 5.")
-BogackiShampine = _method(
-    "BogackiShampine",
-    tableaux.BOGACKI_SHAMPINE,
-    "Third order, three evaluations, with an embedded method of second order.",
-)
-Dopri5 = _method("Dopri5", tableaux.DOPRI5, "Fifth order, six evaluations, with an embedded method of fourth order.")
-Tsit5 = _method("Tsit5", tableaux.TSIT5, "Fifth order, six evaluations, with an embedded method of fourth order.")
+class Heun(RungeKutta, tableau=tableaux.HEUN):
+    """Second order, two evaluations; in the noise variable EDM's deterministic sampler."""
+
+
+class Ralston(RungeKutta, tableau=tableaux.RALSTON):
+    """Second order, two evaluations, smallest truncation bound of its kind."""
+
+
+class SSPRK3(RungeKutta, tableau=tableaux.SSPRK3):
+    """Third order, three evaluations, strong-stability preserving."""
+
+
+class RK4(RungeKutta, tableau=tableaux.RK4):
+    """Fourth order, four evaluations, antisymmetric order 5."""
+
+
+class BogackiShampine(RungeKutta, tableau=tableaux.BOGACKI_SHAMPINE):
+    """Third order, three evaluations, with an embedded method of second order."""
+
+
+class Dopri5(RungeKutta, tableau=tableaux.DOPRI5):
+    """Fifth order, six evaluations, with an embedded method of fourth order."""
+
+
+class Tsit5(RungeKutta, tableau=tableaux.TSIT5):
+    """Fifth order, six evaluations, with an embedded method of fourth order."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from ...corrections import Escape
 from ...corrections.escape import Record
 from ...denoisers import Denoiser
 from ...diagnostics.interpolation import Classes, classify
+from ...errors import InputError
 from ...grids import Grid
 from ...integrate import Moment
 from ...runs.engines import Engine, InProcess
@@ -51,6 +52,10 @@ class Request:
     watch: Callable[[], Watch] | None = None
     """Makes what looks at a batch."""
     batch: int = BATCH
+
+    def __post_init__(self):
+        if self.n < 1 or self.batch < 1 or (self.start is not None and len(self.start) != self.n):
+            raise InputError(f"request: {self.n} samples in batches of {self.batch} do not fit the start given")
 
     def grid(self, top: int) -> Grid:
         """The times of the run, of a model of `top` + 1 timesteps."""

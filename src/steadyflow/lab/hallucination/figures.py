@@ -6,6 +6,8 @@ from ...runs.engines import Engine
 from . import geometry, rates, remedies
 from .findings import Finding, Size
 
+ALONE = ("4", "E.6", "E.7", "E.12", "E.14")
+"""Those of few samples, which are one piece of work each; the others draw theirs in batches."""
 FIGURES: dict[str, Callable[[Size, Engine], Finding]] = {
     "1": rates.figure_1,
     "3": rates.figure_3,

@@ -13,7 +13,7 @@ from ...errors import UnknownNameError
 from ...runs.engines import Engine
 from ...runs.keeping import kept
 from .drawing import HERE
-from .figures import FIGURES
+from .figures import ALONE, FIGURES
 from .findings import FULL, QUICK, Curve, Finding, Size
 
 
@@ -28,7 +28,8 @@ def run_figures(
     """The findings of the chosen figures, of all by default.
 
     quick: reduced numbers of samples. folder: where each finding is kept as JSON once it is there, and read again
-    instead of computed, if it is of the same size and version. progress: told the figure that begins.
+    instead of computed, if it is of the same size and version. engine: where samples are drawn, in batches by their
+    index, or figures of few samples are made; in this process by default. progress: told the figure that is there.
 
     Raises `UnknownNameError` for a figure, `CorruptFileError` for a damaged file in the folder.
     """
@@ -38,12 +39,14 @@ def run_figures(
     size, names = QUICK if quick else FULL, list(chosen or FIGURES)
     stamp = {"version": __version__, **dataclasses.asdict(size)}
     cells = [(f"hallucination-{name}{'-quick' if quick else ''}", name) for name in names]
-    found: dict[int, Finding] = {}
-    for k, finding in kept(HERE, partial(_figure, size, engine or HERE), cells, folder, stamp, _finding):
-        found[k] = finding
-        if progress is not None:
-            progress(names[k])
-    return [found[k] for k in range(len(names))]
+    place, found = engine or HERE, {}
+    whole, cut = ([cell for cell in cells if (cell[1] in ALONE) == alone] for alone in (True, False))
+    for part, over, within in ((whole, place, HERE), (cut, HERE, place)):
+        for k, finding in kept(over, partial(_figure, size, within), part, folder, stamp, _finding):
+            found[part[k][1]] = finding
+            if progress is not None:
+                progress(part[k][1])
+    return [found[name] for name in names]
 
 
 def _figure(size: Size, engine: Engine, name: str) -> Finding:
