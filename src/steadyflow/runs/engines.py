@@ -94,11 +94,12 @@ class Ray(Engine):
     """On a Ray cluster, or on all cores of this machine.
 
     address: of a running cluster ("auto" finds the one that this machine belongs to); by default one is started here
-        for the first work, and stopped with this object. A process has one connection: where it has connected itself,
-        that is used. workers: at most so many at a time; by default as many as
-        there are cores or GPUs free. gpus: of a worker; one where the job is on a GPU, unless said.
+        for the first work, and stopped with this object. A process has one connection: one that the caller has made is
+        used as it is. workers: at most so many at a time; by default as many as there are cores or GPUs free. gpus: of
+        a worker; one where the job is on a GPU, unless said.
 
-    Raises `MissingExtraError` without ray, `InputError` for an address where there is no cluster.
+    Raises `MissingExtraError` without ray, `InputError` for an address where there is no cluster, and for another one
+    while this process is at work.
     """
 
     def __init__(self, address: str | None = None, *, workers: int | None = None, gpus: float | None = None):
@@ -151,7 +152,7 @@ class Ray(Engine):
                     ray.cancel(reference)
 
     def _connect(self) -> None:
-        """Connect to the cluster; a connection that this process has made itself is used as it is."""
+        """Connect to the cluster; a connection that no engine has made is used as it is."""
         ray, there = self._ray, _CONNECTION
         if ray.is_initialized():
             if not there.is_ours(ray) or there.address == self._address:
