@@ -84,7 +84,7 @@ class _Looks:
 
 def test_a_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     first = hallucination.run_figures(["E.12"], quick=True, folder=tmp_path)
-    monkeypatch.setitem(hallucination.FIGURES, "E.12", lambda size, engine: pytest.fail("was there"))
+    monkeypatch.setitem(hallucination.FIGURES, "E.12", lambda size: pytest.fail("was there"))
     assert hallucination.run_figures(["E.12"], quick=True, folder=tmp_path) == first
     path = tmp_path / "hallucination-E.12-quick.json"
     data = json.loads(path.read_text())

@@ -74,17 +74,6 @@ class Moment(NamedTuple):
 Progress = bool | None | tqdm
 """Show a bar (True), never (False), on long work at a terminal (None); or a bar of the caller's to advance."""
 
-
-class Largest:
-    """A callback that remembers the largest |x| it saw, over all runs it was given to."""
-
-    def __init__(self):
-        self.value = 0.0
-
-    def __call__(self, moment: Moment) -> None:
-        self.value = max(self.value, moment.x.abs().max().item())
-
-
 Callback = Callable[[Moment], None]
 """Called once after every solver step; looks, and changes nothing."""
 Correction = Callable[[Moment], State]

@@ -34,6 +34,7 @@ from .options import (
     SolverName,
     Steps,
     Variable,
+    bar,
     count_samples,
     count_steps,
     make_solver,
@@ -41,7 +42,6 @@ from .options import (
     table,
     tell,
     to_images,
-    told,
 )
 from .runs import Address, Device, Engine, Place, Run, Shard, Workers, carry_out, runs
 
@@ -99,19 +99,20 @@ def sample(
     method = make_solver(solver, variable)
     steps = count_steps(method, steps, nfe, 50)
     place = Place(run, engine, address, workers, shard)
-    if place.wanted():
+    in_folder = place.wanted()
+    from ..runs.models import conditioned, named
+
+    denoiser = named(model, device)
+    if in_folder:
         from ..runs import Sampling
-        from ..runs.models import named
 
         told = {"label": label, "prompt": prompt, "guidance": guidance, "seed": seed, "device": device}
         job = Sampling(model, n, method.spec(), steps, grid, batch_size or 64, **told)
-        carry_out(job, place, out, as_json, named(model, device))
+        carry_out(job, place, out, as_json, denoiser)
         return
     from .. import arrays
-    from ..runs.models import conditioned, named
     from ..tasks import sample as draw
 
-    denoiser = named(model, device)
     given = conditioned(denoiser, label, guidance, prompt)
     drawn = draw(given, n=n, solver=method, steps=steps, grid=grid, seed=seed, batch_size=batch_size, device=device)
     if out is not None:
@@ -216,23 +217,23 @@ def invert(
     method = make_solver(solver, variable)
     steps = count_steps(method, steps, nfe, 16)
     place = Place(run, engine, address, workers, shard)
-    if place.wanted():
-        from ..runs import Inverting
-        from ..runs.models import named
+    in_folder = place.wanted()
+    if in_folder and save is not None:
+        raise InputError("save: with --run every shard is a saved inversion")
+    from ..runs.models import conditioned, named
 
-        if save is not None:
-            raise InputError("save: with --run every shard is a saved inversion")
+    denoiser = named(model, device)
+    if in_folder:
+        from ..runs import Inverting
+
         told = {"label": label, "prompt": prompt, "guidance": guidance, "device": device}
         told |= {"input": input, "resize": resize, "double": double}
-        denoiser = named(model, device)
         count = count_samples(denoiser, input, n, resize, label)
         job = Inverting(model, count, method.spec(), steps, grid, batch_size or 64, **told)
         carry_out(job, place, out, as_json, denoiser)
         return
     from .. import arrays, tasks
-    from ..runs.models import conditioned, named
 
-    denoiser = named(model, device)
     x, labels = read_input(denoiser, input, n, resize, label)
     given = conditioned(denoiser, labels, guidance, prompt)
     x = (x.double() if double else x).to(device)
@@ -293,23 +294,23 @@ def diagnose(
     method = make_solver(solver, variable)
     steps = count_steps(method, steps, nfe, 16)
     place = Place(run, engine, address, workers, shard)
-    if place.wanted():
-        from ..runs import Diagnosing
-        from ..runs.models import named
+    in_folder = place.wanted()
+    if in_folder and (verify or contractivity or out is not None):
+        raise InputError("verify, contractivity, out: do not go with --run; diagnose a few samples with them")
+    from ..runs.models import conditioned, named
 
-        if verify or contractivity or out is not None:
-            raise InputError("verify, contractivity, out: do not go with --run; diagnose a few samples with them")
+    denoiser = named(model, device)
+    if in_folder:
+        from ..runs import Diagnosing
+
         told = {"label": label, "prompt": prompt, "guidance": guidance, "device": device, "back": back}
         told |= {"input": input, "resize": resize, "double": double}
-        denoiser = named(model, device)
         count = count_samples(denoiser, input, None if input else n, resize, label)
         job = Diagnosing(model, count, method.spec(), steps, grid, batch_size or 64, **told)
         carry_out(job, place, None, as_json, denoiser)
         return
     from ..diagnostics import diagnose as examine
-    from ..runs.models import conditioned, named
 
-    denoiser = named(model, device)
     x, labels = read_input(denoiser, input, n, resize, label)
     x = (x.double() if double else x.float()).to(device)
     given = conditioned(denoiser, labels, guidance, prompt)
@@ -404,7 +405,7 @@ def demo(
     from ..lab import demo as lab
     from ..lab import report
 
-    with told("setting", len(lab.SOLVERS) * len(lab.BUDGETS)) as tell:
+    with bar("setting", len(lab.SOLVERS) * len(lab.BUDGETS)) as tell:
         result = lab.study(n, progress=tell)
     path = report.write(result, out / "report.html")
     if as_json:

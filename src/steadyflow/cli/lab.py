@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InputError
-from .options import GridName, Guidance, Json, Number, SolverName, table, told
+from .options import GridName, Guidance, Json, Number, SolverName, bar, table
 from .runs import Address, Engine, Workers
 
 _EXAMPLE = "Example: steadyflow lab run hallucination --figure 5 --quick --out lab"
@@ -38,7 +38,7 @@ def coupling(
 
     plots.require()
     place = made(engine, address, workers)
-    with told("method", len(experiment.METHODS)) as tell:
+    with bar("method", len(experiment.METHODS)) as tell:
         rows = experiment.study(problem, n=n, nfe=nfe, grid=grid, engine=place, progress=tell)
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
@@ -86,7 +86,7 @@ def instability(
     methods = (("euler", 50), ("rk4", 48)) if quick else experiment.SOLVERS
     plots.require()
     place = made(engine, address, workers)
-    with told("solver", len(methods) + 1) as tell:
+    with bar("solver", len(methods) + 1) as tell:
         result = experiment.study(denoiser, x, name=model, methods=methods, engine=place, progress=tell)
     pictures = {
         "instability-toys.png": ((12, 3.6), lambda figure: experiment.draw_toys(*toys, figure)),
@@ -134,7 +134,7 @@ def hallucination(
     chosen = figure or list(experiment.FIGURES)
     plots.require()
     place = made(engine, address, workers)
-    with told("figure", len(chosen)) as tell:
+    with bar("figure", len(chosen)) as tell:
         found = experiment.run_figures(chosen, quick=quick, folder=out, engine=place, progress=tell)
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(finding) for finding in found], indent=2))
@@ -166,7 +166,7 @@ def stein(
     from ..runs import engine as made
 
     place = made(engine, address, workers)
-    with told("problem") as tell:
+    with bar("problem") as tell:
         scores, results = experiment.study(quick=quick, engine=place, progress=tell)
     kept = {"scores": experiment.figures(scores), "runs": [dataclasses.asdict(result) for result in results]}
     files.write_text(out / "stein.json", json.dumps(kept, indent=1))
@@ -217,7 +217,7 @@ def editing(
     scales = (2.0, 7.5) if quick else experiment.GUIDANCES
     plots.require()
     place = made(engine, address, workers)
-    with told("method", len(methods)) as tell:
+    with bar("method", len(methods)) as tell:
         count = min(n, 16) if quick else n
         options = {"guidances": scales, "methods": methods, "folder": out, "engine": place}
         rows = experiment.study(n=count, nfe=nfe, **options, progress=tell)

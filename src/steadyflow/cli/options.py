@@ -104,14 +104,14 @@ def table(heads: list[str], rows: list[list[str]], left: tuple[int, ...]) -> str
 
 
 @contextmanager
-def told(unit: str, total: int | None = None) -> Iterator[Callable[[str], None]]:
+def bar(unit: str, total: int | None = None) -> Iterator[Callable[[str], None]]:
     """A progress bar at a terminal, as a function that is told what is done."""
     from tqdm import tqdm
 
-    with tqdm(total=total, unit=unit, leave=False, disable=None) as bar:
+    with tqdm(total=total, unit=unit, leave=False, disable=None) as shown:
 
         def tell(name: str) -> None:
-            bar.set_description(name)
-            bar.update()
+            shown.set_description(name)
+            shown.update()
 
         yield tell

@@ -106,9 +106,12 @@ class Denoiser:
 
     def pick(self, rows: Tensor) -> Self:
         """This model for some samples of a batch, by their numbers, shape (m,); conditions are picked alike."""
-        return self._replace(
-            given=_select(self.given, lambda values: (known := torch.as_tensor(values))[rows.to(known.device)])
-        )
+
+        def chosen(values: Any) -> Tensor:
+            values = torch.as_tensor(values)
+            return values[rows.to(values.device)]
+
+        return self._replace(given=_select(self.given, chosen))
 
     def smoothed(self, smoothing: Smoothing | float | None) -> Self:
         """This model with its field averaged over neighbours, a radius in noise levels; None is the plain field."""

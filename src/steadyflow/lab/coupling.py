@@ -16,13 +16,13 @@ from .. import solvers
 from ..datasets import digits
 from ..denoisers import Denoiser, GaussianMixture
 from ..errors import NonFiniteError, UnknownNameError
-from ..integrate import Largest
 from ..metrics import rmse
 from ..models import load
 from ..runs.engines import Engine, InProcess
 from ..schedules import VPScaledLinear
 from ..solvers.base import steps_for
 from ..tasks import invert
+from .watching import Largest
 
 METHODS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("ddim", {}),

@@ -14,12 +14,12 @@ from torch import Tensor
 from .. import solvers
 from ..datasets import digits
 from ..denoisers.base import Denoiser
-from ..integrate import Largest
 from ..metrics import rmse
 from ..models import load
 from ..solvers.base import steps_for
 from ..tasks import invert
 from .digits import recognise
+from .watching import Largest
 
 SOLVERS = ("ddim", "midpoint", "rk4", "ees25", "ees27")
 BUDGETS = (24, 48, 96)

@@ -26,7 +26,6 @@ from ..adapters.pipelines import PipelineModel, load_pipeline
 from ..datasets.ink import INKS, WORDS, Pictures, caption, ink
 from ..denoisers.smoothing import Smoothing
 from ..errors import NonFiniteError
-from ..integrate import Largest
 from ..metrics import psnr, rmse, ssim
 from ..metrics.features import structure_distance, weights_hash
 from ..metrics.statistics import Estimate, average, wilson
@@ -36,6 +35,7 @@ from ..runs.engines import Engine, InProcess
 from ..runs.keeping import kept
 from ..solvers.base import steps_for
 from ..tasks import invert
+from .watching import Largest
 
 SMOOTH = Smoothing(0.2)
 METHODS: tuple[tuple[str, dict[str, Any]], ...] = (

@@ -31,8 +31,8 @@ def carry_out(
 
     engine: in this process by default. shard: samples a file, a multiple of the job's block; by default the block, or
     more where that would make more than about a thousand files. None of these, nor interruptions, change the results
-    by a bit. progress: a bar on standard error; by default at a terminal. model: the
-    job's model, where it has been loaded already.
+    by a bit. progress: a bar on standard error; by default at a terminal. model: the job's, where it has been loaded
+    already.
 
     Raises `InputError` for a folder with another run or one that another process works on, `StorageError` where the
     disk is full; what is done stays.

@@ -110,7 +110,7 @@ class Multistep(Solver):
         if not all(map(math.isfinite, ends)):
             x = prediction.mix(leg.schedule.alpha(leg.t1), leg.schedule.sigma(leg.t1))
         else:
-            regular = [t for t in times if math.isfinite(leg.schedule.log_snr(t))]
+            regular = _regular(leg.schedule, times)
             x = self.advance(state.x, leg, regular, slopes[: len(regular)])
         return History(x, times, slopes)
 
@@ -128,6 +128,11 @@ class Multistep(Solver):
         """(W1/W0) x + W1 sum of weights * slopes: a step in the variable, told in model space."""
         before, after = (self.variable.scale(leg.schedule, t) for t in (leg.t0, leg.t1))
         return combine(after / before, x, [after * w for w in weights], list(slopes))
+
+
+def _regular(schedule: Schedule, times: tuple[float, ...]) -> list[float]:
+    """The times at which the log-SNR is finite; the others can only be the oldest, where a journey began."""
+    return [t for t in times if math.isfinite(schedule.log_snr(t))]
 
 
 def _lambda(schedule: Schedule, t: float) -> float:
@@ -358,7 +363,7 @@ class UniPC(Solver):
     def step(self, state: Predicted, leg: Leg) -> Asking[Predicted]:
         prediction = yield Query(state.x, leg.t0)
         schedule, model = leg.schedule, prediction.x0
-        history = [s for s in state.times if math.isfinite(schedule.log_snr(s))]
+        history = _regular(schedule, state.times)
         known = [model, *state.slopes]
         corrected = [1.0] + [0.0] * len(known)  # the factors of the sample and of `known` in the corrected sample
         if state.predicted and history:
@@ -373,7 +378,7 @@ class UniPC(Solver):
             return Predicted(ahead, True, times, slopes)
         ends = (schedule.log_snr(leg.t0), schedule.log_snr(leg.t1))
         if all(map(math.isfinite, ends)):
-            onward = self._factors(schedule, [s for s in times if math.isfinite(schedule.log_snr(s))], leg.t1)
+            onward = self._factors(schedule, _regular(schedule, times), leg.t1)
         else:
             ahead = schedule.sigma(leg.t1) / schedule.sigma(leg.t0)
             onward = [ahead, schedule.alpha(leg.t1) - ahead * schedule.alpha(leg.t0)]

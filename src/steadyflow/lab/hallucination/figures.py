@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 
-from ...runs.engines import Engine
 from . import geometry, rates, remedies
-from .findings import Finding, Size
+from .findings import Finding
 
 ALONE = ("4", "E.6", "E.7", "E.12", "E.14")
-"""Those of few samples, which are one piece of work each; the others draw theirs in batches."""
-FIGURES: dict[str, Callable[[Size, Engine], Finding]] = {
+"""Those of few samples, which are one piece of work each and take their size alone."""
+FIGURES: dict[str, Callable[..., Finding]] = {
     "1": rates.figure_1,
     "3": rates.figure_3,
     "4": geometry.figure_4,
@@ -29,3 +28,4 @@ FIGURES: dict[str, Callable[[Size, Engine], Finding]] = {
     "remedies": remedies.remedy_table,
     "remedies-images": remedies.image_remedies,
 }
+"""Of a size and, but for `ALONE`, of the engine that draws the samples in batches."""

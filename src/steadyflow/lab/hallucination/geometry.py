@@ -10,14 +10,12 @@ from torch import Tensor
 from ...diagnostics import interpolation as theory
 from ...diagnostics import saddles
 from ...metrics.statistics import wilson
-from ...runs.engines import Engine
 from ...tasks import sample
-from .drawing import HERE
 from .findings import Finding, Size, percent
 from .setting import TAU, Problem, exact, learned, pair_length, quadratic, segments
 
 
-def figure_4(size: Size, _: Engine = HERE) -> Finding:
+def figure_4(size: Size) -> Finding:
     """Two-mode dominance, and the exponential convergence to the segment, with exact and learned score."""
     rows, holds = [], True
     for problem in (exact(), learned()):
@@ -76,12 +74,12 @@ def convergence(problem: Problem, n: int, kappa: float = 7.0, count: int = 200) 
     return torch.tensor(slopes), torch.tensor(under), torch.tensor(left)
 
 
-def figure_e6(size: Size, _: Engine = HERE) -> Finding:
+def figure_e6(size: Size) -> Finding:
     """When the assumptions hold, over kappa and dimension, exact score."""
     return _assumptions("E.6", (exact(),), min(size.n, 4000))
 
 
-def figure_e7(size: Size, _: Engine = HERE) -> Finding:
+def figure_e7(size: Size) -> Finding:
     """The same in higher dimensions (figures E.7 and E.8)."""
     return _assumptions("E.7", tuple(exact(dim) for dim in (4, 8, 32, 64)), min(size.n, 2000))
 
@@ -131,7 +129,7 @@ def _assumptions(number: str, problems: tuple[Problem, ...], n: int) -> Finding:
     )
 
 
-def figure_e12(size: Size, _: Engine = HERE) -> Finding:
+def figure_e12(size: Size) -> Finding:
     """The eigenvalues of the rescaled flow's Jacobian at the midpoint, exact and learned."""
     rows, holds = [], True
     times = quadratic(50).times[-TAU - 1 :]
@@ -171,7 +169,7 @@ def midpoint_eigenvalues(problem: Problem, t: float) -> Tensor:
     return torch.linalg.eigvalsh(0.5 * (jacobian + jacobian.mT)).mean(0)[[0, -1]]
 
 
-def figure_e14(size: Size, _: Engine = HERE) -> Finding:
+def figure_e14(size: Size) -> Finding:
     """The assumptions of P5.1 with the exact score on all 40 segments: |b| <= K, outward drift >= lambda_rep."""
     problem = exact()
     mixture = problem.mixture.to(torch.float64)

@@ -41,7 +41,7 @@ def run_figures(
     cells = [(f"hallucination-{name}{'-quick' if quick else ''}", name) for name in names]
     place, found = engine or HERE, {}
     whole, cut = ([cell for cell in cells if (cell[1] in ALONE) == alone] for alone in (True, False))
-    for part, over, within in ((whole, place, HERE), (cut, HERE, place)):
+    for part, over, within in ((whole, place, ()), (cut, HERE, (place,))):
         for k, finding in kept(over, partial(_figure, size, within), part, folder, stamp, _finding):
             found[part[k][1]] = finding
             if progress is not None:
@@ -49,8 +49,8 @@ def run_figures(
     return [found[name] for name in names]
 
 
-def _figure(size: Size, engine: Engine, name: str) -> Finding:
-    return FIGURES[name](size, engine)
+def _figure(size: Size, within: tuple[Engine, ...], name: str) -> Finding:
+    return FIGURES[name](size, *within)
 
 
 def draw(finding: Finding, figure: Any) -> None:
