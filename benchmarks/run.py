@@ -40,5 +40,6 @@ for name in chosen:
     if done.returncode:
         sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
     machine = f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    sections[name] = f"\n{machine}, torch {torch.__version__}\n\n```text\n{done.stdout.strip()}\n```\n\n"
+    printed = done.stdout.strip("\n")
+    sections[name] = f"\n{machine}, torch {torch.__version__}\n\n```text\n{printed}\n```\n\n"
     RESULTS.write_text(HEAD + "\n" + "".join(f"## {key}\n{sections[key]}" for key in sorted(sections)).rstrip() + "\n")

@@ -5,9 +5,11 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import steadyflow as sf
 from steadyflow import solvers
+from steadyflow.integrate import check_state
 from steadyflow.solvers.base import cut, join, pack, unpack
 
 NAMES = solvers.names()
@@ -106,6 +108,28 @@ def test_memory_does_not_grow_with_the_number_of_steps():
     assert most[1] <= most[0]
 
 
+@pytest.mark.parametrize(("name", "passes"), [("ddim", 2), ("euler", 2), ("heun", 5), ("dpmpp-2m", 4), ("unipc", 5)])
+def test_a_step_passes_over_the_state_as_often_as_its_formula_has_terms(name, passes):
+    """Counted by torch itself, beside the model and the one sum a step that notices NaN."""
+
+    class Counter(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            counted.append(isinstance(out, torch.Tensor) and out.shape == shape and function not in FREE)
+            return out
+
+    shape, schedule = (2, 3, 4), sf.VPScaledLinear()
+    FREE = {torch.ops.aten.detach.default, torch.ops.aten.alias.default}
+    answer, counts = torch.ones(shape), []
+    model = sf.Denoiser(lambda x, t: answer, schedule, shape=shape[1:])
+    for steps in (8, 18):
+        counted: list[bool] = []
+        with Counter():
+            sf.integrate(model, torch.ones(shape), sf.grids.make("uniform", schedule, steps), solvers.get(name))
+        counts.append(sum(counted))
+    assert counts[1] - counts[0] == 10 * passes
+
+
 def test_callbacks_see_every_solver_step_once_and_in_order(model):
     moments = []
     sf.sample(model, n=2, solver="rk4", steps=4, callback=moments.append)
@@ -169,6 +193,10 @@ def test_nan_and_infinity_in_the_input_are_refused_and_the_sample_named(verb, va
     }[verb]
     with pytest.raises(sf.InputError, match=r"NaN or infinity in sample\(s\) 2"):
         call()
+
+
+def test_a_start_whose_sum_overflows_is_finite_all_the_same():
+    check_state("x", torch.full((2, 3), 3e38))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64])

@@ -347,7 +347,7 @@ def check_state(name: str, x: Tensor, shape: tuple[int, ...] | None = None) -> N
         raise InputError(f"{name}: got shape {tuple(x.shape)}, expected (batch, ...) with at least one sample")
     if shape is not None and tuple(x.shape[1:]) != tuple(shape):
         raise InputError(f"{name}: got samples of shape {tuple(x.shape[1:])}, but the model's are {tuple(shape)}")
-    if not bool(x.isfinite().all()):
+    if not math.isfinite(x.sum().item()) and not bool(x.isfinite().all()):  # large numbers may overflow the sum
         rows = x.flatten(1).isfinite().all(1).logical_not().nonzero().flatten().tolist()
         raise InputError(f"{name}: NaN or infinity in sample(s) {', '.join(map(str, rows[:5]))}")
 
@@ -404,5 +404,10 @@ def progress_bar(progress: Progress, steps: int, unit: str = "step") -> tqdm:
     """A progress bar: shown after two seconds on a terminal, at once if asked for, never if refused."""
     if isinstance(progress, tqdm):
         return progress
-    shown = sys.stderr.isatty() if progress is None else progress
-    return tqdm(total=steps, disable=not shown, delay=2.0 if progress is None else 0.0, unit=unit, leave=False)
+    if not (sys.stderr.isatty() if progress is None else progress):
+        return _HIDDEN
+    return tqdm(total=steps, delay=2.0 if progress is None else 0.0, unit=unit, leave=False)
+
+
+_HIDDEN = tqdm(disable=True)
+"""The bar of work that shows none: a new one would take as long as a step."""

@@ -13,8 +13,9 @@ x = alpha x0 + sigma eps each gives both:
 Sources: Ho et al. 2020; Salimans & Ho 2022 (v); Liu et al. 2022 (flow); Song et al. 2021 (score).
 """
 
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
+import torch
 from torch import Tensor
 
 from .batches import total
@@ -44,6 +45,13 @@ def linear(a: float | Tensor, x: Tensor, b: float | Tensor, y: Tensor) -> Tensor
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return a * x + b * y
     return total((a, b), (x, y))
+
+
+class Scaled(NamedTuple):
+    """A reading as a tensor, shape (B, ...), and the factor that is still to be applied to it."""
+
+    tensor: Tensor
+    factor: float
 
 
 class Prediction:
@@ -94,6 +102,17 @@ class Prediction:
         """data * x0 + noise * eps in one pass; `mix(alpha', sigma')` is the DDIM step to that time."""
         of_x, of_output = self.factors(data, noise)
         return linear(of_x, self.x, of_output, self.output)
+
+    def scaled(self, data: float, noise: float) -> Scaled:
+        """data * x0 + noise * eps up to a factor, which saves a pass; at a single time for all samples."""
+        of_x, of_output = cast(tuple[float, float], self.factors(data, noise))
+        if of_x == 0.0:
+            return Scaled(self.output, of_output)
+        if of_output == 0.0:
+            return Scaled(self.x, of_x)
+        if abs(of_x) >= abs(of_output):
+            return Scaled(torch.add(self.x, self.output, alpha=of_output / of_x), of_x)
+        return Scaled(torch.add(self.output, self.x, alpha=of_x / of_output), of_output)
 
     def factors(self, data: float, noise: float) -> Factors:
         """The factors of x and of the output in data * x0 + noise * eps."""

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -40,6 +41,7 @@ from torch import Tensor
 
 from ..batches import combine
 from ..errors import InputError
+from ..prediction import Scaled
 from ..schedules import Schedule
 from ..variables import DATA, NOISE, Variable, VariableName
 from .ancestral import unit_noise
@@ -49,13 +51,16 @@ ADAMS_INTERVALS = (2.0, 1.0, 6 / 11, 3 / 10)
 """The real stability intervals of the Adams-Bashforth methods of order 1 to 4 (Hairer & Wanner, sec. V.1)."""
 
 
+state(Scaled)
+
+
 @state
 class History(NamedTuple):
     """The sample, and the slopes of the last steps with their path times, the newest first."""
 
     x: Tensor
     times: tuple[float, ...]
-    slopes: tuple[Tensor, ...]
+    slopes: tuple[Scaled, ...]
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ class Multistep(Solver):
     def step(self, state: History, leg: Leg) -> Asking[History]:
         prediction = yield Query(state.x, leg.t0)
         times = (leg.t0, *state.times)[: self.order]
-        slopes = (self.variable.slope(prediction), *state.slopes)[: self.order]
+        slopes = (prediction.scaled(*self.variable.reading), *state.slopes)[: self.order]
         ends = (leg.schedule.log_snr(leg.t0), leg.schedule.log_snr(leg.t1))
         if not all(map(math.isfinite, ends)):
             x = prediction.mix(leg.schedule.alpha(leg.t1), leg.schedule.sigma(leg.t1))
@@ -121,13 +126,19 @@ class Multistep(Solver):
         return History(state.x, (), ())
 
     @abstractmethod
-    def advance(self, x: Tensor, leg: Leg, times: list[float], slopes: tuple[Tensor, ...]) -> Tensor:
+    def advance(self, x: Tensor, leg: Leg, times: list[float], slopes: Sequence[Scaled]) -> Tensor:
         """The sample at leg.t1, from the one at leg.t0 and the slopes at `times`, the newest first."""
 
-    def transfer(self, x: Tensor, leg: Leg, weights: list[float], slopes: tuple[Tensor, ...]) -> Tensor:
+    def transfer(self, x: Tensor, leg: Leg, weights: list[float], slopes: Sequence[Scaled]) -> Tensor:
         """(W1/W0) x + W1 sum of weights * slopes: a step in the variable, told in model space."""
         before, after = (self.variable.scale(leg.schedule, t) for t in (leg.t0, leg.t1))
-        return combine(after / before, x, [after * w for w in weights], list(slopes))
+        return _sum(after / before, x, [after * w for w in weights], slopes)
+
+
+def _sum(first: float, x: Tensor, weights: Sequence[float], slopes: Sequence[Scaled]) -> Tensor:
+    """first * x + sum of weights * slopes."""
+    factors = [weight * slope.factor for weight, slope in zip(weights, slopes, strict=True)]
+    return combine(first, x, factors, [slope.tensor for slope in slopes])
 
 
 def _regular(schedule: Schedule, times: tuple[float, ...]) -> list[float]:
@@ -299,7 +310,7 @@ class DPMppSDE(Multistep):
             measure = rate * h * measure * np.exp(rate * (clock - there))
             knots = [_lambda(schedule, t) for t in times]
             weights = [alpha * w for w in _lagrange_weights(knots, clock, measure)]
-        mean = combine(sigma / schedule.sigma(leg.t0) * math.exp(-self.eta * h), x, weights, list(slopes))
+        mean = _sum(sigma / schedule.sigma(leg.t0) * math.exp(-self.eta * h), x, weights, slopes)
         return torch.add(mean, unit_noise(leg), alpha=sigma * math.sqrt(-math.expm1(-2.0 * self.eta * h)))
 
 
@@ -310,7 +321,7 @@ class Predicted(NamedTuple):
     x: Tensor
     predicted: bool
     times: tuple[float, ...]
-    slopes: tuple[Tensor, ...]
+    slopes: tuple[Scaled, ...]
 
 
 @dataclass(frozen=True)
@@ -362,9 +373,9 @@ class UniPC(Solver):
 
     def step(self, state: Predicted, leg: Leg) -> Asking[Predicted]:
         prediction = yield Query(state.x, leg.t0)
-        schedule, model = leg.schedule, prediction.x0
+        schedule = leg.schedule
         history = _regular(schedule, state.times)
-        known = [model, *state.slopes]
+        known = [prediction.scaled(*DATA.reading), *state.slopes]
         corrected = [1.0] + [0.0] * len(known)  # the factors of the sample and of `known` in the corrected sample
         if state.predicted and history:
             with_it, without = self._factors(schedule, history, leg.t0, True), self._factors(schedule, history, leg.t0)
@@ -385,7 +396,7 @@ class UniPC(Solver):
         factors = [onward[0] * factor for factor in corrected]
         for k, factor in enumerate(onward[1:], 1):
             factors[k] += factor
-        return Predicted(combine(factors[0], state.x, factors[1:], known), True, times, slopes)
+        return Predicted(_sum(factors[0], state.x, factors[1:], known), True, times, slopes)
 
     def _factors(self, schedule: Schedule, times: list[float], t: float, ahead: bool = False) -> list[float]:
         """The factors of the sample at times[0] and of the predictions at `times` in UniP's sample at t.
