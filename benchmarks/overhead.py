@@ -22,7 +22,7 @@ from steadyflow.integrate import integrate
 torch.set_num_threads(1)
 warnings.filterwarnings("ignore")
 SHAPES = ((1, 4, 64, 64), (1, 16, 128, 128), (64, 3, 32, 32))
-STEPS, ROUNDS = 50, 15
+STEPS, ROUNDS = 50, 40
 NAMES = ("ddim", "euler", "heun", "dpmpp-2m", "unipc", "ddpm")
 SAMPLING = k_diffusion_sampling()
 

@@ -1,7 +1,6 @@
 """Mixtures against exact densities, networks and guidance against their definitions."""
 
 import math
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ import torch
 from scipy import integrate, stats
 
 import steadyflow as sf
-from steadyflow.prediction import Prediction, PredictionType
 
 GENERATOR = torch.Generator().manual_seed(4)
 MEANS = torch.randn(5, 3, generator=GENERATOR, dtype=torch.float64)
@@ -41,17 +39,6 @@ def test_the_score_is_the_gradient_of_the_exact_log_density(std, schedule):
         x = torch.randn(16, 3, generator=GENERATOR, dtype=torch.float64).requires_grad_()
         (score,) = torch.autograd.grad(noisy_log_density(mixture, schedule, x, t).sum(), x)
         torch.testing.assert_close(model(x.detach(), t).score, score, rtol=1e-8, atol=1e-8)
-
-
-@pytest.mark.parametrize("kind", get_args(PredictionType))
-@pytest.mark.parametrize(("data", "noise"), [(1.0, 0.0), (0.0, 1.0), (-1.0, 1.0), (0.3, 0.8)])
-@pytest.mark.parametrize(("alpha", "sigma"), [(0.6, 0.8), (1e-4, 1.0), (1.0, 1e-4), (1.0, 80.0)])
-def test_a_reading_up_to_a_factor_is_the_reading(kind, data, noise, alpha, sigma):
-    x, output = torch.randn(2, 5, 3, generator=GENERATOR, dtype=torch.float64)
-    prediction = Prediction(x, output, kind, alpha, sigma)
-    tensor, factor = prediction.scaled(data, noise)
-    wanted = prediction.mix(data, noise)
-    torch.testing.assert_close(factor * tensor, wanted, rtol=1e-12, atol=1e-12 * float(wanted.abs().max()))
 
 
 @stds

@@ -2,6 +2,8 @@
 
 import json
 import math
+import pickle
+from typing import get_args
 
 import mpmath
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 import steadyflow as sf
 from steadyflow import grids, schedules
+from steadyflow.prediction import PredictionType
 from steadyflow.schedules import from_spec
 
 ZERO = sf.Tabulated((*sf.Tabulated.linear(100, 1e-3, 0.2).alphas_cumprod[:-1], 0.0))
@@ -238,6 +241,17 @@ def test_data_and_noise_come_back_from_every_prediction(schedule, kind, per_samp
     torch.testing.assert_close(prediction.mix(0.3, -2.0), 0.3 * x0 - 2.0 * eps, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("kind", get_args(PredictionType))
+@pytest.mark.parametrize(("data", "noise"), [(1.0, 0.0), (0.0, 1.0), (-1.0, 1.0), (0.3, 0.8)])
+@pytest.mark.parametrize(("alpha", "sigma"), [(0.6, 0.8), (1e-4, 1.0), (1.0, 1e-4), (1.0, 80.0)])
+def test_a_reading_up_to_a_factor_is_the_reading(kind, data, noise, alpha, sigma):
+    x, output = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    prediction = sf.Prediction(x, output, kind, alpha, sigma)
+    tensor, factor = prediction.scaled(data, noise)
+    wanted = prediction.mix(data, noise)
+    torch.testing.assert_close(factor * tensor, wanted, rtol=1e-12, atol=1e-12 * float(wanted.abs().max()))
+
+
 @pytest.mark.parametrize(("kind", "alpha", "sigma", "reading"), [
     ("epsilon", 0.0, 1.0, "x0"), ("score", 0.0, 1.0, "x0"), ("sample", 1.0, 0.0, "eps"), ("epsilon", 1.0, 0.0, "score"),
 ])  # fmt: skip
@@ -260,3 +274,17 @@ def test_scalar_helpers_have_the_limits_at_infinity():
     assert schedules._softplus(-math.inf) == 0.0
     assert schedules._exp(1e4) == math.inf
     assert schedules._log(0.0) == -math.inf
+
+
+def test_what_a_schedule_remembers_is_bounded_made_once_and_not_sent_along():
+    schedule, made = sf.VPCosine(), []
+    for _ in range(2):
+        assert schedule.remembered("key", lambda: made.append(1) or "value") == "value"
+    assert made == [1]
+    for k in range(10_000):
+        schedule.remembered(k, lambda: "other")
+        schedule.alpha(k / 10_000)
+    again = pickle.loads(pickle.dumps(schedule))
+    assert again == schedule
+    assert len(pickle.dumps(schedule)) < 500
+    assert sum(len(memo) for memo in schedule._memos.values()) < 5 * 4096

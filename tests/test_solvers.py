@@ -473,3 +473,16 @@ def test_stages_at_clean_data_keep_the_order_up_to_the_end_of_flow_paths(name):
     plain = sf.Denoiser(lambda x, t: torch.zeros_like(x), sf.RectifiedFlow(), prediction="sample")
     assert not plain.answers_clean
     assert sf.sample(plain, x=x, solver=name, steps=4).x.isfinite().all()
+
+
+def test_a_model_that_answers_in_two_ways_within_a_step_is_refused():
+    schedule = sf.VPCosine()
+    stepper = sf.Stepper(sf.Heun(), schedule, sf.grids.make("uniform", schedule, 2), torch.ones(1, 2))
+
+    def answered(kind):
+        x, t = stepper.query
+        return sf.Prediction(x, x, kind, schedule.alpha(t), schedule.sigma(t))
+
+    stepper.feed(answered("epsilon"))
+    with pytest.raises(sf.InputError, match="epsilon and v_prediction"):
+        stepper.feed(answered("v_prediction"))

@@ -172,14 +172,11 @@ def _embedded(
     tableau, schedule = method.tableau, leg.schedule
     assert tableau.b_low is not None
     before, after = (yield Query(x, leg.t0)) if known is None else known, None
-    slopes = yield from method.slopes(x, schedule, leg.t0, leg.t1, variable, before)
-    factors = slopes.end(tableau.b)
-    onward = total(factors, slopes.known)
-    weights = [b - low for b, low in zip(tableau.b, tableau.b_low, strict=False)]
+    plan, tensors = yield from method.slopes(x, schedule, leg.t0, leg.t1, variable, before)
+    onward = total(plan.end, tensors)
     if len(tableau.b_low) > len(tableau.b):
         after = yield Query(onward, leg.t1)
-        slopes.add(after, factors)
-        weights.append(-tableau.b_low[-1])
-    estimate = total(slopes.factors(0.0, 1.0, weights), slopes.known)
-    scale = atol + rtol * torch.maximum((x / slopes.before).abs(), (onward / slopes.after).abs())
+        tensors.append(after.output)
+    estimate = total(plan.error(), tensors)
+    scale = atol + rtol * torch.maximum((x / plan.before).abs(), (onward / plan.after).abs())
     return _Tried(onward, rms(estimate / scale).max(), before, after)

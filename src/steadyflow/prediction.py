@@ -13,7 +13,7 @@ x = alpha x0 + sigma eps each gives both:
 Sources: Ho et al. 2020; Salimans & Ho 2022 (v); Liu et al. 2022 (flow); Song et al. 2021 (score).
 """
 
-from typing import Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -22,8 +22,6 @@ from .batches import total
 from .errors import SingularTimeError, UnknownNameError
 
 PredictionType = Literal["epsilon", "sample", "v_prediction", "flow", "score"]
-
-Factors = tuple[float | Tensor, float | Tensor]
 
 
 def check_type(name: str) -> None:
@@ -105,7 +103,7 @@ class Prediction:
 
     def scaled(self, data: float, noise: float) -> Scaled:
         """data * x0 + noise * eps up to a factor, which saves a pass; at a single time for all samples."""
-        of_x, of_output = cast(tuple[float, float], self.factors(data, noise))
+        of_x, of_output = self.factors(data, noise)
         if of_x == 0.0:
             return Scaled(self.output, of_output)
         if of_output == 0.0:
@@ -114,31 +112,40 @@ class Prediction:
             return Scaled(torch.add(self.x, self.output, alpha=of_output / of_x), of_x)
         return Scaled(torch.add(self.output, self.x, alpha=of_x / of_output), of_output)
 
-    def factors(self, data: float, noise: float) -> Factors:
+    def factors(self, data: float, noise: float) -> tuple[Any, Any]:
         """The factors of x and of the output in data * x0 + noise * eps."""
-        alpha, sigma = self.alpha, self.sigma
-        match self.kind:
-            case "epsilon":
-                if data == 0.0:
-                    return 0.0, noise
-                _check_nonzero(alpha, "x0 from an epsilon prediction", "alpha")
-                return data / alpha, noise - data * sigma / alpha
-            case "sample":
-                if noise == 0.0:
-                    return 0.0, data
-                _check_nonzero(sigma, "eps from a sample prediction", "sigma")
-                return noise / sigma, data - noise * alpha / sigma
-            case "v_prediction":
-                n = alpha * alpha + sigma * sigma
-                return (data * alpha + noise * sigma) / n, (noise * alpha - data * sigma) / n
-            case "flow":
-                n = alpha + sigma
-                return (data + noise) / n, (noise * alpha - data * sigma) / n
-            case _:  # score
-                if data == 0.0:
-                    return 0.0, -noise * sigma
-                _check_nonzero(alpha, "x0 from a score", "alpha")
-                return data / alpha, data * sigma * sigma / alpha - noise * sigma
+        return factors(self.kind, self.alpha, self.sigma, data, noise)
+
+
+def factors(
+    kind: PredictionType, alpha: float | Tensor, sigma: float | Tensor, data: float, noise: float
+) -> tuple[Any, Any]:
+    """The factors of x and of a model's output of this kind in data * x0 + noise * eps.
+
+    Floats where alpha and sigma are. Raises `SingularTimeError` where the output does not say what is read.
+    """
+    match kind:
+        case "epsilon":
+            if data == 0.0:
+                return 0.0, noise
+            _check_nonzero(alpha, "x0 from an epsilon prediction", "alpha")
+            return data / alpha, noise - data * sigma / alpha
+        case "sample":
+            if noise == 0.0:
+                return 0.0, data
+            _check_nonzero(sigma, "eps from a sample prediction", "sigma")
+            return noise / sigma, data - noise * alpha / sigma
+        case "v_prediction":
+            n = alpha * alpha + sigma * sigma
+            return (data * alpha + noise * sigma) / n, (noise * alpha - data * sigma) / n
+        case "flow":
+            n = alpha + sigma
+            return (data + noise) / n, (noise * alpha - data * sigma) / n
+        case _:  # score
+            if data == 0.0:
+                return 0.0, -noise * sigma
+            _check_nonzero(alpha, "x0 from a score", "alpha")
+            return data / alpha, data * sigma * sigma / alpha - noise * sigma
 
 
 def _check_nonzero(value: float | Tensor, what: str, name: str) -> None:

@@ -27,7 +27,8 @@ import functools
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -39,6 +40,7 @@ from .errors import MALFORMED, InputError, UnknownNameError
 
 Scalar = TypeVar("Scalar", float, Tensor, float | Tensor)
 """A float or a tensor; a function of one returns the same kind."""
+Made = TypeVar("Made")
 
 
 # Elementary functions on floats and tensors alike, with the limits at infinity that `math` refuses.
@@ -91,28 +93,30 @@ def _cbrt(x: Any) -> Any:
     return x.pow(1 / 3) if isinstance(x, Tensor) else math.cbrt(x)
 
 
+class _Memo(dict[Any, Any]):
+    """What is remembered; when there is too much of it, all is forgotten."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if len(self) >= 4096:
+            self.clear()
+        super().__setitem__(key, value)
+
+
 def _remembered(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     """A method of a time that keeps its answers for single times: solvers ask for the same few over and over."""
-    place = f"_memo_{function.__name__}"
+    name = function.__name__
 
     @functools.wraps(function)
     def answer(self: Any, t: Any) -> Any:
         if type(t) is not float:
             return function(self, t)
-        memo = self.__dict__.get(place)
-        if memo is None:
-            object.__setattr__(self, place, memo := {})
+        memo = self._memos[name]
         value = memo.get(t)
         if value is None:
-            if len(memo) >= _REMEMBERED:
-                memo.clear()
             value = memo[t] = function(self, t)
         return value
 
     return answer
-
-
-_REMEMBERED = 4096
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,21 @@ class Schedule(ABC):
         super().__init_subclass__(**options)
         if "log_snr" in cls.__dict__:
             cls.log_snr = _remembered(cls.log_snr)  # type: ignore[method-assign]
+
+    @cached_property
+    def _memos(self) -> defaultdict[str, _Memo]:
+        return defaultdict(_Memo)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_memos"}
+
+    def remembered(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` gave when it was first asked for under this key: the numbers of a leg are the same a batch."""
+        memo = self._memos["remembered"]
+        value = memo.get(key)
+        if value is None:
+            value = memo[key] = make()
+        return value
 
     @property
     def domain(self) -> tuple[float, float]:

@@ -113,9 +113,9 @@ def log_likelihood(
 
         slopes, asked = answer(method.slopes(state, schedule, leg.t0, leg.t1, FLOW), watched)
         nfe += asked * model.cost
-        state = total(slopes.end(method.tableau.b), slopes.known)
+        state = total(slopes.plan.end, slopes.known)
         for weight, divergence in zip(method.tableau.b, divergences, strict=True):
-            integral += slopes.h * weight * divergence
+            integral += slopes.plan.h * weight * divergence
     if not bool(state.isfinite().all()):
         raise SteadyflowError("log_likelihood: the solve diverged; use more steps")
     scales = n * math.log(FLOW.scale(schedule, times.times[-1]) / FLOW.scale(schedule, times.times[0]))

@@ -63,6 +63,17 @@ class History(NamedTuple):
     slopes: tuple[Scaled, ...]
 
 
+class Coefficients(NamedTuple):
+    """The numbers of a step."""
+
+    first: float
+    """The factor of the sample at the step's beginning."""
+    weights: list[float]
+    """Those of the slopes, the newest first."""
+    spread: float = 0.0
+    """The standard deviation of the noise to add."""
+
+
 @dataclass(frozen=True)
 class Multistep(Solver):
     """What the multistep methods share: a history of at most `order` slopes, which is the method's own order.
@@ -115,8 +126,12 @@ class Multistep(Solver):
         if not all(map(math.isfinite, ends)):
             x = prediction.mix(leg.schedule.alpha(leg.t1), leg.schedule.sigma(leg.t1))
         else:
-            regular = _regular(leg.schedule, times)
-            x = self.advance(state.x, leg, regular, slopes[: len(regular)])
+            first, weights, spread = leg.schedule.remembered(
+                (self, times, leg.t1), lambda: self.coefficients(leg, _regular(leg.schedule, times))
+            )
+            x = _sum(first, state.x, weights, slopes[: len(weights)])
+            if spread > 0.0:
+                x = torch.add(x, unit_noise(leg), alpha=spread)
         return History(x, times, slopes)
 
     def moved(self, state: History, x: Tensor, schedule: Schedule, t: float) -> History:
@@ -126,13 +141,13 @@ class Multistep(Solver):
         return History(state.x, (), ())
 
     @abstractmethod
-    def advance(self, x: Tensor, leg: Leg, times: list[float], slopes: Sequence[Scaled]) -> Tensor:
-        """The sample at leg.t1, from the one at leg.t0 and the slopes at `times`, the newest first."""
+    def coefficients(self, leg: Leg, times: list[float]) -> Coefficients:
+        """The numbers of a step over the leg, from slopes at `times`, the newest first."""
 
-    def transfer(self, x: Tensor, leg: Leg, weights: list[float], slopes: Sequence[Scaled]) -> Tensor:
+    def transfer(self, leg: Leg, weights: list[float]) -> Coefficients:
         """(W1/W0) x + W1 sum of weights * slopes: a step in the variable, told in model space."""
         before, after = (self.variable.scale(leg.schedule, t) for t in (leg.t0, leg.t1))
-        return _sum(after / before, x, [after * w for w in weights], slopes)
+        return Coefficients(after / before, [after * w for w in weights])
 
 
 def _sum(first: float, x: Tensor, weights: Sequence[float], slopes: Sequence[Scaled]) -> Tensor:
@@ -174,12 +189,12 @@ class LMS(Multistep):
     name: ClassVar[str] = "lms"
     source = "Karras et al. 2022 (2206.00364); k-diffusion"
 
-    def advance(self, x, leg, times, slopes):
+    def coefficients(self, leg, times):
         start, end = (leg.schedule.ratio(t) for t in (leg.t0, leg.t1))
         nodes, weights = _gauss()
         knots = [leg.schedule.ratio(t) for t in times]
         chosen = _lagrange_weights(knots, start + (end - start) * nodes, (end - start) * weights)
-        return self.transfer(x, leg, chosen, slopes)
+        return self.transfer(leg, chosen)
 
 
 @dataclass(frozen=True)
@@ -189,8 +204,8 @@ class DEIS(Multistep):
     name: ClassVar[str] = "deis"
     source = "Zhang & Chen 2022 (2204.13902)"
 
-    def advance(self, x, leg, times, slopes):
-        return self.transfer(x, leg, _exponential_weights(self.variable, leg, times), slopes)
+    def coefficients(self, leg, times):
+        return self.transfer(leg, _exponential_weights(self.variable, leg, times))
 
 
 def _exponential_weights(variable: Variable, leg: Leg, times: list[float]) -> list[float]:
@@ -218,9 +233,9 @@ class IPNDM(Multistep):
         interval = ADAMS_INTERVALS[self.order - 1]
         return Facts(1, 1, "approximate", states=1 + self.order, real_interval=interval, source=self.source)
 
-    def advance(self, x, leg, times, slopes):
+    def coefficients(self, leg, times):
         h = leg.schedule.ratio(leg.t1) - leg.schedule.ratio(leg.t0)
-        return self.transfer(x, leg, [h * w for w in _ADAMS[len(times) - 1]], slopes)
+        return self.transfer(leg, [h * w for w in _ADAMS[len(times) - 1]])
 
 
 @dataclass(frozen=True)
@@ -233,12 +248,10 @@ class DPMpp2M(Multistep):
     variable = DATA
     source = "Lu et al. 2022 (2211.01095)"
 
-    def advance(self, x, leg, times, slopes):
+    def coefficients(self, leg, times):
         gain = DATA.time(leg.schedule, leg.t1) - DATA.time(leg.schedule, leg.t0)
         extra = _extrapolation(leg, times)
-        return self.transfer(
-            x, leg, [gain * (1 + extra), *([-gain * extra] if extra else [])], slopes[: 1 + bool(extra)]
-        )
+        return self.transfer(leg, [gain * (1 + extra), -gain * extra][: len(times)])
 
 
 def _extrapolation(leg: Leg, times: list[float]) -> float:
@@ -262,8 +275,8 @@ class DPMpp3M(Multistep):
     variable = DATA
     source = "Lu et al. 2022 (2211.01095)"
 
-    def advance(self, x, leg, times, slopes):
-        return self.transfer(x, leg, _exponential_weights(self.variable, leg, times), slopes)
+    def coefficients(self, leg, times):
+        return self.transfer(leg, _exponential_weights(self.variable, leg, times))
 
 
 @dataclass(frozen=True)
@@ -295,7 +308,7 @@ class DPMppSDE(Multistep):
     def spec(self) -> dict[str, Any]:
         return {"name": self.name, "eta": self.eta}
 
-    def advance(self, x, leg, times, slopes):
+    def coefficients(self, leg, times):
         schedule = leg.schedule
         here, there = _lambda(schedule, leg.t0), _lambda(schedule, leg.t1)
         h, alpha, sigma = there - here, schedule.alpha(leg.t1), schedule.sigma(leg.t1)
@@ -310,8 +323,8 @@ class DPMppSDE(Multistep):
             measure = rate * h * measure * np.exp(rate * (clock - there))
             knots = [_lambda(schedule, t) for t in times]
             weights = [alpha * w for w in _lagrange_weights(knots, clock, measure)]
-        mean = _sum(sigma / schedule.sigma(leg.t0) * math.exp(-self.eta * h), x, weights, slopes)
-        return torch.add(mean, unit_noise(leg), alpha=sigma * math.sqrt(-math.expm1(-2.0 * self.eta * h)))
+        first = sigma / schedule.sigma(leg.t0) * math.exp(-self.eta * h)
+        return Coefficients(first, weights, sigma * math.sqrt(-math.expm1(-2.0 * self.eta * h)))
 
 
 @state
@@ -374,29 +387,41 @@ class UniPC(Solver):
     def step(self, state: Predicted, leg: Leg) -> Asking[Predicted]:
         prediction = yield Query(state.x, leg.t0)
         schedule = leg.schedule
-        history = _regular(schedule, state.times)
         known = [prediction.scaled(*DATA.reading), *state.slopes]
-        corrected = [1.0] + [0.0] * len(known)  # the factors of the sample and of `known` in the corrected sample
-        if state.predicted and history:
-            with_it, without = self._factors(schedule, history, leg.t0, True), self._factors(schedule, history, leg.t0)
-            # one from the other: the sample that both started from goes, so that it need not be kept
-            corrected[1] = with_it[-1]
-            for k, (new, old) in enumerate(zip(with_it[1:-1], without[1:], strict=True), 2):
-                corrected[k] = new - old
         times, slopes = (leg.t0, *state.times)[: self.order], tuple(known[: self.order])
         if schedule.sigma(leg.t0) == 0.0:  # the beginning of an inversion: no history, and DDIM in the network's terms
-            ahead = prediction.mix(schedule.alpha(leg.t1), schedule.sigma(leg.t1))
-            return Predicted(ahead, True, times, slopes)
-        ends = (schedule.log_snr(leg.t0), schedule.log_snr(leg.t1))
-        if all(map(math.isfinite, ends)):
-            onward = self._factors(schedule, _regular(schedule, times), leg.t1)
+            x = prediction.mix(schedule.alpha(leg.t1), schedule.sigma(leg.t1))
+        else:
+            history = state.times if state.predicted else ()
+            first, weights, _ = schedule.remembered(
+                (self, state.predicted, state.times, leg.t0, leg.t1),
+                lambda: self._coefficients(leg, times, len(known), _regular(schedule, history)),
+            )
+            x = _sum(first, state.x, weights, known)
+        return Predicted(x, True, times, slopes)
+
+    def _coefficients(self, leg: Leg, times: tuple[float, ...], known: int, history: list[float]) -> Coefficients:
+        """The numbers of a step: the corrector's over the last step, if one predicted the sample, and the predictor's.
+
+        known: how many predictions there are. history: the times of those before, if the sample was predicted.
+        """
+        schedule = leg.schedule
+        corrected = [0.0] * known  # the factors in the corrected sample; that of the predicted one is 1
+        if history:
+            with_it, without = self._factors(schedule, history, leg.t0, True), self._factors(schedule, history, leg.t0)
+            # one from the other: the sample that both started from goes, so that it need not be kept
+            corrected[0] = with_it[-1]
+            for k, (new, old) in enumerate(zip(with_it[1:-1], without[1:], strict=True), 1):
+                corrected[k] = new - old
+        if all(math.isfinite(schedule.log_snr(t)) for t in (leg.t0, leg.t1)):
+            ahead, *onward = self._factors(schedule, _regular(schedule, times), leg.t1)
         else:
             ahead = schedule.sigma(leg.t1) / schedule.sigma(leg.t0)
-            onward = [ahead, schedule.alpha(leg.t1) - ahead * schedule.alpha(leg.t0)]
-        factors = [onward[0] * factor for factor in corrected]
-        for k, factor in enumerate(onward[1:], 1):
-            factors[k] += factor
-        return Predicted(_sum(factors[0], state.x, factors[1:], known), True, times, slopes)
+            onward = [schedule.alpha(leg.t1) - ahead * schedule.alpha(leg.t0)]
+        weights = [ahead * factor for factor in corrected]
+        for k, factor in enumerate(onward):
+            weights[k] += factor
+        return Coefficients(ahead, weights)
 
     def _factors(self, schedule: Schedule, times: list[float], t: float, ahead: bool = False) -> list[float]:
         """The factors of the sample at times[0] and of the predictions at `times` in UniP's sample at t.

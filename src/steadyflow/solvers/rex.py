@@ -88,9 +88,9 @@ class Rex(TwoStates):
         ratio = after / before
         base, b = self.base, self.base.tableau.b
         forth = yield from base.slopes(state.y, leg.schedule, leg.t0, leg.t1, variable)
-        x = combine(ratio * zeta, state.x, forth.factors(ratio * (1 - zeta), after, b), forth.known)
+        x = combine(ratio * zeta, state.x, forth.plan.factors(ratio * (1 - zeta), after, b), forth.known)
         back = yield from base.slopes(x, leg.schedule, leg.t1, leg.t0, variable)
-        return Pair(x, combine(ratio, state.y, back.factors(0.0, -after, b), back.known))
+        return Pair(x, combine(ratio, state.y, back.plan.factors(0.0, -after, b), back.known))
 
     def inverse_step(self, state: Pair, leg: Leg) -> Asking[Pair]:
         variable, zeta = regular_variable(self.variable, leg), self.determinant(leg)
@@ -98,9 +98,9 @@ class Rex(TwoStates):
         ratio = after / before
         base, b = self.base, self.base.tableau.b
         back = yield from base.slopes(state.x, leg.schedule, leg.t0, leg.t1, variable)
-        y = combine(ratio, state.y, back.factors(0.0, after, b), back.known)
+        y = combine(ratio, state.y, back.plan.factors(0.0, after, b), back.known)
         forth = yield from base.slopes(y, leg.schedule, leg.t1, leg.t0, variable)
-        return Pair(combine(ratio / zeta, state.x, forth.factors(1 - 1 / zeta, -after / zeta, b), forth.known), y)
+        return Pair(combine(ratio / zeta, state.x, forth.plan.factors(1 - 1 / zeta, -after / zeta, b), forth.known), y)
 
 
 @cache

@@ -18,12 +18,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
+from .. import prediction
 from ..batches import total
-from ..prediction import Prediction
+from ..errors import InputError
+from ..prediction import Prediction, PredictionType
 from ..schedules import Schedule
 from ..variables import Variable, VariableName, check_name, choose
 from . import tableaux
@@ -31,43 +33,79 @@ from .base import Asking, Facts, Leg, Query, Solver, ddim_step
 from .tableaux import Tableau
 
 
-class Slopes:
-    """The slopes of a step, as linear combinations of the state it began with and of the model's outputs.
+class Plan:
+    """The numbers of a step: its stages and its end as linear combinations of what is known.
 
-    Stages and slopes are such combinations themselves, so that each is computed from those tensors directly: a pass
-    over the memory for each, and none for a slope.
+    Known are the state that the step began with and the model's outputs so far, so that each stage is computed from
+    those tensors directly: a pass over the memory for each, and none for a slope.
     """
 
-    def __init__(self, variable: Variable, h: float, schedule: Schedule, t0: float, t1: float, x: Tensor):
-        self.h = h
+    def __init__(
+        self, tableau: Tableau, variable: Variable, schedule: Schedule, kind: PredictionType, t0: float, t1: float
+    ):
+        self._tableau, self._variable, self._schedule, self._t1 = tableau, variable, schedule, t1
+        self._kind: PredictionType = kind
+        start = variable.time(schedule, t0)
+        self.h = variable.time(schedule, t1) - start
         """The step in the variable's time."""
         self.before, self.after = variable.scale(schedule, t0), variable.scale(schedule, t1)
         """The variable's scale at both ends."""
-        self.known = [x]
-        """The state that the step began with, shape (B, ...), and the outputs."""
-        self._variable = variable
-        self._rows: list[list[float]] = []
-
-    def add(self, prediction: Prediction, stage: list[float]) -> None:
-        """Take in what the model answered at the stage that has these factors."""
-        of_stage, of_output = prediction.factors(*self._variable.reading)
-        row = [of_stage * factor for factor in stage]
-        self._rows.append([*row, of_output])  # type: ignore[list-item]  # numbers, as the query's time was one
-        self.known.append(prediction.output)
+        self.stages: list[tuple[float, list[float]]] = []
+        """The stages after the first: their times, and the factors of what is known in them."""
+        self._slopes = [self._slope(t0, [1.0])]  # an explicit method's first stage is the state itself
+        for row, c in zip(tableau.a[1:], tableau.c[1:], strict=True):
+            if c == 1.0:
+                t, here = t1, self.after
+            elif c == 0.0:
+                t, here = t0, self.before
+            else:
+                t = variable.when(schedule, start + c * self.h)
+                here = variable.scale(schedule, t)
+            factors = self.factors(here / self.before, here, row)
+            self.stages.append((t, factors))
+            self._slopes.append(self._slope(t, factors))
+        self.end = self.factors(self.after / self.before, self.after, tableau.b)
+        """The factors of what is known in the state at the end of the step."""
 
     def factors(self, first: float, scale: float, weights: Sequence[float]) -> list[float]:
-        """The factors of `known` in  first x + scale h sum_i weights_i k_i."""
-        result = [first] + [0.0] * (len(self.known) - 1)
-        for weight, row in zip(weights, self._rows, strict=False):
-            if weight != 0.0:
-                weight *= scale * self.h
-                for j, factor in enumerate(row):
-                    result[j] += weight * factor
-        return result
+        """The factors of what is known in  first x + scale h sum_i weights_i k_i."""
+        return _combination(first, scale * self.h, weights, self._slopes[: len(weights)])
 
-    def end(self, weights: Sequence[float]) -> list[float]:
-        """The factors of `known` in the state at the end of the step, by a method with these weights."""
-        return self.factors(self.after / self.before, self.after, weights)
+    def error(self) -> list[float]:
+        """The factors of what is known in an embedded method's error estimate, in the variable's units.
+
+        Where the method takes in the slope at the step's end (first same as last), the output there is known too.
+        """
+        b, low, slopes = self._tableau.b, self._tableau.b_low, self._slopes
+        assert low is not None
+        weights = [one - other for one, other in zip(b, low, strict=False)]
+        if len(low) > len(b):
+            weights.append(-low[-1])
+            slopes = [*slopes, self._slope(self._t1, self.end)]
+        return _combination(0.0, self.h, weights, slopes)
+
+    def _slope(self, t: float, state: list[float]) -> list[float]:
+        """The factors of what is known in the slope at t and a state that has these factors."""
+        alpha, sigma = self._schedule.alpha(t), self._schedule.sigma(t)
+        of_state, of_output = prediction.factors(self._kind, alpha, sigma, *self._variable.reading)
+        return [*(of_state * factor for factor in state), of_output]
+
+
+def _combination(first: float, h: float, weights: Sequence[float], slopes: Sequence[Sequence[float]]) -> list[float]:
+    """The factors of what is known in  first x + h sum of weights * slopes, each slope given by its own factors."""
+    result = [first] + [0.0] * len(weights)
+    for weight, slope in zip(weights, slopes, strict=True):
+        for j, factor in enumerate(slope):
+            result[j] += weight * h * factor
+    return result
+
+
+class Slopes(NamedTuple):
+    """A step whose stages have been asked for."""
+
+    plan: Plan
+    known: list[Tensor]
+    """The state that the step began with, shape (B, ...), and the model's outputs."""
 
 
 METHODS: list[type[RungeKutta]] = []
@@ -115,7 +153,7 @@ class RungeKutta(Solver):
         if variable is None:
             return (yield from ddim_step(state, leg))
         slopes = yield from self.slopes(state, leg.schedule, leg.t0, leg.t1, variable)
-        return total(slopes.end(self.tableau.b), slopes.known)
+        return total(slopes.plan.end, slopes.known)
 
     def regular_variable(self, leg: Leg) -> Variable | None:
         """The variable for this leg, or None where only a DDIM step is defined."""
@@ -134,25 +172,18 @@ class RungeKutta(Solver):
         known: Prediction | None = None,
     ) -> Asking[Slopes]:
         """The stage slopes k_i of a step from (x, t0) to t1; known: what the model says at (x, t0), if it was asked."""
-        start = variable.time(schedule, t0)
-        slopes = Slopes(variable, variable.time(schedule, t1) - start, schedule, t0, t1, x)
-        slopes.add((yield Query(x, t0)) if known is None else known, _UNMOVED)  # an explicit method's first stage
-        tableau = self.tableau
-        for row, c in zip(tableau.a[1:], tableau.c[1:], strict=True):
-            if c == 1.0:
-                t, here = t1, slopes.after
-            elif c == 0.0:
-                t, here = t0, slopes.before
-            else:
-                t = variable.when(schedule, start + c * slopes.h)
-                here = variable.scale(schedule, t)
-            factors = slopes.factors(here / slopes.before, here, row)
-            slopes.add((yield Query(total(factors, slopes.known), t)), factors)
-        return slopes
-
-
-_UNMOVED = [1.0]
-"""The factors of a stage that is the state itself."""
+        first = (yield Query(x, t0)) if known is None else known
+        tableau, kind = self.tableau, first.kind
+        plan = schedule.remembered(
+            (tableau, variable, kind, t0, t1), lambda: Plan(tableau, variable, schedule, kind, t0, t1)
+        )
+        tensors = [x, first.output]
+        for t, factors in plan.stages:
+            answer = yield Query(total(factors, tensors), t)
+            if answer.kind != kind:
+                raise InputError(f"prediction: the model answers in two ways within a step, {kind} and {answer.kind}")
+            tensors.append(answer.output)
+        return Slopes(plan, tensors)
 
 
 @cache

@@ -21,7 +21,7 @@ from ..errors import InputError
 SQRT2 = math.sqrt(2.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tableau:
     """An explicit Runge-Kutta method.
 
