@@ -97,7 +97,7 @@ class Prediction:
         return self.mix(-1.0, 1.0)
 
     def mix(self, data: float, noise: float) -> Tensor:
-        """data * x0 + noise * eps in one pass; `mix(alpha', sigma')` is the DDIM step to that time."""
+        """data * x0 + noise * eps; `mix(alpha', sigma')` is the DDIM step to that time."""
         of_x, of_output = self.factors(data, noise)
         return linear(of_x, self.x, of_output, self.output)
 

@@ -141,7 +141,7 @@ class Schedule(ABC):
         return {name: value for name, value in self.__dict__.items() if name != "_memos"}
 
     def remembered(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """What `make` gave when it was first asked for under this key: the numbers of a leg are the same a batch."""
+        """What `make` gave when it was first asked for under this key: a leg's numbers are the same for every batch."""
         memo = self._memos["remembered"]
         value = memo.get(key)
         if value is None:
