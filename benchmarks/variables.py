@@ -1,7 +1,7 @@
 """Round-trip error of Runge-Kutta methods in the three variables:  python benchmarks/variables.py
 
 Exact mixtures on three paths, and the digits model on held-out digits, at 24 and 60 evaluations each way on the
-quadratic grid. Median root mean square error, float64. About two minutes on two cores.
+quadratic grid. Median root mean square error, float64. About four minutes on two cores.
 """
 
 import torch
