@@ -64,8 +64,8 @@ def test_imports_go_down_only():
     assert not wrong
 
 
-def test_importing_loads_none_of_the_optional_packages():
-    code = "import sys, steadyflow; print([m for m in sys.modules])"
+def test_importing_loads_none_of_the_optional_packages_and_starts_no_thread():
+    code = "import sys, threading, steadyflow; print([m for m in sys.modules]); assert threading.active_count() == 1"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     heavy = ("matplotlib", "diffusers", "sklearn", "skimage", "transformers", "jinja2", "typer", "PIL")
     assert [name for name in heavy if f"'{name}'" in loaded] == []

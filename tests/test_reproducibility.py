@@ -1,5 +1,7 @@
 """The same seed gives the same bits, however the work is cut up, and nothing waits for the device in a step."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -137,3 +139,28 @@ def test_recording_does_not_change_the_bits():
     x = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
     plain = integrate(model, x, grid, solvers.get("rk4")).x
     assert torch.equal(integrate(model, x, grid, solvers.get("rk4"), record="all", callback=lambda m: None).x, plain)
+
+
+MEMORY = [
+    *(solvers.get("unipc", order=order, kind=kind) for order in (1, 2, 3) for kind in ("bh1", "bh2")),
+    *(solvers.get("heun", variable=variable) for variable in ("flow", "noise", "data")),
+    *map(solvers.get, ("dpmpp-2m", "dpmpp-3m", "lms", "deis", "ipndm", "rk4")),
+]
+
+
+def test_what_a_schedule_remembers_of_one_run_does_not_change_another():
+    """Solvers, grids that overlap, prediction types and moved states on one schedule, against a fresh one for each."""
+    x, shared = torch.linspace(-1.0, 1.0, 6, dtype=torch.float64).view(2, 3), sf.VPCosine()
+
+    def end(schedule, solver, times, kind, moved):
+        def push(moment):
+            if moment.step == 2:
+                return solver.moved(moment.state, 1.01 * moment.x, schedule, moment.leg.t1)
+            return None
+
+        model = sf.Denoiser(lambda x, t: torch.tanh(x), schedule, prediction=kind, shape=(3,))
+        return sf.integrate(model, x, sf.Grid(times), solver, corrections=[push] if moved else []).x
+
+    grids = (0.9, 0.6, 0.4, 0.2, 0.1), (0.8, 0.6, 0.4, 0.2, 0.1), (0.6, 0.4, 0.2, 0.1)
+    for case in itertools.product(MEMORY, grids, ("v_prediction", "epsilon"), (False, True)):
+        assert torch.equal(end(shared, *case), end(sf.VPCosine(), *case)), case

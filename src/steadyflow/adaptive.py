@@ -172,11 +172,11 @@ def _embedded(
     tableau, schedule = method.tableau, leg.schedule
     assert tableau.b_low is not None
     before, after = (yield Query(x, leg.t0)) if known is None else known, None
-    plan, tensors = yield from method.slopes(x, schedule, leg.t0, leg.t1, variable, before)
+    plan, tensors = yield from method.stages(x, schedule, leg.t0, leg.t1, variable, before)
     onward = total(plan.end, tensors)
     if len(tableau.b_low) > len(tableau.b):
         after = yield Query(onward, leg.t1)
         tensors.append(after.output)
-    estimate = total(plan.error(), tensors)
+    estimate = total(plan.error(after), tensors)
     scale = atol + rtol * torch.maximum((x / plan.before).abs(), (onward / plan.after).abs())
     return _Tried(onward, rms(estimate / scale).max(), before, after)

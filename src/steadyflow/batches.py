@@ -1,5 +1,6 @@
 """Arithmetic on batches (B, ...): linear combinations in few passes, and what is taken a sample."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -28,6 +29,11 @@ def total(factors: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
 def combine(first: float, x: Tensor, factors: Sequence[float], others: Sequence[Tensor]) -> Tensor:
     """first * x + sum of factors * others, as `total` does it."""
     return total((first, *factors), (x, *others))
+
+
+def finite(x: Tensor) -> bool:
+    """Whether no number is NaN or infinite; reads from the device."""
+    return math.isfinite(x.sum().item()) or bool(x.isfinite().all())  # the sum of large numbers may overflow
 
 
 def against(value: Tensor, x: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ steps unless recording is asked for.
 
 import dataclasses
 import json
-import math
 import sys
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import files
-from .batches import combine
+from .batches import combine, finite
 from .denoisers.base import Denoiser
 from .errors import MALFORMED, CorruptFileError, InputError, NonFiniteError
 from .gradients import from_start
@@ -284,7 +284,10 @@ class Stepper:
             self.state = yield from self._solver.travel(self.state, leg)
 
     def feed(self, prediction: Prediction) -> None:
-        """Answer the pending query; afterwards `query` is the next one, or None at the end."""
+        """Answer the pending query; afterwards `query` is the next one, or None at the end.
+
+        prediction: made at the query's state and time, with alpha and sigma of the stepper's schedule.
+        """
         if self.query is None:
             raise InputError("stepper: the journey is over, there is no query to answer")
         self.nfe += 1
@@ -347,7 +350,7 @@ def check_state(name: str, x: Tensor, shape: tuple[int, ...] | None = None) -> N
         raise InputError(f"{name}: got shape {tuple(x.shape)}, expected (batch, ...) with at least one sample")
     if shape is not None and tuple(x.shape[1:]) != tuple(shape):
         raise InputError(f"{name}: got samples of shape {tuple(x.shape[1:])}, but the model's are {tuple(shape)}")
-    if not math.isfinite(x.sum().item()) and not bool(x.isfinite().all()):  # large numbers may overflow the sum
+    if not finite(x):
         rows = x.flatten(1).isfinite().all(1).logical_not().nonzero().flatten().tolist()
         raise InputError(f"{name}: NaN or infinity in sample(s) {', '.join(map(str, rows[:5]))}")
 
@@ -360,10 +363,9 @@ class _Watch:
         self._sums: list[Tensor] = []
 
     def see(self, x: Tensor, step: int, leg: Leg) -> None:
-        total = x.sum()
         if not self._now:
-            self._sums.append(total.detach())
-        elif not math.isfinite(total.item()):
+            self._sums.append(x.detach().sum())
+        elif not finite(x):
             self._fail(step, leg.t0, leg.t1)
 
     def close(self, grid: Grid, first: int, solver: Solver) -> None:
@@ -405,9 +407,11 @@ def progress_bar(progress: Progress, steps: int, unit: str = "step") -> tqdm:
     if isinstance(progress, tqdm):
         return progress
     if not (sys.stderr.isatty() if progress is None else progress):
-        return _HIDDEN
+        return _hidden()
     return tqdm(total=steps, delay=2.0 if progress is None else 0.0, unit=unit, leave=False)
 
 
-_HIDDEN = tqdm(disable=True)
-"""The bar of work that shows none: a new one would take as long as a step."""
+@cache
+def _hidden() -> tqdm:
+    """The bar of work that shows none; a new one each time would take as long as a step."""
+    return tqdm(disable=True)

@@ -102,8 +102,10 @@ class Prediction:
         return linear(of_x, self.x, of_output, self.output)
 
     def scaled(self, data: float, noise: float) -> Scaled:
-        """data * x0 + noise * eps up to a factor, which saves a pass; at a single time for all samples."""
+        """data * x0 + noise * eps up to a factor, which saves a pass where all samples have one time."""
         of_x, of_output = self.factors(data, noise)
+        if isinstance(of_x, Tensor) or isinstance(of_output, Tensor):
+            return Scaled(linear(of_x, self.x, of_output, self.output), 1.0)
         if of_x == 0.0:
             return Scaled(self.output, of_output)
         if of_output == 0.0:

@@ -93,24 +93,25 @@ def _cbrt(x: Any) -> Any:
     return x.pow(1 / 3) if isinstance(x, Tensor) else math.cbrt(x)
 
 
-class _Memo(dict[Any, Any]):
-    """What is remembered; when there is too much of it, all is forgotten."""
+class Memo(dict[Any, Any]):
+    """A dictionary of what is remembered; when there is too much of it, all is forgotten."""
+
+    LIMIT = 4096
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        if len(self) >= 4096:
+        if len(self) >= self.LIMIT:
             self.clear()
         super().__setitem__(key, value)
 
 
 def _remembered(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     """A method of a time that keeps its answers for single times: solvers ask for the same few over and over."""
-    name = function.__name__
 
     @functools.wraps(function)
     def answer(self: Any, t: Any) -> Any:
         if type(t) is not float:
             return function(self, t)
-        memo = self._memos[name]
+        memo = self._memos[function]
         value = memo.get(t)
         if value is None:
             value = memo[t] = function(self, t)
@@ -134,14 +135,18 @@ class Schedule(ABC):
             cls.log_snr = _remembered(cls.log_snr)  # type: ignore[method-assign]
 
     @cached_property
-    def _memos(self) -> defaultdict[str, _Memo]:
-        return defaultdict(_Memo)
+    def _memos(self) -> defaultdict[Hashable, Memo]:
+        return defaultdict(Memo)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_memos"}
 
     def remembered(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """What `make` gave when it was first asked for under this key: a leg's numbers are the same for every batch."""
+        """What `make` gave when it was first asked for under this key: a leg's numbers are the same for every batch.
+
+        The key says all that the value depends on beside the schedule. The value is shared, so it is not to be changed;
+        it may be forgotten, and made again.
+        """
         memo = self._memos["remembered"]
         value = memo.get(key)
         if value is None:

@@ -21,15 +21,13 @@ from .. import noise
 from ..batches import against
 from ..errors import InputError
 from ..prediction import Prediction, PredictionType, answers_clean, check_type
-from ..schedules import Schedule
+from ..schedules import Memo, Schedule
 from .smoothing import Smoothing
 
 Condition = int | str | Tensor | Mapping[str, Tensor] | Sequence[int] | Sequence[str] | None
 """A label for the whole batch, a label or an embedding a sample (leading dimension B), or a dict of them; for models
 over pipelines, a prompt or a list of one a sample."""
 
-_REMEMBERED = 4096
-"""Times whose tensors are kept."""
 _STRONGEST = 1e6
 """Guidance beyond this is a mistake, and overflows."""
 
@@ -203,14 +201,12 @@ class Denoiser:
             return known
         made = torch.full((1,), value, dtype=dtype, device=device)
         if not (made.is_inference() or torch.compiler.is_compiling()):
-            if len(memo) >= _REMEMBERED:
-                memo.clear()
             memo[key] = made
         return made
 
     @cached_property
-    def _times(self) -> dict[tuple[float, torch.dtype, torch.device], Tensor]:
-        return {}
+    def _times(self) -> Memo:
+        return Memo()
 
     def _check_labels(self, given: Condition) -> None:
         if is_words(given):

@@ -111,11 +111,11 @@ def log_likelihood(
             prediction = answers[0]
             return Prediction(x, prediction.output.detach(), prediction.kind, prediction.alpha, prediction.sigma)
 
-        slopes, asked = answer(method.slopes(state, schedule, leg.t0, leg.t1, FLOW), watched)
+        (plan, known), asked = answer(method.stages(state, schedule, leg.t0, leg.t1, FLOW), watched)
         nfe += asked * model.cost
-        state = total(slopes.plan.end, slopes.known)
+        state = total(plan.end, known)
         for weight, divergence in zip(method.tableau.b, divergences, strict=True):
-            integral += slopes.plan.h * weight * divergence
+            integral += plan.h * weight * divergence
     if not bool(state.isfinite().all()):
         raise SteadyflowError("log_likelihood: the solve diverged; use more steps")
     scales = n * math.log(FLOW.scale(schedule, times.times[-1]) / FLOW.scale(schedule, times.times[0]))

@@ -7,7 +7,6 @@ state a step on the way there and runs each step again on the way back. Never is
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..batches import axes, norm
+from ..batches import axes, finite, norm
 from ..denoisers.base import Denoiser
 from ..errors import InputError, NonFiniteError
 from ..gradients import follows
@@ -259,6 +258,6 @@ def pullback(
 
 
 def _finite(x: Tensor) -> Tensor:
-    if not math.isfinite(x.sum().item()):
+    if not finite(x):
         raise NonFiniteError("map: NaN or infinity along the journey; more steps, less guidance or another solver")
     return x

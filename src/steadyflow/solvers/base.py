@@ -109,7 +109,7 @@ class Facts:
 
 
 class Solver(ABC):
-    """One step of a method, forwards and backwards. Subclasses are frozen dataclasses of options."""
+    """One step of a method, forwards and backwards. Subclasses are frozen dataclasses of hashable options."""
 
     name: ClassVar[str]
 

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -64,14 +64,13 @@ class History(NamedTuple):
 
 
 class Coefficients(NamedTuple):
-    """The numbers of a step."""
+    """The numbers of a step  x1 = first x + sum of weights * slopes + spread z."""
 
     first: float
-    """The factor of the sample at the step's beginning."""
-    weights: list[float]
-    """Those of the slopes, the newest first."""
+    weights: tuple[float, ...]
+    """The newest slope's first."""
     spread: float = 0.0
-    """The standard deviation of the noise to add."""
+    """The standard deviation of the noise."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ class Multistep(Solver):
             x = prediction.mix(leg.schedule.alpha(leg.t1), leg.schedule.sigma(leg.t1))
         else:
             first, weights, spread = leg.schedule.remembered(
-                (self, times, leg.t1), lambda: self.coefficients(leg, _regular(leg.schedule, times))
+                (self, times, leg.t1), lambda: self.coefficients(leg.schedule, _regular(leg.schedule, times), leg.t1)
             )
             x = _sum(first, state.x, weights, slopes[: len(weights)])
             if spread > 0.0:
@@ -141,13 +140,16 @@ class Multistep(Solver):
         return History(state.x, (), ())
 
     @abstractmethod
-    def coefficients(self, leg: Leg, times: list[float]) -> Coefficients:
-        """The numbers of a step over the leg, from slopes at `times`, the newest first."""
+    def coefficients(self, schedule: Schedule, times: list[float], t1: float) -> Coefficients:
+        """The numbers of a step from times[0] to t1 with slopes at `times`, the newest first.
 
-    def transfer(self, leg: Leg, weights: list[float]) -> Coefficients:
+        They depend on nothing else but the solver's options, as they are remembered.
+        """
+
+    def transfer(self, schedule: Schedule, t0: float, t1: float, weights: Iterable[float]) -> Coefficients:
         """(W1/W0) x + W1 sum of weights * slopes: a step in the variable, told in model space."""
-        before, after = (self.variable.scale(leg.schedule, t) for t in (leg.t0, leg.t1))
-        return Coefficients(after / before, [after * w for w in weights])
+        before, after = (self.variable.scale(schedule, t) for t in (t0, t1))
+        return Coefficients(after / before, tuple(after * w for w in weights))
 
 
 def _sum(first: float, x: Tensor, weights: Sequence[float], slopes: Sequence[Scaled]) -> Tensor:
@@ -189,12 +191,12 @@ class LMS(Multistep):
     name: ClassVar[str] = "lms"
     source = "Karras et al. 2022 (2206.00364); k-diffusion"
 
-    def coefficients(self, leg, times):
-        start, end = (leg.schedule.ratio(t) for t in (leg.t0, leg.t1))
+    def coefficients(self, schedule, times, t1):
+        start, end = schedule.ratio(times[0]), schedule.ratio(t1)
         nodes, weights = _gauss()
-        knots = [leg.schedule.ratio(t) for t in times]
+        knots = [schedule.ratio(t) for t in times]
         chosen = _lagrange_weights(knots, start + (end - start) * nodes, (end - start) * weights)
-        return self.transfer(leg, chosen)
+        return self.transfer(schedule, times[0], t1, chosen)
 
 
 @dataclass(frozen=True)
@@ -204,16 +206,17 @@ class DEIS(Multistep):
     name: ClassVar[str] = "deis"
     source = "Zhang & Chen 2022 (2204.13902)"
 
-    def coefficients(self, leg, times):
-        return self.transfer(leg, _exponential_weights(self.variable, leg, times))
+    def coefficients(self, schedule, times, t1):
+        weights = _exponential_weights(self.variable, schedule, times, t1)
+        return self.transfer(schedule, times[0], t1, weights)
 
 
-def _exponential_weights(variable: Variable, leg: Leg, times: list[float]) -> list[float]:
+def _exponential_weights(variable: Variable, schedule: Schedule, times: list[float], t1: float) -> list[float]:
     """Weights of slopes interpolated in ln tau and integrated over dtau, in the variable's units."""
-    start, end = (math.log(variable.time(leg.schedule, t)) for t in (leg.t0, leg.t1))
+    start, end = (math.log(variable.time(schedule, t)) for t in (times[0], t1))
     nodes, weights = _gauss()
     clock = start + (end - start) * nodes
-    knots = [math.log(variable.time(leg.schedule, t)) for t in times]
+    knots = [math.log(variable.time(schedule, t)) for t in times]
     return _lagrange_weights(knots, clock, (end - start) * weights * np.exp(clock))
 
 
@@ -233,9 +236,9 @@ class IPNDM(Multistep):
         interval = ADAMS_INTERVALS[self.order - 1]
         return Facts(1, 1, "approximate", states=1 + self.order, real_interval=interval, source=self.source)
 
-    def coefficients(self, leg, times):
-        h = leg.schedule.ratio(leg.t1) - leg.schedule.ratio(leg.t0)
-        return self.transfer(leg, [h * w for w in _ADAMS[len(times) - 1]])
+    def coefficients(self, schedule, times, t1):
+        h = schedule.ratio(t1) - schedule.ratio(times[0])
+        return self.transfer(schedule, times[0], t1, [h * w for w in _ADAMS[len(times) - 1]])
 
 
 @dataclass(frozen=True)
@@ -248,18 +251,18 @@ class DPMpp2M(Multistep):
     variable = DATA
     source = "Lu et al. 2022 (2211.01095)"
 
-    def coefficients(self, leg, times):
-        gain = DATA.time(leg.schedule, leg.t1) - DATA.time(leg.schedule, leg.t0)
-        extra = _extrapolation(leg, times)
-        return self.transfer(leg, [gain * (1 + extra), -gain * extra][: len(times)])
+    def coefficients(self, schedule, times, t1):
+        gain = DATA.time(schedule, t1) - DATA.time(schedule, times[0])
+        extra = _extrapolation(schedule, times, t1)
+        return self.transfer(schedule, times[0], t1, [gain * (1 + extra), -gain * extra][: len(times)])
 
 
-def _extrapolation(leg: Leg, times: list[float]) -> float:
+def _extrapolation(schedule: Schedule, times: list[float], t1: float) -> float:
     """h / (2 h_1): how far half the step reaches in units of the step before; 0 without history."""
     if len(times) < 2:
         return 0.0
-    here = _lambda(leg.schedule, leg.t0)
-    return 0.5 * (_lambda(leg.schedule, leg.t1) - here) / (here - _lambda(leg.schedule, times[1]))
+    here = _lambda(schedule, times[0])
+    return 0.5 * (_lambda(schedule, t1) - here) / (here - _lambda(schedule, times[1]))
 
 
 @dataclass(frozen=True)
@@ -275,8 +278,9 @@ class DPMpp3M(Multistep):
     variable = DATA
     source = "Lu et al. 2022 (2211.01095)"
 
-    def coefficients(self, leg, times):
-        return self.transfer(leg, _exponential_weights(self.variable, leg, times))
+    def coefficients(self, schedule, times, t1):
+        weights = _exponential_weights(self.variable, schedule, times, t1)
+        return self.transfer(schedule, times[0], t1, weights)
 
 
 @dataclass(frozen=True)
@@ -308,14 +312,13 @@ class DPMppSDE(Multistep):
     def spec(self) -> dict[str, Any]:
         return {"name": self.name, "eta": self.eta}
 
-    def coefficients(self, leg, times):
-        schedule = leg.schedule
-        here, there = _lambda(schedule, leg.t0), _lambda(schedule, leg.t1)
-        h, alpha, sigma = there - here, schedule.alpha(leg.t1), schedule.sigma(leg.t1)
+    def coefficients(self, schedule, times, t1):
+        here, there = _lambda(schedule, times[0]), _lambda(schedule, t1)
+        h, alpha, sigma = there - here, schedule.alpha(t1), schedule.sigma(t1)
         rate = 1.0 + self.eta
         decay = -math.expm1(-rate * h)
         if len(times) == 2:  # the published midpoint form
-            extra = _extrapolation(leg, times)
+            extra = _extrapolation(schedule, times, t1)
             weights = [alpha * decay * (1 + extra), -alpha * decay * extra]
         else:
             nodes, measure = _gauss()
@@ -323,8 +326,8 @@ class DPMppSDE(Multistep):
             measure = rate * h * measure * np.exp(rate * (clock - there))
             knots = [_lambda(schedule, t) for t in times]
             weights = [alpha * w for w in _lagrange_weights(knots, clock, measure)]
-        first = sigma / schedule.sigma(leg.t0) * math.exp(-self.eta * h)
-        return Coefficients(first, weights, sigma * math.sqrt(-math.expm1(-2.0 * self.eta * h)))
+        first = sigma / schedule.sigma(times[0]) * math.exp(-self.eta * h)
+        return Coefficients(first, tuple(weights), sigma * math.sqrt(-math.expm1(-2.0 * self.eta * h)))
 
 
 @state
@@ -421,7 +424,7 @@ class UniPC(Solver):
         weights = [ahead * factor for factor in corrected]
         for k, factor in enumerate(onward):
             weights[k] += factor
-        return Coefficients(ahead, weights)
+        return Coefficients(ahead, tuple(weights))
 
     def _factors(self, schedule: Schedule, times: list[float], t: float, ahead: bool = False) -> list[float]:
         """The factors of the sample at times[0] and of the predictions at `times` in UniP's sample at t.

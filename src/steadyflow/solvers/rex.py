@@ -87,9 +87,9 @@ class Rex(TwoStates):
         before, after = variable.scale(leg.schedule, leg.t0), variable.scale(leg.schedule, leg.t1)
         ratio = after / before
         base, b = self.base, self.base.tableau.b
-        forth = yield from base.slopes(state.y, leg.schedule, leg.t0, leg.t1, variable)
+        forth = yield from base.stages(state.y, leg.schedule, leg.t0, leg.t1, variable)
         x = combine(ratio * zeta, state.x, forth.plan.factors(ratio * (1 - zeta), after, b), forth.known)
-        back = yield from base.slopes(x, leg.schedule, leg.t1, leg.t0, variable)
+        back = yield from base.stages(x, leg.schedule, leg.t1, leg.t0, variable)
         return Pair(x, combine(ratio, state.y, back.plan.factors(0.0, -after, b), back.known))
 
     def inverse_step(self, state: Pair, leg: Leg) -> Asking[Pair]:
@@ -97,9 +97,9 @@ class Rex(TwoStates):
         before, after = variable.scale(leg.schedule, leg.t0), variable.scale(leg.schedule, leg.t1)
         ratio = after / before
         base, b = self.base, self.base.tableau.b
-        back = yield from base.slopes(state.x, leg.schedule, leg.t0, leg.t1, variable)
+        back = yield from base.stages(state.x, leg.schedule, leg.t0, leg.t1, variable)
         y = combine(ratio, state.y, back.plan.factors(0.0, after, b), back.known)
-        forth = yield from base.slopes(y, leg.schedule, leg.t1, leg.t0, variable)
+        forth = yield from base.stages(y, leg.schedule, leg.t1, leg.t0, variable)
         return Pair(combine(ratio / zeta, state.x, forth.plan.factors(1 - 1 / zeta, -after / zeta, b), forth.known), y)
 
 

@@ -33,7 +33,7 @@ from .base import Asking, Facts, Leg, Query, Solver, ddim_step
 from .tableaux import Tableau
 
 
-class Plan:
+class StepPlan:
     """The numbers of a step: its stages and its end as linear combinations of what is known.
 
     Known are the state that the step began with and the model's outputs so far, so that each stage is computed from
@@ -43,8 +43,10 @@ class Plan:
     def __init__(
         self, tableau: Tableau, variable: Variable, schedule: Schedule, kind: PredictionType, t0: float, t1: float
     ):
-        self._tableau, self._variable, self._schedule, self._t1 = tableau, variable, schedule, t1
-        self._kind: PredictionType = kind
+        def slope(t: float, state: Sequence[float]) -> list[float]:
+            return _slope(prediction.factors(kind, schedule.alpha(t), schedule.sigma(t), *variable.reading), state)
+
+        self._tableau, self._reading = tableau, variable.reading
         start = variable.time(schedule, t0)
         self.h = variable.time(schedule, t1) - start
         """The step in the variable's time."""
@@ -52,7 +54,7 @@ class Plan:
         """The variable's scale at both ends."""
         self.stages: list[tuple[float, list[float]]] = []
         """The stages after the first: their times, and the factors of what is known in them."""
-        self._slopes = [self._slope(t0, [1.0])]  # an explicit method's first stage is the state itself
+        self._slopes = [slope(t0, [1.0])]  # an explicit method's first stage is the state itself
         for row, c in zip(tableau.a[1:], tableau.c[1:], strict=True):
             if c == 1.0:
                 t, here = t1, self.after
@@ -63,7 +65,7 @@ class Plan:
                 here = variable.scale(schedule, t)
             factors = self.factors(here / self.before, here, row)
             self.stages.append((t, factors))
-            self._slopes.append(self._slope(t, factors))
+            self._slopes.append(slope(t, factors))
         self.end = self.factors(self.after / self.before, self.after, tableau.b)
         """The factors of what is known in the state at the end of the step."""
 
@@ -71,24 +73,25 @@ class Plan:
         """The factors of what is known in  first x + scale h sum_i weights_i k_i."""
         return _combination(first, scale * self.h, weights, self._slopes[: len(weights)])
 
-    def error(self) -> list[float]:
+    def error(self, after: Prediction | None) -> list[float]:
         """The factors of what is known in an embedded method's error estimate, in the variable's units.
 
-        Where the method takes in the slope at the step's end (first same as last), the output there is known too.
+        after: what the model says at the step's end, whose output is then the last that is known, for methods whose
+        estimate takes it in (first same as last).
         """
         b, low, slopes = self._tableau.b, self._tableau.b_low, self._slopes
         assert low is not None
         weights = [one - other for one, other in zip(b, low, strict=False)]
-        if len(low) > len(b):
+        if after is not None:
             weights.append(-low[-1])
-            slopes = [*slopes, self._slope(self._t1, self.end)]
+            slopes = [*slopes, _slope(after.factors(*self._reading), self.end)]
         return _combination(0.0, self.h, weights, slopes)
 
-    def _slope(self, t: float, state: list[float]) -> list[float]:
-        """The factors of what is known in the slope at t and a state that has these factors."""
-        alpha, sigma = self._schedule.alpha(t), self._schedule.sigma(t)
-        of_state, of_output = prediction.factors(self._kind, alpha, sigma, *self._variable.reading)
-        return [*(of_state * factor for factor in state), of_output]
+
+def _slope(reading: tuple[float, float], state: Sequence[float]) -> list[float]:
+    """The factors of what is known in a slope, from those in the state at which the model is asked."""
+    of_state, of_output = reading
+    return [*(of_state * factor for factor in state), of_output]
 
 
 def _combination(first: float, h: float, weights: Sequence[float], slopes: Sequence[Sequence[float]]) -> list[float]:
@@ -100,10 +103,10 @@ def _combination(first: float, h: float, weights: Sequence[float], slopes: Seque
     return result
 
 
-class Slopes(NamedTuple):
+class Asked(NamedTuple):
     """A step whose stages have been asked for."""
 
-    plan: Plan
+    plan: StepPlan
     known: list[Tensor]
     """The state that the step began with, shape (B, ...), and the model's outputs."""
 
@@ -152,8 +155,8 @@ class RungeKutta(Solver):
         variable = None if self.tableau.stages == 1 else self.regular_variable(leg)
         if variable is None:
             return (yield from ddim_step(state, leg))
-        slopes = yield from self.slopes(state, leg.schedule, leg.t0, leg.t1, variable)
-        return total(slopes.plan.end, slopes.known)
+        plan, known = yield from self.stages(state, leg.schedule, leg.t0, leg.t1, variable)
+        return total(plan.end, known)
 
     def regular_variable(self, leg: Leg) -> Variable | None:
         """The variable for this leg, or None where only a DDIM step is defined."""
@@ -162,28 +165,29 @@ class RungeKutta(Solver):
             return None
         return choose(self.variable, schedule, leg.t0, leg.t1)
 
-    def slopes(
+    def stages(
         self,
         x: Tensor,
         schedule: Schedule,
         t0: float,
         t1: float,
         variable: Variable,
-        known: Prediction | None = None,
-    ) -> Asking[Slopes]:
-        """The stage slopes k_i of a step from (x, t0) to t1; known: what the model says at (x, t0), if it was asked."""
-        first = (yield Query(x, t0)) if known is None else known
+        first: Prediction | None = None,
+    ) -> Asking[Asked]:
+        """Ask for the stages of a step from (x, t0) to t1; first: what the model says at (x, t0), if it was asked."""
+        if first is None:
+            first = yield Query(x, t0)
         tableau, kind = self.tableau, first.kind
         plan = schedule.remembered(
-            (tableau, variable, kind, t0, t1), lambda: Plan(tableau, variable, schedule, kind, t0, t1)
+            (tableau, variable, kind, t0, t1), lambda: StepPlan(tableau, variable, schedule, kind, t0, t1)
         )
-        tensors = [x, first.output]
+        known = [x, first.output]
         for t, factors in plan.stages:
-            answer = yield Query(total(factors, tensors), t)
+            answer = yield Query(total(factors, known), t)
             if answer.kind != kind:
                 raise InputError(f"prediction: the model answers in two ways within a step, {kind} and {answer.kind}")
-            tensors.append(answer.output)
-        return Slopes(plan, tensors)
+            known.append(answer.output)
+        return Asked(plan, known)
 
 
 @cache

@@ -21,7 +21,7 @@ from ..errors import InputError
 SQRT2 = math.sqrt(2.0)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Tableau:
     """An explicit Runge-Kutta method.
 
@@ -45,6 +45,13 @@ class Tableau:
         for weights in (self.b, self.b_low or self.b):
             if abs(math.fsum(weights) - 1.0) > 1e-12:
                 raise InputError(f"tableau {self.name!r}: weights must sum to 1, got {math.fsum(weights)}")
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.name, self.a, self.b))  # worked out once: tableaux are looked up at every step
 
     @cached_property
     def c(self) -> tuple[float, ...]:
