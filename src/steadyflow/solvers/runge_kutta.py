@@ -71,7 +71,7 @@ class StepPlan:
 
     def factors(self, first: float, scale: float, weights: Sequence[float]) -> list[float]:
         """The factors of what is known in  first x + scale h sum_i weights_i k_i."""
-        return _combination(first, scale * self.h, weights, self._slopes[: len(weights)])
+        return _combination(first, scale * self.h, weights, self._slopes)
 
     def error(self, after: Prediction | None) -> list[float]:
         """The factors of what is known in an embedded method's error estimate, in the variable's units.
