@@ -4,8 +4,9 @@
 
 Problems: exact conditional mixtures in 2, 16 and 64 dimensions on a VP and a flow path, and the digits model. The
 references are dopri5 solves with 400 steps. Round trip and edit are for solvers that invert; what AIDI and ReNoise
-iterate on the way up is not counted. RK4 and midpoint run backwards are the controls of the near-reversible ones. Writes
-every figure to benchmarks/solvers.csv, from which --read prints the summary again. About twelve minutes on two cores.
+iterate on the way up is not counted. RK4 and midpoint run backwards are the controls of the near-reversible ones.
+Writes every figure to benchmarks/solvers.csv, from which --read prints the summary again. About twelve minutes on two
+cores.
 """
 
 import argparse
