@@ -370,9 +370,9 @@ class _Watch:
 
     def close(self, grid: Grid, first: int, solver: Solver) -> None:
         if self._sums:
-            finite = torch.stack(self._sums).isfinite().tolist()
-            if not all(finite):
-                k = first + finite.index(False)
+            whole = torch.stack(self._sums).isfinite().tolist()
+            if not all(whole):
+                k = first + whole.index(False)
                 self._fail(k + 1, grid.times[k], grid.times[k + 1])
 
     def _fail(self, step: int, t0: float, t1: float) -> None:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..batches import finite
 from ..denoisers import GaussianMixture
 from ..errors import InputError
 from ..metrics.statistics import Estimate, wilson
@@ -157,7 +158,7 @@ def classify(x: Tensor, mixture: GaussianMixture, *, sigmas: float = 5.0, chunk:
     """
     if x.ndim != 2 or x.shape[1] != mixture.dim:
         raise InputError(f"x: got shape {tuple(x.shape)}, expected (n, {mixture.dim})")
-    if not bool(x.isfinite().all()):
+    if not finite(x):
         raise InputError("x: NaN or infinity in a sample")
     means = mixture.means.to(x)
     reach = (sigmas if mixture.dim < SHELL_FROM else math.sqrt(mixture.dim) + 4.0) * mixture.spread

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import grids
-from ..batches import axes, dot, total
+from ..batches import axes, dot, finite, total
 from ..denoisers.base import Denoiser
 from ..errors import InputError, SteadyflowError
 from ..gradients import follows
@@ -116,7 +116,7 @@ def log_likelihood(
         state = total(plan.end, known)
         for weight, divergence in zip(method.tableau.b, divergences, strict=True):
             integral += plan.h * weight * divergence
-    if not bool(state.isfinite().all()):
+    if not finite(state):
         raise SteadyflowError("log_likelihood: the solve diverged; use more steps")
     scales = n * math.log(FLOW.scale(schedule, times.times[-1]) / FLOW.scale(schedule, times.times[0]))
     noise = schedule.sigma(times.times[-1])

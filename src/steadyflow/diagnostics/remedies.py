@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batches import rms
+from ..batches import finite, rms
 from ..denoisers.base import Denoiser
 from ..errors import SteadyflowError
 from ..grids import Grid
@@ -156,7 +156,7 @@ def recommend(
 
 def _group(setting: Setting, found: Budget, floor: float) -> str:
     """The kind of cause: the group of terms with the largest share of the error."""
-    if not bool(found.measured.isfinite().all()):
+    if not finite(found.measured):
         return "instability" if setting.solver.facts.inverse == "exact" else "discretisation"
     if found.measured.median().item() < floor:
         return "none"

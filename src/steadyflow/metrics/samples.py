@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..batches import unit
+from ..batches import finite, unit
 from ..errors import InputError
 from ..noise import PERTURBATION, like
 
@@ -40,7 +40,7 @@ def _flat(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     if x.shape[1:] != y.shape[1:] or x.ndim < 2 or min(len(x), len(y)) < 2:
         raise InputError(f"samples: got shapes {tuple(x.shape)} and {tuple(y.shape)}, expected (n, ...) and (m, ...)")
     for name, z in (("x", x), ("y", y)):
-        if not bool(z.isfinite().all()):
+        if not finite(z):
             raise InputError(f"{name}: NaN or infinity in a sample")
     return x.flatten(1).double(), y.flatten(1).double()
 

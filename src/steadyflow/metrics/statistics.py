@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..batches import finite
 from ..errors import InputError
 
 
@@ -46,7 +47,7 @@ def average(x: Tensor, *, resamples: int = 2000, level: float = 0.95, seed: int 
     """The mean of a sample, shape (n,), with a percentile bootstrap interval."""
     if x.ndim != 1 or len(x) < 2:
         raise InputError(f"average: expected a sample of at least 2 numbers, got shape {tuple(x.shape)}")
-    if not bool(x.isfinite().all()):
+    if not finite(x):
         raise InputError("average: NaN or infinity in the sample")
     x = x.double()
     drawn = x[torch.randint(len(x), (resamples, len(x)), generator=torch.Generator().manual_seed(seed))].mean(1)

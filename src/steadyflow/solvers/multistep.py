@@ -32,7 +32,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -398,29 +398,30 @@ class UniPC(Solver):
             history = state.times if state.predicted else ()
             first, weights, _ = schedule.remembered(
                 (self, state.predicted, state.times, leg.t0, leg.t1),
-                lambda: self._coefficients(leg, times, len(known), _regular(schedule, history)),
+                lambda: self._coefficients(schedule, times, leg.t1, len(known), _regular(schedule, history)),
             )
             x = _sum(first, state.x, weights, known)
         return Predicted(x, True, times, slopes)
 
-    def _coefficients(self, leg: Leg, times: tuple[float, ...], known: int, history: list[float]) -> Coefficients:
-        """The numbers of a step: the corrector's over the last step, if one predicted the sample, and the predictor's.
+    def _coefficients(
+        self, schedule: Schedule, times: tuple[float, ...], t1: float, known: int, history: list[float]
+    ) -> Coefficients:
+        """The numbers of a step from times[0] to t1: the corrector's over the last step, and the predictor's.
 
         known: how many predictions there are. history: the times of those before, if the sample was predicted.
         """
-        schedule = leg.schedule
-        corrected = [0.0] * known  # the factors in the corrected sample; that of the predicted one is 1
+        t0, corrected = times[0], [0.0] * known  # the factors in the corrected sample; that of the predicted one is 1
         if history:
-            with_it, without = self._factors(schedule, history, leg.t0, True), self._factors(schedule, history, leg.t0)
+            with_it, without = self._factors(schedule, history, t0, True), self._factors(schedule, history, t0)
             # one from the other: the sample that both started from goes, so that it need not be kept
             corrected[0] = with_it[-1]
             for k, (new, old) in enumerate(zip(with_it[1:-1], without[1:], strict=True), 1):
                 corrected[k] = new - old
-        if all(math.isfinite(schedule.log_snr(t)) for t in (leg.t0, leg.t1)):
-            ahead, *onward = self._factors(schedule, _regular(schedule, times), leg.t1)
+        if all(math.isfinite(schedule.log_snr(t)) for t in (t0, t1)):
+            ahead, *onward = self._factors(schedule, _regular(schedule, times), t1)
         else:
-            ahead = schedule.sigma(leg.t1) / schedule.sigma(leg.t0)
-            onward = [schedule.alpha(leg.t1) - ahead * schedule.alpha(leg.t0)]
+            ahead = schedule.sigma(t1) / schedule.sigma(t0)
+            onward = [schedule.alpha(t1) - ahead * schedule.alpha(t0)]
         weights = [ahead * factor for factor in corrected]
         for k, factor in enumerate(onward):
             weights[k] += factor
@@ -444,7 +445,6 @@ class UniPC(Solver):
         return [schedule.sigma(t) / schedule.sigma(times[0]), of_newest, *factors]
 
 
-@lru_cache(maxsize=1024)
 def _unified_weights(h: float, scale: float, knots: tuple[float, ...]) -> tuple[float, ...]:
     """The weights rho of UniPC: R rho = b with R_ij = r_j^(i-1), b_i = i! phi_(i+1)(h) h / B(h).
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import grids, noise
+from ..batches import finite
 from ..denoisers.base import Condition, Denoiser
 from ..errors import InputError, NonFiniteError
 from ..gradients import follows
@@ -126,7 +127,7 @@ def rf_inversion(
 
 
 def _edit(x: Tensor, edited: Tensor, nfe: int, steps: int) -> FlowingEdit:
-    if not bool(edited.isfinite().all()):
+    if not finite(edited):
         raise NonFiniteError("the edit became NaN or infinite; less guidance or more steps may help")
     return FlowingEdit(edited, rmse(edited, x), nfe, steps)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import grids, noise, solvers
+from ..batches import finite
 from ..denoisers.base import Denoiser
 from ..errors import InputError
 from ..grids import Grid
@@ -89,7 +90,7 @@ def _latents(model, n, times: Grid, seed, index, moments, dtype, device) -> Tens
     if moments is None:
         return start * sigma
     mean, variance = (torch.as_tensor(value, dtype=dtype, device=device) for value in moments)
-    if not bool((variance >= 0).all()) or not bool(mean.isfinite().all()):
+    if not bool((variance >= 0).all()) or not finite(mean):
         raise InputError("moments: expected a finite mean and a variance of at least 0")
     try:
         mean, variance = mean.expand(model.shape), variance.expand(model.shape)
