@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints-cpu.txt
+PROJECTS = pyproject.toml lab/pyproject.toml constraints-cpu.txt
 export HF_HUB_OFFLINE = 1
 
 .PHONY: demo test lint docs benchmarks picture table clean
@@ -33,16 +34,16 @@ table: $(VENV)/.lab  ## the table of solvers in the README, from the registry
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.lab: $(VENV)/bin/python pyproject.toml constraints-cpu.txt
-	$(PIP) -e ".[lab]"
+$(VENV)/.lab: $(VENV)/bin/python $(PROJECTS)
+	$(PIP) -e . -e ./lab
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints-cpu.txt
-	$(PIP) -e ".[dev]"
+$(VENV)/.dev: $(VENV)/bin/python $(PROJECTS)
+	$(PIP) -e ".[dev]" -e ./lab
 	@touch $@ $(VENV)/.lab
 
-$(VENV)/.docs: $(VENV)/bin/python pyproject.toml constraints-cpu.txt
-	$(PIP) -e ".[lab,diffusers,docs]"
+$(VENV)/.docs: $(VENV)/bin/python $(PROJECTS)
+	$(PIP) -e ".[data,plots,diffusers,docs]" -e ./lab
 	@touch $@ $(VENV)/.lab
 
 clean:

@@ -12,9 +12,9 @@ from peers import k_diffusion_sampling
 
 import steadyflow as sf
 from steadyflow import solvers
-from steadyflow.lab.coupling import conditional_mixture
 from steadyflow.metrics import rmse
 from steadyflow.solvers.base import steps_for
+from steadyflow_lab.coupling import conditional_mixture
 
 TABLE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 THEIRS = {
@@ -30,7 +30,11 @@ THEIRS = {
     "KDPM2": (diffusers.KDPM2DiscreteScheduler, {}, 2),
 }
 OURS = [
-    *((n, {}) for n in solvers.names() if not solvers.get(n).facts.stochastic and solvers.get(n).facts.evaluations),
+    *(
+        (n, {})
+        for n in solvers.names()
+        if not solvers.get(n).properties.stochastic and solvers.get(n).properties.evaluations
+    ),
     *(("unipc", {"order": order, "kind": kind}) for order in (1, 3, 4) for kind in ("bh1", "bh2")),
     *(("deis", {"order": order}) for order in (2, 4)),
 ]
@@ -56,7 +60,8 @@ def eps(x, sigma):
     return model(x * schedule.alpha(t), t).eps
 
 
-fine = sf.solve_adaptive(model, start, solver="dopri5", rtol=1e-10, atol=1e-11)
+finest = sf.PIDController(rtol=1e-10, atol=1e-11)
+fine = sf.sample(model, x=start, solver="dopri5", steps=finest, end="path")
 reference = model(fine.x, low).x0  # every program ends with a step from sigma_min to 0
 
 
@@ -90,7 +95,8 @@ def crowson(name, nfe, spacing):
 
 def ours(name, options, grid, nfe):
     solver = solvers.get(name, **options)
-    steps = steps_for(solver, nfe - 1 - solver.facts.extra)  # one evaluation is the last step, to sigma = 0
+    # one evaluation is the last step, to sigma = 0
+    steps = steps_for(solver, nfe - 1 - solver.properties.startup_evaluations)
     if isinstance(grid, float):
         grid = sf.grids.make("karras", schedule, steps, rho=grid)
     run = sf.sample(model, x=start, solver=solver, steps=steps, grid=grid)

@@ -10,9 +10,9 @@ import torch
 import steadyflow as sf
 from steadyflow import solvers
 from steadyflow.datasets import digits
-from steadyflow.lab.coupling import conditional_mixture
 from steadyflow.metrics import rmse
-from steadyflow.tasks.choosing import APPROXIMATE
+from steadyflow.tasks.choose_solver import APPROXIMATE
+from steadyflow_lab.coupling import conditional_mixture
 
 FIXED = [*((n, o, g) for n, o in APPROXIMATE for g in ("quadratic", "uniform")), ("ddim", {}, "quadratic")]
 
@@ -44,17 +44,17 @@ def error(inversion, x, there, reference):
 
 near, total = 0, 0
 for title, model, x, labels, targets in cases():
-    here = model.condition(labels)
+    here = model.with_condition(labels)
     exact = sf.invert(here, x, solver="dopri5", steps=300, grid="log-snr")
     for guidance in (1.0, 3.0):
-        there = None if guidance == 1.0 else model.condition(targets, guidance=guidance)
+        there = None if guidance == 1.0 else model.with_condition(targets, guidance=guidance)
         reference = None if there is None else exact.decode(there).x
         for nfe in (24, 48):
             choice = sf.choose_solver(here, x, nfe=nfe, target=there)
             chosen = sf.invert(here, x, solver=choice.solver, steps=choice.steps, grid=choice.grid)
             mine = error(chosen, x, there, reference)
             fixed = {
-                f"{n} {o.get('variable', '')} {g}": error(
+                f"{n} {o.get('coordinates', '')} {g}": error(
                     sf.invert(here, x, solver=solvers.get(n, **o), nfe=nfe, grid=g), x, there, reference
                 )
                 for n, o, g in FIXED

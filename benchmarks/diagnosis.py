@@ -9,9 +9,10 @@ solver) on exact mixtures, the digits and the faces; each diagnosis is verified 
 import torch
 
 import steadyflow as sf
-from steadyflow.datasets import digits, faces
+from steadyflow.datasets import digits
 from steadyflow.diagnostics import in_precision
-from steadyflow.lab.coupling import conditional_mixture
+from steadyflow_lab.coupling import conditional_mixture
+from steadyflow_lab.datasets import faces
 
 N = 16
 
@@ -29,11 +30,11 @@ def problems():
     ):
         data = conditional_mixture()
         zeros = torch.zeros(N, dtype=torch.long)
-        yield name, data.denoiser(path).condition(zeros), data.sample(N, label=0).float()
+        yield name, data.denoiser(path).with_condition(zeros), data.sample(N, label=0).float()
     images, labels = digits("held-out")
-    yield "digits", sf.load("digits").condition(labels[:N]), images[:N]
+    yield "digits", sf.load("digits").with_condition(labels[:N]), images[:N]
     images, labels = faces("held-out")
-    yield "faces", sf.load("faces").condition(labels[:6]), images[:6]
+    yield "faces", sf.load("faces").with_condition(labels[:6]), images[:6]
 
 
 def spoiled(model):
@@ -46,7 +47,7 @@ def spoiled(model):
             yield "grid", name, model, {"solver": solver, "grid": warped(model.schedule, steps, power)}
     yield "guidance", "ees25, w = 1 and 3", model, {"solver": "ees25", "steps": 24, "guidance": 3.0}
     yield "guidance", "ddim, w = 1 and 7.5", model, {"solver": "ddim", "steps": 100, "guidance": 7.5}
-    yield "guidance", "rk4, w = 3 and 1", model.guided(3.0), {"solver": "rk4", "steps": 24, "guidance": 1.0}
+    yield "guidance", "rk4, w = 3 and 1", model.with_guidance(3.0), {"solver": "rk4", "steps": 24, "guidance": 1.0}
     if isinstance(model.net, torch.nn.Module):
         # half-precision convolutions take minutes on a CPU, so that images get one of the two types
         for dtype in (torch.bfloat16,) if model.name == "faces" else (torch.float16, torch.bfloat16):
@@ -61,7 +62,7 @@ def spoiled(model):
         ("rex-rk4", 12, 1.0, 7.5),
     ):
         label = f"{name}, {steps} steps, w = {there:g} and {back or there:g}"
-        yield "instability", label, model.guided(there), {"solver": name, "steps": steps, "guidance": back}
+        yield "instability", label, model.with_guidance(there), {"solver": name, "steps": steps, "guidance": back}
 
 
 right = lower = count = 0

@@ -3,7 +3,7 @@
 import torch
 
 import steadyflow as sf
-from steadyflow.diagnostics.interpolation import classify
+from steadyflow_lab.theory.interpolation import classify
 
 N = 4000
 schedule = sf.Tabulated.linear()

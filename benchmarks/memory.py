@@ -15,7 +15,7 @@ import sys
 import torch
 
 import steadyflow as sf
-from steadyflow.diagnostics import instability
+from steadyflow.jacobians import singular_values
 from steadyflow.models.networks import UNet
 
 parser = argparse.ArgumentParser()
@@ -33,9 +33,9 @@ net = UNet((3, 64, 64), channels=(32, 64, 64))
 torch.nn.init.normal_(net.leave[-1].weight, std=0.02)  # it starts as zero
 model = sf.Denoiser(net.requires_grad_(False), sf.VPCosine(), prediction="v_prediction", shape=(3, 64, 64))
 grid = sf.grids.make("quadratic", model.schedule, options.steps)
-journey = sf.JourneyMap(model, grid, sf.solvers.get("ddim"))
+journey = sf.FlowMap(model, grid, sf.solvers.get("ddim"))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-found = instability.singular_values(journey, torch.randn(16, 3, 64, 64), 1, products=2)
+found = singular_values(journey, torch.randn(16, 3, 64, 64), 1, products=2)
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 peak, start = (kib * 1024 / 1e9 for kib in (after, before))
 print(f"  steps {options.steps}, peak {peak:.2f} GB, of which {start:.2f} GB before the work", flush=True)

@@ -17,7 +17,7 @@ from timing import keep_memory, least, repeated
 
 import steadyflow as sf
 from steadyflow import solvers
-from steadyflow.integrate import integrate
+from steadyflow._integrate import integrate
 
 torch.set_num_threads(1)
 warnings.filterwarnings("ignore")

@@ -35,11 +35,11 @@ def rms(x, y):
 
 def main():
     images, labels = (part[:16] for part in digits("held-out"))
-    model = sf.load("digits").condition(labels)
+    model = sf.load("digits").with_condition(labels)
     start = sf.noise.initial(0, range(16), (1, 8, 8), dtype=torch.float64) * model.schedule.sigma(model.schedule.t_max)
     heads = [f"sample, {name}" for name in list(SETTINGS)[1:]] + [f"round trip, {name}" for name in SETTINGS]
     print("| solver | " + " | ".join(heads) + " |\n" + "|---" * (len(heads) + 1) + "|")
-    stable = {f"{name}, flow, auto": (name, {"variable": "flow", "coupling": "auto"}) for name in AUTO}
+    stable = {f"{name}, flow, auto": (name, {"coordinates": "flow", "coupling": "auto"}) for name in AUTO}
     for title, (name, given) in {**{name: (name, {}) for name in sf.solvers.names()}, **stable}.items():
         solver = sf.solvers.get(name, **given)
         samples, trips = {}, {}

@@ -48,12 +48,12 @@ def make(name):
     base, _, auto = name.partition(":")
     if not auto:
         return solvers.get(base)
-    options = {"coupling": "auto", **({"variable": "flow"} if base.startswith("rex") else {})}
+    options = {"coupling": "auto", **({"coordinates": "flow"} if base.startswith("rex") else {})}
     return solvers.get(base, **options)
 
 
 def measure(model, x, labels, targets, name, nfe, start, end, edited):
-    solver, here, there = make(name), model.condition(labels), model.condition(targets, guidance=3.0)
+    solver, here, there = make(name), model.with_condition(labels), model.with_condition(targets, guidance=3.0)
     row = {"endpoint": "", "round trip": "", "edit": ""}
     try:
         steps = steps_for(solver, nfe)
@@ -75,7 +75,7 @@ def summary(rows):
         for measure in ("endpoint", "round trip", "edit"):
             values = {row["solver"]: float(row[measure]) for row in chosen if row[measure] not in ("", None)}
             if measure == "round trip":  # exact ones are exact; what is compared is the others
-                values = {name: v for name, v in values.items() if make(name).facts.inverse != "exact"}
+                values = {name: v for name, v in values.items() if make(name).properties.inverse != "exact"}
             best = sorted((v, name) for name, v in values.items() if v == v)[:4]
             controls = [
                 (values[name], name) for name in CONTROLS if name in values and (values[name], name) not in best
@@ -93,12 +93,14 @@ if options.read:
     with Path(options.read).open(newline="") as file:
         summary(list(csv.DictReader(file)))
     raise SystemExit
-names = [n for n in solvers.names() if solvers.get(n).facts.evaluations and not solvers.get(n).facts.stochastic] + AUTO
+names = [
+    n for n in solvers.names() if solvers.get(n).properties.evaluations and not solvers.get(n).properties.stochastic
+] + AUTO
 rows = []
 for title, model, x, labels, targets in problems(options.quick):
-    here = model.condition(labels)
+    here = model.with_condition(labels)
     exact = sf.invert(here, x, solver="dopri5", steps=400, grid="log-snr")
-    edited = exact.decode(model.condition(targets, guidance=3.0)).x
+    edited = exact.decode(model.with_condition(targets, guidance=3.0)).x
     for nfe in (12, 48) if options.quick else (12, 24, 48, 96):
         for name in names:
             row = measure(model, x, labels, targets, name, nfe, exact.latent, x, edited)

@@ -6,15 +6,14 @@ The inversion is exact (Rex over midpoint, automatic coupling), so the first pic
 import torch
 
 import steadyflow as sf
-from steadyflow import arrays
-from steadyflow.datasets import digits
+from steadyflow.datasets import arrays, digits
 
 images, labels = digits("held-out")
 model = sf.load("digits")
-solver = sf.solvers.get("rex-midpoint", variable="flow", coupling="auto")
-inversion = sf.invert(model.condition(labels[:1]), images[:1], solver=solver, steps=12)
+solver = sf.solvers.get("rex-midpoint", coordinates="flow", coupling="auto")
+inversion = sf.invert(model.with_condition(labels[:1]), images[:1], solver=solver, steps=12)
 row = [inversion.decode().x]
-row += [inversion.decode(model.condition(target), guidance=2.0).x for target in range(10)]
+row += [inversion.decode(model.with_condition(target), guidance=2.0).x for target in range(10)]
 print(f"back to rounding: {(row[0] - images[:1]).abs().max():.1e}")
 arrays.write("digit.png", torch.cat(row))
 print("the digit, and its edits to 0..9: digit.png")

@@ -24,28 +24,28 @@ print(
 )
 
 # Solvers by name or by class, all sf.Solver; those that are sf.RungeKutta take a variable.
-for solver in (sf.EES27(), sf.Midpoint(variable="noise"), sf.SSPRK3(), sf.solvers.get("alf")):
-    back = sf.reconstruct(model.condition(0), x, solver=solver, nfe=24)
+for solver in (sf.EES27(), sf.Midpoint(coordinates="noise"), sf.SSPRK3(), sf.solvers.get("alf")):
+    back = sf.reconstruct(model.with_condition(0), x, solver=solver, nfe=24)
     kind = "Runge-Kutta" if isinstance(solver, sf.RungeKutta) else "other"
     print(f"{solver.name:<9} ({kind}): error {back.error.median():.1e}")
 
 # A choice by trial, an edit, an edit without inversion, noise maps, a diagnosis.
-chosen: sf.Choice = sf.choose_solver(model.condition(0), x, nfe=24)
+chosen: sf.Choice = sf.choose_solver(model.with_condition(0), x, nfe=24)
 edited: sf.Edit = sf.edit(model, x, target=1, source=0, guidance=1.5, solver=chosen.solver, steps=chosen.steps)
 flowed: sf.FlowingEdit = sf.flow_edit(model, x, target=1, source=0, steps=20)
-maps: sf.NoiseMaps = sf.noise_maps(model.condition(0), x, steps=10)
-found: sf.Diagnosis = sf.diagnose(model.condition(0), x.double(), solver="ddim", steps=8)
+maps: sf.NoiseMaps = sf.noise_maps(model.with_condition(0), x, steps=10)
+found: sf.Diagnosis = sf.diagnose(model.with_condition(0), x.double(), solver="ddim", steps=8)
 print(chosen.reason)
 print(
     f"moved by {edited.distance.median():.1f} and {flowed.distance.median():.1f}; cause of DDIM's error: {found.cause}"
 )
 
-# A run of one's own: watched (sf.Moment), recorded (sf.Trajectory), stopped, saved, resumed (sf.Run).
+# A run of one's own: watched (sf.StepInfo), recorded (sf.Trajectory), stopped, saved, resumed (sf.Run).
 seen: list[float] = []
 
 
-def watch(moment: sf.Moment) -> None:
-    seen.append(moment.t)
+def watch(info: sf.StepInfo) -> None:
+    seen.append(info.t)
 
 
 start = sf.noise.initial(0, range(4), (2,)) * path.sigma(grid.times[0])

@@ -38,16 +38,18 @@ def _instrumented() -> Any:
         return contextlib.nullcontext()
     import atheris
 
-    return atheris.instrument_imports(include=["steadyflow"])
+    return atheris.instrument_imports(include=["steadyflow", "steadyflow_lab"])
 
 
 with _instrumented():
     import steadyflow as sf
-    from steadyflow import arrays, runs, schedules
-    from steadyflow.lab import piebench
+    from steadyflow import runs, schedules
+    from steadyflow.datasets import arrays
     from steadyflow.runs import folder as run_folder
-    from steadyflow.runs.keeping import kept
     from steadyflow.solvers import base, registry
+    from steadyflow_lab import piebench
+    from steadyflow_lab.cached_results import cached_results
+    from steadyflow_lab.models import WEIGHTS
 
 OURS = (sf.SteadyflowError, FileNotFoundError)
 MEMORY = 2 * 2**30
@@ -66,11 +68,11 @@ def _valid() -> dict[str, Callable[[Path], Any]]:
         sf.invert(model, x, solver="rex-midpoint", steps=2).save(path)
 
     def bundled(path):
-        path.write_bytes((Path(sf.__file__).parent / "models" / "weights" / "mixture25.safetensors").read_bytes())
+        path.write_bytes((WEIGHTS / "mixture25.safetensors").read_bytes())
 
     def shard(path):
         job = runs.Sampling("mixture", n=4, solver=runs.spec_of("ddim"), steps=1, block=4)
-        done = runs.carry_out(job, WORK / "valid-run")
+        done = runs.run_job(job, WORK / "valid-run")
         path.write_bytes((done.path / "shards" / done.shards()[0].file).read_bytes())
 
     return {"run": run, "inversion": inversion, "model": bundled, "shard": shard}
@@ -87,7 +89,7 @@ def _index(path: Path) -> None:
     folder = WORK / "indexed"
     if not folder.exists():
         job = runs.Sampling("mixture", n=4, solver=runs.spec_of("ddim"), steps=1, block=2)
-        runs.carry_out(job, folder)
+        runs.run_job(job, folder)
     (folder / "index.sqlite").write_bytes(path.read_bytes())
     list(runs.RunFolder.open(folder).parts())
 
@@ -104,7 +106,8 @@ def _cells(path: Path) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "a.json").write_bytes(path.read_bytes())
     made = runs.Shard(0, 1, "", 0.0, "")
-    list(kept(runs.InProcess(), lambda k: made, [("a", 0)], folder, {}, lambda fields: runs.Shard(**fields)))
+    read = cached_results(runs.InProcess(), lambda k: made, [("a", 0)], folder, {}, lambda fields: runs.Shard(**fields))
+    list(read)
 
 
 def _mapping(path: Path) -> None:
@@ -292,7 +295,9 @@ def fuzz_functions(seconds: int) -> int:
             ),
         ),
         "invert": (
-            lambda m, c, w, **o: sf.invert(m.condition(c).guided(w), progress=False, **o).decode(guidance=w),
+            lambda m, c, w, **o: sf.invert(m.with_condition(c).with_guidance(w), progress=False, **o).decode(
+                guidance=w
+            ),
             some(
                 {"m": model, "x": tensors(), "c": label, "w": numbers},
                 {**shared, "nfe": steps, "strength": numbers, "exact": st.booleans()},
@@ -359,12 +364,15 @@ def fuzz_functions(seconds: int) -> int:
             sf.grids.make,
             some({"grid": grids, "schedule": st.sampled_from(paths), "steps": steps}, {"t_max": times, "t_min": times}),
         ),
-        "condition": (lambda m, c, w: m.condition(c).guided(w), some({"m": model, "c": label, "w": numbers}, {})),
+        "condition": (
+            lambda m, c, w: m.with_condition(c).with_guidance(w),
+            some({"m": model, "c": label, "w": numbers}, {}),
+        ),
         "solver": (
             sf.solvers.get,
             some(
                 {"solver": names},
-                {"x": numbers, "eta": numbers, "coupling": numbers, "order": steps, "variable": st.text(max_size=4)},
+                {"x": numbers, "eta": numbers, "coupling": numbers, "order": steps, "coordinates": st.text(max_size=4)},
             ),
         ),
         "schedule": (

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from steadyflow import plots
-from steadyflow.arrays import sheet
-from steadyflow.lab.demo import study
-from steadyflow.lab.report import draw_curves
+from steadyflow._internal import plots
+from steadyflow.datasets.arrays import sheet
+from steadyflow_lab.demo import study
+from steadyflow_lab.report import draw_curves
 
 result = study(100)
 shown = result.shown["rk4"]

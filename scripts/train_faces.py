@@ -1,4 +1,4 @@
-"""Train the bundled model of face patches:  python scripts/train_faces.py [--out FILE] [--steps N] [--seed S]
+"""Train the lab's model of face patches:  python scripts/train_faces.py [--out FILE] [--steps N] [--seed S]
 
 A U-Net on 16x16 grey patches of real faces (label 1) and photographs (label 0) from scikit-image, label dropout 0.1;
 about twelve minutes on two cores. Prints how far samples and held-out faces are from the training set.
@@ -11,13 +11,13 @@ from dataclasses import replace
 import torch
 
 import steadyflow as sf
-from steadyflow.datasets import faces
 from steadyflow.models import save
 from steadyflow.models.networks import UNet
 from steadyflow.models.training import train
+from steadyflow_lab.datasets import faces
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--out", default="src/steadyflow/models/weights/faces.safetensors")
+parser.add_argument("--out", default="lab/src/steadyflow_lab/weights/faces.safetensors")
 parser.add_argument("--steps", type=int, default=8000)
 parser.add_argument("--batch", type=int, default=64)
 parser.add_argument("--lr", type=float, default=1e-3)
@@ -57,7 +57,7 @@ averaged = train(
 )
 model = replace(model, net=averaged.eval().requires_grad_(False))
 known = images[labels == 1].flatten(1)
-drawn = sf.sample(model.condition(1), n=200, solver="ddim", steps=50, seed=1).x
+drawn = sf.sample(model.with_condition(1), n=200, solver="ddim", steps=50, seed=1).x
 distance = {
     name: torch.cdist(x.flatten(1), known).amin(1).median().item()
     for name, x in (("samples", drawn), ("held-out", faces("held-out")[0]))

@@ -2,7 +2,8 @@
 
 Latent diffusion over the ink pictures (`steadyflow.datasets.ink`) in the form of Stable Diffusion 1: a VAE, a text
 encoder with its tokenizer and a U-Net with cross attention, saved in diffusers' own format; and the judge, a network
-that reads digit and ink off a picture. Half an hour on two cores. What is finished lies in WORK, and is not done again.
+that reads digit and ink off a picture, into the lab (--judge FILE). Half an hour on two cores. What is finished lies in
+WORK, and is not done again.
 """
 
 import argparse
@@ -19,10 +20,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import steadyflow as sf
 from steadyflow.datasets.ink import INKS, caption, ink
-from steadyflow.models.judge import Judge
+from steadyflow_lab.judge import Judge
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--out", default="src/steadyflow/models/weights/ink")
+parser.add_argument("--judge", default="lab/src/steadyflow_lab/weights/judge.safetensors")
 parser.add_argument("--work", default="build/ink")
 parser.add_argument("--steps", type=int, default=7000)
 parser.add_argument("--vae-steps", type=int, default=2000)
@@ -177,7 +179,7 @@ with torch.no_grad():
     truth = [k % 10 for k in range(n)]
     inks = [(k // 10) % 4 for k in range(n)]
     prompts = [caption(d, list(INKS)[c]) for d, c in zip(truth, inks, strict=True)]
-    drawn = sf.sample(model.condition(prompts, guidance=2.0), n=n, solver="dpmpp-2m", steps=20, seed=1).x
+    drawn = sf.sample(model.with_condition(prompts, guidance=2.0), n=n, solver="dpmpp-2m", steps=20, seed=1).x
     seen = [head.argmax(1) for head in judge(model.codec.decode(drawn))]
     known = [head.argmax(1) for head in judge(pictures.images)]
 quality = {
@@ -194,6 +196,8 @@ quality = {
 print(json.dumps(quality, indent=2))
 unet.half(), vae.half()  # the text encoder stays float32, as transformers loads weights in the type they have
 pipe.save_pretrained(out)
-save_file(judge.half().state_dict(), out / "judge.safetensors", {"format": "pt"})
-kept = {name: value for name, value in vars(options).items() if name not in ("out", "work")}
-(out / "training.json").write_text(json.dumps({"options": kept, "quality": quality}, indent=2) + "\n")
+save_file(judge.half().state_dict(), options.judge, {"format": "pt"})
+told = {name: value for name, value in vars(options).items() if name not in ("out", "judge", "work")}
+weights = {"vae": "float16", "unet": "float16", "text_encoder": "float32", "judge": "float16"}
+facts = {"options": told, "quality": quality, "weights": weights}
+(out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Train the bundled models of 25 modes:  python scripts/train_mixture.py [--dim D] [--steps N] [--out FILE]
+"""Train the lab's models of 25 modes:  python scripts/train_mixture.py [--dim D] [--steps N] [--out FILE]
 
 The protocol of arXiv 2605.06831: 25 modes at spacing 2 with spread 0.02 (a 5 x 5 grid in the plane, the farthest points
 of a lattice beyond), all divided by 2 sqrt(2); 100,000 training samples; linear betas over 1,000 steps; a residual
@@ -27,7 +27,7 @@ parser.add_argument("--out")
 options = parser.parse_args()
 
 name = "mixture25" if options.dim == 2 else f"mixture25-{options.dim}d"
-out = Path(options.out or f"src/steadyflow/models/weights/{name}.safetensors")
+out = Path(options.out or f"lab/src/steadyflow_lab/weights/{name}.safetensors")
 scale = 8.0**0.5
 if options.dim == 2:
     mixture = sf.GaussianMixture.grid(5, spacing=2.0 / scale, std=0.02 / scale, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Train the bundled models of images with three triangles:  python scripts/train_triangles.py [--out FOLDER]
+"""Train the lab's models of images with three triangles:  python scripts/train_triangles.py [--out FOLDER]
 
 A U-Net on 10,000 drawn images of 64x64 (4x4 pixels a position), linear betas over 1,000 steps. Written are the
 averaged weights after 20, 40 and 80 epochs as `triangles-20`, `triangles-40` and `triangles`, about an hour on one
@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 
 import steadyflow as sf
-from steadyflow.datasets import triangles
 from steadyflow.models import save
 from steadyflow.models.networks import UNet
 from steadyflow.models.training import train
+from steadyflow_lab.datasets import triangles
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--out", default="src/steadyflow/models/weights")
+parser.add_argument("--out", default="lab/src/steadyflow_lab/weights")
 parser.add_argument("--epochs", type=int, default=80)
 parser.add_argument("--batch", type=int, default=64)
 parser.add_argument("--lr", type=float, default=1e-3)

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 import steadyflow as sf
-from steadyflow.integrate import answer
-from steadyflow.solvers.base import Leg
+from steadyflow._integrate import drive
+from steadyflow.solvers.base import Step
 
 SCHEDULES = {
     "vp-linear": sf.VPLinear(),
@@ -31,22 +31,22 @@ def nonlinear(tau, y):
     return torch.stack([torch.sin(b) + 0.3 * tau * a, -a * b + torch.cos(tau * torch.ones_like(a))], -1)
 
 
-def field_model(variable, f=nonlinear):
+def field_model(coordinates, f=nonlinear):
     """A denoiser on the variance-exploding path whose equation in a variable is exactly du/dtau = f(tau, u)."""
-    if variable == "noise":  # u = x, tau = sigma
+    if coordinates == "noise":  # u = x, tau = sigma
         return sf.Denoiser(lambda x, t: f(t[0].item(), x), sf.VE(), prediction="epsilon", shape=(2,))
     # u = x / sigma, tau = 1 / sigma
     return sf.Denoiser(lambda x, t: f(1.0 / t[0].item(), x / t[0].item()), sf.VE(), prediction="sample", shape=(2,))
 
 
-def field_step(solver, variable, y, tau0, tau1, model=None):
+def field_step(solver, coordinates, y, tau0, tau1, model=None):
     """One step of a solver on du/dtau = f(tau, u) from tau0 to tau1, by its own code."""
-    model = model or field_model(variable)
-    if variable == "noise":
-        leg = Leg(model.schedule, tau0, tau1, 0, 1)
-        return answer(solver.step(y, leg), model)[0]
-    leg = Leg(model.schedule, 1.0 / tau0, 1.0 / tau1, 0, 1)
-    return answer(solver.step(y / tau0, leg), model)[0] * tau1
+    model = model or field_model(coordinates)
+    if coordinates == "noise":
+        step = Step(model.schedule, tau0, tau1, 0, 1)
+        return drive(solver.step(y, step), model)[0]
+    step = Step(model.schedule, 1.0 / tau0, 1.0 / tau1, 0, 1)
+    return drive(solver.step(y / tau0, step), model)[0] * tau1
 
 
 def gaussian(mean=(0.7, -1.1, 0.4), std=(0.5, 1.7, 0.9)):

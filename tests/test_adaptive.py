@@ -5,7 +5,7 @@ import torch
 
 import steadyflow as sf
 from oracles import gaussian, gaussian_flow
-from steadyflow.adaptive import PID
+from steadyflow._integrate import PID
 
 EMBEDDED = ["heun", "bogacki-shampine", "dopri5", "tsit5", "ees25"]
 
@@ -131,7 +131,7 @@ def test_too_few_steps_say_how_far_they_came():
 
 @pytest.fixture(scope="module")
 def conditional():
-    from steadyflow.lab.coupling import conditional_mixture
+    from steadyflow_lab.coupling import conditional_mixture
 
     mixture = conditional_mixture()
     return mixture.denoiser(sf.VPScaledLinear()), mixture.sample(16, label=0)
@@ -139,7 +139,7 @@ def conditional():
 
 def test_auto_picks_a_solver_near_the_best_and_says_why(conditional):
     model, x = conditional
-    here = model.condition(0)
+    here = model.with_condition(0)
     inversion = sf.invert(here, x, solver="auto", nfe=24)
     assert inversion.nfe <= 24
     assert "24 evaluations each way" in inversion.reason
@@ -151,9 +151,9 @@ def test_auto_picks_a_solver_near_the_best_and_says_why(conditional):
 
 def test_auto_takes_an_exact_solver_if_asked(conditional):
     model, x = conditional
-    target = model.condition(1, guidance=7.5)
-    inversion = sf.invert(model.condition(0), x, solver="auto", nfe=48, exact=True, target=target)
-    assert inversion.solver.facts.inverse == "exact"
+    target = model.with_condition(1, guidance=7.5)
+    inversion = sf.invert(model.with_condition(0), x, solver="auto", nfe=48, exact=True, target=target)
+    assert inversion.solver.properties.inverse == "exact"
     assert (inversion.decode().x - x).abs().max() < 1e-11
     assert inversion.decode(target).x.abs().max() < 10
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import steadyflow as sf
-from steadyflow import batches, plots
-from steadyflow.bisection import last_where
+from steadyflow._internal import plots, tensors
+from steadyflow._internal.numerics import last_where
 
 
 @pytest.mark.parametrize(
@@ -15,14 +15,14 @@ def test_a_total_is_the_sum_and_leaves_its_terms_alone(factors):
     terms = list(torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
     before = [term.clone() for term in terms]
     wanted = sum(f * term for f, term in zip(factors, terms, strict=True))
-    assert torch.allclose(batches.total(factors, terms), wanted, rtol=1e-15, atol=1e-15)
+    assert torch.allclose(tensors.total(factors, terms), wanted, rtol=1e-15, atol=1e-15)
     assert all(torch.equal(a, b) for a, b in zip(terms, before, strict=True))
 
 
 def test_terms_without_weight_are_not_read():
     nan = torch.full((2, 3), torch.nan)
     assert torch.equal(
-        batches.combine(1.0, torch.ones(2, 3), [0.0, 2.0], [nan, torch.ones(2, 3)]), torch.full((2, 3), 3.0)
+        tensors.combine(1.0, torch.ones(2, 3), [0.0, 2.0], [nan, torch.ones(2, 3)]), torch.full((2, 3), 3.0)
     )
 
 
@@ -30,13 +30,13 @@ def test_what_is_taken_a_sample_keeps_samples_apart():
     x = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(1))
     x[1] = 0.0
     for k in range(3):
-        assert batches.norm(x)[k] == x[k].norm()
-        assert torch.isclose(batches.rms(x)[k], x[k].square().mean().sqrt())
-        assert batches.largest(x)[k] == x[k].abs().max()
-        assert torch.isclose(batches.dot(x, x)[k], x[k].square().sum())
-    assert torch.allclose(batches.norm(batches.unit(x)), torch.tensor([1.0, 0.0, 1.0]))
-    assert batches.against(torch.arange(3), x).shape == (3, 1, 1)
-    assert torch.equal(sum(a * (a * x).flatten(1).sum(1).view(-1, 1, 1) for a in batches.axes(x)), x)
+        assert tensors.norm(x)[k] == x[k].norm()
+        assert torch.isclose(tensors.rms(x)[k], x[k].square().mean().sqrt())
+        assert tensors.largest(x)[k] == x[k].abs().max()
+        assert torch.isclose(tensors.dot(x, x)[k], x[k].square().sum())
+    assert torch.allclose(tensors.norm(tensors.unit(x)), torch.tensor([1.0, 0.0, 1.0]))
+    assert tensors.with_negative(torch.arange(3), x).shape == (3, 1, 1)
+    assert torch.equal(sum(a * (a * x).flatten(1).sum(1).view(-1, 1, 1) for a in tensors.axes(x)), x)
 
 
 def test_bisection_finds_the_last_float_where_a_condition_holds():

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import steadyflow as sf
-from steadyflow.lab import demo, diagnosis, report
+from steadyflow.diagnostics import report
+from steadyflow_lab import demo
+from steadyflow_lab import report as demo_report
 
 webdriver = pytest.importorskip("selenium.webdriver")
 PROGRAMS = shutil.which("chromium"), shutil.which("chromedriver")
@@ -32,7 +34,7 @@ def browser(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     study = demo.study(16, names=("ddim", "rk4", "ees25"), budgets=(24, 48), guidances=(1.0, 3.0))
-    return report.write(study, tmp_path_factory.mktemp("report") / "report.html")
+    return demo_report.write(study, tmp_path_factory.mktemp("report") / "report.html")
 
 
 def find(browser, selector):
@@ -109,7 +111,7 @@ def test_without_scripts_everything_is_there(browser, page):
 def test_the_diagnosis_lists_its_images_and_sorts_them(browser, tmp_path):
     mixture = sf.GaussianMixture.grid(2).denoiser(sf.VPCosine())
     found = sf.diagnose(mixture, mixture.mixture.sample(5), solver="ddim", steps=4)
-    browser.get(diagnosis.write(found, tmp_path / "d.html").as_uri())
+    browser.get(report.write(found, tmp_path / "d.html").as_uri())
     head = next(h for h in find(browser, "table.sortable th") if h.text == "measured")
     head.click()
     cells = [

@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import steadyflow as sf
-from steadyflow import arrays
-from steadyflow.datasets import digits
+from steadyflow.datasets import arrays, digits
 
 
 def run(*arguments):
@@ -50,7 +49,7 @@ def test_sample_writes_what_it_drew(suffix, call, tmp_path):
     assert status == 0
     figures = json.loads(text)
     assert (figures["steps"], figures["nfe"], figures["samples"]) == (10, 10, 4)
-    expected = sf.sample(sf.load("digits").condition(7, guidance=2.0), n=4, steps=10).x
+    expected = sf.sample(sf.load("digits").with_condition(7, guidance=2.0), n=4, steps=10).x
     if suffix == ".png":
         assert arrays.read(out, (1, 16, 16)).shape == (1, 1, 16, 16)
     else:
@@ -109,7 +108,7 @@ def test_demo_prints_one_table_and_writes_one_self_contained_report(call, tmp_pa
     (("sample", "--model", "digitz"), "did you mean 'digits'"),
     (("sample", "--label", "12"), "label 12"),
     (("sample", "--guidance", "3"), "give --label"),
-    (("sample", "--variable", "data"), "no option 'variable'"),
+    (("sample", "--coordinates", "data"), "no option 'coordinates'"),
     (("roundtrip", "--solver", "ddpm"), "stochastic"),
     (("roundtrip", "--input", "nowhere.png"), "no such file"),
 ])  # fmt: skip

@@ -5,11 +5,11 @@ import math
 import pytest
 import scipy.stats
 import torch
+from steadyflow.jacobians.singular_values import largest_singular_value
+from steadyflow_lab.theory import interpolation as theory
+from steadyflow_lab.theory.saddles import saddle_rate
 
 import steadyflow as sf
-from steadyflow.diagnostics import interpolation as theory
-from steadyflow.diagnostics.detectors import stretch
-from steadyflow.diagnostics.saddles import saddle_rate
 
 SCHEDULE = sf.Tabulated.linear()
 MIXTURE = sf.GaussianMixture.grid(5, spacing=2.0 / 8**0.5, std=0.02 / 8**0.5)
@@ -51,7 +51,7 @@ def test_the_stretch_is_below_one_at_a_mode_and_the_saddles_between():
     i, j = MIXTURE.means[0], MIXTURE.means[1]
     length = float((j - i).norm())
     x = alpha * torch.stack([i, 0.5 * (i + j)])
-    found = stretch(MODEL, x, t, products=6)
+    found = largest_singular_value(MODEL, x, t, products=6)
     assert found[0] < 1.0
     assert found[1].item() == pytest.approx(saddle_rate(length**2 / s2) + 1.0, rel=0.05)
 
@@ -86,7 +86,7 @@ def test_conditions_follow_the_picked_samples():
     labels = torch.arange(50) % 25
     for condition in (labels, labels.tolist()):
         run = sf.sample(
-            model.condition(condition), n=50, steps=20, corrections=[sf.corrections.Restart(4, 10)], dtype=torch.float64
+            model.with_condition(condition), n=50, steps=20, corrections=[sf.corrections.Restart(4, 10)], dtype=torch.float64
         )
         assert (torch.cdist(run.x / SCHEDULE.alpha(0.0), mixture.means).argmin(1) == labels).all()
 

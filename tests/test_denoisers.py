@@ -95,7 +95,7 @@ def test_a_label_restricts_samples_density_and_denoiser():
     assert set(torch.cdist(x, MEANS).argmin(1).tolist()) == {1, 2}
     torch.testing.assert_close(mixture.log_prob(x, label=1), alone.log_prob(x))
     schedule = sf.VPLinear()
-    torch.testing.assert_close(mixture.denoiser(schedule).condition(1)(x, 0.4).x0, alone.denoiser(schedule)(x, 0.4).x0)
+    torch.testing.assert_close(mixture.denoiser(schedule).with_condition(1)(x, 0.4).x0, alone.denoiser(schedule)(x, 0.4).x0)
     assert mixture.classes == 3
     with pytest.raises(sf.InputError, match="labels"):
         mixture.sample(3, label=7)
@@ -105,8 +105,8 @@ def test_guidance_extrapolates_from_the_unconditional_model():
     mixture = sf.GaussianMixture(MEANS, 0.5, WEIGHTS, labels=[0, 1, 1, 2, 0])
     model = mixture.denoiser(sf.VPLinear())
     x, labels = torch.randn(6, 3, generator=GENERATOR, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2])
-    guided = model.condition(labels, guidance=3.0)(x, 0.5).eps
-    expected = model(x, 0.5).eps + 3.0 * (model.condition(labels)(x, 0.5).eps - model(x, 0.5).eps)
+    guided = model.with_condition(labels, guidance=3.0)(x, 0.5).eps
+    expected = model(x, 0.5).eps + 3.0 * (model.with_condition(labels)(x, 0.5).eps - model(x, 0.5).eps)
     torch.testing.assert_close(guided, expected, rtol=1e-10, atol=1e-12)
 
 
@@ -123,7 +123,7 @@ class Counting(torch.nn.Module):
 
 def test_guidance_asks_the_network_once_for_both_branches():
     net = Counting()
-    model = sf.Denoiser(net, sf.VPLinear(), shape=(2,), null=10, classes=10).condition(3, guidance=2.0)
+    model = sf.Denoiser(net, sf.VPLinear(), shape=(2,), null=10, classes=10).with_condition(3, guidance=2.0)
     x = torch.ones(4, 2)
     out = model(x, 0.5).eps
     assert len(net.calls) == 1
@@ -135,7 +135,7 @@ def test_guidance_asks_the_network_once_for_both_branches():
 def test_without_guidance_one_branch_is_asked():
     net = Counting()
     model = sf.Denoiser(net, sf.VPLinear(), shape=(2,), null=10)
-    model.condition([1, 2, 3])(torch.ones(3, 2), 0.5)
+    model.with_condition([1, 2, 3])(torch.ones(3, 2), 0.5)
     model(torch.ones(3, 2), 0.5)
     assert [call[0] for call in net.calls] == [(3, 2), (3, 2)]
     assert net.calls[0][3].tolist() == [1, 2, 3]
@@ -167,19 +167,19 @@ def test_embeddings_may_come_in_a_dictionary_and_are_cut_with_the_batch():
     net = lambda x, t, c: x + c["text"].mean(1, keepdim=True) + c["pooled"]  # noqa: E731
     given = {"text": torch.arange(12.0).view(4, 3), "pooled": torch.ones(1, 1)}
     null = {"text": torch.zeros(1, 3), "pooled": torch.zeros(1, 1)}
-    model = sf.Denoiser(net, sf.VPLinear(), shape=(1,), null=null).condition(given)
+    model = sf.Denoiser(net, sf.VPLinear(), shape=(1,), null=null).with_condition(given)
     whole = model(torch.zeros(4, 1), 0.5).eps
     assert whole.flatten().tolist() == [2.0, 5.0, 8.0, 11.0]
-    assert torch.equal(model.rows(1, 3)(torch.zeros(2, 1), 0.5).eps, whole[1:3])
-    assert torch.equal(model.guided(2.0)(torch.zeros(4, 1), 0.5).eps, 2 * whole)
+    assert torch.equal(model.slice(1, 3)(torch.zeros(2, 1), 0.5).eps, whole[1:3])
+    assert torch.equal(model.with_guidance(2.0)(torch.zeros(4, 1), 0.5).eps, 2 * whole)
 
 
 def test_conditions_that_do_not_fit_are_refused():
     model = sf.Denoiser(Counting(), sf.VPLinear(), shape=(2,), null=3, classes=3)
     with pytest.raises(sf.InputError, match="2 rows for a batch of 3"):
-        model.condition([0, 1])(torch.ones(3, 2), 0.5)
+        model.with_condition([0, 1])(torch.ones(3, 2), 0.5)
     with pytest.raises(sf.InputError, match=r"label 5, expected 0\.\.2"):
-        model.condition([0, 5])
+        model.with_condition([0, 5])
     with pytest.raises(sf.InputError, match="expected a tensor"):
         sf.Denoiser(lambda x, t: None, sf.VPLinear())(torch.ones(1, 2), 0.5)
 

@@ -8,13 +8,14 @@ import sys
 import pytest
 import torch
 from sklearn.svm import SVC
+from steadyflow_lab import instability as experiment
+from steadyflow_lab.coupling import conditional_mixture
+from steadyflow_lab.datasets import faces
 
 import steadyflow as sf
-from steadyflow.datasets import digits, faces
+from steadyflow.datasets import digits
 from steadyflow.diagnostics import CAUSES, in_precision
-from steadyflow.lab import diagnosis as report
-from steadyflow.lab import instability as experiment
-from steadyflow.lab.coupling import conditional_mixture
+from steadyflow.diagnostics import report as report
 
 PATHS = {"vp": sf.VPLinear(), "flow": sf.RectifiedFlow()}
 
@@ -22,7 +23,7 @@ PATHS = {"vp": sf.VPLinear(), "flow": sf.RectifiedFlow()}
 def conditional(path="vp", n=12):
     data = conditional_mixture()
     schedule = sf.RectifiedFlow(t_min=1e-3, t_max=0.999) if path == "flow" else sf.VPScaledLinear()
-    return data.denoiser(schedule).condition(torch.zeros(n, dtype=torch.long)), data.sample(n, label=0)
+    return data.denoiser(schedule).with_condition(torch.zeros(n, dtype=torch.long)), data.sample(n, label=0)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -81,7 +82,7 @@ def test_the_cause_is_named_and_the_remedy_works(cause, path, options):
 
 def test_half_precision_is_named():
     images, labels = digits("held-out")
-    model = in_precision(sf.load("digits"), torch.bfloat16).condition(labels[:3])
+    model = in_precision(sf.load("digits"), torch.bfloat16).with_condition(labels[:3])
     found = sf.diagnose(model, images[:3], solver="rk4", steps=24, verify=True)
     assert found.cause == "precision"
     assert "float32" in found.recommendation.call
@@ -151,7 +152,7 @@ def test_bad_input_is_named():
 
 def test_the_report_is_one_file_with_alternatives_to_its_pictures(tmp_path):
     images, labels = digits("held-out")
-    found = sf.diagnose(sf.load("digits").condition(labels[:3]), images[:3], solver="ddim", steps=20, verify=True)
+    found = sf.diagnose(sf.load("digits").with_condition(labels[:3]), images[:3], solver="ddim", steps=20, verify=True)
     html = report.write(found, tmp_path / "report.html").read_text()
     assert html.count("<img") == html.count('alt="') == 5
     assert "http" not in html.replace("http-equiv", "")
@@ -217,7 +218,7 @@ def test_conditional_samples_are_taken_for_faces():
     judge = SVC(class_weight="balanced").fit(images[::3].flatten(1).numpy(), labels[::3].numpy())
     model = sf.load("faces")
     seen = {
-        label: judge.predict(sf.sample(model.condition(label), n=24, solver="ddim", steps=20).x.flatten(1).numpy())
+        label: judge.predict(sf.sample(model.with_condition(label), n=24, solver="ddim", steps=20).x.flatten(1).numpy())
         for label in (0, 1)
     }
     assert (judge.predict(faces("held-out")[0].flatten(1).numpy()) == 1).mean() > 0.9

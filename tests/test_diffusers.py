@@ -10,7 +10,7 @@ diffusers = pytest.importorskip("diffusers")
 
 import pipelines  # noqa: E402  # needs diffusers
 import steadyflow as sf  # noqa: E402
-from steadyflow.diffusers import (  # noqa: E402
+from steadyflow.diffusers import (
     SteadyFlowInverseScheduler,
     SteadyFlowScheduler,
     SteadyInverseScheduler,
@@ -19,9 +19,9 @@ from steadyflow.diffusers import (  # noqa: E402
 
 FLOWS = ("sd3", "flux")
 NAMES = ("sd", "sdxl", "sd3", "flux")
-STOCHASTIC = [name for name in sf.solvers.names() if sf.solvers.get(name).facts.stochastic]
+STOCHASTIC = [name for name in sf.solvers.names() if sf.solvers.get(name).properties.stochastic]
 UNSCHEDULED = {"edm-churn": "elsewhere than at the latents", "rex-shark": "elsewhere than at the latents"} | {
-    name: "no fixed number" for name in sf.solvers.names() if sf.solvers.get(name).facts.evaluations is None
+    name: "no fixed number" for name in sf.solvers.names() if sf.solvers.get(name).properties.evaluations is None
 }
 SCHEDULED = [name for name in sf.solvers.names() if name not in UNSCHEDULED]
 
@@ -137,7 +137,7 @@ def test_an_inverse_scheduler_in_the_pipeline_finds_the_latents_that_make_the_im
     finally:
         pipe.scheduler = own
     assert relative(back, image) < limit
-    if name == "sd" and fresh.solver.facts.states > 1:  # without its second state it is not exact
+    if name == "sd" and fresh.solver.properties.states > 1:  # without its second state it is not exact
         assert relative(alone, image) > 100.0 * relative(back, image)
     forward.set_timesteps(**({"sigmas": [0.9, 0.5]} if name in FLOWS else {"num_inference_steps": 3}), **mu(name))
     with pytest.raises(sf.InputError, match="steps differ"):
@@ -217,9 +217,9 @@ def test_a_batch_of_prompts_is_the_prompts_one_by_one(pipes, name):
     pipe, _ = pipes[name]
     prompts = ["a cat", "two dogs on a mat"]
     model = sf.from_diffusers(pipe, **size(name))
-    together = sf.sample(model.condition(prompts), n=2, solver="ees25", steps=2, grid="uniform").x
+    together = sf.sample(model.with_condition(prompts), n=2, solver="ees25", steps=2, grid="uniform").x
     for k, prompt in enumerate(prompts):
-        alone = sf.sample(model.condition(prompt), n=1, index=k, solver="ees25", steps=2, grid="uniform").x
+        alone = sf.sample(model.with_condition(prompt), n=1, index=k, solver="ees25", steps=2, grid="uniform").x
         assert (alone - together[k]).abs().max() < 1e-4 * together.abs().max()
 
 
@@ -548,7 +548,7 @@ def test_bad_input_is_named(pipes):
     bare = sf.from_diffusers(textless)
     with pytest.raises(sf.InputError, match="no text encoder"):
         sf.sample(bare, n=1, steps=2)
-    embedded = bare.condition({"prompt_embeds": torch.zeros(1, 77, 32)})
+    embedded = bare.with_condition({"prompt_embeds": torch.zeros(1, 77, 32)})
     assert sf.sample(embedded, n=2, steps=2).x.isfinite().all()
     with pytest.raises(sf.InputError, match="multiples of"):
         sf.from_diffusers(pipe, height=33, width=32)
@@ -561,7 +561,7 @@ def test_bad_input_is_named(pipes):
 )
 def test_a_block_takes_the_place_of_the_denoising_loop_of_modular_pipelines(name, blocks):
     modular = pytest.importorskip("diffusers.modular_pipelines")
-    from steadyflow.adapters.modular import SteadyDenoise
+    from steadyflow.diffusers.modular import SteadyDenoise
 
     pipe = pipelines.build(name)
     options = {"height": 8, "width": 8, "max_sequence_length": 77} if name == "flux" else {"height": 32, "width": 32}
@@ -581,7 +581,7 @@ def test_a_block_takes_the_place_of_the_denoising_loop_of_modular_pipelines(name
     assert relative(ours, theirs) < 1e-5
     assert relative(run(solver="ees25"), theirs) > 1e-4
     held = []
-    run(solver="rk4", corrections=[lambda moment: held.append(moment.step)])
+    run(solver="rk4", corrections=[lambda info: held.append(info.done)])
     assert held == [1, 2, 3, 4]
     with pytest.raises(sf.InputError, match="denoising loop"):
         SteadyDenoise(object())

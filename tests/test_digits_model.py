@@ -8,7 +8,7 @@ import torch
 import steadyflow as sf
 from steadyflow import models
 from steadyflow.datasets import digits
-from steadyflow.lab.digits import quality
+from steadyflow_lab.digits import quality
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_a_model_saved_and_loaded_predicts_the_same(tmp_path):
     models.save(model, tmp_path / "again.safetensors", network)
     again = sf.load(str(tmp_path / "again.safetensors"))
     x = torch.randn(3, 1, 8, 8)
-    assert torch.equal(again.condition(4)(x, 0.5).x0, model.condition(4)(x, 0.5).x0)
+    assert torch.equal(again.with_condition(4)(x, 0.5).x0, model.with_condition(4)(x, 0.5).x0)
     assert again.schedule == model.schedule
 
 

@@ -51,7 +51,7 @@ def test_anderson_acceleration_beats_the_plain_iteration_at_equal_cost(model, po
 
 
 def test_ddim_inversion_in_both_time_conventions(model, points):
-    """Asking at the target level is one round of the fixed point; with `end` the diffusers inverse scheduler."""
+    """Queries at the target level is one round of the fixed point; with `end` the diffusers inverse scheduler."""
     end = sf.invert(model, points, solver=sf.DDIM(inverse_time="end"), steps=30)
     start = sf.invert(model, points, solver="ddim", steps=30)
     assert not torch.allclose(end.latent, start.latent)
@@ -85,21 +85,21 @@ def test_ddim_end_convention_equals_the_inverse_scheduler_of_diffusers():
 
 @pytest.mark.parametrize("solver", ["ddpm", "dpmpp-sde", "dpmpp-2m-sde", "dpmpp-3m-sde"])
 def test_noise_maps_give_the_sample_back_exactly(solver, model, points):
-    maps = sf.noise_maps(model.condition(0), points, solver=solver, steps=20)
+    maps = sf.noise_maps(model.with_condition(0), points, solver=solver, steps=20)
     assert maps.maps.shape == (20, 64, 2)
     assert maps.nfe == 20
     assert (maps.decode().x - points).abs().max() < 1e-12
 
 
 def test_noise_maps_edit_to_another_condition(model, points):
-    maps = sf.noise_maps(model.condition(0), points, steps=60, strength=1.0)
-    edited = maps.decode(model.condition(1), guidance=2.0).x
+    maps = sf.noise_maps(model.with_condition(0), points, steps=60, strength=1.0)
+    edited = maps.decode(model.with_condition(1), guidance=2.0).x
     assert (class_of(model, edited) == 1).float().mean() > 0.9
 
 
 def test_noise_maps_are_larger_than_ordinary_noise(model, points):
     """Independent noisy states differ by more than one step's noise: the paper's observation."""
-    maps = sf.noise_maps(model.condition(0), points, steps=40).maps
+    maps = sf.noise_maps(model.with_condition(0), points, steps=40).maps
     assert maps[:-1].std() > 1.3
 
 
@@ -111,27 +111,27 @@ def test_solvers_without_one_noise_a_step_have_no_noise_maps(solver, model, poin
 
 @pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m", "ees25"])
 def test_direct_inversion_retraces_the_source_exactly_over_any_solver(solver, model, points):
-    inversion = sf.invert(model.condition(0), points, solver=solver, steps=10, record="all")
+    inversion = sf.invert(model.with_condition(0), points, solver=solver, steps=10, record="all")
     back = inversion.decode(corrections=[Anchor(inversion.trajectory)], guidance=4.0)
     assert torch.equal(back.x, points)
 
 
 def test_an_anchor_holds_an_edit_near_its_source(model, points):
-    inversion = sf.invert(model.condition(0), points, solver="ees25", steps=12, record="all")
-    free = inversion.decode(model.condition(1)).x
-    held = inversion.decode(model.condition(1), corrections=[Anchor(inversion.trajectory, share=0.3)]).x
+    inversion = sf.invert(model.with_condition(0), points, solver="ees25", steps=12, record="all")
+    free = inversion.decode(model.with_condition(1)).x
+    held = inversion.decode(model.with_condition(1), corrections=[Anchor(inversion.trajectory, share=0.3)]).x
     assert (held - points).norm(dim=1).median() < (free - points).norm(dim=1).median()
-    coarse = sf.invert(model.condition(0), points, solver="ees25", steps=12, record=5)
+    coarse = sf.invert(model.with_condition(0), points, solver="ees25", steps=12, record=5)
     with pytest.raises(sf.InputError, match="nothing was recorded"):
         inversion.decode(corrections=[Anchor(coarse.trajectory)])
 
 
 def test_negative_prompt_inversion_keeps_the_source_where_target_and_source_agree(model, points):
-    inversion = sf.invert(model.condition(0), points, solver="ees25", steps=24)
+    inversion = sf.invert(model.with_condition(0), points, solver="ees25", steps=24)
     for guidance in (1.0, 3.0, 7.5):
-        back = inversion.decode(model.against(0).condition(0), guidance=guidance).x
+        back = inversion.decode(model.with_negative(0).with_condition(0), guidance=guidance).x
         assert (back - points).abs().max() < 1e-2
-    plain = inversion.decode(model.condition(0), guidance=7.5).x
+    plain = inversion.decode(model.with_condition(0), guidance=7.5).x
     assert (plain - points).abs().max() > 1e-1
 
 
@@ -149,7 +149,7 @@ def test_rf_inversion_without_pulls_is_euler_there_and_back(path, points, model)
     other = model.mixture.denoiser(path)
     ours = sf.rf_inversion(other, points, 0, source=0, guidance=1.0, gamma=0.0, eta=0.0, steps=20)
     grid = sf.grids.make("uniform", path, 20)
-    euler = sf.reconstruct(other.condition(0), points, solver=sf.Euler(variable="flow"), grid=grid)
+    euler = sf.reconstruct(other.with_condition(0), points, solver=sf.Euler(coordinates="flow"), grid=grid)
     torch.testing.assert_close(ours.x, euler.x, rtol=1e-9, atol=1e-9)
 
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 import steadyflow as sf
-from steadyflow.diagnostics.detectors import TrajectoryVariance, roc_area, stretch
-from steadyflow.diagnostics.interpolation import INTERPOLATED
-from steadyflow.lab import hallucination
-from steadyflow.lab.hallucination import setting
-from steadyflow.lab.hallucination.drawing import Request, run
-from steadyflow.lab.hallucination.findings import QUICK, Size
+from steadyflow.diagnostics.detectors import TrajectoryVariance, roc_area
+from steadyflow.jacobians import largest_singular_value
+from steadyflow_lab import hallucination
+from steadyflow_lab.hallucination import setting
+from steadyflow_lab.hallucination.drawing import Request, run
+from steadyflow_lab.hallucination.findings import QUICK, Size
+from steadyflow_lab.theory.interpolation import INTERPOLATED
 
 SMALL = Size(4000, 1500, 16)
 
@@ -72,10 +73,10 @@ class _Looks:
     def __init__(self):
         self.variance = TrajectoryVariance(10)
 
-    def __call__(self, moment):
-        self.variance(moment)
-        if moment.steps - moment.step == 7:
-            self.look = stretch(moment.model, moment.x, moment.t)
+    def __call__(self, info):
+        self.variance(info)
+        if info.remaining == 7:
+            self.look = largest_singular_value(info.model, info.x, info.t)
 
     @property
     def found(self):

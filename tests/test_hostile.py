@@ -18,8 +18,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import steadyflow as sf
-from steadyflow import arrays, runs
-from steadyflow.lab import pages, piebench
+from steadyflow import runs
+from steadyflow._internal import html
+from steadyflow.datasets import arrays
+from steadyflow.diagnostics import report
+from steadyflow_lab import piebench
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import contextlib
@@ -125,7 +128,7 @@ def test_nothing_hostile_takes_memory(tmp_path):
 import resource, warnings
 from pathlib import Path
 import steadyflow as sf
-from steadyflow import arrays
+from steadyflow.datasets import arrays
 warnings.simplefilter("ignore")
 sf.load("mixture25"); import PIL.Image, PIL.PngImagePlugin
 size = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
@@ -143,10 +146,10 @@ for path in sorted(Path({str(tmp_path)!r}).iterdir()):
 
 
 def test_saved_states_cannot_be_deep_enough_to_overflow_the_stack(tmp_path):
-    from steadyflow.solvers.base import unpack
+    from steadyflow.solvers.state import deserialize_state
 
     with pytest.raises(sf.CorruptFileError):
-        unpack({}, '{"tuple": "tuple", "items": [' * 100_000)
+        deserialize_state({}, '{"tuple": "tuple", "items": [' * 100_000)
 
 
 def test_piebench_does_not_leave_its_folder(tmp_path):
@@ -159,7 +162,7 @@ def test_piebench_does_not_leave_its_folder(tmp_path):
 
 def test_reports_escape_what_users_give(tmp_path):
     words = "<script>alert(1)</script>\" onload='x"
-    page = pages.write(tmp_path / "r.html", '<p title="{{ a }}">{{ a }}</p>', a=words).read_text()
+    page = html.write(tmp_path / "r.html", '<p title="{{ a }}">{{ a }}</p>', a=words).read_text()
     assert "<script>" not in page
     assert "onload='" not in page
 
@@ -167,18 +170,16 @@ def test_reports_escape_what_users_give(tmp_path):
 def test_the_report_of_a_diagnosis_escapes_the_name_of_a_model(tmp_path):
     import dataclasses
 
-    from steadyflow.lab import diagnosis
-
     mixture = sf.GaussianMixture.grid(2).denoiser(sf.VPCosine())
     named = dataclasses.replace(
         sf.Denoiser(lambda x, t: mixture(x, float(t[0])).eps, sf.VPCosine(), shape=(2,)), name="<img src=x onerror=1>"
     )
     found = sf.diagnose(named, mixture.mixture.sample(3), solver="ddim", steps=4)
-    assert "<img src=x" not in diagnosis.write(found, tmp_path / "d.html").read_text()
+    assert "<img src=x" not in report.write(found, tmp_path / "d.html").read_text()
 
 
 def test_pictures_in_reports_are_ours(tmp_path):
-    data = base64.b64decode(pages.strip(torch.zeros(2, 1, 8, 8)))
+    data = base64.b64decode(html.strip(torch.zeros(2, 1, 8, 8)))
     assert Image.open(io.BytesIO(data)).format == "PNG"
 
 
@@ -206,4 +207,4 @@ def test_corrupt_numbers_in_arrays_are_told_not_computed_with(tmp_path):
     np.save(tmp_path / "x.npy", np.full((2, *SHAPE), np.nan, np.float32))
     job = runs.Inverting("digits", n=2, solver=runs.spec_of("ddim"), label=1, input=str(tmp_path / "x.npy"))
     with pytest.raises(sf.InputError, match="NaN or infinity in sample"):
-        runs.carry_out(job, tmp_path / "run")
+        runs.run_job(job, tmp_path / "run")

@@ -9,7 +9,7 @@ pytest.importorskip("diffusers")
 
 import steadyflow as sf
 from steadyflow.datasets.ink import INKS, caption, ink
-from steadyflow.lab import editing
+from steadyflow_lab import editing
 
 
 def draw(n, seed=0):
@@ -54,7 +54,7 @@ def test_the_judge_reads_pictures_that_it_has_not_seen():
 def test_the_pipeline_draws_what_it_is_told(model):
     digits = torch.arange(40) % 10
     prompts = [caption(int(d)) for d in digits]
-    drawn = sf.sample(model.condition(prompts, guidance=2.0), n=40, solver="dpmpp-2m", steps=12).x
+    drawn = sf.sample(model.with_condition(prompts, guidance=2.0), n=40, solver="dpmpp-2m", steps=12).x
     assert (editing.InkExtractor().alignment(model.codec.decode(drawn), prompts) > 0.5).float().mean() > 0.85
 
 

@@ -8,11 +8,12 @@ import torch
 
 import steadyflow as sf
 from steadyflow import grids, solvers
-from steadyflow.diagnostics import instability
+from steadyflow.diagnostics import amplification
+from steadyflow.jacobians import singular_values
 from steadyflow.metrics.statistics import pearson, spearman, wilson
 
 PATHS = {"vp": sf.VPLinear(), "flow": sf.RectifiedFlow(), "ve": sf.VE()}
-DETERMINISTIC = [n for n in solvers.names() if not solvers.get(n).facts.stochastic]
+DETERMINISTIC = [n for n in solvers.names() if not solvers.get(n).properties.stochastic]
 
 
 def mixture(dim, std=0.4):
@@ -23,7 +24,7 @@ def generation(dim, path="vp", solver="ees25", steps=16, n=4, grid="quadratic"):
     model = mixture(dim).denoiser(PATHS[path])
     times = grids.make(grid, model.schedule, steps)
     z = torch.randn(n, dim, generator=torch.Generator().manual_seed(dim), dtype=torch.float64)
-    return sf.JourneyMap(model, times, solvers.get(solver)), z * model.schedule.sigma(times.times[0])
+    return sf.FlowMap(model, times, solvers.get(solver)), z * model.schedule.sigma(times.times[0])
 
 
 def noise_like(z, seed=1):
@@ -36,11 +37,11 @@ def test_both_products_agree_with_autograd_for_every_solver(solver):
     u, w = noise_like(z), noise_like(z, 2)
     x = z.clone().requires_grad_()
     state = journey.solver.start(x, journey.model.schedule, journey.grid.times[0])
-    from steadyflow.integrate import answer
-    from steadyflow.solvers.base import legs
+    from steadyflow._integrate import drive
+    from steadyflow.solvers.base import each_step
 
-    for leg in legs(journey.model.schedule, journey.grid):
-        state, _ = answer(journey.solver.step(state, leg), journey.model)
+    for step in each_step(journey.model.schedule, journey.grid):
+        state, _ = drive(journey.solver.step(state, step), journey.model)
     end = journey.solver.output(state)
     (transposed,) = torch.autograd.grad(end, x, w)
     assert torch.allclose(journey.vjp(z, w), transposed, rtol=1e-9, atol=1e-11)
@@ -55,22 +56,22 @@ def test_coefficients_agree_with_the_dense_jacobian(dim, path, steps):
     dense = journey.dense(z)
     stretched = torch.einsum("bij,bj->bi", dense, u)
     expected = stretched.norm(dim=1) / u.norm(dim=1)
-    assert torch.allclose(instability.coefficient(journey, z, u), expected, rtol=1e-9)
+    assert torch.allclose(amplification.coefficient(journey, z, u), expected, rtol=1e-9)
     values = torch.linalg.svdvals(dense)
     k = min(3, dim)
-    spectrum = instability.singular_values(journey, z, k)
+    spectrum = singular_values(journey, z, k)
     assert torch.allclose(spectrum.values, values[:, :k], rtol=1e-5)
     first = torch.einsum("bij,bj->bi", dense, spectrum.directions[:, 0])
     assert torch.allclose(first.norm(dim=1), values[:, 0], rtol=1e-5)
-    overall, error = instability.isotropic(journey, z)
+    overall, error = amplification.isotropic(journey, z)
     assert torch.allclose(overall, (values.square().mean(1)).sqrt(), rtol=1e-9)
     assert (error == 0).all()
 
 
 def test_equal_singular_values_are_all_found():
     model = sf.GaussianMixture(torch.zeros(1, 6, dtype=torch.float64), 0.5).denoiser(sf.VPLinear())
-    journey = sf.JourneyMap(model, grids.make("quadratic", model.schedule, 24), solvers.get("rk4"))
-    spectrum = instability.singular_values(journey, torch.ones(2, 6, dtype=torch.float64), 6)
+    journey = sf.FlowMap(model, grids.make("quadratic", model.schedule, 24), solvers.get("rk4"))
+    spectrum = singular_values(journey, torch.ones(2, 6, dtype=torch.float64), 6)
     low, high = model.schedule.t_range
     scale = [math.sqrt((model.schedule.alpha(t) * 0.5) ** 2 + model.schedule.sigma(t) ** 2) for t in (low, high)]
     assert torch.allclose(spectrum.values, torch.full((2, 6), scale[0] / scale[1], dtype=torch.float64), rtol=1e-3)
@@ -78,8 +79,8 @@ def test_equal_singular_values_are_all_found():
 
 def test_hutchinson_is_unbiased_within_its_error():
     journey, z = generation(16, n=64, steps=6)
-    exact, _ = instability.isotropic(journey, z)
-    drawn, error = instability.isotropic(journey, z, probes=64)
+    exact, _ = amplification.isotropic(journey, z)
+    drawn, error = amplification.isotropic(journey, z, probes=64)
     scores = (drawn - exact) / error
     assert scores.mean().abs() < 5 / 8  # five standard errors of a mean of 64 standard scores
     assert 0.6 < scores.std() < 1.6
@@ -89,32 +90,32 @@ def test_perturbation_jvp_and_closed_form_agree_on_gaussian_data():
     """On N(0, s^2) the map is a multiple of the identity, sqrt(alpha0^2 s^2 + sigma0^2) over the same at t_max."""
     s = 0.5
     model = sf.GaussianMixture(torch.zeros(1, 4, dtype=torch.float64), s).denoiser(sf.VPLinear())
-    journey = sf.JourneyMap(model, grids.make("quadratic", model.schedule, 64), solvers.get("rk4"))
+    journey = sf.FlowMap(model, grids.make("quadratic", model.schedule, 64), solvers.get("rk4"))
     z = noise_like(torch.zeros(3, 4, dtype=torch.float64))
     low, high = model.schedule.t_range
     exact = math.sqrt((model.schedule.alpha(low) * s) ** 2 + model.schedule.sigma(low) ** 2) / math.sqrt(
         (model.schedule.alpha(high) * s) ** 2 + model.schedule.sigma(high) ** 2
     )
     u = noise_like(z, 3)
-    assert instability.coefficient(journey, z, u).tolist() == pytest.approx([exact] * 3, rel=1e-3)
-    assert instability.perturbed(journey, z, u, 1e-3).tolist() == pytest.approx([exact] * 3, rel=1e-3)
-    found = instability.sweep(journey, z, u)
+    assert amplification.coefficient(journey, z, u).tolist() == pytest.approx([exact] * 3, rel=1e-3)
+    assert amplification.perturbed(journey, z, u, 1e-3).tolist() == pytest.approx([exact] * 3, rel=1e-3)
+    found = amplification.sweep(journey, z, u)
     assert found.linear.all()  # a linear map has no other regime
     assert found.coefficient.tolist() == pytest.approx([exact] * 3, rel=1e-3)
-    mean, _ = instability.geometric_mean(model, journey(z), steps=128)
+    mean, _ = amplification.geometric_mean(model, journey(z), steps=128)
     assert mean.tolist() == pytest.approx([exact] * 3, rel=1e-3)
 
 
 def test_the_sweep_finds_where_perturbation_and_jacobian_agree():
     journey, z = generation(8, n=6)
     u = noise_like(z)
-    exact = instability.coefficient(journey, z, u)
-    found = instability.sweep(journey, z, u, tolerance=1e-3)
+    exact = amplification.coefficient(journey, z, u)
+    found = amplification.sweep(journey, z, u, tolerance=1e-3)
     assert torch.allclose(found.coefficient, exact, rtol=1e-3)
     low, high = found.regime
     assert low < 1e-3 < high
-    single = instability.sweep(
-        sf.JourneyMap(journey.model, journey.grid, journey.solver), z.float(), u.float(), tolerance=2e-2
+    single = amplification.sweep(
+        sf.FlowMap(journey.model, journey.grid, journey.solver), z.float(), u.float(), tolerance=2e-2
     )
     assert torch.allclose(single.coefficient.double(), exact, rtol=2e-2)  # rounding narrows the regime from below
     assert single.linear.sum() < found.linear.numel()
@@ -125,7 +126,7 @@ def test_the_geometric_mean_is_the_determinant():
     x = journey(z)
     prior = mixture(4).marginal(journey.model.schedule, journey.grid.times[0])
     logs = torch.linalg.slogdet(journey.dense(z)).logabsdet / 4
-    mean, error = instability.geometric_mean(journey.model, x, steps=96)
+    mean, error = amplification.geometric_mean(journey.model, x, steps=96)
     assert torch.allclose(mean.log(), logs, atol=1e-3)
     assert (error == 0).all()
     # and with the exact marginals p(x) |det J| = p(z)
@@ -169,7 +170,7 @@ def test_the_tangent_is_recorded_along_the_way():
     assert tangent.norms.shape == (11, 4)
     assert torch.allclose(tangent.norms[0], u.norm(dim=1))
     assert torch.allclose(tangent.norms[-1], tangent.change.norm(dim=1))
-    half = sf.JourneyMap(journey.model, sf.Grid(journey.grid.times[:6]), journey.solver)
+    half = sf.FlowMap(journey.model, sf.Grid(journey.grid.times[:6]), journey.solver)
     assert torch.allclose(tangent.norms[5], half.jvp(z, u).norm(dim=1))
 
 
@@ -201,15 +202,15 @@ def test_the_memory_of_a_transposed_product_does_not_hold_all_graphs():
 def test_bad_input_is_named():
     journey, z = generation(2)
     with pytest.raises(sf.InputError, match="products"):
-        instability.singular_values(journey, z, 3)
+        singular_values(journey, z, 3)
     with pytest.raises(sf.InputError, match="rising"):
-        instability.sweep(journey, z, z, sizes=(1e-2, 1e-3))
+        amplification.sweep(journey, z, z, sizes=(1e-2, 1e-3))
     with pytest.raises(sf.InputError, match="stochastic"):
-        sf.JourneyMap(journey.model, journey.grid, solvers.get("ddpm"))
+        sf.FlowMap(journey.model, journey.grid, solvers.get("ddpm"))
     with pytest.raises(sf.InputError, match="Runge-Kutta"):
         sf.log_likelihood(journey.model, z, solver="ddim")
     with pytest.raises(sf.InputError, match="probes"):
-        instability.isotropic(journey, z, probes=1)
+        amplification.isotropic(journey, z, probes=1)
     with pytest.raises(sf.InputError, match="NaN"):
         journey.jvp(z * float("nan"), z)
 

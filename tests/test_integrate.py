@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
+from steadyflow.solvers.state import concat_states, deserialize_state, serialize_state, slice_state
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import steadyflow as sf
 from steadyflow import solvers
-from steadyflow.solvers.base import cut, join, pack, unpack
 
 NAMES = solvers.names()
 PATHS = {"vp": sf.VPCosine(), "ve": sf.VE(), "flow": sf.RectifiedFlow(t_min=0.01, t_max=0.99)}
@@ -38,7 +38,7 @@ def test_an_outside_loop_gives_the_same_bits_as_ours(name, schedule):
         stepper.feed(model(stepper.query.x, stepper.query.t))
     assert torch.equal(stepper.x, ours.x)
     assert stepper.nfe == ours.nfe == len(queries)
-    if solver.facts.evaluations is not None:
+    if solver.properties.evaluations is not None:
         assert [t for _, t in sf.plan(solver, schedule, grid, sf.noise.Brownian(0, range(1), (1,)))] == queries
 
 
@@ -75,7 +75,7 @@ def test_evaluations_are_counted_as_the_facts_declare(name, model):
         shape=(2,),
     )
     out = sf.sample(counting, x=start(model.schedule), solver=name, steps=5)
-    facts = solvers.get(name).facts
+    facts = solvers.get(name).properties
     assert out.nfe == len(calls)
     if facts.evaluations is not None:
         assert out.nfe == 5 * facts.evaluations + facts.extra
@@ -105,9 +105,9 @@ def test_memory_does_not_grow_with_the_number_of_steps():
     class Spy:
         most = 0
 
-        def __call__(self, moment):
+        def __call__(self, info):
             alive = sum(
-                isinstance(o, torch.Tensor) and o.numel() == moment.x.numel() and o.shape == moment.x.shape
+                isinstance(o, torch.Tensor) and o.numel() == info.x.numel() and o.shape == info.x.shape
                 for o in gc.get_objects()
             )
             self.most = max(self.most, alive)
@@ -152,9 +152,9 @@ def test_callbacks_see_every_solver_step_once_and_in_order(model):
 def test_a_correction_replaces_the_state_and_is_seen_by_the_next_step(model):
     seen = []
 
-    def clamp(moment):
-        seen.append(moment.step)
-        return moment.x.clamp(-0.1, 0.1) if moment.step == 3 else None
+    def clamp(info):
+        seen.append(info.done)
+        return info.x.clamp(-0.1, 0.1) if info.done == 3 else None
 
     out = sf.sample(model, n=16, solver="euler", steps=3, corrections=[clamp])
     assert seen == [1, 2, 3]
@@ -248,7 +248,7 @@ def test_an_unknown_solver_gets_the_nearest_names(solver, message, model):
 
 
 def test_an_unknown_option_of_a_solver_is_refused():
-    with pytest.raises(sf.InputError, match="no option 'gamma'; it takes variable, x"):
+    with pytest.raises(sf.InputError, match="no option 'gamma'; it takes coordinates, x"):
         solvers.get("ees25", gamma=1)
 
 
@@ -296,28 +296,28 @@ def test_inadmissible_options_of_other_solvers_are_refused():
         sf.EES27(x=0.5)
     with pytest.raises(sf.InputError, match="eta"):
         sf.DDIM(eta=1.5)
-    with pytest.raises(sf.UnknownNameError, match="variable 'nose': did you mean 'noise'"):
-        sf.Euler(variable="nose")
+    with pytest.raises(sf.UnknownNameError, match="coordinates 'nose': did you mean 'noise'"):
+        sf.Euler(coordinates="nose")
 
 
 def test_a_state_survives_packing_cutting_and_joining():
     value = (torch.arange(6.0).view(3, 2), (torch.ones(3, 1), 0.1, None, 7))
-    tensors, text = pack(value)
-    again = unpack(tensors, text)
+    tensors, text = serialize_state(value)
+    again = deserialize_state(tensors, text)
     assert torch.equal(again[0], value[0])
     assert again[1][1:] == (0.1, None, 7)
-    parts = join([cut(value, 0, 1), cut(value, 1, 3)])
+    parts = concat_states([slice_state(value, 0, 1), slice_state(value, 1, 3)])
     assert torch.equal(parts[0], value[0])
     assert parts[1][1:] == (0.1, None, 7)
 
 
 def test_a_state_that_does_not_fit_its_file_is_refused():
     with pytest.raises(sf.CorruptFileError):
-        unpack({}, json.dumps({"tensor": "missing"}))
+        deserialize_state({}, json.dumps({"tensor": "missing"}))
     with pytest.raises(sf.CorruptFileError):
-        unpack({}, "[" * 5)
+        deserialize_state({}, "[" * 5)
     with pytest.raises(sf.CorruptFileError):
-        unpack({}, json.dumps({"tuple": "os.system", "items": []}))
+        deserialize_state({}, json.dumps({"tuple": "os.system", "items": []}))
 
 
 def test_a_file_of_another_program_is_not_taken_for_a_run(tmp_path):

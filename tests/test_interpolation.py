@@ -10,9 +10,9 @@ import sklearn.metrics
 import torch
 
 import steadyflow as sf
-from steadyflow.diagnostics import interpolation as theory
-from steadyflow.diagnostics import saddles
 from steadyflow.diagnostics.detectors import TrajectoryVariance, roc_area
+from steadyflow_lab.theory import interpolation as theory
+from steadyflow_lab.theory import saddles
 
 SCHEDULE = sf.Tabulated.linear()
 
@@ -45,7 +45,8 @@ def test_the_rescaled_flow_is_the_probability_flow(dim):
     model = mixture.denoiser(SCHEDULE)
     x = mixture.marginal(SCHEDULE, times[0]).sample(40, seed=1)
     y = rescaled_path(mixture, x / SCHEDULE.alpha(times[0]), variances)[-1]
-    solved = sf.solve_adaptive(model, x, rtol=1e-10, atol=1e-11, t_start=times[0], t_end=times[-1]).x
+    fine = {"solver": "dopri5", "steps": sf.PIDController(rtol=1e-10, atol=1e-11)}
+    solved = sf.sample(model, x=x, t_max=times[0], t_min=times[-1], end="path", **fine).x
     assert torch.allclose(y * SCHEDULE.alpha(times[-1]), solved, atol=1e-6)
 
 
@@ -187,7 +188,7 @@ def test_coarse_uniform_steps_interpolate_with_the_exact_score_and_fine_quadrati
     model = mixture.denoiser(SCHEDULE)
 
     def rate(steps, grid):
-        x = sf.sample(model, n=3000, steps=steps, grid=grid, t_max=800.0).x
+        x = sf.sample(model, n=3000, solver="ddim", steps=steps, grid=grid, t_max=800.0, end="path").x
         return theory.classify(model(x, 0.0).x0, mixture).rate()
 
     assert rate(20, "uniform").low > 0.1
@@ -348,9 +349,8 @@ def test_the_variance_over_a_late_window_is_that_of_the_predictions():
     mixture = sf.GaussianMixture.grid(5, spacing=2.0 / 8**0.5, std=0.02 / 8**0.5)
     model = mixture.denoiser(SCHEDULE)
     detector = TrajectoryVariance(window=6, last=1)
-    run = sf.sample(
-        model, n=40, steps=20, t_max=800.0, dtype=torch.float64, record="all", callback=detector, batch_size=15
-    )
+    options = {"solver": "ddim", "steps": 20, "t_max": 800.0, "end": "path", "record": "all", "dtype": torch.float64}
+    run = sf.sample(model, n=40, callback=detector, batch_size=15, **options)
     path = run.trajectory
     clean = torch.stack([model(x, t).x0 for x, t in zip(path.x[:-1], path.times[:-1], strict=True)])
     assert torch.allclose(detector.scores, clean[13:19].var(0).mean(1), rtol=1e-6, atol=1e-12)

@@ -3,14 +3,14 @@
 import pytest
 
 import steadyflow as sf
-from steadyflow.lab import coupling
+from steadyflow_lab import coupling
 
 METHODS = (
     ("ees25", {}),
     ("ees27", {}),
     ("rex-euler", {}),
-    ("rex-euler", {"variable": "flow", "coupling": "auto"}),
-    ("rex-midpoint", {"variable": "flow", "coupling": "auto"}),
+    ("rex-euler", {"coordinates": "flow", "coupling": "auto"}),
+    ("rex-midpoint", {"coordinates": "flow", "coupling": "auto"}),
     ("edict", {}),
 )
 

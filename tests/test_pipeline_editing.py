@@ -9,11 +9,12 @@ from PIL import Image
 
 pytest.importorskip("diffusers")
 
+from steadyflow_lab import piebench
+
 import pipelines  # needs diffusers
 import steadyflow as sf
-from steadyflow.adapters.pipelines import load_pipeline
 from steadyflow.denoisers import Smoothing
-from steadyflow.lab import piebench
+from steadyflow.diffusers.pipeline_model import load_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +88,9 @@ def test_smoothing_averages_the_field_over_neighbours():
     sigma, smooth = 0.5, Smoothing(0.2, pairs=2, seed=3)
     draws = [sf.noise.normal(3, sf.noise.SMOOTHING, (k, 0, 0), (0,), (3,)) for k in range(2)]
     expected = x.square() + (0.2 * sigma) ** 2 * sum(z.square() for z in draws) / 2
-    assert torch.allclose(model.smoothed(smooth)(x, sigma).eps, expected, atol=1e-6)
-    assert model.smoothed(smooth).cost == 4
-    plain, smoothed = (sf.sample(m, n=2, steps=3, grid="karras").nfe for m in (model, model.smoothed(smooth)))
+    assert torch.allclose(model.with_smoothing(smooth)(x, sigma).eps, expected, atol=1e-6)
+    assert model.with_smoothing(smooth).cost == 4
+    plain, smoothed = (sf.sample(m, n=2, steps=3, grid="karras").nfe for m in (model, model.with_smoothing(smooth)))
     assert smoothed == 4 * plain
     with pytest.raises(sf.InputError, match="radius"):
         Smoothing(0.0)
@@ -111,7 +112,7 @@ def test_smoothing_there_back_or_both(model):
 
 def test_inversions_under_prompts_are_saved_with_them(model, tmp_path):
     x = torch.randn(2, *model.shape, generator=torch.Generator().manual_seed(0))
-    found = sf.invert(model.condition(["a cat", "a dog"], guidance=1.5), x, steps=3)
+    found = sf.invert(model.with_condition(["a cat", "a dog"], guidance=1.5), x, steps=3)
     found.save(tmp_path / "latents.safetensors")
     loaded = sf.Inversion.load(tmp_path / "latents.safetensors", model)
     assert torch.equal(loaded.decode().x, found.decode().x)

@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+from steadyflow.diagnostics.stiffness import stiffness
 
 import steadyflow as sf
-from steadyflow.diagnostics import JourneyMap, contractivity
-from steadyflow.diagnostics.stability import placement
+from steadyflow.diagnostics import contractivity
+from steadyflow.jacobians import FlowMap
 
 PATH = sf.VPCosine()
 
@@ -30,8 +31,8 @@ VERBS = {
     "rf_inversion": lambda m: sf.rf_inversion(m, X, target=None, steps=3).x,
     "noise_maps": lambda m: sf.noise_maps(m, X, steps=3).maps,
     "log_likelihood": lambda m: sf.log_likelihood(m, X, steps=3).value,
-    "journey": lambda m: JourneyMap(m, GRID, sf.RK4())(X),
-    "placement": lambda m: placement(m, GRID, X).z,
+    "journey": lambda m: FlowMap(m, GRID, sf.RK4())(X),
+    "placement": lambda m: stiffness(m, GRID, X).z,
     "contractivity": lambda m: contractivity(m, X, GRID).lipschitz,
 }
 
@@ -44,7 +45,7 @@ def test_no_verb_keeps_a_graph_where_only_the_network_requires_gradients(trainab
 @pytest.mark.parametrize("verb", ["journey", "solve_adaptive"])
 def test_gradients_flow_where_the_start_requires_them(trainable, verb):
     x = X.clone().requires_grad_()
-    out = JourneyMap(trainable, GRID, sf.RK4())(x) if verb == "journey" else sf.solve_adaptive(trainable, x).x
+    out = FlowMap(trainable, GRID, sf.RK4())(x) if verb == "journey" else sf.solve_adaptive(trainable, x).x
     (gradient,) = torch.autograd.grad(out.sum(), x)
     assert gradient.abs().sum() > 0
 

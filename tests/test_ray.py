@@ -13,7 +13,7 @@ import torch
 
 import steadyflow as sf
 from steadyflow import runs
-from steadyflow.lab.hallucination import drawing, setting
+from steadyflow_lab.hallucination import drawing, setting
 from steadyflow.runs.exporting import results
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
@@ -52,17 +52,17 @@ def tensors(run):
 @pytest.mark.parametrize("task", JOBS)
 def test_results_are_the_same_bits_for_any_workers_and_shards(cluster, tmp_path, task):
     job = JOBS[task]
-    here = tensors(runs.carry_out(job, tmp_path / "here", shard=3 * job.block))
+    here = tensors(runs.run_job(job, tmp_path / "here", shard=3 * job.block))
     for k, (workers, shard) in enumerate(((1, job.block), (4, 2 * job.block))):
         engine = runs.Ray(cluster.address, workers=workers)
-        there = tensors(runs.carry_out(job, tmp_path / f"ray-{k}", engine=engine, shard=shard))
+        there = tensors(runs.run_job(job, tmp_path / f"ray-{k}", engine=engine, shard=shard))
         assert there.keys() == here.keys()
         assert all(torch.equal(there[name], value) for name, value in here.items())
 
 
 def test_a_run_may_move_between_engines(cluster, tmp_path):
     job = JOBS["sample"]
-    whole = runs.carry_out(job, tmp_path / "whole")
+    whole = runs.run_job(job, tmp_path / "whole")
 
     class Tired(runs.Ray):
         def run(self, job, prepared, ranges):
@@ -72,9 +72,9 @@ def test_a_run_may_move_between_engines(cluster, tmp_path):
                 yield done
 
     with pytest.raises(KeyboardInterrupt):
-        runs.carry_out(job, tmp_path / "run", engine=Tired(cluster.address))
+        runs.run_job(job, tmp_path / "run", engine=Tired(cluster.address))
     assert len(runs.RunFolder.open(tmp_path / "run").shards()) == 4
-    run = runs.carry_out(job, tmp_path / "run")
+    run = runs.run_job(job, tmp_path / "run")
     assert torch.equal(torch.cat(list(results(run))), torch.cat(list(results(whole))))
 
 
@@ -120,7 +120,7 @@ def test_work_that_is_given_up_is_stopped(cluster):
 def test_errors_of_ours_come_back_with_their_words(cluster, tmp_path):
     job = runs.Sampling("mixture", n=8, solver=runs.spec_of("ddim"), steps=2, label=3)
     with pytest.raises(sf.SteadyflowError, match="the mixture has no labels"):
-        runs.carry_out(job, tmp_path / "run", engine=runs.Ray(cluster.address))
+        runs.run_job(job, tmp_path / "run", engine=runs.Ray(cluster.address))
 
 
 def test_workers_are_at_least_one():

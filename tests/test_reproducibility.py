@@ -7,15 +7,15 @@ import torch
 
 import steadyflow as sf
 from steadyflow import noise, solvers
-from steadyflow.integrate import Stepper, _Watch, integrate
+from steadyflow._integrate import Stepper, _Watch, integrate
 from steadyflow.noise import SOURCES
 
 SHAPE = (3, 5, 7)  # 105 numbers, no multiple of a vector's width
 SOLVERS = solvers.names()
 LOOKS = ("aidi", "renoise")  # their inversions look once a step whether they converge
-STEADY = [name for name in SOLVERS if solvers.get(name).facts.evaluations is not None]
+STEADY = [name for name in SOLVERS if solvers.get(name).properties.evaluations is not None]
 KINDS = [(name, "brownian") for name in SOLVERS]
-KINDS += [(name, "white") for name in SOLVERS if solvers.get(name).facts.stochastic]
+KINDS += [(name, "white") for name in SOLVERS if solvers.get(name).properties.stochastic]
 PATHS = {"vp": sf.VPScaledLinear(), "flow": sf.RectifiedFlow(t_min=0.02, t_max=0.98)}
 
 
@@ -35,7 +35,7 @@ def drawn(solver, path, **options):
 def test_samples_are_the_same_bits_for_any_batch_size_and_thread_count(solver, path, kind):
     method = solvers.get(solver)
     whole = drawn(solver, PATHS[path], noise=kind)
-    if method.facts.evaluations is not None:  # else a batch iterates until its worst sample has converged
+    if method.properties.evaluations is not None:  # else a batch iterates until its worst sample has converged
         for size in (1, 4, 13):
             assert torch.equal(drawn(solver, PATHS[path], noise=kind, batch_size=size), whole)
         alone = sf.sample(
@@ -51,7 +51,7 @@ def test_samples_are_the_same_bits_for_any_batch_size_and_thread_count(solver, p
 
 
 def test_networks_keep_bits_on_reruns_and_are_close_for_other_batches():
-    model = sf.load("digits").condition(torch.arange(10) % 10)
+    model = sf.load("digits").with_condition(torch.arange(10) % 10)
     first = sf.sample(model, n=10, solver="dpmpp-2m-sde", steps=10).x
     assert torch.equal(sf.sample(model, n=10, solver="dpmpp-2m-sde", steps=10).x, first)
     other = sf.sample(model, n=10, solver="dpmpp-2m-sde", steps=10, batch_size=3).x
@@ -143,7 +143,7 @@ def test_recording_does_not_change_the_bits():
 
 MEMORY = [
     *(solvers.get("unipc", order=order, kind=kind) for order in (1, 2, 3) for kind in ("bh1", "bh2")),
-    *(solvers.get("heun", variable=variable) for variable in ("flow", "noise", "data")),
+    *(solvers.get("heun", coordinates=coordinates) for coordinates in ("flow", "noise", "data")),
     *map(solvers.get, ("dpmpp-2m", "dpmpp-3m", "lms", "deis", "ipndm", "rk4")),
 ]
 
@@ -153,9 +153,9 @@ def test_what_a_schedule_remembers_of_one_run_does_not_change_another():
     x, shared = torch.linspace(-1.0, 1.0, 6, dtype=torch.float64).view(2, 3), sf.VPCosine()
 
     def end(schedule, solver, times, kind, moved):
-        def push(moment):
-            if moment.step == 2:
-                return solver.moved(moment.state, 1.01 * moment.x, schedule, moment.leg.t1)
+        def push(info):
+            if info.done == 2:
+                return solver.with_sample(info.state, 1.01 * info.x, schedule, info.step.t1)
             return None
 
         model = sf.Denoiser(lambda x, t: torch.tanh(x), schedule, prediction=kind, shape=(3,))

@@ -9,10 +9,10 @@ import torch
 import steadyflow as sf
 from oracles import field_model
 from steadyflow import solvers
-from steadyflow.integrate import answer
-from steadyflow.solvers.base import Leg, legs
+from steadyflow._integrate import drive
+from steadyflow.solvers.base import Step, each_step
 
-EXACT = [n for n in solvers.names() if solvers.get(n).facts.inverse == "exact" and n != "implicit-midpoint"]
+EXACT = [n for n in solvers.names() if solvers.get(n).properties.inverse == "exact" and n != "implicit-midpoint"]
 COUPLED = [n for n in EXACT if "coupling" in solvers.get(n).spec()]
 
 
@@ -28,13 +28,13 @@ def points(model):
 
 
 def steps_at_48(solver):
-    return 48 // solver.facts.evaluations
+    return 48 // solver.properties.evaluations
 
 
 @pytest.mark.parametrize("coupling", ["default", "auto"])
 @pytest.mark.parametrize("name", EXACT)
 def test_the_round_trip_is_exact_to_rounding_at_48_evaluations(name, coupling, model, points):
-    if coupling == "auto" and (name not in COUPLED or solvers.get(name).facts.stochastic):
+    if coupling == "auto" and (name not in COUPLED or solvers.get(name).properties.stochastic):
         coupling = "default"
     solver = solvers.get(name) if coupling == "default" else solvers.get(name, coupling="auto")
     double = sf.reconstruct(model, points, solver=solver, steps=steps_at_48(solver))
@@ -92,23 +92,23 @@ def test_implicit_midpoint_says_where_it_does_not_converge():
         sf.sample(
             model,
             x=torch.ones(1, 2, dtype=torch.float64),
-            solver=sf.solvers.get("implicit-midpoint", variable="noise"),
+            solver=sf.solvers.get("implicit-midpoint", coordinates="noise"),
             grid=sf.Grid((2.0, 1.0)),
         )
 
 
 def step_matrix(solver, z, neighbours=3):
-    """The 2 x 2 matrix of one sampling step of size h = -1 on dx/dsigma = -z x, in the noise variable.
+    """The 2 x 2 matrix of one sampling step of size h = -1 on dx/dsigma = -z x, in the noise coordinates.
 
-    On the variance-exploding path alpha = 1, so that model space is the noise variable.
+    On the variance-exploding path alpha = 1, so that model space is the noise coordinates.
     """
     model = field_model("noise", lambda tau, y: -z * y)
-    leg = Leg(model.schedule, neighbours + 0.0, neighbours - 1.0, 0, 1)
+    step = Step(model.schedule, neighbours + 0.0, neighbours - 1.0, 0, 1)
     columns = []
     for x, y in ((1.0, 0.0), (0.0, 1.0)):
         one = torch.full((1, 2), x, dtype=torch.float64)
         two = torch.full((1, 2), y, dtype=torch.float64)
-        start = type(solver.start(one, model.schedule, leg.t0))
+        start = type(solver.start(one, model.schedule, step.t0))
         if start.__name__ == "Pair":
             state = start(one, two)
         elif start.__name__ == "Neighbours":
@@ -117,10 +117,10 @@ def step_matrix(solver, z, neighbours=3):
             state = start(one, None, two)
         else:  # reversible Heun: the auxiliary state, and the slope there
             state = start(one, two, -z * two)
-        state, _ = answer(solver.step(state, leg), model)
+        state, _ = drive(solver.step(state, step), model)
         second = state[2] if solver.name == "alf" else state[1]
         columns.append([state[0][0, 0].item(), second[0, 0].item()])
-    return np.array(columns).T, leg
+    return np.array(columns).T, step
 
 
 MATRICES = [
@@ -134,8 +134,8 @@ MATRICES = [
 @pytest.mark.parametrize("z", [-0.7, -0.05, 0.3])
 def test_the_determinant_of_the_step_map_is_the_declared_one(name, options, z):
     solver = solvers.get(name, **options)
-    matrix, leg = step_matrix(solver, z)
-    assert abs(np.linalg.det(matrix)) == pytest.approx(abs(solver.determinant(leg)), abs=1e-10)
+    matrix, step = step_matrix(solver, z)
+    assert abs(np.linalg.det(matrix)) == pytest.approx(abs(solver.determinant(step)), abs=1e-10)
 
 
 def radius(name, options, z):
@@ -153,7 +153,7 @@ def radius(name, options, z):
 def test_the_real_stability_interval_is_the_closed_form_one(name, options, interval):
     assert radius(name, options, -interval + min(1e-4, 0.1 * interval)) <= 1 + 1e-9
     assert radius(name, options, -interval - 1e-4) > 1
-    declared = solvers.get(name, **options).facts.real_interval
+    declared = solvers.get(name, **options).properties.real_interval
     if declared is not None:
         assert declared == pytest.approx(interval, abs=1e-4)
 
@@ -162,16 +162,16 @@ def test_the_real_stability_interval_is_the_closed_form_one(name, options, inter
 def test_undamped_methods_contract_nothing(name, options):
     for z in (-0.01, -0.1, -0.5):
         assert radius(name, options, z) > 1
-    assert solvers.get(name, **options).facts.real_interval == 0.0
+    assert solvers.get(name, **options).properties.real_interval == 0.0
 
 
 def test_auto_coupling_of_rex_euler_follows_the_strongest_contraction_of_every_leg():
     """Its interval 1 - zeta is then exactly |z| = 1 - chi1 / chi0, the contraction off the data manifold."""
     schedule = sf.VPScaledLinear()
     solver = solvers.get("rex-euler", coupling="auto")
-    for leg in legs(schedule, sf.grids.make("quadratic", schedule, 24)):
-        z = 1 - schedule.ratio(leg.t1) / schedule.ratio(leg.t0)
-        assert 1 - solver.determinant(leg) == pytest.approx(z, abs=1e-12)
+    for step in each_step(schedule, sf.grids.make("quadratic", schedule, 24)):
+        z = 1 - schedule.ratio(step.t1) / schedule.ratio(step.t0)
+        assert 1 - solver.determinant(step) == pytest.approx(z, abs=1e-12)
     growth = solver.inverse_growth(schedule, sf.grids.make("uniform", schedule, 24))
     assert growth == pytest.approx(schedule.ratio(schedule.t_max) / schedule.ratio(schedule.t_min), rel=1e-9)
 
@@ -204,7 +204,7 @@ def test_rex_in_the_flow_variable_crosses_both_ends_of_a_flow_path_exactly():
     model = mixture.denoiser(sf.RectifiedFlow())
     x = mixture.sample(32)
     for method in ("euler", "midpoint", "rk4"):
-        solver = solvers.get(f"rex-{method}", variable="flow")
+        solver = solvers.get(f"rex-{method}", coordinates="flow")
         assert sf.reconstruct(model, x, solver=solver, steps=12).error.max() < 1e-12
 
 
@@ -233,7 +233,7 @@ def test_levy_areas_have_their_variance_and_are_independent_of_the_increment():
     assert (area * w).mean().abs() < 5 * 0.5 / math.sqrt(12 * n)
 
 
-@pytest.mark.parametrize("options", [{"variable": "flow"}, {"variable": "noise"}])
+@pytest.mark.parametrize("options", [{"coordinates": "flow"}, {"coordinates": "noise"}])
 def test_shark_is_for_the_data_variable(options):
     with pytest.raises(sf.InputError, match="use 'data'"):
         solvers.get("rex-shark", **options)

@@ -13,15 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from steadyflow_lab.cached_results import kept
 
 import steadyflow as sf
-from steadyflow import arrays, files, runs
-from steadyflow.datasets import digits
+from steadyflow import runs
+from steadyflow._internal import files
+from steadyflow.datasets import arrays, digits
 from steadyflow.runs import engines
-from steadyflow.runs.driver import missing, shard_size
 from steadyflow.runs.engines import InProcess
 from steadyflow.runs.exporting import export, results
-from steadyflow.runs.keeping import kept
+from steadyflow.runs.run import missing, shard_size
 
 
 def drawing(**changes):
@@ -50,12 +51,12 @@ class Stopping(InProcess):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The samples of an undisturbed run."""
-    return samples(runs.carry_out(drawing(), tmp_path_factory.mktemp("whole") / "run"))
+    return samples(runs.run_job(drawing(), tmp_path_factory.mktemp("whole") / "run"))
 
 
 @pytest.mark.parametrize("shard", [50, 100, 250, 700 // 50 * 50])
 def test_samples_have_the_same_bits_however_they_are_cut_into_shards(tmp_path, whole, shard):
-    run = runs.carry_out(drawing(), tmp_path / "run", shard=shard)
+    run = runs.run_job(drawing(), tmp_path / "run", shard=shard)
     assert torch.equal(samples(run), whole)
     assert len(run.shards()) == -(-700 // shard)
 
@@ -69,24 +70,24 @@ def test_samples_are_those_that_sample_draws(whole):
 def test_interrupted_runs_go_on_where_they_stopped_even_with_other_shards(tmp_path, whole):
     first, second = Stopping(after=3), Stopping()
     with pytest.raises(KeyboardInterrupt):
-        runs.carry_out(drawing(), tmp_path / "run", engine=first, shard=100)
-    run = runs.carry_out(drawing(), tmp_path / "run", engine=second, shard=50)
+        runs.run_job(drawing(), tmp_path / "run", engine=first, shard=100)
+    run = runs.run_job(drawing(), tmp_path / "run", engine=second, shard=50)
     assert first.did == [(0, 100), (100, 200), (200, 300)]
     assert [start for start, _ in second.did] == list(range(300, 700, 50))
     assert torch.equal(samples(run), whole)
 
 
 def test_finished_runs_do_nothing_more(tmp_path):
-    runs.carry_out(drawing(), tmp_path / "run")
+    runs.run_job(drawing(), tmp_path / "run")
     again = Stopping()
-    runs.carry_out(drawing(), tmp_path / "run", engine=again)
+    runs.run_job(drawing(), tmp_path / "run", engine=again)
     assert again.did == []
 
 
 @pytest.mark.parametrize("solver", ["ees25", "rex-midpoint", "edict", "alf"])
 def test_inverted_shards_are_inversions_that_decode_to_what_was_sent(tmp_path, solver):
     job = runs.Inverting("digits", n=30, solver=runs.spec_of(solver), steps=6, block=8)
-    run = runs.carry_out(job, tmp_path / "run", shard=16)
+    run = runs.run_job(job, tmp_path / "run", shard=16)
     model = sf.load("digits")
     images, labels = digits("held-out")
     for shard in run.shards():
@@ -94,7 +95,7 @@ def test_inverted_shards_are_inversions_that_decode_to_what_was_sent(tmp_path, s
         rows = slice(shard.start, shard.stop)
         assert inversion.index == shard.start
         assert torch.equal(inversion.condition, labels[rows])
-        expected = sf.invert(model.condition(labels[rows]), images[rows], solver=solver, steps=6, batch_size=8)
+        expected = sf.invert(model.with_condition(labels[rows]), images[rows], solver=solver, steps=6, batch_size=8)
         assert torch.equal(inversion.latent, expected.latent)
         off = (inversion.decode().x - expected.decode().x).abs().max()
         assert off < 1e-4  # whole shards at once here, blocks of 8 there: another order of sums in the network
@@ -102,7 +103,7 @@ def test_inverted_shards_are_inversions_that_decode_to_what_was_sent(tmp_path, s
 
 def test_diagnoses_are_the_same_for_any_shards_and_count_causes_by_blocks(tmp_path):
     job = runs.Diagnosing("mixture", n=12, solver=runs.spec_of("ddim"), steps=6, block=4, double=True)
-    one, two = runs.carry_out(job, tmp_path / "a", shard=4), runs.carry_out(job, tmp_path / "b", shard=12)
+    one, two = runs.run_job(job, tmp_path / "a", shard=4), runs.run_job(job, tmp_path / "b", shard=12)
     a, b = one.figures(), two.figures()
     for figures in (a, b):
         figures.pop("seconds of work")
@@ -114,7 +115,7 @@ def test_diagnoses_are_the_same_for_any_shards_and_count_causes_by_blocks(tmp_pa
 
 
 def test_figures_are_those_of_the_samples(tmp_path, whole):
-    figures = runs.carry_out(drawing(), tmp_path / "run").figures()
+    figures = runs.run_job(drawing(), tmp_path / "run").figures()
     assert figures["samples"] == 700
     assert figures["nfe"] == 6
     np.testing.assert_allclose(figures["mean"], whole.double().mean().item(), rtol=1e-9)
@@ -127,39 +128,39 @@ def test_figures_are_those_of_the_samples(tmp_path, whole):
     [({"steps": 7}, "steps"), ({"seed": 1}, "seed"), ({"block": 100}, "block"), ({"n": 701}, "n is 700 there")],
 )
 def test_other_settings_are_refused_by_name_and_change_nothing(tmp_path, whole, changes, named):
-    runs.carry_out(drawing(), tmp_path / "run")
+    runs.run_job(drawing(), tmp_path / "run")
     with pytest.raises(sf.InputError, match=named):
-        runs.carry_out(drawing(**changes), tmp_path / "run")
+        runs.run_job(drawing(**changes), tmp_path / "run")
     assert torch.equal(samples(runs.RunFolder.open(tmp_path / "run")), whole)
 
 
 def test_another_version_is_refused(tmp_path):
-    runs.carry_out(drawing(n=50), tmp_path / "run")
+    runs.run_job(drawing(n=50), tmp_path / "run")
     manifest = tmp_path / "run" / "manifest.json"
     manifest.write_text(manifest.read_text().replace(torch.__version__, "2.4.0"))
     with pytest.raises(sf.InputError, match=r"versions.torch is '2.4.0' there"):
-        runs.carry_out(drawing(n=50), tmp_path / "run")
+        runs.run_job(drawing(n=50), tmp_path / "run")
 
 
 def test_other_weights_or_data_are_refused(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((4, 1, 8, 8), np.float32))
     job = runs.Inverting("digits", n=4, solver=runs.spec_of("ddim"), steps=2, label=1, input=str(tmp_path / "x.npy"))
-    runs.carry_out(job, tmp_path / "run")
+    runs.run_job(job, tmp_path / "run")
     np.save(tmp_path / "x.npy", np.ones((4, 1, 8, 8), np.float32))
     with pytest.raises(sf.InputError, match="input is"):
-        runs.carry_out(job, tmp_path / "run")
+        runs.run_job(job, tmp_path / "run")
 
 
 def test_folders_with_other_things_are_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(sf.InputError, match="holds other things"):
-        runs.carry_out(drawing(), tmp_path)
+        runs.run_job(drawing(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_unfinished_runs_hand_out_no_results(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        runs.carry_out(drawing(), tmp_path / "run", engine=Stopping(after=2))
+        runs.run_job(drawing(), tmp_path / "run", engine=Stopping(after=2))
     with pytest.raises(sf.InputError, match="has 100 of 700 samples"):
         samples(runs.RunFolder.open(tmp_path / "run"))
 
@@ -181,40 +182,40 @@ def _damage(path, how):
 
 @pytest.mark.parametrize("how", ["a flipped bit", "cut short", "emptied", "gone", "another shard"])
 def test_damaged_shards_are_refused_and_the_same_command_computes_them_anew(tmp_path, whole, how):
-    run = runs.carry_out(drawing(), tmp_path / "run")
+    run = runs.run_job(drawing(), tmp_path / "run")
     _damage(run.path / "shards" / "shard-000000000200-000000000250.safetensors", how)
     with pytest.raises(sf.CorruptFileError, match="shard-000000000200"):
         samples(run)
     again = Stopping()
-    run = runs.carry_out(drawing(), tmp_path / "run", engine=again)
+    run = runs.run_job(drawing(), tmp_path / "run", engine=again)
     assert again.did == [(200, 250)]
     assert torch.equal(samples(run), whole)
 
 
 def test_a_shard_that_was_written_but_not_entered_is_entered_not_computed_again(tmp_path, whole):
-    run = runs.carry_out(drawing(), tmp_path / "run")
+    run = runs.run_job(drawing(), tmp_path / "run")
     with sqlite3.connect(run.path / "index.sqlite") as index:
         index.execute("delete from shards where start in (0, 350)")
     index.close()
     again = Stopping()
-    run = runs.carry_out(drawing(), tmp_path / "run", engine=again)
+    run = runs.run_job(drawing(), tmp_path / "run", engine=again)
     assert again.did == []
     assert torch.equal(samples(run), whole)
 
 
 def test_the_index_can_be_rebuilt_from_the_shards(tmp_path, whole):
-    run = runs.carry_out(drawing(), tmp_path / "run")
+    run = runs.run_job(drawing(), tmp_path / "run")
     (run.path / "index.sqlite").write_bytes(b"SQLite format 3\0 but not really" * 50)
     with pytest.raises(sf.CorruptFileError, match=r"index.sqlite: damaged .* delete it"):
-        runs.carry_out(drawing(), tmp_path / "run")
+        runs.run_job(drawing(), tmp_path / "run")
     (run.path / "index.sqlite").unlink()
     again = Stopping()
-    assert torch.equal(samples(runs.carry_out(drawing(), tmp_path / "run", engine=again)), whole)
+    assert torch.equal(samples(runs.run_job(drawing(), tmp_path / "run", engine=again)), whole)
     assert again.did == []
 
 
 def test_overlapping_entries_are_refused(tmp_path):
-    run = runs.carry_out(drawing(), tmp_path / "run")
+    run = runs.run_job(drawing(), tmp_path / "run")
     with sqlite3.connect(run.path / "index.sqlite") as index:
         index.execute("update shards set stop = 150 where start = 50")
     index.close()
@@ -223,13 +224,13 @@ def test_overlapping_entries_are_refused(tmp_path):
 
 
 def test_stray_files_are_removed_and_never_counted(tmp_path, whole):
-    run = runs.carry_out(drawing(), tmp_path / "run")
+    run = runs.run_job(drawing(), tmp_path / "run")
     shards = run.path / "shards"
     (shards / "shard-000000000000-000000000050.safetensors1234.part").write_bytes(b"half")
     shutil.copy(
         shards / "shard-000000000000-000000000050.safetensors", shards / "shard-000000000025-000000000075.safetensors"
     )
-    run = runs.carry_out(drawing(), tmp_path / "run")
+    run = runs.run_job(drawing(), tmp_path / "run")
     assert sorted(path.name for path in shards.iterdir()) == [shard.file for shard in run.shards()]
     assert torch.equal(samples(run), whole)
 
@@ -239,13 +240,13 @@ def test_two_processes_on_one_folder_are_refused_clearly(tmp_path):
 
     class Meddling(InProcess):
         def run(self, job, prepared, ranges):
-            code = f"from steadyflow.runs import *; carry_out({job!r}, {str(folder)!r})"
+            code = f"from steadyflow.runs import *; run_job({job!r}, {str(folder)!r})"
             other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
             assert "another process is working on" in other.stderr
             assert other.returncode
             yield from super().run(job, prepared, ranges)
 
-    run = runs.carry_out(drawing(n=100), folder, engine=Meddling())
+    run = runs.run_job(drawing(n=100), folder, engine=Meddling())
     assert len(samples(run)) == 100
 
 
@@ -260,11 +261,11 @@ def test_a_full_disk_ends_the_run_with_a_reason_and_it_goes_on_later(tmp_path, m
 
     monkeypatch.setattr(files, "save_file", filling)
     with pytest.raises(sf.StorageError, match="No space left"):
-        runs.carry_out(drawing(), tmp_path / "run")
+        runs.run_job(drawing(), tmp_path / "run")
     monkeypatch.undo()
     assert not list((tmp_path / "run" / "shards").glob("*.part"))
     again = Stopping()
-    assert torch.equal(samples(runs.carry_out(drawing(), tmp_path / "run", engine=again)), whole)
+    assert torch.equal(samples(runs.run_job(drawing(), tmp_path / "run", engine=again)), whole)
     assert len(again.did) == 14 - 4
 
 
@@ -284,12 +285,12 @@ def test_a_disk_that_is_really_full_loses_nothing(small_disk, whole):
     ballast = small_disk / "ballast"
     ballast.write_bytes(b"x" * 180_000)
     with pytest.raises(sf.StorageError, match=r"space|full|No space"):
-        runs.carry_out(drawing(n=7000), small_disk / "run")
+        runs.run_job(drawing(n=7000), small_disk / "run")
     before = len(runs.RunFolder.open(small_disk / "run").shards())
     assert not list((small_disk / "run").rglob("*.part"))
     ballast.unlink()
     with pytest.raises(sf.StorageError):
-        runs.carry_out(drawing(n=7000), small_disk / "run")
+        runs.run_job(drawing(n=7000), small_disk / "run")
     shards = runs.RunFolder.open(small_disk / "run").shards()
     assert len(shards) > before
     parts = [runs.RunFolder.open(small_disk / "run").read(shard).tensors["x"] for shard in shards[:14]]
@@ -304,18 +305,18 @@ def test_the_wall_clock_is_not_read(tmp_path, monkeypatch, whole):
     job.prepare()  # imports may read it
     monkeypatch.setattr(time, "time", broken)
     monkeypatch.setattr(time, "time_ns", broken)
-    run = runs.carry_out(job, tmp_path / "run", progress=False)
+    run = runs.run_job(job, tmp_path / "run", progress=False)
     assert torch.equal(samples(run), whole)
     manifest = json.loads((run.path / "manifest.json").read_text())
     assert not any("date" in key or "time" in key for key in manifest)
 
 
 def test_files_from_the_future_and_the_past_make_no_difference(tmp_path, whole):
-    run = runs.carry_out(drawing(), tmp_path / "run")
+    run = runs.run_job(drawing(), tmp_path / "run")
     for k, path in enumerate(run.path.rglob("*")):
         os.utime(path, (4e9, 4e9) if k % 2 else (0, 0))
     again = Stopping()
-    assert torch.equal(samples(runs.carry_out(drawing(), tmp_path / "run", engine=again)), whole)
+    assert torch.equal(samples(runs.run_job(drawing(), tmp_path / "run", engine=again)), whole)
     assert again.did == []
 
 
@@ -335,7 +336,7 @@ def test_files_from_the_future_and_the_past_make_no_difference(tmp_path, whole):
 def test_jobs_that_cannot_be_done_are_refused_before_the_folder_is_made(tmp_path, changes, named):
     options = {"model": "mixture", "n": 10, "solver": runs.spec_of("ddim"), "steps": 2}
     with pytest.raises(sf.SteadyflowError, match=named):
-        runs.carry_out(runs.Sampling(**{**options, **changes}), tmp_path / "run")
+        runs.run_job(runs.Sampling(**{**options, **changes}), tmp_path / "run")
     assert not (tmp_path / "run" / "shards").exists() or not list((tmp_path / "run" / "shards").iterdir())
 
 
@@ -375,16 +376,16 @@ def test_pictures_of_a_folder_are_inverted_in_the_order_of_their_names(tmp_path)
     job = runs.Inverting(
         "digits", n=3, solver=runs.spec_of("rk4"), steps=4, block=2, label=3, input=str(tmp_path / "in")
     )
-    run = runs.carry_out(job, tmp_path / "run")
+    run = runs.run_job(job, tmp_path / "run")
     back = [sf.Inversion.load(run.path / "shards" / shard.file, sf.load("digits")).decode().x for shard in run.shards()]
     assert (torch.cat(back) - images[:3]).abs().max() < 0.1
 
 
 def test_exports_hold_all_samples_in_order(tmp_path, whole):
-    run = runs.carry_out(drawing(), tmp_path / "run", shard=250)
+    run = runs.run_job(drawing(), tmp_path / "run", shard=250)
     assert np.array_equal(np.load(export(run, tmp_path / "x.npy")), whole.numpy())
     job = runs.Sampling("digits", n=5, solver=runs.spec_of("ddim"), steps=4, block=2)
-    export(runs.carry_out(job, tmp_path / "digits"), tmp_path / "png")
+    export(runs.run_job(job, tmp_path / "digits"), tmp_path / "png")
     assert [path.name for path in sorted((tmp_path / "png").iterdir())] == [f"{k:09d}.png" for k in range(5)]
     with pytest.raises(sf.InputError, match=r"expected a \.npy or a folder"):
         export(run, tmp_path / "x.jpg")
@@ -446,10 +447,10 @@ def test_models_of_ones_own_are_found_by_module_and_function(tmp_path, monkeypat
     )
     monkeypatch.chdir(tmp_path)
     job = runs.Sampling("mymodels:tiny", n=10, solver=runs.spec_of("ddim"), steps=2)
-    assert samples(runs.carry_out(job, tmp_path / "run")).shape == (10, 2)
+    assert samples(runs.run_job(job, tmp_path / "run")).shape == (10, 2)
     for name, words in (("mymodels:wrong", "returned int"), ("mymodels:none", "cannot be found"), ("no:f", "cannot")):
         with pytest.raises(sf.InputError, match=words):
-            runs.carry_out(runs.Sampling(name, n=10, solver=runs.spec_of("ddim")), tmp_path / "other")
+            runs.run_job(runs.Sampling(name, n=10, solver=runs.spec_of("ddim")), tmp_path / "other")
 
 
 def test_engines_are_named():
@@ -469,7 +470,7 @@ def test_maps_keep_the_order_of_results_that_come_in_any_order():
 
 
 def test_folders_stay_readable(tmp_path):
-    run = runs.carry_out(drawing(n=50), tmp_path / "run")
+    run = runs.run_job(drawing(n=50), tmp_path / "run")
     modes = {oct(path.stat().st_mode & 0o444) for path in Path(run.path / "shards").iterdir()}
     assert modes == {"0o444"}
 
@@ -478,7 +479,7 @@ def test_the_threads_of_the_callers_process_are_left_as_they_were(tmp_path):
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        runs.carry_out(drawing(n=50), tmp_path / "run")
+        runs.run_job(drawing(n=50), tmp_path / "run")
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import steadyflow as sf
-from steadyflow.datasets.triangles import draw, triangles
 from steadyflow.metrics import count_shapes
+from steadyflow_lab.datasets.triangles import draw, triangles
 
 RADII = torch.tensor([[8.0, 8.0]])
 

@@ -24,7 +24,7 @@ from steadyflow.solvers import tableaux
 from steadyflow.solvers.runge_kutta import RungeKutta
 
 RUNGE_KUTTA = [n for n in solvers.names() if isinstance(solvers.get(n), RungeKutta)]
-DETERMINISTIC = [n for n in solvers.names() if not solvers.get(n).facts.stochastic]
+DETERMINISTIC = [n for n in solvers.names() if not solvers.get(n).properties.stochastic]
 EXACT_ORDER_ON_GAUSSIANS = [
     "ddim", "euler", "heun", "ralston", "ssprk3", "rk4", "ees25", "ees27", "edict", "reversible-heun", "belm",
     "implicit-midpoint", "dpm-2", "dpm-3", "dpmpp-2s", "dpmpp-2m",
@@ -32,9 +32,9 @@ EXACT_ORDER_ON_GAUSSIANS = [
 ADMISSIBLE_EES27 = [0.1, 1 / 3, (2 - 2**0.5) / 4, -0.3, tableaux.EES27_X]
 
 
-def in_variable(name, variable):
+def in_variable(name, coordinates):
     solver = solvers.get(name)
-    return dataclasses.replace(solver, variable=variable) if isinstance(solver, RungeKutta) else solver
+    return dataclasses.replace(solver, coordinates=coordinates) if isinstance(solver, RungeKutta) else solver
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_order_on_a_nonlinear_equation_is_the_declared_one(name, start):
     """On the variance-exploding path dx/dsigma = eps is any equation one likes, for any solver."""
     solver, model = in_variable(name, "noise"), field_model("noise")
     exact = torch.stack([torch.from_numpy(reference(y0.numpy())) for y0 in start])
-    order = solver.facts.order
+    order = solver.properties.order
     steps, errors = {4: [6, 8, 12, 16], 5: [10, 14, 20, 28]}.get(order, [16, 24, 32, 48]), []
     for n in steps:
         grid = sf.Grid(tuple(2.0 - k / n for k in range(n + 1)))
@@ -68,7 +68,7 @@ def test_order_on_a_nonlinear_equation_is_the_declared_one(name, start):
 def test_order_on_a_nonlinear_equation_in_the_data_variable_is_the_declared_one(name, start):
     solver, model = in_variable(name, "data"), field_model("data")
     exact = torch.stack([torch.from_numpy(reference(y0.numpy())) for y0 in start])
-    order = solver.facts.order
+    order = solver.properties.order
     steps, errors = {4: [6, 8, 12, 16], 5: [10, 14, 20, 28]}.get(order, [16, 24, 32, 48]), []
     for n in steps:
         y = start
@@ -80,36 +80,36 @@ def test_order_on_a_nonlinear_equation_in_the_data_variable_is_the_declared_one(
     assert fitted < order + 0.45 or order == 5  # which is met from above
 
 
-@pytest.mark.parametrize("variable", ["noise", "data"])
+@pytest.mark.parametrize("coordinates", ["noise", "data"])
 @pytest.mark.parametrize("name", RUNGE_KUTTA)
-def test_the_step_and_the_step_back_cancel_to_the_declared_antisymmetric_order(name, variable, start):
-    solver = in_variable(name, variable)
-    order = solver.facts.antisymmetric_order
+def test_the_step_and_the_step_back_cancel_to_the_declared_antisymmetric_order(name, coordinates, start):
+    solver = in_variable(name, coordinates)
+    order = solver.properties.antisymmetric_order
     sizes = np.array([0.2, 0.14, 0.1, 0.07] if order < 7 else [0.28, 0.22, 0.18, 0.14])
     defects = []
     for h in sizes:
-        there = field_step(solver, variable, start, 1.0, 1.0 + h)
-        back = field_step(solver, variable, there, 1.0 + h, 1.0)
+        there = field_step(solver, coordinates, start, 1.0, 1.0 + h)
+        back = field_step(solver, coordinates, there, 1.0 + h, 1.0)
         defects.append((back - start).norm().item())
     tolerance = {5: 0.3, 7: 0.4}.get(order, 0.25)
-    if solver.facts.order == 5:  # the next terms are as large at these steps, and smaller ones meet rounding
+    if solver.properties.order == 5:  # the next terms are as large at these steps, and smaller ones meet rounding
         tolerance = 0.6
     assert slope(sizes, defects) == pytest.approx(order + 1, abs=tolerance)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-@pytest.mark.parametrize("variable", ["noise", "data", "flow"])
-@pytest.mark.parametrize("name", [n for n in DETERMINISTIC if solvers.get(n).facts.order < 5])
-def test_forward_order_on_gaussian_data_is_the_declared_one_on_every_path(name, variable, schedule):
-    solver = in_variable(name, variable)
-    if variable != "data" and not isinstance(solver, RungeKutta):
-        variable = "only"
+@pytest.mark.parametrize("coordinates", ["noise", "data", "flow"])
+@pytest.mark.parametrize("name", [n for n in DETERMINISTIC if solvers.get(n).properties.order < 5])
+def test_forward_order_on_gaussian_data_is_the_declared_one_on_every_path(name, coordinates, schedule):
+    solver = in_variable(name, coordinates)
+    if coordinates != "data" and not isinstance(solver, RungeKutta):
+        coordinates = "only"
     mixture = gaussian()
     model = mixture.denoiser(schedule)
     top, bottom = inner_range(schedule)
     x = torch.tensor([[1.3, -0.2, 2.0]], dtype=torch.float64)
     exact = gaussian_flow(mixture, schedule, x, top, bottom)
-    order = solver.facts.order
+    order = solver.properties.order
     steps, errors = [32, 48, 64, 96], []
     for n in steps:
         grid = sf.grids.make("uniform", schedule, n, t_max=top, t_min=bottom)
@@ -126,20 +126,20 @@ def test_forward_order_on_gaussian_data_is_the_declared_one_on_every_path(name, 
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-@pytest.mark.parametrize("variable", ["noise", "data", "flow"])
-def test_euler_in_any_variable_is_ddim(variable, schedule):
+@pytest.mark.parametrize("coordinates", ["noise", "data", "flow"])
+def test_euler_in_any_variable_is_ddim(coordinates, schedule):
     model = sf.GaussianMixture.grid(5).denoiser(schedule)
     grid = sf.grids.make("quadratic", schedule, 12)
     x = schedule.sigma(grid.times[0]) * torch.randn(8, 2, dtype=torch.float64)
     ddim = sf.sample(model, x=x, solver="ddim", grid=grid).x
-    euler = sf.sample(model, x=x, solver=sf.Euler(variable=variable), grid=grid).x
+    euler = sf.sample(model, x=x, solver=sf.Euler(coordinates=coordinates), grid=grid).x
     torch.testing.assert_close(euler, ddim, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", RUNGE_KUTTA)
 def test_the_measured_growth_factor_is_the_stability_polynomial_and_the_interval_its_first_exit(name):
     solver = in_variable(name, "noise")
-    facts, polynomial = solver.facts, solver.tableau.stability_polynomial()
+    facts, polynomial = solver.properties, solver.tableau.stability_polynomial()
 
     def growth(z):
         model = field_model("noise", lambda tau, y: z * y)
@@ -157,7 +157,7 @@ def test_the_measured_growth_factor_is_the_stability_polynomial_and_the_interval
     ("ees25", 3.08738), ("ees27", 3.91557),
 ])  # fmt: skip
 def test_stability_intervals_are_those_of_the_literature(name, interval):
-    assert solvers.get(name).facts.real_interval == pytest.approx(interval, abs=1e-4)
+    assert solvers.get(name).properties.real_interval == pytest.approx(interval, abs=1e-4)
 
 
 @pytest.mark.parametrize("x", [0.1, 0.25, 1 / 3, -0.7, 2.0])
@@ -181,9 +181,9 @@ def test_ees27_identity_and_order_hold_for_every_admissible_x_on_both_branches(x
 
 
 @pytest.mark.parametrize(("make", "x"), [
-    *[(lambda x: sf.EES25(x=x, variable="noise"), x) for x in (0.25, -0.7, 1 / 3)],
-    *[(lambda x: sf.EES27(x=x, variable="noise"), x) for x in (0.1, 0.14645, 1 / 3)],
-    (lambda x: sf.EES27(x=x, branch="-", variable="noise"), 0.1),
+    *[(lambda x: sf.EES25(x=x, coordinates="noise"), x) for x in (0.25, -0.7, 1 / 3)],
+    *[(lambda x: sf.EES27(x=x, coordinates="noise"), x) for x in (0.1, 0.14645, 1 / 3)],
+    (lambda x: sf.EES27(x=x, branch="-", coordinates="noise"), 0.1),
 ])  # fmt: skip
 def test_other_members_of_the_ees_families_are_as_reversible(make, x, start):
     solver = make(x)
@@ -192,7 +192,7 @@ def test_other_members_of_the_ees_families_are_as_reversible(make, x, start):
     for h in sizes:
         there = field_step(solver, "noise", start, 1.0, 1.0 + h)
         defects.append((field_step(solver, "noise", there, 1.0 + h, 1.0) - start).norm().item())
-    assert slope(sizes, defects) > solver.facts.antisymmetric_order + 1 - 0.5
+    assert slope(sizes, defects) > solver.properties.antisymmetric_order + 1 - 0.5
 
 
 def test_the_recommended_ees_members_satisfy_the_third_order_bushy_condition():
@@ -205,7 +205,7 @@ def test_ees25_on_25_modes_reconstructs_below_1e_5_and_300_times_better_than_ddi
     model = mixture.denoiser(sf.VPScaledLinear())
     x = mixture.sample(2000, seed=3)
     ddim = sf.reconstruct(model, x, solver="ddim", steps=60, grid="quadratic")
-    ees = sf.reconstruct(model, x, solver=sf.EES25(variable="noise"), steps=20, grid="quadratic")
+    ees = sf.reconstruct(model, x, solver=sf.EES25(coordinates="noise"), steps=20, grid="quadratic")
     assert ddim.nfe == ees.nfe == 120
     error = (ees.x - x).norm(dim=1).median()
     assert error < 1e-5
@@ -262,7 +262,7 @@ def test_without_noise_the_stochastic_multistep_methods_are_the_deterministic_on
         solvers.get(noisy, eta=0)
 
 
-@pytest.mark.parametrize("name", [n for n in solvers.names() if solvers.get(n).facts.strong_order])
+@pytest.mark.parametrize("name", [n for n in solvers.names() if solvers.get(n).properties.strong_order])
 def test_stochastic_solvers_converge_path_by_path_with_the_order_they_state(name):
     generator = torch.Generator().manual_seed(0)
     mixture = sf.GaussianMixture(torch.randn(4, 2, generator=generator, dtype=torch.float64), 1.2)
@@ -270,7 +270,7 @@ def test_stochastic_solvers_converge_path_by_path_with_the_order_they_state(name
     options = {"n": 50, "solver": name, "grid": "log-snr", "seed": 3, "dtype": torch.float64}
     ends = {steps: sf.sample(model, steps=steps, **options).x for steps in (20, 80, 480)}
     coarse, fine = ((ends[steps] - ends[480]).square().mean().sqrt() for steps in (20, 80))
-    assert 0.75 < math.log(coarse / fine, 4) / solvers.get(name).facts.strong_order < 1.3
+    assert 0.75 < math.log(coarse / fine, 4) / solvers.get(name).properties.strong_order < 1.3
 
 
 def test_one_noise_path_serves_grids_of_any_step_count():
@@ -286,7 +286,7 @@ def test_one_noise_path_serves_grids_of_any_step_count():
 
 @pytest.mark.parametrize("end", ["clean", "noisy"])
 @pytest.mark.parametrize(
-    "name", [n for n in DETERMINISTIC if solvers.get(n).facts.inverse != "exact" and n != "fireflow"]
+    "name", [n for n in DETERMINISTIC if solvers.get(n).properties.inverse != "exact" and n != "fireflow"]
 )
 def test_a_singular_end_of_the_path_is_crossed_by_a_ddim_step(name, end):
     schedule = sf.RectifiedFlow()
@@ -358,7 +358,7 @@ def test_ddim_equals_the_scheduler_of_diffusers_on_the_same_timesteps():
             theirs = reference.step(epsilon(theirs, t.expand(4).float()), t, theirs).prev_sample
         model = sf.Denoiser(epsilon, sf.Tabulated(tuple(reference.alphas_cumprod.double().tolist())))
         grid = sf.Grid.from_timesteps(reference.timesteps.tolist(), final=0)
-        for solver in ("ddim", sf.Euler(variable="noise"), sf.Euler(variable="data")):
+        for solver in ("ddim", sf.Euler(coordinates="noise"), sf.Euler(coordinates="data")):
             ours = sf.sample(model, x=x, solver=solver, grid=grid).x
             assert (ours - theirs).norm() / theirs.norm() < 1e-5
 
@@ -377,7 +377,7 @@ def rough_network():
     ("DPMSolverMultistepScheduler", {"solver_order": 2}, solvers.get("dpmpp-2m")),
     ("UniPCMultistepScheduler", {"solver_order": 1}, solvers.get("unipc", order=1)),
     ("UniPCMultistepScheduler", {"solver_order": 2}, solvers.get("unipc", order=2)),
-    ("HeunDiscreteScheduler", {}, sf.Heun(variable="noise")),
+    ("HeunDiscreteScheduler", {}, sf.Heun(coordinates="noise")),
 ])  # fmt: skip
 @torch.no_grad()
 def test_solvers_agree_with_the_schedulers_of_diffusers_on_the_same_sigmas(kind, options, solver):
@@ -405,8 +405,8 @@ def test_solvers_agree_with_the_schedulers_of_diffusers_on_the_same_sigmas(kind,
 @pytest.mark.parametrize(("name", "order"), [("dpmpp-3m", 3), ("deis", 3), ("lms", 4), ("lms", 3), ("lms", 2)])
 def test_multistep_methods_reach_their_own_order_from_an_exact_history(name, order):
     """The low-order start of a run caps the order of convergence at two; the method itself has more."""
-    from steadyflow.integrate import answer
-    from steadyflow.solvers.base import legs
+    from steadyflow._integrate import drive
+    from steadyflow.solvers.base import each_step
     from steadyflow.solvers.multistep import History
 
     mixture, schedule = gaussian(), sf.VE()
@@ -418,15 +418,15 @@ def test_multistep_methods_reach_their_own_order_from_an_exact_history(name, ord
         grid = sf.grids.make("uniform", schedule, n, t_max=3.0, t_min=0.5)
         states = [gaussian_flow(mixture, schedule, top, 3.0, t) for t in grid]
         past = range(order - 2, -1, -1)
-        slopes = tuple(model(states[k], grid.times[k]).scaled(*solver.variable.reading) for k in past)
+        slopes = tuple(model(states[k], grid.times[k]).scaled(*solver.coordinates.reading) for k in past)
         state = History(states[order - 1], tuple(grid.times[k] for k in past), slopes)
-        for leg in legs(schedule, grid, first=order - 1):
-            state, _ = answer(solver.step(state, leg), model)
+        for step in each_step(schedule, grid, first=order - 1):
+            state, _ = drive(solver.step(state, step), model)
         errors.append((state.x - states[-1]).norm().item())
     assert -slope(steps, errors) > order - 0.3
 
 
-@pytest.mark.parametrize("name", [n for n in solvers.names() if solvers.get(n).facts.stochastic])
+@pytest.mark.parametrize("name", [n for n in solvers.names() if solvers.get(n).properties.stochastic])
 def test_stochastic_solvers_keep_the_spread_of_gaussian_data(name):
     mixture, schedule = gaussian(), sf.VPLinear()
     model = mixture.denoiser(schedule)
@@ -468,10 +468,10 @@ def test_stages_at_clean_data_keep_the_order_up_to_the_end_of_flow_paths(name):
             model, x, solver=name, steps=steps, grid=sf.Grid(tuple(0.9 - 0.9 * k / steps for k in range(steps + 1)))
         )
         errors.append((back.x - x).norm().item())
-    order = sf.solvers.get(name).facts.order
+    order = sf.solvers.get(name).properties.order
     assert np.log2(errors[0] / errors[1]) > order - 0.5
     plain = sf.Denoiser(lambda x, t: torch.zeros_like(x), sf.RectifiedFlow(), prediction="sample")
-    assert not plain.answers_clean
+    assert not plain.defined_at_zero_noise
     assert sf.sample(plain, x=x, solver=name, steps=4).x.isfinite().all()
 
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 import steadyflow as sf
-from steadyflow.corrections import MomentMatching, Relaxed, Stein, edm_scalings, shift_bound
+from steadyflow.corrections import MomentMatching, Relaxed, Stein
 from steadyflow.diagnostics import contractivity
-from steadyflow.diagnostics.divergence import divergence
-from steadyflow.diagnostics.maps import StepMap
-from steadyflow.solvers.base import legs
+from steadyflow.jacobians.divergence import divergence
+from steadyflow.jacobians.maps import StepMap
+from steadyflow.solvers.base import each_step
+from steadyflow_lab.theory.stein import edm_scalings, shift_bound
 
 EVERYWHERE = (0.0, math.inf)
 PATHS = {"vp": sf.VPLinear(), "ve": sf.VE(), "flow": sf.RectifiedFlow(t_max=0.98)}
@@ -22,7 +23,7 @@ def mixture(dim=3):
 
 
 def one_step(model, x, t0, t1, correction, solver="ddim"):
-    return sf.sample(model, x=x, grid=sf.Grid((t0, t1)), solver=solver, corrections=[correction]).x
+    return sf.sample(model, x=x, grid=sf.Grid((t0, t1)), solver=solver, corrections=[correction], end="path").x
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -63,9 +64,9 @@ def test_divergence_estimates_are_unbiased_within_their_standard_errors(solver):
     schedule = PATHS["vp"]
     model = data.denoiser(schedule)
     grid = sf.Grid((schedule.t_from_ratio(1.5), schedule.t_from_ratio(0.7)))
-    (leg,) = legs(schedule, grid)
+    (step,) = each_step(schedule, grid)
     x = data.marginal(schedule, grid.times[0]).sample(6, seed=3)
-    step = StepMap(model, sf.solvers.get(solver), leg, x)
+    step = StepMap(model, sf.solvers.get(solver), step, x)
     exact = divergence(step, x, method="exact")[0]
     dense = torch.stack([torch.func.jacrev(lambda z: step(z[None])[0])(row).trace() for row in x])
     assert torch.allclose(exact, dense, atol=1e-9)
@@ -79,9 +80,9 @@ def test_divergence_estimates_are_unbiased_within_their_standard_errors(solver):
 def test_hutchinsons_variance_is_the_formulas():
     data, schedule = mixture(4), PATHS["vp"]
     grid = sf.Grid((schedule.t_from_ratio(1.0), schedule.t_from_ratio(0.5)))
-    (leg,) = legs(schedule, grid)
+    (step,) = each_step(schedule, grid)
     x = data.marginal(schedule, grid.times[0]).sample(3, seed=4)
-    step = StepMap(data.denoiser(schedule), sf.DDIM(), leg, x)
+    step = StepMap(data.denoiser(schedule), sf.DDIM(), step, x)
     jacobian = torch.stack([torch.func.jacrev(lambda z: step(z[None])[0])(row) for row in x])
     symmetric = 0.5 * (jacobian + jacobian.mT)
     off = symmetric.square().sum((1, 2)) - symmetric.diagonal(dim1=1, dim2=2).square().sum(1)
@@ -93,21 +94,22 @@ def test_a_corrected_step_reports_its_cost_and_keeps_the_history_of_a_multistep_
     model = mixture().denoiser(PATHS["vp"])
     still = Stein(trust=1e-12, levels=EVERYWHERE)
     for solver in ("ddim", "dpmpp-2m", "heun", "ees25"):
-        plain = sf.sample(model, n=50, steps=6, solver=solver, dtype=torch.float64)
-        kept = sf.sample(model, n=50, steps=6, solver=solver, corrections=[still], dtype=torch.float64)
+        options = {"n": 50, "steps": 6, "solver": solver, "end": "path", "dtype": torch.float64}
+        plain = sf.sample(model, **options)
+        kept = sf.sample(model, corrections=[still], **options)
         assert torch.allclose(plain.x, kept.x, atol=1e-8)
     stein = Stein(probes=2, levels=EVERYWHERE)
-    sf.sample(model, n=50, steps=6, corrections=[stein])
+    sf.sample(model, n=50, steps=6, solver="ddim", corrections=[stein], end="path")
     assert stein.record.evaluations == 6 * 5.0
     assert len(stein.record.coefficients) == 6
     few = Stein(levels=(0.0, 1.0))
-    sf.sample(model, n=50, steps=6, corrections=[few])
+    sf.sample(model, n=50, steps=6, solver="ddim", corrections=[few], end="path")
     assert 0 < len(few.record.coefficients) < 6
 
 
 def test_coefficients_a_sample_do_not_depend_on_the_batch():
     model = mixture().denoiser(PATHS["vp"])
-    options = {"n": 30, "steps": 5, "dtype": torch.float64}
+    options = {"n": 30, "steps": 5, "solver": "ddim", "end": "path", "dtype": torch.float64}
     whole = sf.sample(model, corrections=[Stein(per="sample", probes=2, levels=EVERYWHERE)], **options).x
     parts = sf.sample(model, corrections=[Stein(per="sample", probes=2, levels=EVERYWHERE)], batch_size=7, **options).x
     assert torch.allclose(whole, parts, atol=1e-10)
@@ -120,15 +122,16 @@ def test_moment_matching_gives_each_level_its_second_moment(path):
     mean_square = float((data.means.square().sum(1).mean() / 3) + 0.25)
     seen = []
 
-    def watch(moment):
-        expected = mean_square + schedule.ratio(moment.t) ** 2
-        seen.append(float((moment.x / schedule.alpha(moment.t)).square().mean()) / expected)
+    def watch(info):
+        expected = mean_square + schedule.ratio(info.t) ** 2
+        seen.append(float((info.x / schedule.alpha(info.t)).square().mean()) / expected)
 
     matching = MomentMatching(mean_square, trust=0.9)
-    sf.sample(model, n=4000, steps=5, corrections=[matching], callback=watch, dtype=torch.float64)
+    options = {"n": 4000, "steps": 5, "solver": "ddim", "end": "path", "dtype": torch.float64}
+    sf.sample(model, corrections=[matching], callback=watch, **options)
     plain = []
     plain_watch = lambda m: plain.append(m)  # noqa: E731
-    sf.sample(model, n=4000, steps=5, callback=plain_watch, dtype=torch.float64)
+    sf.sample(model, callback=plain_watch, **options)
     off = [float((m.x / schedule.alpha(m.t)).square().mean()) / (mean_square + schedule.ratio(m.t) ** 2) for m in plain]
     assert max(abs(s - 1.0) for s in seen[1:]) < 0.02
     assert max(abs(s - 1.0) for s in off) > 0.02
@@ -141,12 +144,14 @@ def test_the_gauge_is_the_largest_singular_value_of_the_step(solver):
     grid = sf.grids.make("quadratic", schedule, 4)
     x = data.marginal(schedule, grid.times[0]).sample(5, seed=5)
     found = contractivity(model, x, grid, solver)
-    (leg, *_) = legs(schedule, grid)
+    (step, *_) = each_step(schedule, grid)
     method = sf.solvers.get(solver)
-    step = StepMap(model, method, leg, method.start(x, schedule, leg.t0))
-    jacobian = torch.stack([torch.func.jacrev(lambda z: StepMap(
-        model, method, leg, method.start(z[None], schedule, leg.t0))(z[None])[0])(row) for row in step.x])  # fmt: skip
-    scale = schedule.alpha(leg.t0) / schedule.alpha(leg.t1)
+
+    def taken(start):
+        return StepMap(model, method, step, method.start(start, schedule, step.t0))
+
+    jacobian = torch.stack([torch.func.jacrev(lambda z: taken(z[None])(z[None])[0])(row) for row in taken(x).x])
+    scale = schedule.alpha(step.t0) / schedule.alpha(step.t1)
     assert torch.allclose(found.lipschitz[0], scale * torch.linalg.svdvals(jacobian)[:, 0], rtol=1e-6)
     assert found.lipschitz.shape == (4, 5)
 
@@ -159,7 +164,7 @@ def test_ddims_steps_contract_where_the_denoiser_does_and_the_rest_grows_with_th
     x = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
     t0, constants = schedule.t_from_ratio(0.5), []
     for share in (0.9, 0.5, 0.1):
-        found = contractivity(model, x, sf.Grid((t0, schedule.t_from_ratio(0.5 * share))), variable="noise")
+        found = contractivity(model, x, sf.Grid((t0, schedule.t_from_ratio(0.5 * share))), coordinates="noise")
         expected = share + (1.0 - share) * abs(_slope(model, x[:1], t0))
         assert found.lipschitz[0, 0].item() == pytest.approx(expected, rel=1e-6)
         constants.append(found.lipschitz[0])
@@ -174,13 +179,13 @@ def _slope(model, x, t):
 
 
 def test_certificates_fail_on_the_digits_as_steps_grow_and_guidance_rises():
-    model = sf.load("digits").condition(3)
+    model = sf.load("digits").with_condition(3)
     x = sf.noise.initial(0, range(6), (1, 8, 8)).double()
     worst = {}
     for steps, guidance in ((4, 1.0), (16, 1.0), (4, 7.5)):
-        guided = model.guided(guidance)
+        guided = model.with_guidance(guidance)
         grid = sf.grids.make("quadratic", model.schedule, steps)
-        found = contractivity(guided, x.float(), grid, variable="flow", products=4)
+        found = contractivity(guided, x.float(), grid, coordinates="flow", products=4)
         worst[steps, guidance] = found.lipschitz.amax(0).median().item()
         assert found.certified.shape == (steps,)
     assert worst[4, 1.0] > worst[16, 1.0] > 1.0

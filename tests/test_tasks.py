@@ -10,7 +10,7 @@ from steadyflow import solvers
 
 NAMES = solvers.names()
 INVERTIBLE = [n for n in NAMES if solvers.get(n).invertible and n != "implicit-midpoint"]  # that takes more steps
-APPROXIMATE = [n for n in INVERTIBLE if solvers.get(n).facts.inverse == "approximate"]
+APPROXIMATE = [n for n in INVERTIBLE if solvers.get(n).properties.inverse == "approximate"]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_a_sample_is_the_same_whatever_the_batch_the_chunks_and_the_shard(name, 
 
 def test_chunks_carry_their_own_conditions_and_trajectories(conditional):
     labels = torch.tensor([0, 1, 2, 0, 1])
-    model = conditional.condition(labels, guidance=2.0)
+    model = conditional.with_condition(labels, guidance=2.0)
     whole = sf.sample(model, n=5, steps=6, record="all", dtype=torch.float64)
     chunked = sf.sample(model, n=5, steps=6, record="all", dtype=torch.float64, batch_size=2)
     torch.testing.assert_close(chunked.x, whole.x)
@@ -72,13 +72,13 @@ def test_samples_of_an_exact_mixture_follow_it():
 @pytest.mark.parametrize("name", APPROXIMATE)
 def test_reconstruction_of_real_digits_improves_with_steps(name, model, digits):
     images, labels = digits
-    few, many = (sf.reconstruct(model.condition(labels), images, solver=name, steps=k).error.median() for k in (6, 24))
+    few, many = (sf.reconstruct(model.with_condition(labels), images, solver=name, steps=k).error.median() for k in (6, 24))
     assert many < 0.5 * few
 
 
 def test_decode_by_default_uses_the_condition_and_guidance_of_the_inversion(model, digits):
     images, labels = digits
-    inversion = sf.invert(model.condition(labels, guidance=1.5), images, solver="rk4", steps=24)
+    inversion = sf.invert(model.with_condition(labels, guidance=1.5), images, solver="rk4", steps=24)
     assert inversion.guidance == 1.5
     assert (inversion.decode().x - images).abs().max() < 0.05
     other = inversion.decode(guidance=1.0).x
@@ -88,7 +88,7 @@ def test_decode_by_default_uses_the_condition_and_guidance_of_the_inversion(mode
 @pytest.mark.parametrize("name", INVERTIBLE)
 def test_a_saved_inversion_decodes_to_the_same_bits(name, model, digits, tmp_path):
     images, labels = digits
-    inversion = sf.invert(model.condition(labels), images, solver=name, steps=5)
+    inversion = sf.invert(model.with_condition(labels), images, solver=name, steps=5)
     inversion.save(tmp_path / "inversion.safetensors")
     loaded = sf.Inversion.load(tmp_path / "inversion.safetensors", model)
     assert torch.equal(loaded.decode().x, inversion.decode().x)
@@ -99,7 +99,7 @@ def test_a_saved_inversion_decodes_to_the_same_bits(name, model, digits, tmp_pat
     alone = sf.Inversion.load(tmp_path / "inversion.safetensors")
     with pytest.raises(sf.InputError, match="holds no model"):
         alone.decode()
-    assert torch.equal(alone.decode(model.condition(labels)).x, inversion.decode().x)
+    assert torch.equal(alone.decode(model.with_condition(labels)).x, inversion.decode().x)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "flipped header", "huge header"])
@@ -136,7 +136,7 @@ def test_saving_replaces_a_file_whole_and_leaves_nothing_beside_it(conditional, 
     def fails(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr("steadyflow.files.save_file", fails)
+    monkeypatch.setattr("steadyflow._internal.files.save_file", fails)
     with pytest.raises(OSError, match="disk full"):
         inversion.save(path)
     assert path.read_bytes() == before
@@ -162,7 +162,7 @@ def test_partial_inversion_goes_up_only_as_far_as_asked(conditional):
 
 
 def test_edits_move_digits_to_the_target(model, digits):
-    from steadyflow.lab.digits import recognise
+    from steadyflow_lab.digits import recognise
 
     images, labels = digits
     target = (labels + 5) % 10
@@ -181,12 +181,12 @@ def test_an_edit_needs_a_target(model, digits):
 def test_guidance_without_a_null_condition_is_refused():
     model = sf.Denoiser(lambda x, t: x, sf.VPLinear(), shape=(2,))
     with pytest.raises(sf.InputError, match="null condition"):
-        model.guided(3.0)
+        model.with_guidance(3.0)
 
 
 def test_labels_that_the_model_does_not_know_are_refused(model):
     with pytest.raises(sf.InputError, match=r"label 11, expected 0\.\.9"):
-        model.condition(11)
+        model.with_condition(11)
 
 
 @pytest.mark.parametrize(("options", "message"), [

@@ -1,18 +1,35 @@
 """steadyflow: sample, invert, reconstruct, edit and diagnose diffusion and flow models, stably.
 
-import steadyflow as sf
+    import steadyflow as sf
 
-model = sf.load("digits")
-inversion = sf.invert(model.condition(labels), images, solver="ees25", steps=16)
-same = inversion.decode()
-edited = inversion.decode(model.condition(8), guidance=3.0)
+    model = sf.load("digits")
+    inversion = sf.invert(model.with_condition(labels), images, solver="ees25", steps=16)
+    same = inversion.decode()
+    edited = inversion.decode(model.with_condition(8), guidance=3.0)
 """
 
-from . import corrections, diagnostics, grids, noise, schedules, solvers
+from typing import TYPE_CHECKING
+
+from . import (
+    coordinates,
+    corrections,
+    datasets,
+    denoisers,
+    diagnostics,
+    editing,
+    grids,
+    jacobians,
+    metrics,
+    models,
+    noise,
+    schedules,
+    solvers,
+)
+from ._integrate import PIDController, Solution, StepInfo, Stepper, Trajectory, integrate
 from ._version import __version__
-from .adaptive import AdaptiveRun, solve_adaptive
 from .denoisers import Denoiser, GaussianMixture
-from .diagnostics import Diagnosis, JourneyMap, diagnose, log_likelihood
+from .diagnostics import Diagnosis, diagnose, log_likelihood
+from .editing import Edit, edit
 from .errors import (
     ConvergenceError,
     CorruptFileError,
@@ -26,41 +43,46 @@ from .errors import (
     UnknownNameError,
 )
 from .grids import Grid
-from .integrate import Moment, Run, Stepper, Trajectory, integrate, plan
+from .jacobians import FlowMap
 from .models import load
 from .prediction import Prediction
 from .schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosine, VPLinear, VPScaledLinear
-from .solvers import (
-    DDIM,
-    DDPM,
-    EES25,
-    EES27,
-    RK4,
-    SSPRK3,
-    Euler,
-    Heun,
-    Midpoint,
-    Ralston,
-    RungeKutta,
-    Solver,
-)
+from .solvers import DDIM, DDPM, EES25, EES27, RK4, DPMpp2M, Euler, Heun, Midpoint, Rex, Solver, UniPC
 from .tasks import (
+    Auto,
     Choice,
-    Edit,
-    FlowingEdit,
     Inversion,
-    NoiseMaps,
+    Options,
     Reconstruction,
-    Sample,
     choose_solver,
-    edit,
-    flow_edit,
     invert,
-    noise_maps,
     reconstruct,
-    rf_inversion,
     sample,
 )
+
+if TYPE_CHECKING:  # what is imported when it is first asked for, as it needs diffusers or is seldom wanted
+    from . import diffusers, kdiffusion, runs
+    from .diffusers import (
+        SteadyFlowInverseScheduler,
+        SteadyFlowScheduler,
+        SteadyInverseScheduler,
+        SteadyScheduler,
+        from_diffusers,
+    )
+    from .kdiffusion import sample_steady
+
+_LAZY = {
+    "SteadyFlowInverseScheduler": "diffusers",
+    "SteadyFlowScheduler": "diffusers",
+    "SteadyInverseScheduler": "diffusers",
+    "SteadyScheduler": "diffusers",
+    "from_diffusers": "diffusers",
+    "sample_steady": "kdiffusion",
+    "diffusers": "",
+    "kdiffusion": "",
+    "runs": "",
+}
+"""What is imported when it is first asked for, and the module that has it."""
 
 __all__ = [
     "DDIM",
@@ -68,86 +90,90 @@ __all__ = [
     "EES25",
     "EES27",
     "RK4",
-    "SSPRK3",
     "VE",
-    "AdaptiveRun",
+    "Auto",
     "Choice",
     "ConvergenceError",
     "CorruptFileError",
+    "DPMpp2M",
     "Denoiser",
     "Diagnosis",
     "Edit",
     "Euler",
-    "FlowingEdit",
+    "FlowMap",
     "GaussianMixture",
     "Grid",
     "Heun",
     "InputError",
     "Inversion",
-    "JourneyMap",
     "Midpoint",
     "MissingExtraError",
-    "Moment",
-    "NoiseMaps",
     "NonFiniteError",
     "NotInvertibleError",
+    "Options",
+    "PIDController",
     "Prediction",
-    "Ralston",
     "Reconstruction",
     "RectifiedFlow",
-    "Run",
-    "RungeKutta",
-    "Sample",
+    "Rex",
     "Schedule",
     "SingularTimeError",
+    "Solution",
     "Solver",
+    "SteadyFlowInverseScheduler",
+    "SteadyFlowScheduler",
+    "SteadyInverseScheduler",
+    "SteadyScheduler",
     "SteadyflowError",
+    "StepInfo",
     "Stepper",
     "StorageError",
     "Tabulated",
     "Trajectory",
+    "UniPC",
     "UnknownNameError",
     "VPCosine",
     "VPLinear",
     "VPScaledLinear",
     "__version__",
     "choose_solver",
+    "coordinates",
     "corrections",
+    "datasets",
+    "denoisers",
     "diagnose",
     "diagnostics",
+    "diffusers",
     "edit",
-    "flow_edit",
+    "editing",
+    "from_diffusers",
     "grids",
     "integrate",
     "invert",
+    "jacobians",
+    "kdiffusion",
     "load",
     "log_likelihood",
+    "metrics",
+    "models",
     "noise",
-    "noise_maps",
-    "plan",
     "reconstruct",
-    "rf_inversion",
+    "runs",
     "sample",
+    "sample_steady",
     "schedules",
-    "solve_adaptive",
     "solvers",
 ]
 
 
-_LAZY = {
-    "SteadyFlowInverseScheduler": ".adapters.schedulers",
-    "SteadyFlowScheduler": ".adapters.schedulers",
-    "SteadyInverseScheduler": ".adapters.schedulers",
-    "SteadyScheduler": ".adapters.schedulers",
-    "from_diffusers": ".adapters.pipelines",
-    "sample_steady": ".adapters.kdiffusion",
-}
-"""What is imported when it is first asked for, as it needs diffusers or is seldom wanted."""
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'steadyflow' has no attribute {name!r}")
+    from importlib import import_module
+
+    module = _LAZY[name]
+    return getattr(import_module(f"{__name__}.{module}"), name) if module else import_module(f"{__name__}.{name}")
 
 
-def __getattr__(name: str):
-    if name in _LAZY:
-        from importlib import import_module
-
-        return getattr(import_module(_LAZY[name], __name__), name)
-    raise AttributeError(f"module 'steadyflow' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -22,10 +22,13 @@ class InputError(SteadyflowError, ValueError):
 class UnknownNameError(InputError):
     """A name (of a solver, a grid, a model) that is not registered."""
 
-    def __init__(self, what: str, name: object, known: Iterable[str]):
+    def __init__(self, what: str, name: object, known: Iterable[str], hint: str = ""):
         known = sorted(known)
         near = difflib.get_close_matches(str(name).lower(), known, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "it is none of them."
+        if hint:
+            hint += "."
+        else:
+            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "it is none of them."
         super().__init__(f"unknown {what} {name!r}: {hint} Known: {', '.join(known)}")
 
 

@@ -24,15 +24,24 @@ from .schedules import Schedule
 
 @dataclass(frozen=True)
 class Grid:
-    """Path times in the order of travel, at least two, strictly falling or strictly rising."""
+    """Path times in the order of a run, strictly falling or strictly rising.
+
+    Args:
+        times: At least two of them; one is enough with `clean`.
+        clean: Whether a run ends with one more model evaluation at the last time, which is read as the clean estimate
+            x0_hat, so that what it returns is data and not a state with noise in it. Only for falling times.
+    """
 
     times: tuple[float, ...]
+    clean: bool = False
 
     def __post_init__(self):
         times = tuple(float(t) for t in self.times)
         object.__setattr__(self, "times", times)
-        if len(times) < 2:
+        if len(times) < (1 if self.clean else 2):
             raise InputError(f"grid: got {len(times)} time(s), expected at least 2 (one step)")
+        if len(times) == 1:
+            return
         if not all(math.isfinite(t) for t in times):
             raise InputError(f"grid: expected finite times, got {next(t for t in times if not math.isfinite(t))}")
         sign = 1.0 if times[1] > times[0] else -1.0
@@ -42,6 +51,8 @@ class Grid:
                     f"grid: times must strictly fall (sampling) or strictly rise (inversion), "
                     f"but entry {k} is {a} and entry {k + 1} is {b}"
                 )
+        if self.clean and sign > 0.0:
+            raise InputError("grid: only falling times (sampling) can end with the clean estimate")
 
     @classmethod
     def from_timesteps(cls, timesteps: Iterable[float], final: float | None = None) -> "Grid":
@@ -75,17 +86,29 @@ class Grid:
 
     @property
     def steps(self) -> int:
-        """The number of solver steps, one fewer than the times."""
-        return len(self.times) - 1
+        """The number of steps: one between each two times, and the reading of the clean estimate."""
+        return len(self.times) - 1 + self.clean
 
     @property
     def rising(self) -> bool:
         """Whether noise grows along the grid (inversion)."""
-        return self.times[1] > self.times[0]
+        return self.times[-1] > self.times[0]
 
     def reversed(self) -> "Grid":
-        """The same times in the opposite order."""
+        """The same times in the opposite order; the reading of a clean estimate is no step that can be retraced."""
         return Grid(self.times[::-1])
+
+    def sigmas(self, schedule: Schedule) -> tuple[float, ...]:
+        """The noise-to-signal ratios sigma/alpha at the grid's times, with a last 0 for a clean end.
+
+        These are k-diffusion's `sigmas`; `from_sigmas` is the inverse.
+        """
+        ratios = tuple(schedule.at(t).ratio for t in self.times)
+        return (*ratios, 0.0) if self.clean else ratios
+
+    def log_snr(self, schedule: Schedule) -> tuple[float, ...]:
+        """The log-SNR at the grid's times."""
+        return tuple(schedule.at(t).log_snr for t in self.times)
 
     def check_domain(self, schedule: Schedule) -> "Grid":
         """This grid, if all its times lie where the schedule is defined; else `InputError`."""
@@ -152,19 +175,32 @@ def make(
     t_max: float | None = None,
     t_min: float | None = None,
     rho: float | None = None,
+    clean: bool = False,
 ) -> Grid:
     """A falling grid of `steps` steps over [t_min, t_max] (the schedule's own range by default).
 
-    A `Grid` is passed through, turned so that it falls; its own times count, not `steps`. `rho` is for
-    "karras" alone.
+    A `Grid` is passed through, turned so that it falls; its own times count, not `steps`.
 
-    Raises `UnknownNameError` for a grid name, `InputError` for steps < 1, an empty or outlying range, or a
-    range that the named spacing cannot cover.
+    Args:
+        grid: The name of a spacing, or a grid.
+        schedule: The path.
+        steps: How many steps there are in all.
+        t_max: Where a named grid begins.
+        t_min: Where a named grid ends.
+        rho: The exponent of "karras", 7 by default; only valid with it.
+        clean: Where the path still has noise at its last time, make the last of the steps the reading of the clean
+            estimate there (see `Grid`); for a `Grid` it comes on top.
+
+    Raises:
+        UnknownNameError: There is no such spacing.
+        InputError: There is no step, the range is empty or beyond the path, or the spacing cannot cover it.
     """
     if isinstance(grid, Grid):
         if not (t_max is None and t_min is None and rho is None):
-            raise InputError("grid: t_max, t_min and rho go with a grid's name; a Grid has its own times")
-        return (grid.reversed() if grid.rising else grid).check_domain(schedule)
+            raise InputError("grid: t_max, t_min and rho are only valid with a grid's name; a Grid has its own times")
+        falling = (grid.reversed() if grid.rising else grid).check_domain(schedule)
+        noisy = schedule.at(falling.times[-1]).sigma > 0.0
+        return Grid(falling.times, clean=True) if clean and noisy else falling
     if grid not in _MAKERS:
         raise UnknownNameError("grid", grid, _MAKERS)
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
@@ -180,8 +216,12 @@ def make(
     low, high = schedule.domain
     if bottom < low or top > high:
         raise InputError(f"grid: got [{bottom}, {top}], but {type(schedule).__name__} is defined on [{low}, {high}]")
+    reads_clean = clean and schedule.at(bottom).sigma > 0.0
+    if reads_clean and steps == 1:
+        return Grid((top,), clean=True)
     options = {} if rho is None else {"rho": rho}
-    return Grid(_MAKERS[grid](schedule, steps, top, bottom, **options)).check_domain(schedule)
+    times = _MAKERS[grid](schedule, steps - reads_clean, top, bottom, **options)
+    return Grid(times, reads_clean).check_domain(schedule)
 
 
 def partway(
@@ -189,24 +229,36 @@ def partway(
     schedule: Schedule,
     steps: int,
     strength: float | None,
-    default: float = 1.0,
     *,
     t_max: float | None = None,
     t_min: float | None = None,
+    clean: bool = False,
 ) -> Grid:
-    """A falling grid that begins the share `strength` of the way from t_min to t_max; for named grids.
+    """A falling grid that begins the share `strength` of the way from t_min to t_max; the rest is as in `make`.
 
-    Raises `InputError` for a strength that is not in (0, 1], and for one given with a `Grid`, which has its own times.
+    Raises:
+        InputError: The strength is not in (0, 1], or is given with a `Grid`, which already fixes its range.
     """
+    if strength is None:
+        return make(grid, schedule, steps, t_max=t_max, t_min=t_min, clean=clean)
     if isinstance(grid, Grid):
-        if strength is not None:
-            raise InputError("strength: goes with a named grid; a Grid says itself how far up it goes")
-        return make(grid, schedule, steps, t_max=t_max, t_min=t_min)
-    share = default if strength is None else strength
-    if not 0.0 < share <= 1.0:
+        raise InputError("strength: only valid with a named grid; a Grid already fixes its range")
+    top = start_time(schedule, strength, t_max=t_max, t_min=t_min)
+    return make(grid, schedule, steps, t_max=top, t_min=t_min, clean=clean)
+
+
+def start_time(
+    schedule: Schedule, strength: float | None, *, t_max: float | None = None, t_min: float | None = None
+) -> float:
+    """The time the share `strength` of the way from t_min to t_max; all the way to t_max for None.
+
+    Raises:
+        InputError: The strength is not in (0, 1].
+    """
+    low, high = schedule.t_range
+    low, high = low if t_min is None else t_min, high if t_max is None else t_max
+    if strength is None or strength == 1.0:
+        return high
+    if not 0.0 < strength <= 1.0:
         raise InputError(f"strength: got {strength}, expected a number in (0, 1]")
-    if share != 1.0:
-        low, high = schedule.t_range
-        low, high = low if t_min is None else t_min, high if t_max is None else t_max
-        t_max = low + share * (high - low)
-    return make(grid, schedule, steps, t_max=t_max, t_min=t_min)
+    return low + strength * (high - low)

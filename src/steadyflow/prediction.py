@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from .batches import total
+from ._internal.tensors import linear_combination
 from .errors import SingularTimeError, UnknownNameError
 
 PredictionType = Literal["epsilon", "sample", "v_prediction", "flow", "score"]
@@ -30,7 +30,7 @@ def check_type(name: str) -> None:
         raise UnknownNameError("prediction", name, get_args(PredictionType))
 
 
-def answers_clean(kind: PredictionType) -> bool:
+def defined_at_zero_noise(kind: PredictionType) -> bool:
     """Whether a network of this prediction type can be asked at sigma = 0, where data and noise both follow from it.
 
     A sample prediction leaves the noise open there; epsilon networks are not trained so far.
@@ -42,7 +42,7 @@ def linear(a: float | Tensor, x: Tensor, b: float | Tensor, y: Tensor) -> Tensor
     """a x + b y; a and b are numbers, or tensors that broadcast against x and y."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return a * x + b * y
-    return total((a, b), (x, y))
+    return linear_combination((a, b), (x, y))
 
 
 class Scaled(NamedTuple):

@@ -12,12 +12,14 @@ from typing import Annotated
 
 import typer
 
+from steadyflow_lab.cli import lab
+
 from .._version import __version__
 from ..errors import InputError, SteadyflowError
 from .edit import edit
-from .lab import lab
 from .options import (
     BatchSize,
+    Coordinates,
     Double,
     GridName,
     Guidance,
@@ -33,7 +35,6 @@ from .options import (
     Seed,
     SolverName,
     Steps,
-    Variable,
     bar,
     count_samples,
     count_steps,
@@ -43,7 +44,7 @@ from .options import (
     tell,
     to_images,
 )
-from .runs import Address, Device, Engine, Place, Run, Shard, Workers, carry_out, runs
+from .runs import Address, Device, Engine, Run, RunLocation, Shard, Workers, run_job, runs
 
 app = typer.Typer(
     name="steadyflow",
@@ -83,7 +84,7 @@ def sample(
     steps: Steps = None,
     nfe: Nfe = None,
     grid: GridName = "quadratic",
-    variable: Variable = None,
+    coordinates: Coordinates = None,
     seed: Seed = 0,
     batch_size: BatchSize = None,
     device: Device = "cpu",
@@ -96,24 +97,24 @@ def sample(
     as_json: Json = False,
 ) -> None:
     """Draw samples from a model."""
-    method = make_solver(solver, variable)
+    method = make_solver(solver, coordinates)
     steps = count_steps(method, steps, nfe, 50)
-    place = Place(run, engine, address, workers, shard)
+    place = RunLocation(run, engine, address, workers, shard)
     in_folder = place.wanted()
-    from ..runs.models import conditioned, named
+    from ..loading import apply_condition, load_model
 
-    denoiser = named(model, device)
+    denoiser = load_model(model, device)
     if in_folder:
         from ..runs import Sampling
 
         told = {"label": label, "prompt": prompt, "guidance": guidance, "seed": seed, "device": device}
         job = Sampling(model, n, method.spec(), steps, grid, batch_size or 64, **told)
-        carry_out(job, place, out, as_json, denoiser)
+        run_job(job, place, out, as_json, denoiser)
         return
-    from .. import arrays
+    from ..datasets import arrays
     from ..tasks import sample as draw
 
-    given = conditioned(denoiser, label, guidance, prompt)
+    given = apply_condition(denoiser, label, guidance, prompt)
     drawn = draw(given, n=n, solver=method, steps=steps, grid=grid, seed=seed, batch_size=batch_size, device=device)
     if out is not None:
         arrays.write(out, to_images(denoiser, drawn.x))
@@ -141,7 +142,7 @@ def roundtrip(
     steps: Steps = None,
     nfe: Nfe = None,
     grid: GridName = "quadratic",
-    variable: Variable = None,
+    coordinates: Coordinates = None,
     resize: Resize = False,
     batch_size: BatchSize = None,
     out: Out = None,
@@ -149,16 +150,16 @@ def roundtrip(
     as_json: Json = False,
 ) -> None:
     """Invert samples, generate them again, and say how well they came back."""
-    from .. import arrays
+    from ..datasets import arrays
+    from ..loading import apply_condition, load_model
     from ..metrics import rmse
-    from ..runs.models import conditioned, named
     from ..tasks import invert
 
-    denoiser = named(model)
+    denoiser = load_model(model)
     x, labels = read_input(denoiser, input, n, resize, label)
-    method = make_solver(solver, variable)
+    method = make_solver(solver, coordinates)
     inversion = invert(
-        conditioned(denoiser, labels, guidance, prompt),
+        apply_condition(denoiser, labels, guidance, prompt),
         x,
         solver=method,
         steps=count_steps(method, steps, nfe, 16),
@@ -199,7 +200,7 @@ def invert(
     steps: Steps = None,
     nfe: Nfe = None,
     grid: GridName = "quadratic",
-    variable: Variable = None,
+    coordinates: Coordinates = None,
     resize: Resize = False,
     batch_size: BatchSize = None,
     device: Device = "cpu",
@@ -214,15 +215,15 @@ def invert(
     as_json: Json = False,
 ) -> None:
     """Find the latents that generate samples, and keep them."""
-    method = make_solver(solver, variable)
+    method = make_solver(solver, coordinates)
     steps = count_steps(method, steps, nfe, 16)
-    place = Place(run, engine, address, workers, shard)
+    place = RunLocation(run, engine, address, workers, shard)
     in_folder = place.wanted()
     if in_folder and save is not None:
         raise InputError("save: with --run every shard is a saved inversion")
-    from ..runs.models import conditioned, named
+    from ..loading import apply_condition, load_model
 
-    denoiser = named(model, device)
+    denoiser = load_model(model, device)
     if in_folder:
         from ..runs import Inverting
 
@@ -230,12 +231,13 @@ def invert(
         told |= {"input": input, "resize": resize, "double": double}
         count = count_samples(denoiser, input, n, resize, label)
         job = Inverting(model, count, method.spec(), steps, grid, batch_size or 64, **told)
-        carry_out(job, place, out, as_json, denoiser)
+        run_job(job, place, out, as_json, denoiser)
         return
-    from .. import arrays, tasks
+    from .. import tasks
+    from ..datasets import arrays
 
     x, labels = read_input(denoiser, input, n, resize, label)
-    given = conditioned(denoiser, labels, guidance, prompt)
+    given = apply_condition(denoiser, labels, guidance, prompt)
     x = (x.double() if double else x).to(device)
     found = tasks.invert(given, x, solver=method, steps=steps, grid=grid, batch_size=batch_size)
     if save is not None:
@@ -273,7 +275,7 @@ def diagnose(
     steps: Steps = None,
     nfe: Nfe = None,
     grid: GridName = "quadratic",
-    variable: Variable = None,
+    coordinates: Coordinates = None,
     resize: Resize = False,
     double: Double = False,
     verify: Annotated[bool, typer.Option("--verify", help="Carry the recommendation out.")] = False,
@@ -291,15 +293,15 @@ def diagnose(
     as_json: Json = False,
 ) -> None:
     """Say where the error of a round trip comes from and what to change."""
-    method = make_solver(solver, variable)
+    method = make_solver(solver, coordinates)
     steps = count_steps(method, steps, nfe, 16)
-    place = Place(run, engine, address, workers, shard)
+    place = RunLocation(run, engine, address, workers, shard)
     in_folder = place.wanted()
     if in_folder and (verify or contractivity or out is not None):
         raise InputError("verify, contractivity, out: do not go with --run; diagnose a few samples with them")
-    from ..runs.models import conditioned, named
+    from ..loading import apply_condition, load_model
 
-    denoiser = named(model, device)
+    denoiser = load_model(model, device)
     if in_folder:
         from ..runs import Diagnosing
 
@@ -307,15 +309,15 @@ def diagnose(
         told |= {"input": input, "resize": resize, "double": double}
         count = count_samples(denoiser, input, None if input else n, resize, label)
         job = Diagnosing(model, count, method.spec(), steps, grid, batch_size or 64, **told)
-        carry_out(job, place, None, as_json, denoiser)
+        run_job(job, place, None, as_json, denoiser)
         return
     from ..diagnostics import diagnose as examine
 
     x, labels = read_input(denoiser, input, n, resize, label)
     x = (x.double() if double else x.float()).to(device)
-    given = conditioned(denoiser, labels, guidance, prompt)
+    given = apply_condition(denoiser, labels, guidance, prompt)
     if contractivity:
-        _contractivity(given, given if back is None else given.guided(back), x, method, steps, grid, out, as_json)
+        _contractivity(given, given if back is None else given.with_guidance(back), x, method, steps, grid, out, as_json)
         return
     found = examine(
         given,
@@ -328,20 +330,21 @@ def diagnose(
     )
     typer.echo(json.dumps(found.figures(), indent=2) if as_json else found.summary())
     if out is not None:
-        from ..lab import diagnosis
+        from ..diagnostics import report
 
-        path = diagnosis.write(found, out / "diagnosis.html")
+        path = report.write(found, out / "diagnosis.html")
         typer.echo(f"report: {path}", err=as_json)
 
 
 def _contractivity(there, back, x, method, steps, grid, out: Path | None, as_json: bool) -> None:
     """Print the steps' Lipschitz constants from the latents of x, found by RK4, and draw them into the folder."""
-    from .. import grids, invert, plots
+    from .. import grids, invert
+    from .._internal import plots
     from ..diagnostics import contractivity as gauge
 
     latent = invert(there, x, solver="rk4", steps=24, grid=grid).latent
     times = grids.make(grid, back.schedule, steps)
-    found = gauge(back, latent, times, method, variable="flow")
+    found = gauge(back, latent, times, method, coordinates="flow")
     values = found.lipschitz.double()
     middle, most = values.median(1).values.tolist(), values.amax(1).tolist()
     rows = list(zip(found.times[:-1], middle, most, found.certified.tolist(), strict=True))
@@ -352,7 +355,7 @@ def _contractivity(there, back, x, method, steps, grid, out: Path | None, as_jso
         cells = [[f"{t:.4g}", f"{half:.3f}", f"{top:.3f}", f"{share:.0%}"] for t, half, top, share in rows]
         typer.echo(table(["from t", "Lipschitz, median", "largest", "contracts"], cells, left=()))
         typer.echo(
-            f"\nlocal Lipschitz constants of {method.name!r} in the flow variable: below 1, a step contracts."
+            f"\nlocal Lipschitz constants of {method.name!r} in the flow coordinates: below 1, a step contracts."
             f"\nTheir product, an upper bound on what the whole way adds: median {found.worst.median():.3g}"
         )
     if out is not None:
@@ -381,18 +384,18 @@ def solvers(
     from ..solvers import registry
 
     if plot is not None:
-        from .. import plots
-        from ..diagnostics import stability
+        from .._internal import plots
+        from ..diagnostics import stability_region
 
-        plots.save(stability.figure(names.split(",") if names else None), plot)
+        plots.save(stability_region.figure(names.split(",") if names else None), plot)
         typer.echo(json.dumps({"written to": str(plot)}) if as_json else f"written to {plot}")
         return
 
-    facts = {name: dataclasses.asdict(registry.get(name).facts) for name in registry.names()}
+    facts = {name: dataclasses.asdict(registry.get(name).properties) for name in registry.names()}
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
-    typer.echo(table(*registry.facts_table(), left=(0, 3, 6)))
+    typer.echo(table(*registry.properties_table(), left=(0, 3, 6)))
 
 
 @app.command(epilog="Example: steadyflow demo --out demo")
@@ -402,8 +405,8 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Invert, reconstruct and edit real held-out digits with five solvers; print a table, write a report."""
-    from ..lab import demo as lab
-    from ..lab import report
+    from steadyflow_lab import demo as lab
+    from steadyflow_lab import report
 
     with bar("setting", len(lab.SOLVERS) * len(lab.BUDGETS)) as tell:
         result = lab.study(n, progress=tell)

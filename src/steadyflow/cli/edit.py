@@ -9,6 +9,7 @@ import typer
 from ..errors import InputError
 from .options import (
     BatchSize,
+    Coordinates,
     GridName,
     Guidance,
     Input,
@@ -21,7 +22,6 @@ from .options import (
     Seed,
     SolverName,
     Steps,
-    Variable,
     count_steps,
     make_solver,
     read_input,
@@ -57,7 +57,7 @@ def edit(
     steps: Steps = None,
     nfe: Nfe = None,
     grid: GridName = "quadratic",
-    variable: Variable = None,
+    coordinates: Coordinates = None,
     resize: Resize = False,
     batch_size: BatchSize = None,
     seed: Seed = 0,
@@ -70,14 +70,15 @@ def edit(
 
     They are inverted under the source and generated under the target; or moved without an inversion, as --method says.
     """
-    from .. import arrays
+    from ..datasets import arrays
+    from ..loading import load_model
     from ..metrics import rmse
-    from ..runs.models import named
-    from ..tasks import Inversion, flow_edit, invert, rf_inversion
+    from ..tasks import Inversion, invert
+    from ..tasks.edit_methods import flow_edit, rf_inversion
 
     if method not in METHODS:
         raise InputError(f"method: got {method!r}, expected one of {', '.join(METHODS)}")
-    denoiser = named(model)
+    denoiser = load_model(model)
     goal = _condition(denoiser, "target", target)
     x: Any = None
     labels: Any = None
@@ -96,16 +97,16 @@ def edit(
         edited = moved.x
         figures = {"method": method, "samples": len(x), "steps": moved.steps, "nfe": moved.nfe}
     else:
-        above, below = _smoothed(denoiser, denoiser.condition(goal).guided(guidance), smooth, lora, smooth_when)
+        above, below = _smoothed(denoiser, denoiser.with_condition(goal).with_guidance(guidance), smooth, lora, smooth_when)
         held = method == "direct" or mask is not None
         if held and (saved is not None or batch_size is not None):
             raise InputError("mask, --method direct: need the states of an inversion of the whole batch made now")
         if saved is not None:
             inversion = Inversion.load(saved)
         else:
-            chosen = make_solver(solver, variable)
+            chosen = make_solver(solver, coordinates)
             inversion = invert(
-                above.condition(origin).guided(source_guidance),
+                above.with_condition(origin).with_guidance(source_guidance),
                 x,
                 solver=chosen,
                 steps=count_steps(chosen, steps, nfe, 16),
@@ -131,7 +132,7 @@ def edit(
         figures["distance median"] = rmse(edited, x).median().item()
     figures["max |x|"] = edited.abs().max().item()
     if denoiser.name == "digits":
-        from ..lab.digits import recognise
+        from steadyflow_lab.digits import recognise
 
         figures["recognised as target"] = (recognise(edited) == goal).float().mean().item()
     tell(figures, as_json, out)
@@ -139,7 +140,7 @@ def edit(
 
 def _condition(model: Any, name: str, given: str) -> Any:
     """A class as a number, or a prompt."""
-    from ..runs.models import takes_prompts
+    from ..loading import takes_prompts
 
     if takes_prompts(model):
         return given
@@ -159,7 +160,7 @@ def _smoothed(model: Any, below: Any, radius: float | None, lora: Path | None, w
 
     def change(one: Any) -> Any:
         one = one if net is None else dataclasses.replace(one, net=net)
-        return one if radius is None else one.smoothed(radius)
+        return one if radius is None else one.with_smoothing(radius)
 
     return either_way(change, model, below, when)  # type: ignore[arg-type]  # `when` is checked there
 
@@ -177,7 +178,7 @@ def _mask(path: Path, model: Any) -> Any:
     """The share of white in the picture's area behind each place of a sample, (1, 1, h, w)."""
     from torch.nn import functional
 
-    from .. import arrays
+    from ..datasets import arrays
 
     size = getattr(model, "image_shape", model.shape)
     white = (arrays.read(path, (1, *size[1:]), resize=True) + 1.0) / 2.0

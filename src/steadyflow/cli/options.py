@@ -21,7 +21,7 @@ SolverName = Annotated[str, typer.Option(help="A solver's name; see `steadyflow 
 Steps = Annotated[int | None, typer.Option(help="Solver steps.")]
 Nfe = Annotated[int | None, typer.Option(help="Model evaluations each way, instead of --steps.")]
 GridName = Annotated[str, typer.Option(help="uniform, quadratic, log-snr or karras.")]
-Variable = Annotated[str | None, typer.Option(help="flow, noise or data, for Runge-Kutta solvers and Rex.")]
+Coordinates = Annotated[str | None, typer.Option(help="flow, noise or data, for Runge-Kutta solvers and Rex.")]
 Seed = Annotated[int, typer.Option(help="Of the noise.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
 Out = Annotated[Path | None, typer.Option(help="Where to write: .png, .npy or .safetensors.")]
@@ -47,11 +47,11 @@ def to_images(model: Any, x: Any) -> Any:
     return model.decode(x) if hasattr(model, "decode") else x
 
 
-def make_solver(name: str, variable: str | None) -> Any:
+def make_solver(name: str, coordinates: str | None) -> Any:
     """A solver by name, in a variable if one is given."""
     from ..solvers import get
 
-    return get(name) if variable is None else get(name, variable=variable)
+    return get(name) if coordinates is None else get(name, coordinates=coordinates)
 
 
 def count_steps(solver: Any, steps: int | None, nfe: int | None, default: int) -> int:
@@ -67,17 +67,17 @@ def count_steps(solver: Any, steps: int | None, nfe: int | None, default: int) -
 
 def read_input(model: Any, path: str | None, n: int | None, resize: bool, label: int | None) -> tuple[Any, Any]:
     """The user's batch, or n samples of held-out data, with the labels or captions to invert under."""
-    from ..runs.sources import opened
+    from ..datasets.sources import open_source
 
-    source = opened(model, path, n if path is None else None, resize, label)
+    source = open_source(model, path, n if path is None else None, resize, label)
     return source.rows(0, len(source))
 
 
 def count_samples(model: Any, path: str | None, n: int | None, resize: bool, label: int | None) -> int:
     """How many samples a run is about: at most n of what there is."""
-    from ..runs.sources import opened
+    from ..datasets.sources import open_source
 
-    return len(opened(model, path, n, resize, label))
+    return len(open_source(model, path, n, resize, label))
 
 
 def tell(figures: dict[str, Any], as_json: bool, out: Path | None) -> None:

@@ -29,7 +29,7 @@ runs = typer.Typer(
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class RunLocation:
     """Where a run works."""
 
     folder: Path | None
@@ -47,10 +47,10 @@ class Place:
         return self.folder is not None
 
 
-def carry_out(job: Any, place: Place, out: Path | None, as_json: bool, model: Any) -> None:
+def run_job(job: Any, place: RunLocation, out: Path | None, as_json: bool, model: Any) -> None:
     """Do the job with its model, print its figures, and export it if asked."""
-    from ..runs import carry_out as work
     from ..runs import engine
+    from ..runs import run_job as work
 
     assert place.folder is not None
     chosen = engine(place.engine, place.address, place.workers)
@@ -90,9 +90,9 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write the samples or latents of a finished run to one file, or pictures to a folder."""
+    from ..loading import load_model
     from ..runs import RunFolder
-    from ..runs.models import named
 
     run = RunFolder.open(folder)
-    _export(run, out, named(run.job.model))
+    _export(run, out, load_model(run.job.model))
     typer.echo(json.dumps({"written to": str(out)}) if as_json else f"written to {out}")

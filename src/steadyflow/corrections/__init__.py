@@ -1,8 +1,9 @@
 """What may change a state between steps."""
 
-from ..tasks.anchor import Anchor
-from .escape import Escape
+from .anchor import Anchor
+from .escape import Escape, EscapeRecord
 from .restart import Restart
-from .stein import MomentMatching, Relaxed, Stein, edm_scalings, shift_bound
+from .scaling import MomentMatching, Relaxed
+from .stein import Stein, SteinRecord
 
-__all__ = ["Anchor", "Escape", "MomentMatching", "Relaxed", "Restart", "Stein", "edm_scalings", "shift_bound"]
+__all__ = ["Anchor", "Escape", "EscapeRecord", "MomentMatching", "Relaxed", "Restart", "Stein", "SteinRecord"]

@@ -14,19 +14,20 @@ looked at again.
 
 from dataclasses import astuple, dataclass, field
 from operator import add
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..diagnostics.detectors import stretch
+from .._integrate import StepInfo
 from ..errors import InputError
-from ..integrate import Moment
+from ..jacobians.singular_values import largest_singular_value
 from ..solvers.base import Solver
-from .restart import again, check_rounds
+from .restart import check_rounds, renoise
 
 
 @dataclass
-class Record:
+class EscapeRecord:
     """What an `Escape` has done, over all batches since it was made."""
 
     samples: int = 0
@@ -39,23 +40,29 @@ class Record:
 
     @property
     def cost(self) -> float:
-        """Extra evaluations a sample."""
+        """Extra evaluations per sample."""
         return self.evaluations / max(self.samples, 1)
 
-    def __add__(self, other: "Record") -> "Record":
+    def __add__(self, other: "EscapeRecord") -> "EscapeRecord":
         """What both have done, each with samples of its own."""
-        return Record(*map(add, astuple(self), astuple(other)))
+        return EscapeRecord(*map(add, astuple(self), astuple(other)))
 
 
 @dataclass(frozen=True)
 class Escape:
     """A correction that frees samples held between modes, once, `remaining` solver steps before the end.
 
-    back: how many steps of the grid to renoise. rounds: how often at most. threshold: of the largest singular value
-    of alpha d x0_hat / d x. products: transposed products a look, a forward evaluation apart. solver: of the way down
-    again.
+    Args:
+        remaining: The number of steps that are left when it acts.
+        back: How many steps of the grid to renoise.
+        rounds: How often at most.
+        threshold: For the largest singular value of alpha d x0_hat / d x, above which a sample is held.
+        products: Transposed products per look, apart from one forward evaluation.
+        solver: That of the way down again.
+        record: What it did and cost, over all runs that it was given to.
 
-    `record` tells what it did and cost. Raises `InputError` where the grid has fewer steps than `back`.
+    Raises:
+        InputError: The grid has fewer steps than `back`.
     """
 
     remaining: int = 8
@@ -63,8 +70,8 @@ class Escape:
     rounds: int = 3
     threshold: float = 1.0
     products: int = 2
-    solver: str | Solver = "ddim"
-    record: Record = field(default_factory=Record, compare=False)
+    solver: str | Solver[Any] = "ddim"
+    record: EscapeRecord = field(default_factory=EscapeRecord, compare=False)
 
     def __post_init__(self):
         check_rounds(self.remaining, self.back, self.rounds)
@@ -73,23 +80,23 @@ class Escape:
                 f"escape: expected products >= 1 and threshold > 0, got {self.products} and {self.threshold}"
             )
 
-    def __call__(self, moment: Moment) -> Tensor | None:
-        if moment.steps - moment.step != self.remaining:
+    def __call__(self, info: StepInfo) -> Tensor | None:
+        if info.remaining != self.remaining:
             return None
-        rows = torch.arange(len(moment.x))
+        rows = torch.arange(len(info.x))
         self.record.samples += len(rows)
         result: Tensor | None = None
         for number in range(self.rounds):
-            x = moment.x[rows] if result is None else result[rows]
-            held = stretch(moment.model.pick(rows), x, moment.t, self.products) > self.threshold
+            x = info.x[rows] if result is None else result[rows]
+            held = largest_singular_value(info.model.select(rows), x, info.t, self.products) > self.threshold
             self.record.evaluations += len(rows) * (1 + 2 * self.products)
             rows, x = rows[held.cpu()], x[held]
             if number == 0:
                 self.record.flagged += len(rows)
             if len(rows) == 0:
                 break
-            result = moment.x.clone() if result is None else result
-            result[rows] = again(moment, x, rows, self.back, number, self.solver)
+            result = info.x.clone() if result is None else result
+            result[rows] = renoise(info, x, rows, self.back, number, self.solver)
             self.record.evaluations += len(rows) * self.back
         self.record.held += len(rows)
         return result

@@ -6,13 +6,14 @@ sigma^2) eps. What the run had decided between t' and t is decided anew, so that
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._integrate import StepInfo, integrate
 from ..errors import InputError
 from ..grids import Grid
-from ..integrate import Moment, integrate
 from ..noise import RENOISING, White, like
 from ..solvers import registry
 from ..solvers.base import Solver
@@ -22,26 +23,32 @@ from ..solvers.base import Solver
 class Restart:
     """A correction that renoises every sample once, late in a run, and denoises it again over the grid's own times.
 
-    remaining: the number of solver steps that are left when it acts. back: how many steps of the grid to go back up.
-    rounds: how often. solver: of the way down again, any with one state.
+    It costs rounds * back steps per sample.
 
-    Costs rounds * back steps a sample. Raises `InputError` where the grid has fewer steps than that.
+    Args:
+        remaining: The number of steps that are left when it acts.
+        back: How many steps of the grid to go back up.
+        rounds: How often.
+        solver: That of the way down again, any with one state.
+
+    Raises:
+        InputError: The grid has fewer steps than `back`.
     """
 
     remaining: int = 5
     back: int = 15
     rounds: int = 1
-    solver: str | Solver = "ddim"
+    solver: str | Solver[Any] = "ddim"
 
     def __post_init__(self):
         check_rounds(self.remaining, self.back, self.rounds)
 
-    def __call__(self, moment: Moment) -> Tensor | None:
-        if moment.steps - moment.step != self.remaining:
+    def __call__(self, info: StepInfo) -> Tensor | None:
+        if info.remaining != self.remaining:
             return None
-        x, rows = moment.x, torch.arange(len(moment.x))
+        x, rows = info.x, torch.arange(len(info.x))
         for number in range(self.rounds):
-            x = again(moment, x, rows, self.back, number, self.solver)
+            x = renoise(info, x, rows, self.back, number, self.solver)
         return x
 
 
@@ -62,27 +69,28 @@ class _Round(White):
         return super()._normal(RENOISING, (node[0], node[1], self.where))
 
 
-def again(moment: Moment, x: Tensor, rows: Tensor, back: int, number: int, solver: str | Solver) -> Tensor:
+def renoise(info: StepInfo, x: Tensor, rows: Tensor, back: int, number: int, solver: str | Solver[Any]) -> Tensor:
     """Samples `rows` of the batch, x of shape (m, ...), renoised `back` steps up the grid and denoised again.
 
     number: of the round; the noise of a sample is addressed by its index, the step and the round.
     """
-    if moment.grid.rising:
-        raise InputError("restart: goes with sampling; on the way up there is nothing to denoise")
-    if back > moment.step:
-        raise InputError(f"restart: {back} steps back from step {moment.step}; take a smaller back or a finer grid")
-    if moment.noise is None:
+    if info.grid.rising:
+        raise InputError("restart: only valid in sampling; on the way up there is nothing to denoise")
+    if back > info.done:
+        raise InputError(f"restart: {back} steps back from step {info.done}; take a smaller back or a finer grid")
+    if info.noise is None:
         raise InputError("restart: the run has no noise source; give integrate(noise=...)")
-    schedule, times = moment.model.schedule, moment.grid.times[moment.step - back : moment.step + 1]
-    ratio = schedule.alpha(times[0]) / schedule.alpha(times[-1])
-    spread = math.sqrt(max(schedule.sigma(times[0]) ** 2 - (ratio * schedule.sigma(times[-1])) ** 2, 0.0))
-    source = moment.noise
+    grid = Grid(info.grid.times[info.done - back : info.done + 1], clean=info.step.reads_clean)
+    start, end = info.model.schedule.at(grid.times[0]), info.step.end
+    ratio = start.alpha / end.alpha
+    spread = math.sqrt(max(start.sigma**2 - (ratio * end.sigma) ** 2, 0.0))
+    source = info.noise
     samples = [source.samples[i] for i in rows.tolist()]
-    address = (moment.step, number, 0)
+    address = (info.done, number, 0)
     fresh = like(x, source.seed, RENOISING, address, samples)
     noise = _Round.of(x, source.seed, samples)
-    noise.where = 1 + number + (moment.step << 32)
-    model = moment.model.pick(rows)
+    noise.where = 1 + number + (info.done << 32)
+    model = info.model.select(rows)
     return integrate(
-        model, ratio * x + spread * fresh, Grid(times), registry.get(solver), noise=noise, progress=False
+        model, ratio * x + spread * fresh, grid, registry.get(solver), noise=noise, progress=False
     ).x

@@ -22,7 +22,7 @@ def digits(part: Literal["train", "held-out"]) -> tuple[Tensor, Tensor]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise MissingExtraError("scikit-learn", "lab", "the digits data set") from error
+        raise MissingExtraError("scikit-learn", "data", "the digits data set") from error
     values, targets = load_digits(return_X_y=True)
     order = np.random.RandomState(0).permutation(TRAIN + HELD_OUT)
     chosen = order[:TRAIN] if part == "train" else order[TRAIN:]

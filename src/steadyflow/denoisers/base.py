@@ -18,16 +18,18 @@ import torch
 from torch import Tensor, nn
 
 from .. import noise
-from ..batches import against
+from .._internal.tensors import broadcast
 from ..errors import InputError
-from ..prediction import Prediction, PredictionType, answers_clean, check_type
-from ..schedules import Memo, Schedule
+from ..prediction import Prediction, PredictionType, check_type, defined_at_zero_noise
+from ..schedules import Schedule
 from .smoothing import Smoothing
 
 Condition = int | str | Tensor | Mapping[str, Tensor] | Sequence[int] | Sequence[str] | None
 """A label for the whole batch, a label or an embedding a sample (leading dimension B), or a dict of them; for models
 over pipelines, a prompt or a list of one a sample."""
 
+_TIMES = 4096
+"""How many times a model keeps as tensors."""
 _STRONGEST = 1e6
 """Guidance beyond this is a mistake, and overflows."""
 
@@ -60,7 +62,7 @@ class Denoiser:
     time_scale: float = 1.0
     dtype: torch.dtype | None = None
     classes: int | None = None
-    given: Condition = None
+    condition: Condition = None
     guidance: float = 1.0
     name: str = "model"
     smoothing: Smoothing | None = None
@@ -76,13 +78,13 @@ class Denoiser:
             parameter = next(self.net.parameters(), None)
             object.__setattr__(self, "dtype", None if parameter is None else parameter.dtype)
 
-    def condition(self, given: Condition, *, guidance: float | None = None) -> Self:
+    def with_condition(self, condition: Condition, *, guidance: float | None = None) -> Self:
         """This model under a condition (and, if given, under a guidance scale)."""
-        self._check_labels(given)
-        model = self._replace(given=given)
-        return model if guidance is None else model.guided(guidance)
+        self._check_labels(condition)
+        model = self._replace(condition=condition)
+        return model if guidance is None else model.with_guidance(guidance)
 
-    def guided(self, guidance: float) -> Self:
+    def with_guidance(self, guidance: float) -> Self:
         """This model with another guidance scale; 1 is the plain conditional model."""
         if not abs(guidance) <= _STRONGEST:
             raise InputError(f"guidance: got {guidance}, expected a number within +-{_STRONGEST:g}")
@@ -90,7 +92,7 @@ class Denoiser:
             raise InputError(f"guidance: got {guidance}, but the model has no null condition; give Denoiser(null=...)")
         return self._replace(guidance=float(guidance))
 
-    def against(self, negative: Condition) -> Self:
+    def with_negative(self, negative: Condition) -> Self:
         """This model with guidance that starts from another condition than "none" (a negative prompt).
 
         With the source's condition, and the target's by `condition`, this is negative-prompt inversion (Miyake et al.
@@ -98,20 +100,20 @@ class Denoiser:
         """
         return self._replace(null=negative)
 
-    def rows(self, start: int, stop: int) -> Self:
+    def slice(self, start: int, stop: int) -> Self:
         """This model for the samples [start, stop) of a batch: conditions given a sample are cut alike."""
-        return self._replace(given=_select(self.given, lambda values: values[start:stop]))
+        return self._replace(condition=_select(self.condition, lambda values: values[start:stop]))
 
-    def pick(self, rows: Tensor) -> Self:
+    def select(self, rows: Tensor) -> Self:
         """This model for some samples of a batch, by their numbers, shape (m,); conditions are picked alike."""
 
         def chosen(values: Any) -> Tensor:
             values = torch.as_tensor(values)
             return values[rows.to(values.device)]
 
-        return self._replace(given=_select(self.given, chosen))
+        return self._replace(condition=_select(self.condition, chosen))
 
-    def smoothed(self, smoothing: Smoothing | float | None) -> Self:
+    def with_smoothing(self, smoothing: Smoothing | float | None) -> Self:
         """This model with its field averaged over neighbours, a radius in noise levels; None is the plain field."""
         return self._replace(smoothing=Smoothing(smoothing) if isinstance(smoothing, int | float) else smoothing)
 
@@ -121,18 +123,20 @@ class Denoiser:
         return 1 if self.smoothing is None else 2 * self.smoothing.pairs
 
     @property
-    def answers_clean(self) -> bool:
+    def defined_at_zero_noise(self) -> bool:
         """Whether the model can be asked at sigma = 0: flow and v predictions are defined and trained up to there."""
-        return answers_clean(self.prediction)
+        return defined_at_zero_noise(self.prediction)
 
     def _replace(self, **changes: Any) -> Self:
         return dataclasses.replace(self, **changes)
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Prediction:
         """The prediction at state x, shape (B, ...), and path time t, a float or a tensor of shape (B,)."""
-        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-        if isinstance(alpha, Tensor) and isinstance(sigma, Tensor):
-            alpha, sigma = against(alpha, x), against(sigma, x)
+        if isinstance(t, Tensor):
+            alpha, sigma = broadcast(self.schedule.alpha(t), x), broadcast(self.schedule.sigma(t), x)
+        else:
+            level = self.schedule.at(t)
+            alpha, sigma = level.alpha, level.sigma
         output = self._output(x, t) if self.smoothing is None else self._averaged(x, t, sigma, self.smoothing)
         return Prediction(x, output, self.prediction, alpha, sigma)
 
@@ -147,13 +151,13 @@ class Denoiser:
         return total / (2.0 * over.pairs)
 
     def _output(self, x: Tensor, t: float | Tensor) -> Tensor:
-        if self.given is None or self.guidance == 1.0:
-            given = None if self.given is None else _expand(self.given, x)
+        if self.condition is None or self.guidance == 1.0:
+            given = None if self.condition is None else _expand(self.condition, x)
             output = self._evaluate(x, t, given)
         else:
             twice = x.repeat(2, *[1] * (x.ndim - 1))
             times = t.repeat(2) if isinstance(t, Tensor) else t
-            labels = _join(_expand(self.null, x), _expand(self.given, x))
+            labels = _join(_expand(self.null, x), _expand(self.condition, x))
             without, conditional = self._evaluate(twice, times, labels).chunk(2)
             output = torch.lerp(without, conditional, self.guidance)
         return output
@@ -194,19 +198,20 @@ class Denoiser:
 
     def _time(self, value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
         """A time as a tensor of shape (1,): solvers ask for the same few over and over."""
-        memo = self._times
-        key = value, dtype, device
-        known = memo.get(key)
-        if known is not None and not torch.is_inference_mode_enabled() and known._version == 0:  # not written to
-            return known
-        made = torch.full((1,), value, dtype=dtype, device=device)
-        if not (made.is_inference() or torch.compiler.is_compiling()):
-            memo[key] = made
-        return made
+        key, cached = (value, dtype, device), self._times
+        time = cached.get(key)
+        if time is not None and not torch.is_inference_mode_enabled() and time._version == 0:  # not written to
+            return time
+        time = torch.full((1,), value, dtype=dtype, device=device)
+        if not (time.is_inference() or torch.compiler.is_compiling()):
+            if len(cached) >= _TIMES:
+                cached.clear()
+            cached[key] = time
+        return time
 
     @cached_property
-    def _times(self) -> Memo:
-        return Memo()
+    def _times(self) -> dict[tuple[float, torch.dtype, torch.device], Tensor]:
+        return {}
 
     def _check_labels(self, given: Condition) -> None:
         if is_words(given):

@@ -165,7 +165,8 @@ class GaussianMixture:
 
     def marginal(self, schedule: Schedule, t: float) -> "GaussianMixture":
         """The exact distribution of the state at path time t: means alpha mu, variances alpha^2 s^2 + sigma^2."""
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        level = schedule.at(t)
+        alpha, sigma = level.alpha, level.sigma
         std = ((alpha * self.std) ** 2 + sigma**2).sqrt()
         return GaussianMixture(alpha * self.means, std, self.weights, self.labels)
 
@@ -194,7 +195,7 @@ class MixtureDenoiser(Denoiser):
         super().__init__(**{**fields, **options})
 
     def _replace(self, **changes):
-        options = {name: changes.get(name, getattr(self, name)) for name in ("given", "guidance", "null")}
+        options = {name: changes.get(name, getattr(self, name)) for name in ("condition", "guidance", "null")}
         return MixtureDenoiser(self.mixture, self.schedule, **options)
 
     def _check_labels(self, given):
@@ -224,7 +225,11 @@ class MixtureDenoiser(Denoiser):
         if x.ndim != 2 or x.shape[1] != self.mixture.dim:
             raise InputError(f"x: got shape {tuple(x.shape)}, expected (n, {self.mixture.dim})")
         mixture = self._at(x)
-        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        if isinstance(t, Tensor):
+            alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        else:
+            level = self.schedule.at(t)
+            alpha, sigma = level.alpha, level.sigma
         if given is None and mixture.std.ndim == 0 and not isinstance(alpha, Tensor) and not isinstance(sigma, Tensor):
             return _shared_spread(x, mixture, alpha, sigma)
         wide = mixture.std.ndim == 2 and isinstance(alpha, Tensor)

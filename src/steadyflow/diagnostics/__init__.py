@@ -1,12 +1,13 @@
 """Diagnoses: what a solver and a model do to each other, in numbers."""
 
-from . import detectors, instability, interpolation, saddles, stability
+from ..jacobians import FlowMap
+from . import amplification, detectors, stability_region
 from .budget import Budget, Codec, in_precision
 from .contractivity import Contractivity, contractivity
 from .diagnosis import Diagnosis, Verification, diagnose
 from .likelihood import Likelihood, log_likelihood
-from .maps import JourneyMap
 from .remedies import CAUSES, Recommendation, Setting
+from .stiffness import Stiffness, stiffness
 
 __all__ = [
     "CAUSES",
@@ -14,18 +15,18 @@ __all__ = [
     "Codec",
     "Contractivity",
     "Diagnosis",
-    "JourneyMap",
+    "FlowMap",
     "Likelihood",
     "Recommendation",
     "Setting",
+    "Stiffness",
     "Verification",
+    "amplification",
     "contractivity",
     "detectors",
     "diagnose",
     "in_precision",
-    "instability",
-    "interpolation",
     "log_likelihood",
-    "saddles",
-    "stability",
+    "stability_region",
+    "stiffness",
 ]

@@ -25,22 +25,22 @@ from __future__ import annotations
 import copy
 import dataclasses
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from ..adaptive import AdaptiveRun, solve_adaptive
-from ..batches import dot, rms
+from .._integrate import PIDController, Solution, integrate
+from .._internal.tensors import dot, rms
 from ..denoisers.base import Denoiser
 from ..errors import ConvergenceError, InputError
 from ..grids import Grid
+from ..jacobians.maps import FlowMap, Tangent
 from ..metrics.images import rmse
 from ..solvers import registry
 from ..solvers.base import Solver
 from ..tasks import invert
-from .maps import JourneyMap, Tangent
 
 TERMS = ("codec", "guidance", "inversion", "amplification", "regeneration", "rounding")
 _REFERENCE = registry.get("dopri5")
@@ -62,7 +62,7 @@ class Codec(Protocol):
 
 @dataclass(frozen=True)
 class Budget:
-    """The terms of a reconstruction error, a sample, as root mean squares in the image's units."""
+    """The terms of a reconstruction error, per sample, as root mean squares in the image's units."""
 
     measured: Tensor
     """The error of the round trip, shape (B,)."""
@@ -87,7 +87,7 @@ class Budget:
     reconstruction: Tensor
     """x^, shape (B, ...)."""
     nfe: int
-    """Model evaluations a sample that the budget cost, Jacobian products counted as two."""
+    """Model evaluations per sample that the budget cost, Jacobian products counted as two."""
 
     @property
     def shares(self) -> dict[str, float]:
@@ -107,7 +107,7 @@ def budget(
     model: Denoiser,
     images: Tensor,
     *,
-    solver: Solver,
+    solver: Solver[Any],
     grid: Grid,
     back: Denoiser | None = None,
     codec: Codec | None = None,
@@ -140,12 +140,12 @@ def budget(
     z, z_open, _ = exact.solve(start, rising=True)
     again, again_open, run = exact_back.solve(found)
     offset = found - z
-    along = JourneyMap(exact_back.model, run.grid, _REFERENCE)
+    along = FlowMap(exact_back.model, run.grid, _REFERENCE)
     tangent, at_start = along.carry(z + 0.5 * offset, offset), along.carry(z, offset)
-    products = 3 * 2 * run.nfe  # of two evaluations a step each
+    products = 3 * 2 * run.nfe  # of two evaluations per step each
     nfe = 2 * (inversion.nfe + precise.nfe) + exact.nfe + products
 
-    cancels = same and solver.facts.inverse == "exact"
+    cancels = same and solver.properties.inverse == "exact"
     vectors = {
         "guidance": torch.zeros_like(start),
         "inversion": tangent.change,
@@ -192,25 +192,17 @@ class _Exact:
     def __init__(self, model: Denoiser, grid: Grid, tolerance: float):
         self.model, self.grid, self.tolerance, self.nfe = model, grid, tolerance, 0
 
-    def solve(self, x: Tensor, rising: bool = False) -> tuple[Tensor, Tensor, AdaptiveRun]:
+    def solve(self, x: Tensor, rising: bool = False) -> tuple[Tensor, Tensor, Solution]:
         """The end of the solve, its difference to one ten times less accurate, and a run good enough for Jacobians."""
         fine, coarse = self._run(x, rising, self.tolerance), self._run(x, rising, 10.0 * self.tolerance)
         loose = coarse if rising or 10.0 * self.tolerance >= _JACOBIAN else self._run(x, rising, _JACOBIAN)
         return fine.x, fine.x - coarse.x, loose
 
-    def _run(self, x: Tensor, rising: bool, tolerance: float) -> AdaptiveRun:
+    def _run(self, x: Tensor, rising: bool, tolerance: float) -> Solution:
         ends = (self.grid.times[-1], self.grid.times[0]) if rising else (self.grid.times[0], self.grid.times[-1])
         try:
-            run = solve_adaptive(
-                self.model,
-                x,
-                solver=_REFERENCE,
-                rtol=tolerance,
-                atol=tolerance,
-                t_start=ends[0],
-                t_end=ends[1],
-                max_steps=5000,
-            )
+            control = PIDController(tolerance, tolerance, max_steps=5000)
+            run = integrate(self.model, x, Grid(ends), _REFERENCE, controller=control, progress=False)
         except ConvergenceError as error:
             raise ConvergenceError(
                 f"diagnose: the reference solve failed ({error}); give a larger tolerance"

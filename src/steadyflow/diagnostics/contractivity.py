@@ -4,7 +4,7 @@ Errors that have been made die out if every step map T contracts, |T(x) - T(y)| 
 the largest singular value of T's Jacobian, here in a variable's terms (see `variables`): in model space a step of a VP
 path also shrinks or grows by the schedule's own scale, which says nothing of stability.
 
-For DDIM in the noise variable, with r = chi1 / chi0 the ratio of the noise levels and A = d x0_hat / d y,
+For DDIM in the noise coordinates, with r = chi1 / chi0 the ratio of the noise levels and A = d x0_hat / d y,
 
     J = r I + (1 - r) A,        so that  L <= 1  wherever the largest singular value of A is at most 1,
 
@@ -15,21 +15,22 @@ and where it is not, as between modes, L = r + (1 - r) |A| grows with the step: 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._integrate import StepLoop, check_state
+from .._internal.autograd import no_grad_unless
+from ..coordinates import CoordinatesName, by_name
 from ..denoisers.base import Denoiser
 from ..errors import InputError
-from ..gradients import follows
 from ..grids import Grid
-from ..integrate import answer, check_state
+from ..jacobians.maps import StepMap
+from ..jacobians.singular_values import singular_values
 from ..noise import NoiseSource
 from ..solvers import registry
-from ..solvers.base import Solver, legs
-from ..variables import VariableName, by_name
-from .instability import singular_values
-from .maps import StepMap
+from ..solvers.base import Solver
 
 
 @dataclass(frozen=True)
@@ -52,34 +53,45 @@ class Contractivity:
         return self.lipschitz.double().prod(0)
 
 
-@follows("x")
+@no_grad_unless("x")
 def contractivity(
     model: Denoiser,
     x: Tensor,
     grid: Grid,
-    solver: str | Solver = "ddim",
+    solver: str | Solver[Any] = "ddim",
     *,
-    variable: VariableName = "noise",
+    coordinates: CoordinatesName = "noise",
     products: int = 6,
     noise: NoiseSource | None = None,
 ) -> Contractivity:
     """The Lipschitz constants along the run from x, shape (B, ...), at the grid's first time.
 
-    products: rounds of the power iteration a step, one Jacobian product and one transposed product each; at most the
-    dimension of a sample. With fewer than that many it is a lower bound. The history of a multistep solver is held.
+    The history of a multistep solver is held.
 
-    Raises `InputError` for a start of another shape, and for a grid that begins or ends where the variable is singular.
+    Args:
+        model: The model of the data.
+        x: Where the run begins.
+        grid: The times of the run.
+        solver: The method, or its name.
+        coordinates: Those in whose terms the constants are.
+        products: Rounds of the power iteration per step, one Jacobian product and one transposed product each; at most
+            the dimension of a sample. With fewer than that many the constant is a lower bound.
+        noise: The source for stochastic solvers.
+
+    Raises:
+        InputError: The start has another shape, or the coordinates are singular at an end of the grid.
     """
     check_state("x", x, model.shape)
     grid.check_domain(model.schedule)
-    method, frame, schedule = registry.get(solver), by_name(variable), model.schedule
-    if any(frame.scale(schedule, t) == 0.0 for t in grid):
-        raise InputError(f"contractivity: the {variable} variable is singular on this grid; use variable='flow'")
+    method, frame, schedule = registry.get(solver), by_name(coordinates), model.schedule
+    if any(frame.scale(schedule.at(t)) == 0.0 for t in grid):
+        raise InputError(f"contractivity: {coordinates} coordinates are singular on this grid; use coordinates='flow'")
     rounds = min(products, x[0].numel())
-    state, rows = method.start(x, schedule, grid.times[0]), []
-    for leg in legs(schedule, grid, noise, clean=model.answers_clean):
-        step = StepMap(model, method, leg, state)
-        values = singular_values(step, step.x, 1, products=rounds).values[:, 0]
-        rows.append(values * (frame.scale(schedule, leg.t0) / frame.scale(schedule, leg.t1)))
-        state, _ = answer(method.travel(state, leg), model)
+    state, defined = method.start(x, schedule, grid.times[0]), model.defined_at_zero_noise
+    how = {"noise": noise, "defined_at_zero_noise": defined, "keep_before": True}
+    loop, rows = StepLoop(model, method, schedule, grid, state, **how), list[Tensor]()
+    for step in loop:
+        stepping = StepMap(model, method, step, loop.before)
+        values = singular_values(stepping, stepping.x, 1, products=rounds).values[:, 0]
+        rows.append(values * (frame.scale(step.start) / frame.scale(step.end)))
     return Contractivity(grid.times, torch.stack(rows))

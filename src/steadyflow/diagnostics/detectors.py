@@ -9,17 +9,14 @@ the saddle between two.
 import torch
 from torch import Tensor
 
-from ..batches import norm, unit
-from ..denoisers.base import Denoiser
+from .._integrate import StepInfo
 from ..errors import InputError
-from ..integrate import Moment
-from ..noise import PERTURBATION, like
 
 
 class TrajectoryVariance:
     """A callback that gathers the variance over the steps from `last` + `window` to `last` before the end.
 
-    The clean prediction of a step is read from the two states around it (`Moment.clean`), so that it costs no
+    The clean prediction of a step is read from the two states around it (`StepInfo.clean`), so that it costs no
     evaluations; of a stochastic solver it holds the noise as well. Keeps two tensors, whatever the number of steps. One
     object serves one call of `sample`, with any batch size.
     """
@@ -39,12 +36,12 @@ class TrajectoryVariance:
             raise InputError("variance: no run has ended; give this as sample(callback=...)")
         return torch.cat(self._done)
 
-    def __call__(self, moment: Moment) -> None:
-        left = moment.steps - moment.step
+    def __call__(self, info: StepInfo) -> None:
+        left = info.remaining
         if self.last <= left < self.last + self.window:
-            if moment.step == 1:
-                raise InputError(f"variance: a window of {self.window} steps in a run of {moment.steps}")
-            self._add(moment.clean)
+            if info.done == 1:
+                raise InputError(f"variance: a window of {self.window} steps in a run of {info.total}")
+            self._add(info.denoised)
             if left == self.last:
                 self._done.append((self._squares / (self._count - 1)).flatten(1).mean(1))
                 self._count = 0
@@ -58,22 +55,6 @@ class TrajectoryVariance:
         off = clean - self._mean
         self._mean = self._mean + off / self._count
         self._squares = self._squares + off * (clean - self._mean)
-
-
-def stretch(model: Denoiser, x: Tensor, t: float, products: int = 2) -> Tensor:
-    """The largest singular value of alpha d x0_hat / d x at (x, t), shape (B,), by power iteration with A transposed.
-
-    From a fixed direction; with `products` products it is a lower bound that is close once one direction dominates.
-    """
-    v = unit(like(x, 0, PERTURBATION, (0, 3, 0), range(1)).expand_as(x))
-    size = x.new_zeros(len(x))
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        clean = model(leaf, t).x0
-        for _ in range(products):
-            (v,) = torch.autograd.grad(clean, leaf, v, retain_graph=True)
-            size, v = norm(v), unit(v)
-    return model.schedule.alpha(t) * size
 
 
 def roc_area(scores: Tensor, positive: Tensor) -> float:

@@ -7,19 +7,17 @@ cause and a remedy that was tried on a few of the images. `Diagnosis.verify` tri
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
-from .. import grids
+from .._integrate import check_state, progress_bar
 from ..denoisers.base import Denoiser
 from ..errors import InputError, NonFiniteError
-from ..grids import Grid
-from ..integrate import check_state
-from ..solvers import registry
-from ..solvers.base import Solver, steps_for
+from ..tasks._options import DEFAULT_GRID, Options, Resolved
+from ..tasks.choose_solver import resolved_for_inversion
 from .budget import TERMS, Budget, Codec, budget
 from .remedies import Recommendation, Setting, recommend
 
@@ -54,7 +52,7 @@ class Diagnosis:
         return self.budget.measured
 
     @property
-    def total(self) -> Tensor:
+    def linear_combination(self) -> Tensor:
         """The sum of the budget's terms for each image, shape (B,)."""
         return self.budget.total
 
@@ -141,47 +139,67 @@ def diagnose(
     model: Denoiser,
     images: Tensor,
     *,
-    solver: str | Solver = "ees25",
-    steps: int | None = None,
-    nfe: int | None = None,
-    grid: str | Grid = "quadratic",
     guidance: float | None = None,
+    source_guidance: float | None = None,
     codec: Codec | None = None,
     tolerance: float | None = None,
     verify: bool = False,
+    **options: Unpack[Options],
 ) -> Diagnosis:
     """Take the error of reconstructing images apart, name its cause and recommend a remedy.
 
-    model: under the condition and guidance of the inversion. images: shape (B, ...), float32 or float64.
-    solver, steps (16 by default) or nfe, grid: of the round trip, as in `invert`.
-    guidance: of the way back, where it differs from the inversion's.
-    codec: encodes images to the model's samples and back, where the model works on latents.
-    tolerance: of the reference solves; by default a thousandth of the error found, within [1e-10, 1e-5].
-    verify: carry out the recommendation on all images and report what it gained (`Diagnosis.verified`).
+    It costs some hundreds to thousands of evaluations per sample, in float64.
 
-    Costs some hundreds to thousands of evaluations a sample, in float64. Raises `NotInvertibleError` for a stochastic
-    solver, `InputError` for arguments that do not fit.
+    Args:
+        model: The model of the data, under the images' own condition if it has one.
+        images: Shape (B, ...), float32 or float64.
+        guidance: The scale of classifier-free guidance on the way back; that of the way up by default.
+        source_guidance: That of the way up; the model's own by default.
+        codec: Encodes images to the model's samples and back, where the model works on latents.
+        tolerance: Of the reference solves; by default a thousandth of the error found, within [1e-10, 1e-5].
+        verify: Carry out the recommendation on all images and report what it gained (`Diagnosis.verified`).
+        **options: The round trip that is to be explained; see `Options`. What addresses noise, looks at a run or
+            changes it has no meaning here.
+
+    Raises:
+        NotInvertibleError: The solver is stochastic.
+        InputError: An argument does not fit.
     """
     check_state("images", images, model.shape if codec is None else None)
-    method = registry.get(solver)
+    resolved = Resolved.of(options, "diagnose", refused=_NO_MEANING)
+    model = model if source_guidance is None else model.with_guidance(source_guidance)
+    if resolved.auto is not None:
+        back = model if guidance is None else model.with_guidance(guidance)
+        auto = resolved.auto if guidance is None else replace(resolved.auto, target=resolved.auto.target or back)
+        samples = images if codec is None else codec.encode(images)
+        resolved, _ = resolved_for_inversion(resolved.changed(solver=auto), model, samples)
+    if resolved.controller is not None:
+        raise InputError("steps: a diagnosis is of a fixed number of steps, not of adaptive ones")
+    method = resolved.method
     method.check_invertible()
-    if steps is not None and nfe is not None:
-        raise InputError("diagnose: give steps or nfe, not both")
-    if isinstance(grid, Grid):
-        steps = grid.steps
-    elif nfe is not None:
-        steps = steps_for(method, nfe)
-    setting = Setting(method, steps or 16, grid, back=guidance)
-    times = grids.make(grid, model.schedule, setting.steps)
+    times = resolved.falling(model)
+    named = isinstance(resolved.grid, str) or resolved.grid is None
+    whole = all(getattr(resolved, name) is None for name in ("strength", "t_min", "t_max"))
+    grid = (resolved.grid or DEFAULT_GRID) if named else times
+    ends = None if whole or not named else (times.times[-1], times.times[0])
+    setting = Setting(method, times.steps, grid, guidance=guidance, ends=ends)
     _, back = setting.models(model)
+    bar = progress_bar(resolved.progress, 2 + verify, unit="part")
     try:
-        found = budget(model, images, solver=method, grid=times, back=back, codec=codec, tolerance=tolerance)
-    except NonFiniteError:
-        found = _diverged(images)
-    result = Diagnosis(found, recommend(setting, found, model, images, codec), setting, images, model, codec)
-    if not verify:
-        return result
-    return Diagnosis(found, result.recommendation, setting, images, model, codec, result.verify())
+        try:
+            found = budget(model, images, solver=method, grid=times, back=back, codec=codec, tolerance=tolerance)
+        except NonFiniteError:
+            found = _diverged(images)
+        bar.update()
+        result = Diagnosis(found, recommend(setting, found, model, images, codec), setting, images, model, codec)
+        bar.update()
+        return replace(result, verified=result.verify()) if verify else result
+    finally:
+        if bar is not resolved.progress:
+            bar.close()
+
+
+_NO_MEANING = ("seed", "index", "noise", "batch_size", "corrections", "callback", "record")
 
 
 def _diverged(images: Tensor) -> Budget:

@@ -1,6 +1,6 @@
 """The log-likelihood of a model along its probability-flow ODE.
 
-In the flow variable u = x / W with time tau and slope s = eps_hat - x0_hat, densities obey (Chen et al. 2018)
+In the flow coordinates u = x / W with time tau and slope s = eps_hat - x0_hat, densities obey (Chen et al. 2018)
 
     d ln p(u) / dtau = -div_u s,   so   ln p_gen(x) = ln p_prior(z) + integral of W div_x s dtau + n ln(W1 / W0)
 
@@ -12,25 +12,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .. import grids
-from ..batches import axes, dot, finite, total
+from .._integrate import StepLoop, check_state
+from .._internal.autograd import no_grad_unless
+from .._internal.tensors import basis_vectors, dot, finite
+from ..coordinates import FLOW
 from ..denoisers.base import Denoiser
 from ..errors import InputError, SteadyflowError
-from ..gradients import follows
 from ..grids import Grid
-from ..integrate import answer, check_state
+from ..jacobians.divergence import along, signs
+from ..jacobians.maps import pullback
 from ..prediction import Prediction
 from ..solvers import registry
-from ..solvers.base import legs
 from ..solvers.runge_kutta import RungeKutta
-from ..variables import FLOW
-from .divergence import along, signs
-from .maps import pullback
 
 EXACT_LIMIT = 1024
 """The largest number of dimensions for which the exact divergence is computed."""
@@ -60,7 +59,7 @@ class Likelihood:
         return -self.value / (n * math.log(2.0)) - math.log2(bin_width)
 
 
-@follows("x")
+@no_grad_unless("x")
 def log_likelihood(
     model: Denoiser,
     x: Tensor,
@@ -92,35 +91,36 @@ def log_likelihood(
         raise InputError(f"probes: got {probes}, expected at least 1 (or None for the exact divergence)")
     schedule = model.schedule
     times = grids.make(grid, schedule, steps).reversed()
-    directions = axes(x) if probes is None else list(signs(x, probes, seed, 1))
-    state, nfe = x, 0
+    directions = basis_vectors(x) if probes is None else list(signs(x, probes, seed, 1))
     integral = torch.zeros(len(directions), len(x), dtype=x.dtype, device=x.device)
-    for leg in legs(schedule, times):
-        divergences: list[Tensor] = []
+    divergences: list[Tensor] = []
 
-        def watched(x: Tensor, t: float, into: list[Tensor] = divergences) -> Prediction:
-            """The model's answer; the divergence of its field comes out of the same forward evaluation."""
-            answers: list[Prediction] = []
+    def watched(x: Tensor, t: float) -> Prediction:
+        """The model's answer; the divergence of its field comes out of the same forward evaluation."""
+        answers: list[Prediction] = []
 
-            def field(leaf: Tensor) -> list[Tensor]:
-                answers.append(model(leaf, t))
-                return [answers[0].flow]
+        def field(leaf: Tensor) -> list[Tensor]:
+            answers.append(model(leaf, t))
+            return [answers[0].flow]
 
-            pull = pullback(field, [x])
-            into.append(FLOW.scale(schedule, t) * along(lambda v: pull([v])[0], directions))
-            prediction = answers[0]
-            return Prediction(x, prediction.output.detach(), prediction.kind, prediction.alpha, prediction.sigma)
+        pull = pullback(field, [x])
+        divergences.append(FLOW.scale(schedule.at(t)) * along(lambda v: pull([v])[0], directions))
+        prediction = answers[0]
+        return Prediction(x, prediction.output.detach(), prediction.kind, prediction.alpha, prediction.sigma)
 
-        (plan, known), asked = answer(method.stages(state, schedule, leg.t0, leg.t1, FLOW), watched)
-        nfe += asked * model.cost
-        state = total(plan.end, known)
+    method = replace(method, coordinates="flow")
+    loop = StepLoop(watched, method, schedule, times, x, defined_at_zero_noise=True)
+    for step in loop:
+        h = FLOW.time(step.end) - FLOW.time(step.start)
         for weight, divergence in zip(method.tableau.b, divergences, strict=True):
-            integral += plan.h * weight * divergence
+            integral += h * weight * divergence
+        divergences.clear()
+    state, nfe = loop.state, loop.evaluations * model.cost
     if not finite(state):
         raise SteadyflowError("log_likelihood: the solve diverged; use more steps")
-    scales = n * math.log(FLOW.scale(schedule, times.times[-1]) / FLOW.scale(schedule, times.times[0]))
-    noise = schedule.sigma(times.times[-1])
-    base = _gaussian(state, noise) if prior is None else prior(state)
+    first, last = schedule.at(times.times[0]), schedule.at(times.times[-1])
+    scales = n * math.log(FLOW.scale(last) / FLOW.scale(first))
+    base = _gaussian(state, last.sigma) if prior is None else prior(state)
     if probes is None:
         change, error = integral.sum(0), torch.zeros_like(base)
     else:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batches import finite, rms
+from .._internal.tensors import finite, rms
 from ..denoisers.base import Denoiser
 from ..errors import SteadyflowError
 from ..grids import Grid
@@ -49,13 +49,15 @@ _ENOUGH = 10.0
 class Setting:
     """A round trip: what `diagnose` was asked about, and what it recommends."""
 
-    solver: Solver
+    solver: Solver[Any]
     steps: int
     grid: str | Grid = "quadratic"
+    source_guidance: float | None = None
+    """Guidance of the way up; None leaves the model's own."""
     guidance: float | None = None
-    """Of the inversion; None leaves the model's own."""
-    back: float | None = None
-    """Guidance of the way back; None is that of the inversion."""
+    """Guidance of the way back; None is that of the way up."""
+    ends: tuple[float, float] | None = None
+    """t_min and t_max of a named grid, where they are not the path's own."""
     model_dtype: torch.dtype | None = None
     """What the network computes in; None leaves it."""
     dtype: torch.dtype | None = None
@@ -65,9 +67,17 @@ class Setting:
         """The model of the inversion, and that of the way back where it is another."""
         if self.model_dtype is not None:
             model = in_precision(model, self.model_dtype)
-        here = model if self.guidance is None else model.guided(self.guidance)
-        same = self.back is None or self.back == here.guidance
-        return here, None if same else model.guided(self.back)  # type: ignore[arg-type]  # not None where another
+        here = model if self.source_guidance is None else model.with_guidance(self.source_guidance)
+        same = self.guidance is None or self.guidance == here.guidance
+        return here, None if same else model.with_guidance(self.guidance)  # type: ignore[arg-type]  # not None where another
+
+    @property
+    def spacing(self) -> dict[str, Any]:
+        """The options of `invert` that place the steps."""
+        if isinstance(self.grid, Grid):
+            return {"grid": self.grid}
+        ends = {} if self.ends is None else dict(zip(("t_min", "t_max"), self.ends, strict=True))
+        return {"steps": self.steps, "grid": self.grid, **ends}
 
     def errors(self, model: Denoiser, images: Tensor, codec: Codec | None) -> Tensor:
         """The root mean square error of the round trip of each image, shape (B,); infinite where the run fails."""
@@ -75,7 +85,7 @@ class Setting:
         x = images if self.dtype is None else images.to(self.dtype)
         try:
             samples = x if codec is None else codec.encode(x)
-            inversion = invert(here, samples, solver=self.solver, steps=self.steps, grid=self.grid)
+            inversion = invert(here, samples, solver=self.solver, **self.spacing)
             returned = inversion.decode(back).x
         except SteadyflowError:
             return torch.full((len(images),), float("inf"), dtype=torch.float64)
@@ -93,11 +103,15 @@ class Setting:
         model = "model"
         if self.model_dtype is not None:
             model = f"sf.diagnostics.in_precision({model}, {self.model_dtype})"
-        here = model if self.guidance is None else f"{model}.guided({self.guidance:g})"
+        here = model if self.source_guidance is None else f"{model}.with_guidance({self.source_guidance:g})"
         images = "images" if self.dtype is None else f"images.to({self.dtype})"
-        grid = "grid" if isinstance(self.grid, Grid) else f'"{self.grid}"'
-        text = f"sf.invert({here}, {images}, solver={name}, steps={self.steps}, grid={grid})"
-        return f"{text}.decode({'' if self.back is None else f'guidance={self.back:g}'})"
+        spacing = ", ".join(f"{key}={_quoted(value)}" for key, value in self.spacing.items())
+        text = f"sf.invert({here}, {images}, solver={name}, {spacing})"
+        return f"{text}.decode({'' if self.guidance is None else f'guidance={self.guidance:g}'})"
+
+
+def _quoted(value: Any) -> str:
+    return "grid" if isinstance(value, Grid) else f'"{value}"' if isinstance(value, str) else f"{value:g}"
 
 
 @dataclass(frozen=True)
@@ -121,7 +135,7 @@ def recommend(
 ) -> Recommendation:
     """The cause of the error that `found` takes apart, and the best remedy of those that fit it."""
     few = images[:samples]
-    here = model.rows(0, len(few)) if len(images) > len(few) else model
+    here = model.slice(0, len(few)) if len(images) > len(few) else model
     tried: dict[str, tuple[Setting, float]] = {}
 
     def error(candidate: Setting) -> float:
@@ -157,7 +171,7 @@ def recommend(
 def _group(setting: Setting, found: Budget, floor: float) -> str:
     """The kind of cause: the group of terms with the largest share of the error."""
     if not finite(found.measured):
-        return "instability" if setting.solver.facts.inverse == "exact" else "discretisation"
+        return "instability" if setting.solver.properties.inverse == "exact" else "discretisation"
     if found.measured.median().item() < floor:
         return "none"
     terms = found.terms
@@ -169,7 +183,7 @@ def _group(setting: Setting, found: Budget, floor: float) -> str:
     if "codec" in terms:
         groups["codec"] = terms["codec"]
     largest = max(groups, key=lambda name: groups[name].median().item())
-    if setting.solver.facts.inverse == "exact" and largest in ("precision", "discretisation"):
+    if setting.solver.properties.inverse == "exact" and largest in ("precision", "discretisation"):
         return "instability"
     return largest
 
@@ -190,10 +204,10 @@ def _finer(setting: Setting, before: float, error: Any) -> list[Setting]:
     grids = [replace(setting, grid=name) for name in GRIDS]
     best_grid = min(grids, key=error).grid
     equal = [
-        replace(setting, solver=registry.get(name), steps=budget // (registry.get(name).facts.evaluations or 1), grid=g)
-        for name in SOLVERS
+        replace(setting, solver=solver, steps=steps_for(solver, budget), grid=g)
+        for solver in map(registry.get, SOLVERS)
         for g in dict.fromkeys((best_grid, "quadratic"))
-        if budget >= (registry.get(name).facts.evaluations or 1)
+        if budget >= (solver.properties.evaluations or 1)
     ]
     most = min([*grids, *equal], key=error)
     return [*grids, *equal, replace(most, steps=_DEARER * most.steps)]
@@ -203,11 +217,12 @@ def _remedies(setting: Setting, group: str, model: Denoiser) -> Iterator[Setting
     """Remedies for the other causes."""
     if group == "guidance":
         here, back = setting.models(model)
-        yield replace(setting, guidance=1.0, back=1.0)
+        yield replace(setting, source_guidance=1.0, guidance=1.0)
         if back is not None:
-            yield replace(setting, guidance=back.guidance, back=back.guidance)
-        yield replace(setting, back=here.guidance)
-        yield replace(setting, solver=registry.get("ees25"), steps=max(1, _cost(setting) // 3), guidance=1.0, back=1.0)
+            yield replace(setting, source_guidance=back.guidance, guidance=back.guidance)
+        yield replace(setting, guidance=here.guidance)
+        steps = max(1, _cost(setting) // 3)
+        yield replace(setting, solver=registry.get("ees25"), steps=steps, source_guidance=1.0, guidance=1.0)
     if group == "precision":
         half = model.dtype in (torch.float16, torch.bfloat16)
         if half:
@@ -217,12 +232,12 @@ def _remedies(setting: Setting, group: str, model: Denoiser) -> Iterator[Setting
         budget = _cost(setting)
         spec = setting.solver.spec()
         name = spec.pop("name")
-        for options in ({"coupling": "auto"}, {"coupling": "auto", "variable": "flow"}):
+        for options in ({"coupling": "auto"}, {"coupling": "auto", "coordinates": "flow"}):
             if all(key in spec for key in options):
                 yield replace(setting, solver=registry.get(name, **{**spec, **options}))
         for name in SOLVERS:
             solver = registry.get(name)
-            if budget >= (solver.facts.evaluations or 1):
+            if budget >= (solver.properties.evaluations or 1):
                 yield replace(setting, solver=solver, steps=steps_for(solver, budget))
         yield replace(setting, dtype=torch.float64)
 
@@ -231,25 +246,26 @@ def _possible(setting: Setting, model: Denoiser) -> bool:
     """Whether the model has what the setting changes."""
     if setting.model_dtype is not None and not isinstance(model.net, nn.Module):
         return setting.dtype is not None
-    return (setting.guidance in (None, 1.0) and setting.back in (None, 1.0)) or model.null is not None
+    return {setting.source_guidance, setting.guidance} <= {None, 1.0} or model.null is not None
 
 
 def _cost(setting: Setting) -> int:
-    return setting.steps * (setting.solver.facts.evaluations or 1)
+    return setting.steps * (setting.solver.properties.evaluations or 1)
 
 
 def _words(before: Setting, after: Setting) -> str:
     """What changes from one setting to another."""
     parts = []
     if after.solver != before.solver:
-        options = ", ".join(f"{k} {v!r}" for k, v in after.solver.spec().items() if k in ("coupling", "variable"))
+        options = ", ".join(f"{k} {v!r}" for k, v in after.solver.spec().items() if k in ("coupling", "coordinates"))
         parts.append(f"solver {after.solver.name}" + (f" ({options})" if options else ""))
     if after.steps != before.steps:
         parts.append(f"{after.steps} steps")
     if after.grid != before.grid:
         parts.append(f"the grid {after.grid}")
-    if after.guidance != before.guidance or after.back != before.back:
-        parts.append("the same guidance both ways" + ("" if after.guidance is None else f" ({after.guidance:g})"))
+    if after.guidance != before.guidance or after.source_guidance != before.source_guidance:
+        scale = "" if after.source_guidance is None else f" ({after.source_guidance:g})"
+        parts.append("the same guidance both ways" + scale)
     if after.model_dtype != before.model_dtype:
         parts.append(f"the network in {str(after.model_dtype).removeprefix('torch.')}")
     if after.dtype != before.dtype:

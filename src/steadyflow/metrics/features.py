@@ -1,6 +1,6 @@
 """Scores over features of a network that can be exchanged: alignment with prompts, structure, distributions.
 
-An `Extractor` says what it sees in images. Ours for the bundled pictures is in `steadyflow.lab.editing`; `Clip` and
+An `Extractor` says what it sees in images. Ours for the bundled pictures is in `steadyflow_lab.editing`; `Clip` and
 `Dino` take weights that lie on this machine, through transformers; `lpips` and `inception_features` come from
 torchmetrics. Every extractor has a `hash` of its weights, which belongs beside every number that it gave.
 """
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .. import files
+from .._internal import files
 from ..errors import InputError, MissingExtraError
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..batches import rms
+from .._internal.tensors import rms
 from ..errors import InputError, MissingExtraError
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..batches import finite, unit
+from .._internal.tensors import finite, unit
 from ..errors import InputError
 from ..noise import PERTURBATION, like
 

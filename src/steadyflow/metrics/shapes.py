@@ -24,7 +24,7 @@ def count_shapes(images: Tensor, *, contrast: float = 0.25, depth: float = 1.0) 
         from scipy.ndimage import distance_transform_edt, label
         from skimage.morphology import h_maxima
     except ImportError as error:
-        raise MissingExtraError("scikit-image", "lab", "counting shapes") from error
+        raise MissingExtraError("scikit-image", "data", "counting shapes") from error
     if images.ndim != 4 or images.shape[1] != 1 or not bool(images.isfinite().all()):
         raise InputError(f"images: got shape {tuple(images.shape)}, expected finite (n, 1, h, w)")
     if not 0.0 < contrast < 1.0 or depth <= 0.0:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..batches import finite
+from .._internal.tensors import finite
 from ..errors import InputError
 
 

@@ -1,4 +1,7 @@
-"""The trained models that ship with the library: weights in safetensors, what they are in the file's header."""
+"""The trained models that ship with the library: weights in safetensors, what they are in the file's header.
+
+Extension packages register others; steadyflow-lab has the models of its experiments.
+"""
 
 import json
 from functools import partial
@@ -9,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import files, schedules
+from .. import schedules
+from .._internal import extensions, files
 from ..denoisers.base import Denoiser
 from ..errors import MALFORMED, CorruptFileError, UnknownNameError
 from .networks import ResidualMLP, UNet
@@ -20,12 +24,12 @@ _NETWORKS = {"ResidualMLP": ResidualMLP, "UNet": UNet}
 
 
 def names() -> list[str]:
-    """The bundled models."""
-    return sorted(p.name.removesuffix(".safetensors") for p in _folder().iterdir() if p.suffix == ".safetensors")
+    """The bundled models, and those that installed extension packages register."""
+    return sorted({*_own(), *extensions.registered(extensions.MODELS)})
 
 
 def pipeline_folder(name: str = "ink") -> Path:
-    """The folder of a bundled text-to-image pipeline, for `steadyflow.adapters.pipelines.load_pipeline` or diffusers.
+    """The folder of a bundled text-to-image pipeline, for `steadyflow.diffusers.pipeline_model.load_pipeline` or diffusers.
 
     Raises `UnknownNameError` for a name.
     """
@@ -36,24 +40,34 @@ def pipeline_folder(name: str = "ink") -> Path:
 
 
 def load(name: str) -> Denoiser:
-    """A bundled model by name, or one that `save` wrote, by the path of its file.
+    """A model by name, bundled or of an installed extension package, or one that `save` wrote, by the path of its file.
 
     Raises `UnknownNameError` for a name, `CorruptFileError` for a file that is damaged or no such model.
     """
     if str(name).endswith(".safetensors"):
         return _read(Path(name))
-    if name not in names():
-        raise UnknownNameError("model", name, names())
-    return _read(_folder() / f"{name}.safetensors")
+    if name in _own():
+        return _read(_folder() / f"{name}.safetensors")
+    make = extensions.find(extensions.MODELS, name)
+    if make is None:
+        raise UnknownNameError("model", name, names(), extensions.hint(extensions.MODELS, name))
+    return make(name)
 
 
-def save(model: Denoiser, path: str | Path, network: dict[str, Any], **facts: Any) -> None:
+def save(
+    model: Denoiser, path: str | Path, network: dict[str, Any], *, dtype: torch.dtype | None = None, **facts: Any
+) -> None:
     """Write a model whose net is one of this package's, with the arguments that rebuild it.
 
-    network: {"type": class name, **arguments}. facts: anything worth telling of the training, JSON-able.
+    network: {"type": class name, **arguments}. dtype: what the weights are rounded to in the file, such as float16 for
+    half the size; `load` makes them float32 again. facts: anything worth telling of the training, JSON-able.
     """
     if not isinstance(model.net, nn.Module):
         raise TypeError("save: the denoiser's net must be a torch module")
+    weights = model.net.state_dict()
+    if dtype is not None:
+        weights = {name: value.to(dtype) if value.is_floating_point() else value for name, value in weights.items()}
+        facts = {**facts, "weights": f"stored in {str(dtype).removeprefix('torch.')}"}
     about = {
         "network": network,
         "schedule": model.schedule.spec(),
@@ -65,7 +79,12 @@ def save(model: Denoiser, path: str | Path, network: dict[str, Any], **facts: An
         "name": model.name,
         "facts": facts,
     }
-    files.write(path, "model", model.net.state_dict(), {"model": json.dumps(about)})
+    files.write(path, "model", weights, {"model": json.dumps(about)})
+
+
+def _own() -> list[str]:
+    """The models that ship with this package."""
+    return [path.stem for path in _folder().glob("*.safetensors")]
 
 
 def _folder() -> Path:

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .. import files
-from ..batches import against
+from .._internal import files
+from .._internal.tensors import broadcast
 from ..denoisers.base import Denoiser
 from ..errors import MALFORMED, CorruptFileError
 from ..prediction import PredictionType
@@ -78,7 +78,7 @@ def train(
             dropped = torch.rand(n, generator=generator) < label_dropout
             labels = labels.masked_fill(dropped, int(model.null))  # type: ignore[arg-type]
         eps = torch.randn(x0.shape, generator=generator)
-        alpha, sigma = (against(f(t.double()), x0) for f in (model.schedule.alpha, model.schedule.sigma))
+        alpha, sigma = (broadcast(f(t.double()), x0) for f in (model.schedule.alpha, model.schedule.sigma))
         time = model.schedule.model_time(t) * model.time_scale
         noisy = alpha * x0 + sigma * eps
         output = net(noisy, time) if labels is None else net(noisy, time, labels)

@@ -3,15 +3,15 @@
 from steadyflow import runs
 
 job = runs.Inverting("ink", n=10_000, solver=runs.spec_of("ees25"), steps=16, input="photographs", resize=True)
-run = runs.carry_out(job, "inverted", engine=runs.Ray())
+run = runs.run_job(job, "inverted", engine=runs.Ray())
 for part in run.parts():
     ...
 """
 
-from .driver import carry_out
 from .engines import Engine, InProcess, Ray, engine
 from .folder import RunFolder, Shard
 from .jobs import Diagnosing, Inverting, Job, Part, Sampling, spec_of
+from .run import run_job
 
 __all__ = [
     "Diagnosing",
@@ -24,7 +24,7 @@ __all__ = [
     "RunFolder",
     "Sampling",
     "Shard",
-    "carry_out",
     "engine",
+    "run_job",
     "spec_of",
 ]

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import files
+from .._internal import files
 from .._version import __version__
 from ..errors import MALFORMED, CorruptFileError, InputError, StorageError
 from .jobs import Job, Part, digest, from_spec

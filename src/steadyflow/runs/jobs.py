@@ -18,14 +18,15 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import files, grids, solvers
+from .. import grids, solvers
+from .._internal import files
+from ..datasets.sources import Source, open_source
 from ..denoisers.base import Denoiser
 from ..diagnostics import diagnose
 from ..errors import CorruptFileError, InputError, UnknownNameError
+from ..loading import apply_condition, fingerprint, load_model
 from ..solvers import registry
 from ..tasks import Inversion, invert, sample
-from .models import conditioned, fingerprint, named
-from .sources import Source, opened
 
 
 class Part(NamedTuple):
@@ -79,7 +80,7 @@ class Job(ABC):
         Raises `InputError` where the model, its condition, the grid and the data do not fit.
         """
         torch.set_num_threads(self.threads)
-        model = named(self.model, self.device) if model is None else model
+        model = load_model(self.model, self.device) if model is None else model
         grids.make(self.grid, model.schedule, self.steps)
         source = self.source(model)
         if source is not None and len(source) < self.n:
@@ -118,7 +119,7 @@ class Prepared:
         for begin in range(start, stop, job.block):
             end = min(begin + job.block, stop)
             x, given = (None, job.label) if self.data is None else self.data.rows(begin, end)
-            model = conditioned(self.model, given, job.guidance, job.prompt)
+            model = apply_condition(self.model, given, job.guidance, job.prompt)
             x = None if x is None else x.to(job.device)
             parts.append(job.block_of(model, x, begin, end))
         return job.joined(parts)
@@ -178,7 +179,7 @@ class OnData(Job):
         registry.from_spec(self.solver).check_invertible()
 
     def source(self, model):
-        return opened(model, self.input, self.n, self.resize, self.label)
+        return open_source(model, self.input, self.n, self.resize, self.label)
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..batches import combine
+from .._internal.tensors import combine
 from ..errors import InputError
-from .base import Asking, Facts, Leg, Query, Solver, ddim_factors, ddim_step
+from .base import Properties, Queries, Query, Solver, Step, ddim_factors, ddim_step
+from .registry import register
 
 
 @dataclass(frozen=True)
-class DDIM(Solver):
+class DDIM(Solver[Tensor]):
     """DDIM (Song et al. 2021): deterministic at eta = 0, ancestral at eta = 1, stochastic in between.
 
     inverse_time: the time at which the model is asked when inverting: that of the state ("start"), or that of the
@@ -42,9 +43,9 @@ class DDIM(Solver):
             raise InputError(f"inverse_time: got {self.inverse_time!r}, expected 'start' or 'end'")
 
     @property
-    def facts(self) -> Facts:
+    def properties(self) -> Properties:
         stochastic = self.eta > 0.0
-        return Facts(
+        return Properties(
             order=1,
             evaluations=1,
             inverse="none" if stochastic else "approximate",
@@ -55,24 +56,24 @@ class DDIM(Solver):
             source="Song et al. 2021 (2010.02502)",
         )
 
-    def step(self, state: Tensor, leg: Leg) -> Asking[Tensor]:
+    def step(self, state: Tensor, step: Step) -> Queries[Tensor]:
         if self.eta == 0.0:
-            return (yield from ddim_step(state, leg))
-        prediction = yield Query(state, leg.t0)
-        alpha, sigma = leg.schedule.alpha(leg.t1), leg.schedule.sigma(leg.t1)
-        before, after = leg.schedule.ratio(leg.t0), leg.schedule.ratio(leg.t1)
+            return (yield from ddim_step(state, step))
+        prediction = yield Query(state, step.t0)
+        alpha, sigma = step.end.alpha, step.end.sigma
+        before, after = step.start.ratio, step.end.ratio
         spread = self.eta * sigma * math.sqrt(1.0 - (after / before) ** 2)
         if spread == 0.0:
             return prediction.mix(alpha, sigma)
         mean = prediction.mix(alpha, math.sqrt(sigma * sigma - spread * spread))
-        return torch.add(mean, unit_noise(leg), alpha=spread)
+        return torch.add(mean, unit_noise(step), alpha=spread)
 
-    def inverse_step(self, state: Tensor, leg: Leg) -> Asking[Tensor]:
+    def inverse_step(self, state: Tensor, step: Step) -> Queries[Tensor]:
         self.check_invertible()
         if self.inverse_time == "start":
-            return (yield from self.step(state, leg))
-        a, b = ddim_factors(leg.schedule, leg.t0, leg.t1)
-        return combine(a, state, [b], [(yield Query(state, leg.t1)).eps])
+            return (yield from self.step(state, step))
+        a, b = ddim_factors(step.start, step.end)
+        return combine(a, state, [b], [(yield Query(state, step.t1)).eps])
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,17 @@ class DDPM(DDIM):
     name: ClassVar[str] = "ddpm"
 
     @property
-    def facts(self) -> Facts:
-        return replace(super().facts, source="Ho et al. 2020 (2006.11239)")
+    def properties(self) -> Properties:
+        return replace(super().properties, source="Ho et al. 2020 (2006.11239)")
 
 
-def unit_noise(leg: Leg) -> Tensor:
-    """Standard normal noise for a falling leg: the increment over its signal-to-noise ratios, scaled to 1."""
-    before, after = (math.exp(min(leg.schedule.log_snr(t), 600.0)) for t in (leg.t0, leg.t1))
+def unit_noise(step: Step) -> Tensor:
+    """Standard normal noise for a falling step: the increment over its signal-to-noise ratios, scaled to 1."""
+    before, after = (math.exp(min(level.log_snr, 600.0)) for level in (step.start, step.end))
     if before > 0.0:
-        after = min(after, before * 2.0**40)  # the beginning of a leg to clean data will do, and is a finite number
-    return leg.source.unit(before, after)
+        after = min(after, before * 2.0**40)  # the beginning of a step to clean data will do, and is a finite number
+    return step.source.unit(before, after)
+
+
+for _solver in (DDIM, DDPM):
+    register(_solver.name, _solver)

@@ -10,7 +10,7 @@ found by iteration from x1 = x0. It converges where |B| times the Lipschitz cons
 - `renoise`: the plain iteration, with the eps_hat of the last few rounds averaged for the final step (Garibi et al.
   2024, 2403.14602; without its noise regularisation, which needs gradients).
 
-`fireflow` is the explicit midpoint rule in the flow variable that takes the slope at its middle state's predictor from
+`fireflow` is the explicit midpoint rule in the flow coordinates that takes the slope at its middle state's predictor from
 the step before: two steps' order for one evaluation (Deng et al. 2024, 2412.07517).
 """
 
@@ -21,30 +21,31 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..batches import against, combine, dot
+from .._internal.tensors import broadcast, combine, dot
+from ..coordinates import FLOW, CoordinatesName
 from ..errors import ConvergenceError, InputError
 from ..schedules import Schedule
-from ..variables import FLOW, VariableName
-from .base import Asking, Facts, Leg, Query, Solver, ddim_factors, ddim_step
+from .base import Properties, Queries, Query, Solver, Step, ddim_factors, ddim_step
+from .registry import register
 from .reversible import Moving
 
 
-class ImplicitDDIM(Solver):
+class ImplicitDDIM(Solver[Tensor]):
     """DDIM downwards; upwards, rounds of the fixed-point iteration above."""
 
     rounds: int
 
     @property
-    def facts(self) -> Facts:
-        return Facts(1, 1, "approximate", inverse_evaluations=self.rounds + 1, real_interval=2.0, source=self.source)
+    def properties(self) -> Properties:
+        return Properties(1, 1, "approximate", inverse_evaluations=self.rounds + 1, real_interval=2.0, source=self.source)
 
     source: ClassVar[str] = ""
 
-    def step(self, state: Tensor, leg: Leg) -> Asking[Tensor]:
-        return (yield from ddim_step(state, leg))
+    def step(self, state: Tensor, step: Step) -> Queries[Tensor]:
+        return (yield from ddim_step(state, step))
 
     @abstractmethod
-    def inverse_step(self, state: Tensor, leg: Leg) -> Asking[Tensor]: ...
+    def inverse_step(self, state: Tensor, step: Step) -> Queries[Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,13 @@ class AIDI(ImplicitDDIM):
     def __post_init__(self):
         _check_rounds(self.name, self.rounds)
 
-    def inverse_step(self, state: Tensor, leg: Leg) -> Asking[Tensor]:
-        a, b = ddim_factors(leg.schedule, leg.t0, leg.t1)
-        x = combine(a, state, [b], [(yield Query(state, leg.t1)).eps])
+    def inverse_step(self, state: Tensor, step: Step) -> Queries[Tensor]:
+        a, b = ddim_factors(step.start, step.end)
+        x = combine(a, state, [b], [(yield Query(state, step.t1)).eps])
         past: tuple[Tensor, Tensor] | None = None
         first: Tensor | None = None
         for _ in range(self.rounds):
-            image = combine(a, state, [b], [(yield Query(x, leg.t1)).eps])
+            image = combine(a, state, [b], [(yield Query(x, step.t1)).eps])
             residual = image - x
             onward = image
             if past is not None and self.accelerate:
@@ -74,16 +75,16 @@ class AIDI(ImplicitDDIM):
             past = (image, residual)
             x = onward
         if first is not None and past is not None:
-            _check_convergence(self.name, leg, first, past[1], state)
+            _check_convergence(self.name, step, first, past[1], state)
         return x
 
 
-def _check_convergence(name: str, leg: Leg, first: Tensor, last: Tensor, state: Tensor) -> None:
+def _check_convergence(name: str, step: Step, first: Tensor, last: Tensor, state: Tensor) -> None:
     """Raise `ConvergenceError` if the last round moved the state more than the first, beyond rounding."""
     before, after, size = torch.stack([first.norm(), last.norm(), state.norm()]).tolist()  # the one look a step
     if not after <= before + 10 * torch.finfo(state.dtype).eps * size:
         raise ConvergenceError(
-            f"{name}: at t = {leg.t1:.6g} the fixed point diverges: its rounds moved the state by {before:.1e} "
+            f"{name}: at t = {step.t1:.6g} the fixed point diverges: its rounds moved the state by {before:.1e} "
             f"at first and by {after:.1e} at last; take more steps or another solver"
         )
 
@@ -93,7 +94,7 @@ def _anderson(image: Tensor, residual: Tensor, image_before: Tensor, residual_be
     change = residual - residual_before
     size = dot(change, change).clamp_min(torch.finfo(change.dtype).tiny)
     weight = (dot(residual, change) / size).clamp(-2.0, 2.0)
-    return image - against(weight, image) * (image - image_before)
+    return image - broadcast(weight, image) * (image - image_before)
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,11 @@ class ReNoise(ImplicitDDIM):
         if not 1 <= self.average <= self.rounds + 1:
             raise InputError(f"renoise: got average {self.average}, expected 1 to rounds + 1 = {self.rounds + 1}")
 
-    def inverse_step(self, state: Tensor, leg: Leg) -> Asking[Tensor]:
-        a, b = ddim_factors(leg.schedule, leg.t0, leg.t1)
+    def inverse_step(self, state: Tensor, step: Step) -> Queries[Tensor]:
+        a, b = ddim_factors(step.start, step.end)
         x, total = state, None
         for k in range(self.rounds + 1):
-            eps = (yield Query(x, leg.t1)).eps
+            eps = (yield Query(x, step.t1)).eps
             if k > self.rounds - self.average:
                 total = eps if total is None else total + eps
             x = combine(a, state, [b], [eps])
@@ -128,22 +129,19 @@ def _check_rounds(name: str, rounds: int) -> None:
 
 
 @dataclass(frozen=True)
-class FireFlow(Solver):
-    """FireFlow: the midpoint rule in the flow variable, its predictor's slope reused from the step before.
+class FireFlow(Solver[Moving]):
+    """FireFlow: the midpoint rule in the flow coordinates, its predictor's slope reused from the step before.
 
     One evaluation a step and one to start; order 2 where steps are equal. The step back is the same, with a history
     of its own.
     """
 
     name: ClassVar[str] = "fireflow"
+    coordinates: ClassVar[CoordinatesName] = "flow"
 
     @property
-    def frame(self) -> VariableName:
-        return "flow"
-
-    @property
-    def facts(self) -> Facts:
-        return Facts(2, 1, "approximate", extra=1, states=2, source="Deng et al. 2024 (2412.07517)")
+    def properties(self) -> Properties:
+        return Properties(2, 1, "approximate", startup_evaluations=1, states=2, source="Deng et al. 2024 (2412.07517)")
 
     def start(self, x: Tensor, schedule: Schedule, t: float) -> Moving:
         return Moving(x, None, None)
@@ -151,18 +149,22 @@ class FireFlow(Solver):
     def output(self, state: Moving) -> Tensor:
         return state.x
 
-    def turn(self, state: Moving) -> Moving:
+    def for_decoding(self, state: Moving) -> Moving:
         return Moving(state.x, None, None)
 
-    def step(self, state: Moving, leg: Leg) -> Asking[Moving]:
+    def step(self, state: Moving, step: Step) -> Queries[Moving]:
         x, _, slope = state
         if slope is None:
-            slope = (yield Query(x, leg.t0)).flow
-        schedule = leg.schedule
-        start = FLOW.time(schedule, leg.t0)
-        h = FLOW.time(schedule, leg.t1) - start
+            slope = (yield Query(x, step.t0)).flow
+        schedule = step.schedule
+        start = FLOW.time(step.start)
+        h = FLOW.time(step.end) - start
         t = FLOW.when(schedule, start + h / 2)
-        before, here, after = (FLOW.scale(schedule, s) for s in (leg.t0, t, leg.t1))
+        before, here, after = (FLOW.scale(level) for level in (step.start, schedule.at(t), step.end))
         middle = combine(here / before, x, [here * h / 2], [slope])
         slope = (yield Query(middle, t)).flow
         return Moving(combine(after / before, x, [after * h], [slope]), None, slope)
+
+
+for _solver in (FireFlow, AIDI, ReNoise):
+    register(_solver.name, _solver)

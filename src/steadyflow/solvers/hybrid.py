@@ -11,33 +11,35 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..schedules import Schedule
+from . import registry
 from .ancestral import DDIM, DDPM
-from .base import Asking, Facts, Leg, Solver, State, state
+from .base import Properties, Queries, Solver, Step
+from .state import solver_state
 
 
-@state
+@solver_state
 class Staged(NamedTuple):
     """The state of the method at work, and which of the two that is."""
 
     noisy: bool
-    state: State
+    state: Any
 
 
 @dataclass(frozen=True)
-class Hybrid(Solver):
+class Hybrid(Solver[Staged]):
     """`noisy` steps of a stochastic method before the last `after` steps of a run, the others deterministic.
 
     On a grid of fewer than noisy + after steps all that are not among the last `after` are stochastic.
     """
 
-    deterministic: Solver = field(default_factory=DDIM)
-    stochastic: Solver = field(default_factory=DDPM)
+    deterministic: Solver[Any] = field(default_factory=DDIM)
+    stochastic: Solver[Any] = field(default_factory=DDPM)
     noisy: int = 5
     after: int = 0
     name: ClassVar[str] = "hybrid"
 
     def __post_init__(self):
-        if self.deterministic.facts.stochastic or not self.stochastic.facts.stochastic:
+        if self.deterministic.properties.stochastic or not self.stochastic.properties.stochastic:
             raise InputError(
                 f"hybrid: expected a deterministic and a stochastic solver, got {self.deterministic.name!r} and "
                 f"{self.stochastic.name!r}"
@@ -46,10 +48,10 @@ class Hybrid(Solver):
             raise InputError(f"hybrid: expected noisy >= 1 and after >= 0, got {self.noisy} and {self.after}")
 
     @property
-    def facts(self) -> Facts:
-        quiet, noisy = self.deterministic.facts, self.stochastic.facts
+    def properties(self) -> Properties:
+        quiet, noisy = self.deterministic.properties, self.stochastic.properties
         cost = quiet.evaluations if quiet.evaluations == noisy.evaluations else None
-        return Facts(min(quiet.order, noisy.order), cost, "none", stochastic=True, source="arXiv 2605.06831")
+        return Properties(min(quiet.order, noisy.order), cost, "none", stochastic=True, source="arXiv 2605.06831")
 
     def spec(self) -> dict[str, Any]:
         parts = {"deterministic": self.deterministic.spec(), "stochastic": self.stochastic.spec()}
@@ -58,17 +60,34 @@ class Hybrid(Solver):
     def start(self, x: Tensor, schedule: Schedule, t: float) -> Staged:
         return Staged(False, self.deterministic.start(x, schedule, t))
 
-    def step(self, state: Staged, leg: Leg) -> Asking[Staged]:
-        left = leg.steps - leg.index
+    def step(self, state: Staged, step: Step) -> Queries[Staged]:
+        left = step.count - step.index
         noisy = self.after < left <= self.after + self.noisy
         method = self._method(noisy)
         inner = state.state
         if noisy != state.noisy:
-            inner = method.start(self.output(state), leg.schedule, leg.t0)
-        return Staged(noisy, (yield from method.step(inner, leg)))
+            inner = method.start(self.output(state), step.schedule, step.t0)
+        return Staged(noisy, (yield from method.step(inner, step)))
 
     def output(self, state: Staged) -> Tensor:
         return self._method(state.noisy).output(state.state)
 
-    def _method(self, noisy: bool) -> Solver:
+    def _method(self, noisy: bool) -> Solver[Any]:
         return self.stochastic if noisy else self.deterministic
+
+
+def _make(
+    deterministic: str | Solver[Any] | dict[str, Any] = "ddim",
+    stochastic: str | Solver[Any] | dict[str, Any] = "ddpm",
+    noisy: int = 5,
+    after: int = 0,
+) -> Hybrid:
+    """A hybrid, whose parts are given by name, as solvers, or as they were saved."""
+    parts = (
+        registry.from_spec(part) if isinstance(part, dict) else registry.get(part)
+        for part in (deterministic, stochastic)
+    )
+    return Hybrid(*parts, noisy, after)
+
+
+registry.register(Hybrid.name, _make)

@@ -3,11 +3,11 @@
 In a variable of time tau (see `variables`) a step is u1 = u0 + integral of f dtau. The last `order` slopes are
 interpolated by a polynomial P in some clock s(tau), and P is integrated exactly (Gauss-Legendre, 16 nodes):
 
-| name     | variable | slopes  | clock s             |                                                  |
-|----------|----------|---------|---------------------|--------------------------------------------------|
-| lms      | noise    | eps_hat | sigma/alpha         | Adams-Bashforth; LMS of k-diffusion, rhoAB-DEIS  |
-| deis     | noise    | eps_hat | ln(sigma/alpha)     | DEIS with exponential weights (log-rho)          |
-| dpmpp-3m | data     | x0_hat  | ln(alpha/sigma)     | DPM-Solver++(3M), exponential Adams-Bashforth    |
+| name     | coordinates | slopes  | clock s             |                                                  |
+|----------|-------------|---------|---------------------|--------------------------------------------------|
+| lms      | noise       | eps_hat | sigma/alpha         | Adams-Bashforth; LMS of k-diffusion, rhoAB-DEIS  |
+| deis     | noise       | eps_hat | ln(sigma/alpha)     | DEIS with exponential weights (log-rho)          |
+| dpmpp-3m | data        | x0_hat  | ln(alpha/sigma)     | DPM-Solver++(3M), exponential Adams-Bashforth    |
 
 `dpmpp-2m` keeps the published coefficient, which differs from the exact integral at second order only:
 
@@ -20,7 +20,7 @@ of s^k e^(-c(h - s)) over [0, h],
 
     x1 = (sigma1/sigma0) e^(-eta h) x + alpha1 (m0 J_0 + m' J_1 + m'' J_2 / 2) + sigma1 sqrt(1 - e^(-2 eta h)) z.
 
-Where a leg ends in sigma = 0 or starts at alpha = 0 the order drops to one, which is DDIM there. The first steps
+Where a step ends in sigma = 0 or starts at alpha = 0 the order drops to one, which is DDIM there. The first steps
 have lower order, as there is less history. Inversion runs the same method up the grid, with a history of its own.
 
 Sources: Zhang & Chen 2022 (DEIS); Lu et al. 2022 (DPM-Solver++); Liu et al. 2022 (PNDM); Karras et al. 2022.
@@ -32,29 +32,31 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache, partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..batches import combine
+from .._internal.tensors import combine
+from ..coordinates import DATA, Coordinates, CoordinatesName, by_name
 from ..errors import InputError
 from ..prediction import Scaled
-from ..schedules import Schedule
-from ..variables import DATA, NOISE, Variable, VariableName
+from ..schedules import Level, Schedule
 from .ancestral import unit_noise
-from .base import Asking, Facts, Leg, Query, Solver, state
+from .base import Properties, Queries, Query, Solver, Step
+from .registry import register
+from .state import solver_state
 
 ADAMS_INTERVALS = (2.0, 1.0, 6 / 11, 3 / 10)
 """The real stability intervals of the Adams-Bashforth methods of order 1 to 4 (Hairer & Wanner, sec. V.1)."""
 
 
-state(Scaled)
+solver_state(Scaled)
 
 
-@state
+@solver_state
 class History(NamedTuple):
     """The sample, and the slopes of the last steps with their path times, the newest first."""
 
@@ -63,18 +65,19 @@ class History(NamedTuple):
     slopes: tuple[Scaled, ...]
 
 
-class Coefficients(NamedTuple):
-    """The numbers of a step  x1 = first x + sum of weights * slopes + spread z."""
+class LinearStep(NamedTuple):
+    """The numbers of a step  x1 = x * state + sum of slopes * past slopes + noise_std * z."""
 
-    first: float
-    weights: tuple[float, ...]
-    """The newest slope's first."""
-    spread: float = 0.0
+    x: float
+    """The factor of the state."""
+    slopes: tuple[float, ...]
+    """The factors of the past slopes, the newest first."""
+    noise_std: float = 0.0
     """The standard deviation of the noise."""
 
 
 @dataclass(frozen=True)
-class Multistep(Solver):
+class Multistep(Solver[History]):
     """What the multistep methods share: a history of at most `order` slopes, which is the method's own order.
 
     The first step of a run is of first order, so that a run converges with order two at most; the error of that
@@ -89,18 +92,14 @@ class Multistep(Solver):
 
     highest: ClassVar[int] = 4
     source: ClassVar[str] = ""
-    variable: ClassVar[Variable] = NOISE
+    coordinates: ClassVar[CoordinatesName] = "noise"
     stochastic: ClassVar[bool] = False
 
     @property
-    def frame(self) -> VariableName:
-        return "data" if self.variable is DATA else "noise"
-
-    @property
-    def facts(self) -> Facts:
+    def properties(self) -> Properties:
         # the first step has no history and leaves a local error of second order, which caps the convergence
         order, inverse = min(self.order, 2), "none" if self.stochastic else "approximate"
-        return Facts(
+        return Properties(
             order,
             1,
             inverse,
@@ -117,54 +116,60 @@ class Multistep(Solver):
     def output(self, state: History) -> Tensor:
         return state.x
 
-    def step(self, state: History, leg: Leg) -> Asking[History]:
-        prediction = yield Query(state.x, leg.t0)
-        times = (leg.t0, *state.times)[: self.order]
-        slopes = (prediction.scaled(*self.variable.reading), *state.slopes)[: self.order]
-        ends = (leg.schedule.log_snr(leg.t0), leg.schedule.log_snr(leg.t1))
-        if not all(map(math.isfinite, ends)):
-            x = prediction.mix(leg.schedule.alpha(leg.t1), leg.schedule.sigma(leg.t1))
+    def step(self, state: History, step: Step) -> Queries[History]:
+        prediction = yield Query(state.x, step.t0)
+        times = (step.t0, *state.times)[: self.order]
+        newest = prediction.scaled(*by_name(self.coordinates).prediction)
+        slopes = (newest, *state.slopes)[: self.order]
+        if not (math.isfinite(step.start.log_snr) and math.isfinite(step.end.log_snr)):
+            x = prediction.mix(step.end.alpha, step.end.sigma)
         else:
-            first, weights, spread = leg.schedule.remembered(
-                (self, times, leg.t1), lambda: self.coefficients(leg.schedule, _regular(leg.schedule, times), leg.t1)
-            )
-            x = _sum(first, state.x, weights, slopes[: len(weights)])
-            if spread > 0.0:
-                x = torch.add(x, unit_noise(leg), alpha=spread)
+            numbers = _linear_step(self, step.schedule, times, step.t1)
+            x = _sum(numbers, state.x, slopes[: len(numbers.slopes)])
+            if numbers.noise_std > 0.0:
+                x = torch.add(x, unit_noise(step), alpha=numbers.noise_std)
         return History(x, times, slopes)
 
-    def moved(self, state: History, x: Tensor, schedule: Schedule, t: float) -> History:
+    def with_sample(self, state: History, x: Tensor, schedule: Schedule, t: float) -> History:
         return state._replace(x=x)
 
-    def turn(self, state: History) -> History:
+    def for_decoding(self, state: History) -> History:
         return History(state.x, (), ())
 
     @abstractmethod
-    def coefficients(self, schedule: Schedule, times: list[float], t1: float) -> Coefficients:
-        """The numbers of a step from times[0] to t1 with slopes at `times`, the newest first.
+    def coefficients(self, past: Sequence[Level], end: Level) -> LinearStep:
+        """The numbers of a step from past[0] to `end` with slopes at the levels `past`, the newest first.
 
-        They depend on nothing else but the solver's options, as they are remembered.
+        They are cached for a solver and these levels, which are all that they may depend on.
         """
 
-    def transfer(self, schedule: Schedule, t0: float, t1: float, weights: Iterable[float]) -> Coefficients:
-        """(W1/W0) x + W1 sum of weights * slopes: a step in the variable, told in model space."""
-        before, after = (self.variable.scale(schedule, t) for t in (t0, t1))
-        return Coefficients(after / before, tuple(after * w for w in weights))
+    def transfer(self, start: Level, end: Level, weights: Iterable[float]) -> LinearStep:
+        """(W1/W0) x + W1 sum of weights * slopes: a step in the coordinates, expressed in model space."""
+        coordinates = by_name(self.coordinates)
+        before, after = coordinates.scale(start), coordinates.scale(end)
+        return LinearStep(after / before, tuple(after * w for w in weights))
 
 
-def _sum(first: float, x: Tensor, weights: Sequence[float], slopes: Sequence[Scaled]) -> Tensor:
-    """first * x + sum of weights * slopes."""
-    factors = [weight * slope.factor for weight, slope in zip(weights, slopes, strict=True)]
-    return combine(first, x, factors, [slope.tensor for slope in slopes])
+@lru_cache(maxsize=4096)
+def _linear_step(solver: Multistep, schedule: Schedule, times: tuple[float, ...], t1: float) -> LinearStep:
+    """The numbers of a step to t1 with slopes at the times, the newest first."""
+    return solver.coefficients(_regular(schedule, times), schedule.at(t1))
 
 
-def _regular(schedule: Schedule, times: tuple[float, ...]) -> list[float]:
-    """The times at which the log-SNR is finite; the others can only be the oldest, where a journey began."""
-    return [t for t in times if math.isfinite(schedule.log_snr(t))]
+def _sum(numbers: LinearStep, x: Tensor, slopes: Sequence[Scaled]) -> Tensor:
+    """The step without its noise."""
+    factors = [weight * slope.factor for weight, slope in zip(numbers.slopes, slopes, strict=True)]
+    return combine(numbers.x, x, factors, [slope.tensor for slope in slopes])
 
 
-def _lambda(schedule: Schedule, t: float) -> float:
-    return 0.5 * schedule.log_snr(t)
+def _regular(schedule: Schedule, times: Sequence[float]) -> list[Level]:
+    """The levels at which the log-SNR is finite; the others can only be the oldest, where a run began."""
+    return [level for level in map(schedule.at, times) if math.isfinite(level.log_snr)]
+
+
+def _lambda(level: Level) -> float:
+    """ln(alpha / sigma)."""
+    return 0.5 * level.log_snr
 
 
 @cache
@@ -185,18 +190,16 @@ def _lagrange_weights(knots: list[float], clock: np.ndarray, measure: np.ndarray
 
 @dataclass(frozen=True)
 class LMS(Multistep):
-    """Linear multistep in the noise variable: variable-step Adams-Bashforth in sigma/alpha, order 1 to 4."""
+    """Linear multistep in the noise coordinates: variable-step Adams-Bashforth in sigma/alpha, order 1 to 4."""
 
     order: int = 4
     name: ClassVar[str] = "lms"
     source = "Karras et al. 2022 (2206.00364); k-diffusion"
 
-    def coefficients(self, schedule, times, t1):
-        start, end = schedule.ratio(times[0]), schedule.ratio(t1)
+    def coefficients(self, past: Sequence[Level], end: Level) -> LinearStep:
+        knots, h = [level.ratio for level in past], end.ratio - past[0].ratio
         nodes, weights = _gauss()
-        knots = [schedule.ratio(t) for t in times]
-        chosen = _lagrange_weights(knots, start + (end - start) * nodes, (end - start) * weights)
-        return self.transfer(schedule, times[0], t1, chosen)
+        return self.transfer(past[0], end, _lagrange_weights(knots, knots[0] + h * nodes, h * weights))
 
 
 @dataclass(frozen=True)
@@ -206,18 +209,17 @@ class DEIS(Multistep):
     name: ClassVar[str] = "deis"
     source = "Zhang & Chen 2022 (2204.13902)"
 
-    def coefficients(self, schedule, times, t1):
-        weights = _exponential_weights(self.variable, schedule, times, t1)
-        return self.transfer(schedule, times[0], t1, weights)
+    def coefficients(self, past: Sequence[Level], end: Level) -> LinearStep:
+        return self.transfer(past[0], end, _exponential_weights(by_name(self.coordinates), past, end))
 
 
-def _exponential_weights(variable: Variable, schedule: Schedule, times: list[float], t1: float) -> list[float]:
-    """Weights of slopes interpolated in ln tau and integrated over dtau, in the variable's units."""
-    start, end = (math.log(variable.time(schedule, t)) for t in (times[0], t1))
+def _exponential_weights(coordinates: Coordinates, past: Sequence[Level], end: Level) -> list[float]:
+    """Weights of slopes interpolated in ln tau and integrated over dtau, in the coordinates' units."""
+    knots = [math.log(coordinates.time(level)) for level in past]
+    h = math.log(coordinates.time(end)) - knots[0]
     nodes, weights = _gauss()
-    clock = start + (end - start) * nodes
-    knots = [math.log(variable.time(schedule, t)) for t in times]
-    return _lagrange_weights(knots, clock, (end - start) * weights * np.exp(clock))
+    clock = knots[0] + h * nodes
+    return _lagrange_weights(knots, clock, h * weights * np.exp(clock))
 
 
 _ADAMS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
@@ -232,13 +234,13 @@ class IPNDM(Multistep):
     source = "Liu et al. 2022 (2202.09778); Zhang & Chen 2022 (2204.13902)"
 
     @property
-    def facts(self) -> Facts:
+    def properties(self) -> Properties:
         interval = ADAMS_INTERVALS[self.order - 1]
-        return Facts(1, 1, "approximate", states=1 + self.order, real_interval=interval, source=self.source)
+        return Properties(1, 1, "approximate", states=1 + self.order, real_interval=interval, source=self.source)
 
-    def coefficients(self, schedule, times, t1):
-        h = schedule.ratio(t1) - schedule.ratio(times[0])
-        return self.transfer(schedule, times[0], t1, [h * w for w in _ADAMS[len(times) - 1]])
+    def coefficients(self, past: Sequence[Level], end: Level) -> LinearStep:
+        h = end.ratio - past[0].ratio
+        return self.transfer(past[0], end, [h * w for w in _ADAMS[len(past) - 1]])
 
 
 @dataclass(frozen=True)
@@ -248,21 +250,21 @@ class DPMpp2M(Multistep):
     order: int = 2
     name: ClassVar[str] = "dpmpp-2m"
     highest = 2
-    variable = DATA
+    coordinates = "data"
     source = "Lu et al. 2022 (2211.01095)"
 
-    def coefficients(self, schedule, times, t1):
-        gain = DATA.time(schedule, t1) - DATA.time(schedule, times[0])
-        extra = _extrapolation(schedule, times, t1)
-        return self.transfer(schedule, times[0], t1, [gain * (1 + extra), -gain * extra][: len(times)])
+    def coefficients(self, past: Sequence[Level], end: Level) -> LinearStep:
+        gain = DATA.time(end) - DATA.time(past[0])
+        extra = _extrapolation(past, end)
+        return self.transfer(past[0], end, [gain * (1 + extra), -gain * extra][: len(past)])
 
 
-def _extrapolation(schedule: Schedule, times: list[float], t1: float) -> float:
+def _extrapolation(past: Sequence[Level], end: Level) -> float:
     """h / (2 h_1): how far half the step reaches in units of the step before; 0 without history."""
-    if len(times) < 2:
+    if len(past) < 2:
         return 0.0
-    here = _lambda(schedule, times[0])
-    return 0.5 * (_lambda(schedule, t1) - here) / (here - _lambda(schedule, times[1]))
+    here = _lambda(past[0])
+    return 0.5 * (_lambda(end) - here) / (here - _lambda(past[1]))
 
 
 @dataclass(frozen=True)
@@ -275,12 +277,11 @@ class DPMpp3M(Multistep):
 
     name: ClassVar[str] = "dpmpp-3m"
     highest = 3
-    variable = DATA
+    coordinates = "data"
     source = "Lu et al. 2022 (2211.01095)"
 
-    def coefficients(self, schedule, times, t1):
-        weights = _exponential_weights(self.variable, schedule, times, t1)
-        return self.transfer(schedule, times[0], t1, weights)
+    def coefficients(self, past: Sequence[Level], end: Level) -> LinearStep:
+        return self.transfer(past[0], end, _exponential_weights(by_name(self.coordinates), past, end))
 
 
 @dataclass(frozen=True)
@@ -295,7 +296,7 @@ class DPMppSDE(Multistep):
     order: int = 2
     eta: float = 1.0
     highest = 3
-    variable = DATA
+    coordinates = "data"
     stochastic = True
     source = "Lu et al. 2022 (2211.01095)"
 
@@ -312,25 +313,25 @@ class DPMppSDE(Multistep):
     def spec(self) -> dict[str, Any]:
         return {"name": self.name, "eta": self.eta}
 
-    def coefficients(self, schedule, times, t1):
-        here, there = _lambda(schedule, times[0]), _lambda(schedule, t1)
-        h, alpha, sigma = there - here, schedule.alpha(t1), schedule.sigma(t1)
+    def coefficients(self, past: Sequence[Level], end: Level) -> LinearStep:
+        here, there = _lambda(past[0]), _lambda(end)
+        h, alpha, sigma = there - here, end.alpha, end.sigma
         rate = 1.0 + self.eta
         decay = -math.expm1(-rate * h)
-        if len(times) == 2:  # the published midpoint form
-            extra = _extrapolation(schedule, times, t1)
+        if len(past) == 2:  # the published midpoint form
+            extra = _extrapolation(past, end)
             weights = [alpha * decay * (1 + extra), -alpha * decay * extra]
         else:
             nodes, measure = _gauss()
             clock = here + h * nodes
             measure = rate * h * measure * np.exp(rate * (clock - there))
-            knots = [_lambda(schedule, t) for t in times]
+            knots = [_lambda(level) for level in past]
             weights = [alpha * w for w in _lagrange_weights(knots, clock, measure)]
-        first = sigma / schedule.sigma(times[0]) * math.exp(-self.eta * h)
-        return Coefficients(first, tuple(weights), sigma * math.sqrt(-math.expm1(-2.0 * self.eta * h)))
+        first = sigma / past[0].sigma * math.exp(-self.eta * h)
+        return LinearStep(first, tuple(weights), sigma * math.sqrt(-math.expm1(-2.0 * self.eta * h)))
 
 
-@state
+@solver_state
 class Predicted(NamedTuple):
     """UniPC's state: the sample, whether a step predicted it, and the x0 predictions so far, the newest first."""
 
@@ -341,7 +342,7 @@ class Predicted(NamedTuple):
 
 
 @dataclass(frozen=True)
-class UniPC(Solver):
+class UniPC(Solver[Predicted]):
     """UniPC: a multistep predictor and a corrector that reuses the evaluation at the predicted point.
 
     order: of the predictor, 1 to 3; the corrector gains one. kind: "bh2" (B(h) = e^-h - 1) or "bh1" (B(h) = -h). One
@@ -351,6 +352,7 @@ class UniPC(Solver):
     order: int = 2
     kind: Literal["bh1", "bh2"] = "bh2"
     name: ClassVar[str] = "unipc"
+    coordinates: ClassVar[CoordinatesName] = "data"
 
     def __post_init__(self):
         if self.order not in (1, 2, 3):
@@ -359,14 +361,10 @@ class UniPC(Solver):
             raise InputError(f"unipc: got kind {self.kind!r}, expected 'bh1' or 'bh2'")
 
     @property
-    def frame(self) -> VariableName:
-        return "data"
-
-    @property
-    def facts(self) -> Facts:
+    def properties(self) -> Properties:
         # the last prediction is not corrected, which costs nothing: one local error of order + 1
         interval = ADAMS_INTERVALS[self.order]  # with equal steps the corrected method is Adams-Bashforth, one order up
-        return Facts(
+        return Properties(
             self.order + 1,
             1,
             "approximate",
@@ -381,68 +379,74 @@ class UniPC(Solver):
     def output(self, state: Predicted) -> Tensor:
         return state.x
 
-    def moved(self, state: Predicted, x: Tensor, schedule: Schedule, t: float) -> Predicted:
+    def with_sample(self, state: Predicted, x: Tensor, schedule: Schedule, t: float) -> Predicted:
         return state._replace(x=x, predicted=False)  # what was moved is not corrected
 
-    def turn(self, state: Predicted) -> Predicted:
+    def for_decoding(self, state: Predicted) -> Predicted:
         return Predicted(state.x, False, (), ())
 
-    def step(self, state: Predicted, leg: Leg) -> Asking[Predicted]:
-        prediction = yield Query(state.x, leg.t0)
-        schedule = leg.schedule
-        known = [prediction.scaled(*DATA.reading), *state.slopes]
-        times, slopes = (leg.t0, *state.times)[: self.order], tuple(known[: self.order])
-        if schedule.sigma(leg.t0) == 0.0:  # the beginning of an inversion: no history, and DDIM in the network's terms
-            x = prediction.mix(schedule.alpha(leg.t1), schedule.sigma(leg.t1))
+    def step(self, state: Predicted, step: Step) -> Queries[Predicted]:
+        prediction = yield Query(state.x, step.t0)
+        known = [prediction.scaled(*DATA.prediction), *state.slopes]
+        times, slopes = (step.t0, *state.times)[: self.order], tuple(known[: self.order])
+        if step.start.sigma == 0.0:  # the beginning of an inversion: no history, and DDIM in the network's terms
+            x = prediction.mix(step.end.alpha, step.end.sigma)
         else:
-            history = state.times if state.predicted else ()
-            first, weights, _ = schedule.remembered(
-                (self, state.predicted, state.times, leg.t0, leg.t1),
-                lambda: self._coefficients(schedule, times, leg.t1, len(known), _regular(schedule, history)),
-            )
-            x = _sum(first, state.x, weights, known)
+            numbers = _predictor_corrector(self, step.schedule, state.times, state.predicted, step.t0, step.t1)
+            x = _sum(numbers, state.x, known)
         return Predicted(x, True, times, slopes)
 
-    def _coefficients(
-        self, schedule: Schedule, times: tuple[float, ...], t1: float, known: int, history: list[float]
-    ) -> Coefficients:
-        """The numbers of a step from times[0] to t1: the corrector's over the last step, and the predictor's.
+    def coefficients(self, past: Sequence[Level], end: Level, known: int, history: Sequence[Level]) -> LinearStep:
+        """The numbers of a step from past[0] to `end`: the corrector's over the last step, and the predictor's.
 
-        known: how many predictions there are. history: the times of those before, if the sample was predicted.
+        Args:
+            past: The levels of the predictions that the predictor uses, the newest first.
+            end: Where the step ends.
+            known: How many predictions there are.
+            history: The levels of those before the newest, if the sample was predicted; else none.
         """
-        t0, corrected = times[0], [0.0] * known  # the factors in the corrected sample; that of the predicted one is 1
+        start, corrected = past[0], [0.0] * known  # factors in the corrected sample; that of the predicted one is 1
         if history:
-            with_it, without = self._factors(schedule, history, t0, True), self._factors(schedule, history, t0)
+            with_it, without = self._factors(history, start, True), self._factors(history, start)
             # one from the other: the sample that both started from goes, so that it need not be kept
             corrected[0] = with_it[-1]
             for k, (new, old) in enumerate(zip(with_it[1:-1], without[1:], strict=True), 1):
                 corrected[k] = new - old
-        if all(math.isfinite(schedule.log_snr(t)) for t in (t0, t1)):
-            ahead, *onward = self._factors(schedule, _regular(schedule, times), t1)
+        if math.isfinite(start.log_snr) and math.isfinite(end.log_snr):
+            ahead, *onward = self._factors([level for level in past if math.isfinite(level.log_snr)], end)
         else:
-            ahead = schedule.sigma(t1) / schedule.sigma(t0)
-            onward = [schedule.alpha(t1) - ahead * schedule.alpha(t0)]
+            ahead = end.sigma / start.sigma
+            onward = [end.alpha - ahead * start.alpha]
         weights = [ahead * factor for factor in corrected]
         for k, factor in enumerate(onward):
             weights[k] += factor
-        return Coefficients(ahead, tuple(weights))
+        return LinearStep(ahead, tuple(weights))
 
-    def _factors(self, schedule: Schedule, times: list[float], t: float, ahead: bool = False) -> list[float]:
-        """The factors of the sample at times[0] and of the predictions at `times` in UniP's sample at t.
+    def _factors(self, past: Sequence[Level], end: Level, ahead: bool = False) -> list[float]:
+        """The factors of the sample at past[0] and of the predictions at `past` in UniP's sample at `end`.
 
-        ahead: UniC's, with the factor of the prediction at t as the last.
+        With `ahead`, those of UniC, with the factor of the prediction at `end` as the last.
         """
-        here, there = _lambda(schedule, times[0]), _lambda(schedule, t)
+        here, there = _lambda(past[0]), _lambda(end)
         h = here - there  # "hh" of the paper: minus the step, for x0 prediction
-        knots = [(_lambda(schedule, s) - here) / (there - here) for s in times[1:]]
+        knots = [(_lambda(level) - here) / (there - here) for level in past[1:]]
         if ahead:
             knots.append(1.0)
         scale = h if self.kind == "bh1" else math.expm1(h)
-        alpha = schedule.alpha(t)
+        alpha = end.alpha
         gain = -alpha * scale
         factors = [gain * w / r for w, r in zip(_unified_weights(h, scale, tuple(knots)), knots, strict=True)]
         of_newest = -alpha * math.expm1(h) - sum(factors)
-        return [schedule.sigma(t) / schedule.sigma(times[0]), of_newest, *factors]
+        return [end.sigma / past[0].sigma, of_newest, *factors]
+
+
+@lru_cache(maxsize=4096)
+def _predictor_corrector(
+    solver: UniPC, schedule: Schedule, times: tuple[float, ...], predicted: bool, t0: float, t1: float
+) -> LinearStep:
+    """The numbers of a step of UniPC from t0 to t1, with predictions at `times` before it, the newest first."""
+    past = [schedule.at(t) for t in (t0, *times)[: solver.order]]
+    return solver.coefficients(past, schedule.at(t1), 1 + len(times), _regular(schedule, times if predicted else ()))
 
 
 def _unified_weights(h: float, scale: float, knots: tuple[float, ...]) -> tuple[float, ...]:
@@ -461,3 +465,9 @@ def _unified_weights(h: float, scale: float, knots: tuple[float, ...]) -> tuple[
         phi = phi / h - 1.0 / factorial
     matrix = np.vander(np.array(knots), increasing=True).T
     return tuple(float(w) for w in np.linalg.solve(matrix, np.array(rhs)))
+
+
+for _solver in (DPMpp2M, DPMpp3M, UniPC, DEIS, IPNDM, LMS):
+    register(_solver.name, _solver)
+for _order in (1, 2, 3):
+    register(DPMppSDE(_order).name, partial(DPMppSDE, _order))

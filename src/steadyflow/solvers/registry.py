@@ -1,69 +1,24 @@
-"""The solvers by name. Registering one is all it takes to be listed, tested and usable everywhere."""
+"""The solvers by name. Registering one is all it takes to be listed, tested and usable everywhere.
+
+Each family registers its own methods where they are defined; `steadyflow.solvers` imports the families.
+"""
 
 import inspect
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from ..errors import MALFORMED, InputError, UnknownNameError
-from ..variables import VariableName
-from .ancestral import DDIM, DDPM
 from .base import Solver
-from .fixed_point import AIDI, FireFlow, ReNoise
-from .hybrid import Hybrid
-from .multistep import DEIS, IPNDM, LMS, DPMpp2M, DPMpp3M, DPMppSDE, UniPC
-from .reversible import ALF, BDIA, BELM, EDICT, Coupling, ImplicitMidpoint, ReversibleHeun
-from .rex import Rex, RexSDE
-from .runge_kutta import EES25, EES27, METHODS
-from .singlestep import DPMpp2S, DPMSolver2, DPMSolver3
-from .stochastic import LCM, SEEDS2, EDMStochastic
 
-_MAKERS: dict[str, Callable[..., Solver]] = {}
+_MAKERS: dict[str, Callable[..., Solver[Any]]] = {}
 
 
-def register(name: str, maker: Callable[..., Solver]) -> None:
-    """Make `maker(**options) -> Solver` available under a name, which must be free."""
+def register(name: str, maker: Callable[..., Solver[Any]]) -> None:
+    """Make `maker(**options)` available under a name, which must be free."""
     if name in _MAKERS:
         raise InputError(f"solver name {name!r} is taken")
     _MAKERS[name] = maker
-
-
-def _rex(method: str) -> Callable[..., Solver]:
-    """The maker of Rex over one method, whose name is then no option."""
-
-    def make(variable: VariableName = "noise", coupling: Coupling = 0.999) -> Solver:
-        return Rex(method, variable, coupling)
-
-    return make
-
-
-def _hybrid(
-    deterministic: str | Solver | dict[str, Any] = "ddim",
-    stochastic: str | Solver | dict[str, Any] = "ddpm",
-    noisy: int = 5,
-    after: int = 0,
-) -> Solver:
-    """The maker of a hybrid, whose parts are given by name, as solvers, or as they were saved."""
-    quiet, loud = (from_spec(part) if isinstance(part, dict) else get(part) for part in (deterministic, stochastic))
-    return Hybrid(quiet, loud, noisy, after)
-
-
-for _solver in (DDIM, DDPM, *METHODS, EES25, EES27):
-    register(_solver.name, _solver)
-for _solver in METHODS:
-    register(f"rex-{_solver.name}", _rex(_solver.name))
-for _method in ("euler-maruyama", "shark"):
-    register(RexSDE(_method).name, partial(RexSDE, _method))
-for _solver in (ReversibleHeun, ALF, EDICT, BDIA, BELM, ImplicitMidpoint):
-    register(_solver.name, _solver)
-for _solver in (DPMSolver2, DPMSolver3, DPMpp2S, DPMpp2M, DPMpp3M, UniPC, DEIS, IPNDM, LMS, FireFlow, AIDI, ReNoise):
-    register(_solver.name, _solver)
-for _order in (1, 2, 3):
-    register(DPMppSDE(_order).name, partial(DPMppSDE, _order))
-for _solver in (SEEDS2, EDMStochastic, LCM):
-    register(_solver.name, _solver)
-register(Hybrid.name, _hybrid)
 
 
 def names() -> list[str]:
@@ -71,7 +26,7 @@ def names() -> list[str]:
     return list(_MAKERS)
 
 
-def get(solver: str | Solver, **options: Any) -> Solver:
+def get(solver: str | Solver[Any], **options: Any) -> Solver[Any]:
     """The solver of a name with the given options; a `Solver` passes through.
 
     Raises `UnknownNameError` (with the nearest names) for a name, `InputError` for an option it does not take.
@@ -95,7 +50,7 @@ def get(solver: str | Solver, **options: Any) -> Solver:
         raise InputError(f"solver {solver!r}: {error}") from error
 
 
-def from_spec(spec: dict[str, Any]) -> Solver:
+def from_spec(spec: dict[str, Any]) -> Solver[Any]:
     """The solver that `Solver.spec` described. Raises as `get` does."""
     options = {str(key): value for key, value in spec.items()}
     name = options.pop("name", None)
@@ -104,12 +59,12 @@ def from_spec(spec: dict[str, Any]) -> Solver:
     return get(name, **options)
 
 
-def facts_table() -> tuple[list[str], list[list[str]]]:
+def properties_table() -> tuple[list[str], list[list[str]]]:
     """All solvers and their facts as text: the headings, and a list of cells a solver."""
     heads = ["solver", "order", "nfe/step", "inverse", "order back", "stable on", "source"]
     rows = []
     for name in names():
-        facts = get(name).facts
+        facts = get(name).properties
         inverse = "none (stochastic)" if facts.inverse == "none" else facts.inverse
         back = "" if facts.antisymmetric_order is None else str(facts.antisymmetric_order)
         cost = "until converged" if facts.evaluations is None else str(facts.evaluations)
@@ -122,6 +77,6 @@ def facts_table() -> tuple[list[str], list[list[str]]]:
 
 def solver_table() -> str:
     """The same in Markdown."""
-    heads, rows = facts_table()
+    heads, rows = properties_table()
     lines = ["| " + " | ".join(cells) + " |" for cells in (heads, *([f"`{row[0]}`", *row[1:]] for row in rows))]
     return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:]])

@@ -3,13 +3,13 @@
 Every method here is a linear map of two states when the field is linear, and the product of its two roots is
 the *determinant* D of the step. The physical root is about e^z, so the parasitic one is about D e^-z: the method is
 stable for real z < 0 iff |z| is at most about -ln |D|, and its inverse spreads rounding errors by 1 / |D| a step.
-With D = 1 nothing contracts. `coupling` sets D; "auto" takes it from the leg,
+With D = 1 nothing contracts. `coupling` sets D; "auto" takes it from the step,
 
-    |D| = (tau1 / tau0)^c,        tau = sigma / alpha (noise variable) or sigma / (alpha + sigma) (flow variable),
+    |D| = (tau1 / tau0)^c,        tau = sigma / alpha (noise coordinates) or sigma / (alpha + sigma) (flow coordinates),
 
-so that the method just follows the strongest contraction of its variable, dtau / tau, at every step, and the
+so that the method just follows the strongest contraction of its coordinates, dtau / tau, at every step, and the
 inversion's growth is (tau_T / tau_0)^c over the whole grid. For Rex over Euler and c = 1 the stability interval is
-then exactly 1 - tau1 / tau0, the largest |z| of the leg.
+then exactly 1 - tau1 / tau0, the largest |z| of the step.
 
 Rex, the coupling of any Runge-Kutta method, has a file of its own (`rex`). Sources of the others: EDICT: Wallace et
 al. 2023; BDIA: Zhang et al. 2023; O-BELM: Wang et al. 2024; Reversible Heun: Kidger et al. 2021 (2105.13493); ALF:
@@ -21,21 +21,24 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..batches import against, combine, norm
+from .._internal.tensors import broadcast, combine, norm
+from ..coordinates import DATA, NOISE, Coordinates, CoordinatesName, check_name, regular_between
 from ..errors import ConvergenceError, InputError, SingularTimeError
+from ..grids import Grid
 from ..schedules import Schedule
-from ..variables import DATA, NOISE, Variable, VariableName, check_name, choose
-from .base import Asking, Facts, Leg, Query, Solver, ddim_factors, ddim_step, state
+from .base import Properties, Queries, Query, Solver, Step, ddim_factors, ddim_step
+from .registry import register
+from .state import solver_state
 
 Coupling = float | Literal["auto"]
 
 
-@state
+@solver_state
 class Pair(NamedTuple):
     """Two coupled states in model space, shape (B, ...) each; the first is the sample."""
 
@@ -43,7 +46,7 @@ class Pair(NamedTuple):
     y: Tensor
 
 
-@state
+@solver_state
 class Neighbours(NamedTuple):
     """The sample, and the one at the neighbouring time of the grid; none before the first step."""
 
@@ -52,7 +55,7 @@ class Neighbours(NamedTuple):
     t_other: float
 
 
-@state
+@solver_state
 class Moving(NamedTuple):
     """The sample, an auxiliary tensor, and the slope there; none before the first step."""
 
@@ -67,28 +70,28 @@ def check_coupling(value: Coupling, name: str) -> None:
         raise InputError(f'{name}: got coupling {value!r}, expected a number in (0, 1] or "auto"')
 
 
-def contraction(leg: Leg, power: float, variable: Variable = NOISE) -> float:
-    """(tau_clean / tau_noisy)^power over a leg, for a time that grows with noise; kept away from 0 at singular ends.
+def contraction(step: Step, power: float, coordinates: Coordinates = NOISE) -> float:
+    """(tau_clean / tau_noisy)^power over a step, for a time that grows with noise; kept away from 0 at singular ends.
 
-    The data variable, in which sampling contracts nothing, is given the noise variable's.
+    The data coordinates, in which sampling contracts nothing, is given the noise coordinates's.
     """
-    clock = NOISE if variable is DATA else variable
-    low, high = sorted((clock.time(leg.schedule, leg.t0), clock.time(leg.schedule, leg.t1)))
+    clock = NOISE if coordinates is DATA else coordinates
+    low, high = sorted((clock.time(step.start), clock.time(step.end)))
     return max((low / high) ** power if high < math.inf else 0.0, 0.05)
 
 
-def regular_variable(name: VariableName, leg: Leg) -> Variable:
-    """The variable of a name, for methods that are not defined without it; raises `SingularTimeError` at its ends."""
-    variable = choose(name, leg.schedule, leg.t0, leg.t1)
-    if variable is None:
+def regular_coordinates(name: CoordinatesName, step: Step) -> Coordinates:
+    """The coordinates of a name, for methods that are not defined without it; raises `SingularTimeError` at its ends."""
+    coordinates = regular_between(name, step.start, step.end)
+    if coordinates is None:
         raise SingularTimeError(
-            f"an exactly reversible solver cannot cross the leg from t = {leg.t0:.6g} to t = {leg.t1:.6g}: its "
-            f"variable {name!r} is singular there; bound the grid with t_max or t_min, or take another variable"
+            f"an exactly reversible solver cannot cross the step from t = {step.t0:.6g} to t = {step.t1:.6g}: its "
+            f"coordinates {name!r} is singular there; bound the grid with t_max or t_min, or take another coordinates"
         )
-    return variable
+    return coordinates
 
 
-class TwoStates(Solver):
+class TwoStates(Solver[Pair]):
     """What the pair methods share: a start from equal states, and the sample as output."""
 
     def start(self, x: Tensor, schedule: Schedule, t: float) -> Pair:
@@ -102,7 +105,7 @@ class TwoStates(Solver):
         return 2
 
     @abstractmethod
-    def determinant(self, leg: Leg) -> float: ...
+    def determinant(self, step: Step) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -122,48 +125,48 @@ class EDICT(TwoStates):
         check_coupling(self.coupling, self.name)
 
     @property
-    def facts(self) -> Facts:
+    def properties(self) -> Properties:
         p = 1.0 if self.coupling == "auto" else self.coupling
         closed_form = self.coupling != "auto" and not self.alternate
         real = (1 - p * p) / (1 - p + p * p) if closed_form else None
-        return Facts(1, 2, "exact", states=2, real_interval=real, source="Wallace et al. 2023 (2211.12446)")
+        return Properties(1, 2, "exact", states=2, real_interval=real, source="Wallace et al. 2023 (2211.12446)")
 
-    def _weight(self, leg: Leg) -> float:
-        return contraction(leg, 0.75) if self.coupling == "auto" else self.coupling
+    def _weight(self, step: Step) -> float:
+        return contraction(step, 0.75) if self.coupling == "auto" else self.coupling
 
-    def determinant(self, leg: Leg) -> float:
-        return self._weight(leg) ** 2
+    def determinant(self, step: Step) -> float:
+        return self._weight(step) ** 2
 
-    def _turned(self, pair: Pair, leg: Leg) -> Pair:
-        return Pair(pair.y, pair.x) if self.alternate and leg.index % 2 else pair
+    def _turned(self, pair: Pair, step: Step) -> Pair:
+        return Pair(pair.y, pair.x) if self.alternate and step.index % 2 else pair
 
-    def step(self, state: Pair, leg: Leg) -> Asking[Pair]:
-        x, y = self._turned(state, leg)
-        p, (a, b) = self._weight(leg), ddim_factors(leg.schedule, leg.t0, leg.t1)
-        x = combine(a, x, [b], [(yield Query(y, leg.t0)).eps])
-        y = combine(a, y, [b], [(yield Query(x, leg.t0)).eps])
+    def step(self, state: Pair, step: Step) -> Queries[Pair]:
+        x, y = self._turned(state, step)
+        p, (a, b) = self._weight(step), ddim_factors(step.start, step.end)
+        x = combine(a, x, [b], [(yield Query(y, step.t0)).eps])
+        y = combine(a, y, [b], [(yield Query(x, step.t0)).eps])
         x = combine(p, x, [1 - p], [y])
         y = combine(p, y, [1 - p], [x])
-        return self._turned(Pair(x, y), leg)
+        return self._turned(Pair(x, y), step)
 
-    def inverse_step(self, state: Pair, leg: Leg) -> Asking[Pair]:
-        x, y = self._turned(state, leg)
-        p, (a, b) = self._weight(leg), ddim_factors(leg.schedule, leg.t1, leg.t0)
+    def inverse_step(self, state: Pair, step: Step) -> Queries[Pair]:
+        x, y = self._turned(state, step)
+        p, (a, b) = self._weight(step), ddim_factors(step.end, step.start)
         y = combine(1 / p, y, [1 - 1 / p], [x])
         x = combine(1 / p, x, [1 - 1 / p], [y])
-        y = combine(1 / a, y, [-b / a], [(yield Query(x, leg.t1)).eps])
-        x = combine(1 / a, x, [-b / a], [(yield Query(y, leg.t1)).eps])
-        return self._turned(Pair(x, y), leg)
+        y = combine(1 / a, y, [-b / a], [(yield Query(x, step.t1)).eps])
+        x = combine(1 / a, x, [-b / a], [(yield Query(y, step.t1)).eps])
+        return self._turned(Pair(x, y), step)
 
 
-class TwoStep(Solver):
-    """Two-step methods in the noise variable w = x / alpha that are reversible as they stand.
+class TwoStep(Solver[Neighbours]):
+    """Two-step methods in the noise coordinates w = x / alpha that are reversible as they stand.
 
     With chi- < chi < chi+ the times of three neighbours, clean to noisy,
 
         w- = k w+ + (1 - k) w + [(chi- - chi) - k (chi+ - chi)] eps(w),
 
-    solved for w- in sampling and for w+ in inversion. The first step is DDIM; a step back over the leg just
+    solved for w- in sampling and for w+ in inversion. The first step is DDIM; a step back over the step just
     travelled returns the neighbour, without an evaluation. Determinant -k.
     """
 
@@ -181,34 +184,34 @@ class TwoStep(Solver):
     def points(self) -> int:
         return 2
 
-    def step(self, state: Neighbours, leg: Leg) -> Asking[Neighbours]:
+    def step(self, state: Neighbours, step: Step) -> Queries[Neighbours]:
         x, other, t_other = state
         if other is None:
-            return Neighbours((yield from ddim_step(x, leg)), x, leg.t0)
-        if t_other == leg.t1:
-            return Neighbours(other, x, leg.t0)
-        clean, noisy = (t_other, leg.t1) if leg.rising else (leg.t1, t_other)
-        k = self.weight(leg.schedule, clean, leg.t0, noisy)
-        scale = {t: NOISE.scale(leg.schedule, t) for t in (t_other, leg.t0, leg.t1)}
+            return Neighbours((yield from ddim_step(x, step)), x, step.t0)
+        if t_other == step.t1:
+            return Neighbours(other, x, step.t0)
+        clean, noisy = (t_other, step.t1) if step.rising else (step.t1, t_other)
+        k = self.weight(step.schedule, clean, step.t0, noisy)
+        scale = {t: step.schedule.at(t).alpha for t in (t_other, step.t0, step.t1)}
         if min(scale.values()) == 0.0:
             raise SingularTimeError(f"{self.name}: alpha is 0 at an end of the grid; give a smaller t_max")
-        here, down, up = (NOISE.time(leg.schedule, t) for t in (leg.t0, clean, noisy))
+        here, down, up = (step.schedule.at(t).ratio for t in (step.t0, clean, noisy))
         gain = (down - here) - k * (up - here)
-        eps = (yield Query(x, leg.t0)).eps
+        eps = (yield Query(x, step.t0)).eps
         # the relation solved for the neighbour ahead: factors of the one behind, of this one, and of eps
-        behind, middle, slope = (1 / k, -(1 - k) / k, -gain / k) if leg.rising else (k, 1 - k, gain)
-        after = scale[leg.t1]
+        behind, middle, slope = (1 / k, -(1 - k) / k, -gain / k) if step.rising else (k, 1 - k, gain)
+        after = scale[step.t1]
         factors = [after * behind / scale[t_other], after * slope]
-        return Neighbours(combine(after * middle / scale[leg.t0], x, factors, [other, eps]), x, leg.t0)
+        return Neighbours(combine(after * middle / scale[step.t0], x, factors, [other, eps]), x, step.t0)
 
-    def determinant(self, leg: Leg) -> float:
-        """-k of an interior step; the legs at hand do not show the neighbour, so equal steps are assumed."""
-        low, high = sorted((leg.t0, leg.t1))
-        beyond = leg.schedule.ratio(high) * 2 - leg.schedule.ratio(low)
-        noisy = leg.schedule.t_from_ratio(beyond)
-        return -self.weight(leg.schedule, low, high, min(noisy, leg.schedule.domain[1]))
+    def determinant(self, step: Step) -> float:
+        """-k of an interior step; the steps at hand do not show the neighbour, so equal steps are assumed."""
+        low, high = sorted((step.t0, step.t1))
+        beyond = step.schedule.at(high).ratio * 2 - step.schedule.at(low).ratio
+        noisy = step.schedule.t_from_ratio(beyond)
+        return -self.weight(step.schedule, low, high, min(noisy, step.schedule.domain[1]))
 
-    def inverse_growth(self, schedule: Schedule, grid: Any) -> float:
+    def inverse_growth(self, schedule: Schedule, grid: Grid) -> float:
         times = grid.times if grid.rising else grid.times[::-1]
         triples = zip(times, times[1:], times[2:], strict=False)
         weights = [self.weight(schedule, *triple) for triple in triples]
@@ -233,57 +236,53 @@ class BDIA(TwoStep):
         check_coupling(self.coupling, self.name)
 
     @property
-    def facts(self) -> Facts:
+    def properties(self) -> Properties:
         gamma = self.coupling
         real = None if gamma == "auto" else 2 * (1 - gamma) / (1 + gamma)
-        return Facts(1, 1, "exact", states=2, real_interval=real, source="Zhang et al. 2023 (2307.10829)")
+        return Properties(1, 1, "exact", states=2, real_interval=real, source="Zhang et al. 2023 (2307.10829)")
 
     def weight(self, schedule, clean, middle, noisy):
         if self.coupling == "auto":
-            return max((schedule.ratio(clean) / schedule.ratio(middle)) ** 1.4, 0.05)
-        return self.coupling * schedule.alpha(noisy) / schedule.alpha(clean)
+            return max((schedule.at(clean).ratio / schedule.at(middle).ratio) ** 1.4, 0.05)
+        return self.coupling * schedule.at(noisy).alpha / schedule.at(clean).alpha
 
 
 @dataclass(frozen=True)
 class BELM(TwoStep):
     """O-BELM: the two-step method of second order, k = q^2, q = (chi - chi-) / (chi+ - chi).
 
-    The variable-step leapfrog in the noise variable. One evaluation a step, order 2. Stable only where the steps
+    The variable-step leapfrog in the noise coordinates. One evaluation a step, order 2. Stable only where the steps
     in chi shrink towards the data (q < 1). Source: Wang et al. 2024.
     """
 
     name: ClassVar[str] = "belm"
 
     @property
-    def facts(self) -> Facts:
-        return Facts(
+    def properties(self) -> Properties:
+        return Properties(
             2, 1, "exact", states=2, real_interval=0.0, imaginary_interval=1.0, source="Wang et al. 2024 (2410.07273)"
         )
 
     def weight(self, schedule, clean, middle, noisy):
-        down, here, up = (schedule.ratio(t) for t in (clean, middle, noisy))
+        down, here, up = (schedule.at(t).ratio for t in (clean, middle, noisy))
         return ((here - down) / (up - here)) ** 2
 
 
 @dataclass(frozen=True)
-class Auxiliary(Solver):
-    """What Reversible Heun and ALF share: one variable for the whole journey, and a slope kept between steps."""
+class Auxiliary(Solver[Moving]):
+    """What Reversible Heun and ALF share: one coordinates for the whole journey, and a slope kept between steps."""
 
-    variable: Literal["noise", "data"] = "noise"
+    coordinates: Literal["noise", "data"] = "noise"
 
     def __post_init__(self):
-        if self.variable not in ("noise", "data"):
-            raise InputError(f"{self.name}: got variable {self.variable!r}, expected 'noise' or 'data'")
+        if self.coordinates not in ("noise", "data"):
+            raise InputError(f"{self.name}: got coordinates {self.coordinates!r}, expected 'noise' or 'data'")
 
     def start(self, x: Tensor, schedule: Schedule, t: float) -> Moving:
         return Moving(x, None, None)
 
     def output(self, state: Moving) -> Tensor:
         return state.x
-
-    @property
-    def frame(self) -> VariableName:
-        return self.variable
 
 
 @dataclass(frozen=True)
@@ -297,86 +296,86 @@ class ReversibleHeun(Auxiliary):
     name: ClassVar[str] = "reversible-heun"
 
     @property
-    def facts(self) -> Facts:
+    def properties(self) -> Properties:
         source = "Kidger et al. 2021 (2105.13493)"
-        return Facts(2, 1, "exact", extra=1, states=3, real_interval=0.0, imaginary_interval=1.0, source=source)
+        return Properties(2, 1, "exact", startup_evaluations=1, states=3, real_interval=0.0, imaginary_interval=1.0, source=source)
 
     @property
     def points(self) -> int:
         return 2
 
-    def determinant(self, leg: Leg) -> float:
+    def determinant(self, step: Step) -> float:
         return 1.0
 
-    def step(self, state: Moving, leg: Leg) -> Asking[Moving]:
-        variable = regular_variable(self.variable, leg)
+    def step(self, state: Moving, step: Step) -> Queries[Moving]:
+        coordinates = regular_coordinates(self.coordinates, step)
         x, aid, slope = state
         if aid is None or slope is None:
-            aid, slope = x, variable.slope((yield Query(x, leg.t0)))
-        before, after = variable.scale(leg.schedule, leg.t0), variable.scale(leg.schedule, leg.t1)
-        h = variable.time(leg.schedule, leg.t1) - variable.time(leg.schedule, leg.t0)
+            aid, slope = x, coordinates.slope((yield Query(x, step.t0)))
+        before, after = coordinates.scale(step.start), coordinates.scale(step.end)
+        h = coordinates.time(step.end) - coordinates.time(step.start)
         ratio = after / before
         aid = combine(2 * ratio, x, [-ratio, after * h], [aid, slope])
-        ahead = variable.slope((yield Query(aid, leg.t1)))
+        ahead = coordinates.slope((yield Query(aid, step.t1)))
         return Moving(combine(ratio, x, [after * h / 2, after * h / 2], [slope, ahead]), aid, ahead)
 
 
 @dataclass(frozen=True)
 class ALF(Auxiliary):
-    """Asynchronous leapfrog (MALI), damped by eta: k = u + h/2 v,  v1 = v + 2 eta (f(k) - v),  u1 = k + h/2 v1.
+    """Asynchronous leapfrog (MALI), damped by a coupling c: k = u + h/2 v,  v1 = v + 2 c (f(k) - v),  u1 = k + h/2 v1.
 
-    One evaluation a step and one to start. Order 2 at eta = 1, else 1; determinant 1 - 2 eta, so that eta = 1/2 has no
+    One evaluation a step and one to start. Order 2 at c = 1, else 1; determinant 1 - 2 c, so that c = 1/2 has no
     inverse. Source: Zhuang et al. 2021.
     """
 
-    eta: float = 1.0
+    coupling: float = 1.0
     name: ClassVar[str] = "alf"
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0.5 < self.eta <= 1.0:
-            raise InputError(f"alf: got eta {self.eta}, expected a number in (0.5, 1]")
+        if not 0.5 < self.coupling <= 1.0:
+            raise InputError(f"alf: got coupling {self.coupling}, expected a number in (0.5, 1]")
 
     @property
-    def facts(self) -> Facts:
-        return Facts(
-            order=2 if self.eta == 1.0 else 1,
+    def properties(self) -> Properties:
+        return Properties(
+            order=2 if self.coupling == 1.0 else 1,
             evaluations=1,
             inverse="exact",
-            extra=1,
+            startup_evaluations=1,
             states=2,
-            real_interval=2 * (1 - self.eta) / self.eta,
-            imaginary_interval=1.0 if self.eta == 1.0 else 0.0,
+            real_interval=2 * (1 - self.coupling) / self.coupling,
+            imaginary_interval=1.0 if self.coupling == 1.0 else 0.0,
             source="Zhuang et al. 2021 (2102.04668)",
         )
 
-    def determinant(self, leg: Leg) -> float:
-        return 1.0 - 2.0 * self.eta
+    def determinant(self, step: Step) -> float:
+        return 1.0 - 2.0 * self.coupling
 
-    def step(self, state: Moving, leg: Leg) -> Asking[Moving]:
-        return self._move(state, leg, 1 - 2 * self.eta, 2 * self.eta)
+    def step(self, state: Moving, step: Step) -> Queries[Moving]:
+        return self._move(state, step, 1 - 2 * self.coupling, 2 * self.coupling)
 
-    def inverse_step(self, state: Moving, leg: Leg) -> Asking[Moving]:
-        back = 2 * self.eta - 1
-        return self._move(state, leg, -1 / back, 2 * self.eta / back)
+    def inverse_step(self, state: Moving, step: Step) -> Queries[Moving]:
+        back = 2 * self.coupling - 1
+        return self._move(state, step, -1 / back, 2 * self.coupling / back)
 
-    def _move(self, state: Moving, leg: Leg, of_v: float, of_f: float) -> Asking[Moving]:
+    def _move(self, state: Moving, step: Step, of_v: float, of_f: float) -> Queries[Moving]:
         """Half a step along v, v1 = of_v v + of_f f(middle), half a step along v1."""
-        variable = regular_variable(self.variable, leg)
+        coordinates = regular_coordinates(self.coordinates, step)
         x, _, v = state
         if v is None:
-            v = variable.slope((yield Query(x, leg.t0)))
-        start = variable.time(leg.schedule, leg.t0)
-        h = variable.time(leg.schedule, leg.t1) - start
-        t = variable.when(leg.schedule, start + h / 2)
-        before, here, after = (variable.scale(leg.schedule, s) for s in (leg.t0, t, leg.t1))
+            v = coordinates.slope((yield Query(x, step.t0)))
+        start = coordinates.time(step.start)
+        h = coordinates.time(step.end) - start
+        t = coordinates.when(step.schedule, start + h / 2)
+        before, here, after = map(coordinates.scale, (step.start, step.schedule.at(t), step.end))
         middle = combine(here / before, x, [here * h / 2], [v])
-        v1 = combine(of_v, v, [of_f], [variable.slope((yield Query(middle, t)))])
+        v1 = combine(of_v, v, [of_f], [coordinates.slope((yield Query(middle, t)))])
         return Moving(combine(after / here, middle, [after * h / 2], [v1]), None, v1)
 
 
 @dataclass(frozen=True)
-class ImplicitMidpoint(Solver):
+class ImplicitMidpoint(Solver[Tensor]):
     """u1 = u + h f(t + h/2, (u + u1) / 2), solved by fixed-point iteration; symmetric, and stable everywhere.
 
     One state. The iteration converges where |h| times the field's Lipschitz constant is below 2. It stops when
@@ -384,14 +383,14 @@ class ImplicitMidpoint(Solver):
     default), and raises `ConvergenceError` after `iterations` rounds. The round trip is exact to that tolerance.
     """
 
-    variable: VariableName = "flow"
+    coordinates: CoordinatesName = "flow"
     tolerance: float | None = None
     iterations: int = 100
     name: ClassVar[str] = "implicit-midpoint"
 
     @property
-    def facts(self) -> Facts:
-        return Facts(
+    def properties(self) -> Properties:
+        return Properties(
             order=2,
             evaluations=None,
             inverse="exact",
@@ -401,23 +400,23 @@ class ImplicitMidpoint(Solver):
         )
 
     def __post_init__(self):
-        check_name(self.variable)
+        check_name(self.coordinates)
 
-    def step(self, state: Tensor, leg: Leg) -> Asking[Tensor]:
-        variable = regular_variable(self.variable, leg)
-        start = variable.time(leg.schedule, leg.t0)
-        h = variable.time(leg.schedule, leg.t1) - start
-        t = variable.when(leg.schedule, start + h / 2)
-        before, here, after = (variable.scale(leg.schedule, s) for s in (leg.t0, t, leg.t1))
+    def step(self, state: Tensor, step: Step) -> Queries[Tensor]:
+        coordinates = regular_coordinates(self.coordinates, step)
+        start = coordinates.time(step.start)
+        h = coordinates.time(step.end) - start
+        t = coordinates.when(step.schedule, start + h / 2)
+        before, here, after = map(coordinates.scale, (step.start, step.schedule.at(t), step.end))
         tolerance = self.tolerance or (1e-12 if state.dtype == torch.float64 else 1e-6)
         ratio, middle = here / before, state * (here / before)
         moving = torch.ones(len(state), dtype=torch.bool, device=state.device)
         change = torch.zeros(len(state), dtype=state.dtype, device=state.device)
         for _ in range(self.iterations):
-            slope = variable.slope((yield Query(middle, t)))
+            slope = coordinates.slope((yield Query(middle, t)))
             better = combine(ratio, state, [here * h / 2], [slope])
             # a sample that has converged stays, so that it is the same in any batch
-            middle, before_it = torch.where(against(moving, state), better, middle), middle
+            middle, before_it = torch.where(broadcast(moving, state), better, middle), middle
             change = norm(middle - before_it).detach() / norm(middle).detach().clamp_min(1e-30)
             moving = moving & ~(change <= tolerance)  # NaN moves
             if not bool(moving.any()):
@@ -429,3 +428,7 @@ class ImplicitMidpoint(Solver):
             )
         # u1 = 2 (middle) - u, which keeps the symmetry to rounding
         return combine(2 * after / here, middle, [-after / before], [state])
+
+
+for _solver in (ReversibleHeun, ALF, EDICT, BDIA, BELM, ImplicitMidpoint):
+    register(_solver.name, _solver)

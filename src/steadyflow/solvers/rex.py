@@ -7,20 +7,23 @@ Sources: McCallum & Foster 2024 (2410.11648); Blasingame & Liu 2025 (2502.08834)
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..batches import combine
-from ..bisection import last_where
+from .._internal.numerics import last_where
+from .._internal.tensors import combine
+from ..coordinates import CoordinatesName, check_name
 from ..errors import InputError, SingularTimeError
-from ..variables import VariableName, check_name
-from .base import Asking, Facts, Leg, Query
-from .reversible import Coupling, Pair, TwoStates, check_coupling, contraction, regular_variable
+from ..schedules import Level
+from .base import Properties, Queries, Query, Step
+from .registry import register
+from .reversible import Coupling, Pair, TwoStates, check_coupling, contraction, regular_coordinates
 from .runge_kutta import METHODS, RungeKutta
 from .tableaux import Tableau
 
@@ -32,7 +35,7 @@ _REX_POWER = {"euler": 1.0}
 class Rex(TwoStates):
     """McCallum-Foster coupling over a Runge-Kutta method in a variable: Rex, for ODEs.
 
-    With P_h(t, x) the method's increment in the variable, and zeta the coupling,
+    With P_h(t, x) the method's increment in the coordinates, and zeta the coupling,
 
         u1 = zeta u + (1 - zeta) v + P_h(t0, v),        v1 = v - P_-h(t1, u1),
 
@@ -41,11 +44,11 @@ class Rex(TwoStates):
     """
 
     method: str = "euler"
-    variable: VariableName = "noise"
+    coordinates: CoordinatesName = "noise"
     coupling: Coupling = 0.999
 
     def __post_init__(self):
-        check_name(self.variable)
+        check_name(self.coordinates)
         check_coupling(self.coupling, self.name)
 
     @property
@@ -55,20 +58,16 @@ class Rex(TwoStates):
     @property
     def base(self) -> RungeKutta:
         """The Runge-Kutta method that is coupled."""
-        return _BASES[self.method](variable=self.variable)
-
-    @property
-    def frame(self) -> VariableName:
-        return self.variable
+        return _BASES[self.method](coordinates=self.coordinates)
 
     def spec(self) -> dict[str, Any]:
-        return {"name": self.name, "variable": self.variable, "coupling": self.coupling}
+        return {"name": self.name, "coordinates": self.coordinates, "coupling": self.coupling}
 
     @property
-    def facts(self) -> Facts:
-        base = self.base.facts
+    def properties(self) -> Properties:
+        base = self.base.properties
         fixed = None if self.coupling == "auto" else float(self.coupling)
-        return Facts(
+        return Properties(
             order=base.order,
             evaluations=2 * (base.evaluations or 0),
             inverse="exact",
@@ -77,30 +76,30 @@ class Rex(TwoStates):
             source="Blasingame & Liu 2025 (2502.08834); McCallum & Foster 2024 (2410.11648)",
         )
 
-    def determinant(self, leg: Leg) -> float:
+    def determinant(self, step: Step) -> float:
         if self.coupling == "auto":
-            return contraction(leg, _REX_POWER.get(self.method, 0.8), regular_variable(self.variable, leg))
+            return contraction(step, _REX_POWER.get(self.method, 0.8), regular_coordinates(self.coordinates, step))
         return self.coupling
 
-    def step(self, state: Pair, leg: Leg) -> Asking[Pair]:
-        variable, zeta = regular_variable(self.variable, leg), self.determinant(leg)
-        before, after = variable.scale(leg.schedule, leg.t0), variable.scale(leg.schedule, leg.t1)
+    def step(self, state: Pair, step: Step) -> Queries[Pair]:
+        coordinates, zeta = regular_coordinates(self.coordinates, step), self.determinant(step)
+        before, after = coordinates.scale(step.start), coordinates.scale(step.end)
         ratio = after / before
         base, b = self.base, self.base.tableau.b
-        forth = yield from base.stages(state.y, leg.schedule, leg.t0, leg.t1, variable)
-        x = combine(ratio * zeta, state.x, forth.plan.factors(ratio * (1 - zeta), after, b), forth.known)
-        back = yield from base.stages(x, leg.schedule, leg.t1, leg.t0, variable)
-        return Pair(x, combine(ratio, state.y, back.plan.factors(0.0, -after, b), back.known))
+        forth = yield from base.stages(state.y, step.schedule, step.start, step.end, coordinates)
+        x = combine(ratio * zeta, state.x, forth.plan.coefficients(ratio * (1 - zeta), after, b), forth.basis)
+        back = yield from base.stages(x, step.schedule, step.end, step.start, coordinates)
+        return Pair(x, combine(ratio, state.y, back.plan.coefficients(0.0, -after, b), back.basis))
 
-    def inverse_step(self, state: Pair, leg: Leg) -> Asking[Pair]:
-        variable, zeta = regular_variable(self.variable, leg), self.determinant(leg)
-        before, after = variable.scale(leg.schedule, leg.t0), variable.scale(leg.schedule, leg.t1)
+    def inverse_step(self, state: Pair, step: Step) -> Queries[Pair]:
+        coordinates, zeta = regular_coordinates(self.coordinates, step), self.determinant(step)
+        before, after = coordinates.scale(step.start), coordinates.scale(step.end)
         ratio = after / before
         base, b = self.base, self.base.tableau.b
-        back = yield from base.stages(state.x, leg.schedule, leg.t0, leg.t1, variable)
-        y = combine(ratio, state.y, back.plan.factors(0.0, after, b), back.known)
-        forth = yield from base.stages(y, leg.schedule, leg.t1, leg.t0, variable)
-        return Pair(combine(ratio / zeta, state.x, forth.plan.factors(1 - 1 / zeta, -after / zeta, b), forth.known), y)
+        back = yield from base.stages(state.x, step.schedule, step.start, step.end, coordinates)
+        y = combine(ratio, state.y, back.plan.coefficients(0.0, after, b), back.basis)
+        forth = yield from base.stages(y, step.schedule, step.end, step.start, coordinates)
+        return Pair(combine(ratio / zeta, state.x, forth.plan.coefficients(1 - 1 / zeta, -after / zeta, b), forth.basis), y)
 
 
 @cache
@@ -126,12 +125,12 @@ def _coupled_interval(tableau: Tableau, zeta: float) -> float:
 class RexSDE(TwoStates):
     """Rex for the reverse SDE, over the addressed Brownian path of the run.
 
-    In the noise variable u = x / alpha the SDE is du = 2 eps_hat dchi + dB over chi^2, in the data variable
+    In the noise coordinates u = x / alpha the SDE is du = 2 eps_hat dchi + dB over chi^2, in the data coordinates
     u = x alpha / sigma^2 it is du = x0_hat drho + dB over rho = (alpha / sigma)^2. The coupling is that of `Rex`, with
     the same increments W (and areas H) of B both ways, so that a sample's latent and seed give it back exactly. The
     latent of an inversion is no draw of the prior: reverse-time sampling contracts strongly, its inverse expands.
 
-    Increments of the base method: "euler-maruyama", or "shark" (Foster et al. 2024; data variable only),
+    Increments of the base method: "euler-maruyama", or "shark" (Foster et al. 2024; data coordinates only),
 
         Z1 = u + H,  Z2 = u + 5/6 (h f(Z1) + W) + H,  P = h (2/5 f(Z1) + 3/5 f(Z2)) + W.
 
@@ -139,14 +138,14 @@ class RexSDE(TwoStates):
     """
 
     method: Literal["euler-maruyama", "shark"] = "euler-maruyama"
-    variable: Literal["noise", "data"] = "data"
+    coordinates: Literal["noise", "data"] = "data"
     coupling: float = 0.999
 
     def __post_init__(self):
         if self.method not in ("euler-maruyama", "shark"):
             raise InputError(f"rex-sde: got method {self.method!r}, expected 'euler-maruyama' or 'shark'")
-        if self.variable not in (("data",) if self.method == "shark" else ("noise", "data")):
-            raise InputError(f"{self.name}: the {self.variable!r} variable is not defined for it; use 'data'")
+        if self.coordinates not in (("data",) if self.method == "shark" else ("noise", "data")):
+            raise InputError(f"{self.name}: the {self.coordinates!r} coordinates is not defined for it; use 'data'")
         check_coupling(self.coupling, self.name)
         if self.coupling == "auto":
             raise InputError(f'{self.name}: coupling "auto" follows the contraction of an ODE; give a number in (0, 1]')
@@ -156,12 +155,12 @@ class RexSDE(TwoStates):
         return "rex-shark" if self.method == "shark" else "rex-sde"
 
     def spec(self) -> dict[str, Any]:
-        return {"name": self.name, "variable": self.variable, "coupling": self.coupling}
+        return {"name": self.name, "coordinates": self.coordinates, "coupling": self.coupling}
 
     @property
-    def facts(self) -> Facts:
+    def properties(self) -> Properties:
         shark = self.method == "shark"
-        return Facts(
+        return Properties(
             2 if shark else 1,
             4 if shark else 2,
             "exact",
@@ -171,51 +170,66 @@ class RexSDE(TwoStates):
             source="Blasingame & Liu 2025 (2502.08834)" + ("; Foster et al. 2024 (2210.17543)" if shark else ""),
         )
 
-    def determinant(self, leg: Leg) -> float:
+    def determinant(self, step: Step) -> float:
         return self.coupling
 
-    def _scale(self, leg: Leg, t: float) -> float:
-        alpha, sigma = leg.schedule.alpha(t), leg.schedule.sigma(t)
-        scale = alpha if self.variable == "noise" else sigma * sigma / alpha if alpha > 0 else math.inf
+    def _scale(self, level: Level) -> float:
+        alpha, sigma = level.alpha, level.sigma
+        scale = alpha if self.coordinates == "noise" else sigma * sigma / alpha if alpha > 0 else math.inf
         if not 0.0 < scale < math.inf:
-            raise SingularTimeError(f"{self.name}: the {self.variable} variable is singular at t = {t:.6g}")
+            raise SingularTimeError(f"{self.name}: {self.coordinates} coordinates are singular at t = {level.t:.6g}")
         return scale
 
-    def _increment(self, x: Tensor, leg: Leg, t0: float, t1: float) -> Asking[Tensor]:
-        """Drift and noise of a step of the base method from (x, t0) to t1, in the variable."""
+    def _increment(self, x: Tensor, step: Step, start: Level, end: Level) -> Queries[Tensor]:
+        """Drift and noise of a step of the base method from x at one level to another, in the coordinates."""
         if self.method == "shark":
-            return (yield from self._shark(x, leg, t0, t1))
-        prediction = yield Query(x, t0)
-        ratio0, ratio1 = leg.schedule.ratio(t0), leg.schedule.ratio(t1)
-        if self.variable == "noise":
+            return (yield from self._shark(x, step, start, end))
+        prediction = yield Query(x, start.t)
+        ratio0, ratio1 = start.ratio, end.ratio
+        if self.coordinates == "noise":
             drift, h, clock = prediction.eps, 2.0 * (ratio1 - ratio0), (ratio0**2, ratio1**2)
         else:
             drift, h, clock = prediction.x0, ratio1**-2 - ratio0**-2, (ratio0**-2, ratio1**-2)
-        return torch.add(leg.source.increment(*clock), drift, alpha=h)
+        return torch.add(step.source.increment(*clock), drift, alpha=h)
 
-    def _shark(self, x: Tensor, leg: Leg, t0: float, t1: float) -> Asking[Tensor]:
-        schedule, noise = leg.schedule, leg.source
-        rho0, rho1 = (schedule.ratio(t) ** -2 for t in (t0, t1))
+    def _shark(self, x: Tensor, step: Step, start: Level, end: Level) -> Queries[Tensor]:
+        schedule, noise = step.schedule, step.source
+        rho0, rho1 = start.ratio**-2, end.ratio**-2
         h, w, area = rho1 - rho0, noise.increment(rho0, rho1), noise.area(rho0, rho1)
-        middle = schedule.t_from_ratio((rho0 + 5 / 6 * h) ** -0.5)
-        before, here = self._scale(leg, t0), self._scale(leg, middle)
-        first = (yield Query(torch.add(x, area, alpha=before), t0)).x0
+        middle = schedule.at(schedule.t_from_ratio((rho0 + 5 / 6 * h) ** -0.5))
+        before, here = self._scale(start), self._scale(middle)
+        first = (yield Query(torch.add(x, area, alpha=before), start.t)).x0
         inner = combine(here / before, x, [here * 5 / 6 * h, here * 5 / 6, here], [first, w, area])
-        second = (yield Query(inner, middle)).x0
+        second = (yield Query(inner, middle.t)).x0
         return combine(1.0, w, [0.4 * h, 0.6 * h], [first, second])
 
-    def step(self, state: Pair, leg: Leg) -> Asking[Pair]:
-        zeta, after = self.coupling, self._scale(leg, leg.t1)
-        ratio = after / self._scale(leg, leg.t0)
-        forth = yield from self._increment(state.y, leg, leg.t0, leg.t1)
+    def step(self, state: Pair, step: Step) -> Queries[Pair]:
+        zeta, after = self.coupling, self._scale(step.end)
+        ratio = after / self._scale(step.start)
+        forth = yield from self._increment(state.y, step, step.start, step.end)
         x = combine(ratio * zeta, state.x, [ratio * (1 - zeta), after], [state.y, forth])
-        back = yield from self._increment(x, leg, leg.t1, leg.t0)
+        back = yield from self._increment(x, step, step.end, step.start)
         return Pair(x, combine(ratio, state.y, [-after], [back]))
 
-    def inverse_step(self, state: Pair, leg: Leg) -> Asking[Pair]:
-        zeta, after = self.coupling, self._scale(leg, leg.t1)
-        ratio = after / self._scale(leg, leg.t0)
-        back = yield from self._increment(state.x, leg, leg.t0, leg.t1)
+    def inverse_step(self, state: Pair, step: Step) -> Queries[Pair]:
+        zeta, after = self.coupling, self._scale(step.end)
+        ratio = after / self._scale(step.start)
+        back = yield from self._increment(state.x, step, step.start, step.end)
         y = combine(ratio, state.y, [after], [back])
-        forth = yield from self._increment(y, leg, leg.t1, leg.t0)
+        forth = yield from self._increment(y, step, step.end, step.start)
         return Pair(combine(ratio / zeta, state.x, [1 - 1 / zeta, -after / zeta], [y, forth]), y)
+
+
+def _maker(method: str) -> Callable[..., Rex]:
+    """What makes Rex over one method, whose name is then no option."""
+
+    def make(coordinates: CoordinatesName = "noise", coupling: Coupling = 0.999) -> Rex:
+        return Rex(method, coordinates, coupling)
+
+    return make
+
+
+for _solver in METHODS:
+    register(f"rex-{_solver.name}", _maker(_solver.name))
+for _method in ("euler-maruyama", "shark"):
+    register(RexSDE(_method).name, partial(RexSDE, _method))

@@ -1,132 +1,158 @@
-"""Explicit Runge-Kutta methods in the flow, noise or data variable: one class, many tableaux.
+"""Explicit Runge-Kutta methods in flow, noise or data coordinates: one class, many tableaux.
 
-With scale W and time tau of the variable (see `variables`), a step from t0 to t1, h = tau1 - tau0, is
+With scale W and time tau of the coordinates (see `coordinates`), a step from t0 to t1, h = tau1 - tau0, is
 
     x_i = (W_i / W0) x + W_i h sum_{j<i} A_ij k_j,   k_i = slope(prediction at (x_i, t_i)),  tau_i = tau0 + c_i h
     x1  = (W1 / W0) x + W1 h sum_i b_i k_i.
 
-The step back is the same step with the ends exchanged. Euler is DDIM in any variable, Heun in the noise variable
-is EDM's deterministic sampler, midpoint in the flow variable is RF-Solver (Wang et al. 2024), and EES gives the
+The step back is the same step with the ends exchanged. Euler is DDIM in any coordinates, Heun in the noise coordinates
+is EDM's deterministic sampler, midpoint in the flow coordinates is RF-Solver (Wang et al. 2024), and EES gives the
 near-reversible samplers of 2605.16399.
 
-Where the variable is singular at an end of the leg, or a stage would ask the model for a state without noise
-(sigma = 0), the leg is one DDIM step, which is defined there; Euler's legs all are.
+Where the coordinates are singular at an end of the step, or a stage would ask the model for a state without noise
+(sigma = 0), the step is one DDIM step, which is defined there; Euler's steps all are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
 from .. import prediction
-from ..batches import total
+from .._internal.tensors import linear_combination
+from ..coordinates import Coordinates, CoordinatesName, check_name, regular_between
 from ..errors import InputError
 from ..prediction import Prediction, PredictionType
-from ..schedules import Schedule
-from ..variables import Variable, VariableName, check_name, choose
+from ..schedules import Level, Schedule
 from . import tableaux
-from .base import Asking, Facts, Leg, Query, Solver, ddim_step
+from .base import Properties, Queries, Query, Solver, Step, ddim_step
+from .registry import register
 from .tableaux import Tableau
 
 
 class StepPlan:
-    """The numbers of a step: its stages and its end as linear combinations of what is known.
+    """The numbers of a step: its stages and its end as linear combinations of a basis of tensors.
 
-    Known are the state that the step began with and the model's outputs so far, so that each stage is computed from
-    those tensors directly: a pass over the memory for each, and none for a slope.
+    The basis is the state that the step began with and the model's outputs so far, so that each stage is computed from
+    those tensors directly: one pass over the memory for each of them, and none for a slope.
     """
 
     def __init__(
-        self, tableau: Tableau, variable: Variable, schedule: Schedule, kind: PredictionType, t0: float, t1: float
+        self,
+        tableau: Tableau,
+        coordinates: Coordinates,
+        kind: PredictionType,
+        schedule: Schedule,
+        start: Level,
+        end: Level,
     ):
-        def slope(t: float, state: Sequence[float]) -> list[float]:
-            return _slope(prediction.factors(kind, schedule.alpha(t), schedule.sigma(t), *variable.reading), state)
+        def slope(level: Level, state: Sequence[float]) -> list[float]:
+            return _slope(prediction.factors(kind, level.alpha, level.sigma, *coordinates.prediction), state)
 
-        self._tableau, self._reading = tableau, variable.reading
-        start = variable.time(schedule, t0)
-        self.h = variable.time(schedule, t1) - start
-        """The step in the variable's time."""
-        self.before, self.after = variable.scale(schedule, t0), variable.scale(schedule, t1)
-        """The variable's scale at both ends."""
+        self._tableau, self._prediction = tableau, coordinates.prediction
+        tau = coordinates.time(start)
+        self.h = coordinates.time(end) - tau
+        """The step in the coordinates' own time."""
+        self.before, self.after = coordinates.scale(start), coordinates.scale(end)
+        """The coordinates' scale at both ends."""
         self.stages: list[tuple[float, list[float]]] = []
-        """The stages after the first: their times, and the factors of what is known in them."""
-        self._slopes = [slope(t0, [1.0])]  # an explicit method's first stage is the state itself
+        """The stages after the first: their times, and their coefficients in the basis."""
+        self._slopes = [slope(start, [1.0])]  # an explicit method's first stage is the state itself
         for row, c in zip(tableau.a[1:], tableau.c[1:], strict=True):
             if c == 1.0:
-                t, here = t1, self.after
+                level = end
             elif c == 0.0:
-                t, here = t0, self.before
+                level = start
             else:
-                t = variable.when(schedule, start + c * self.h)
-                here = variable.scale(schedule, t)
-            factors = self.factors(here / self.before, here, row)
-            self.stages.append((t, factors))
-            self._slopes.append(slope(t, factors))
-        self.end = self.factors(self.after / self.before, self.after, tableau.b)
-        """The factors of what is known in the state at the end of the step."""
+                level = schedule.at(coordinates.when(schedule, tau + c * self.h))
+            scale = coordinates.scale(level)
+            coefficients = self.coefficients(scale / self.before, scale, row)
+            self.stages.append((level.t, coefficients))
+            self._slopes.append(slope(level, coefficients))
+        self.end = self.coefficients(self.after / self.before, self.after, tableau.b)
+        """The coefficients in the basis of the state at the end of the step."""
 
-    def factors(self, first: float, scale: float, weights: Sequence[float]) -> list[float]:
-        """The factors of what is known in  first x + scale h sum_i weights_i k_i."""
+    def coefficients(self, first: float, scale: float, weights: Sequence[float]) -> list[float]:
+        """The coefficients in the basis of  first x + scale h sum_i weights_i k_i."""
         return _combination(first, scale * self.h, weights, self._slopes)
 
     def error(self, after: Prediction | None) -> list[float]:
-        """The factors of what is known in an embedded method's error estimate, in the variable's units.
+        """The coefficients in the basis of an embedded method's error estimate, in the coordinates' units.
 
-        after: what the model says at the step's end, whose output is then the last that is known, for methods whose
-        estimate takes it in (first same as last).
+        Args:
+            after: What the model says at the step's end, whose output is then the last of the basis, for methods whose
+                estimate takes it in (first same as last).
         """
         b, low, slopes = self._tableau.b, self._tableau.b_low, self._slopes
         assert low is not None
         weights = [one - other for one, other in zip(b, low, strict=False)]
         if after is not None:
             weights.append(-low[-1])
-            slopes = [*slopes, _slope(after.factors(*self._reading), self.end)]
+            slopes = [*slopes, _slope(after.factors(*self._prediction), self.end)]
         return _combination(0.0, self.h, weights, slopes)
 
 
-def _slope(reading: tuple[float, float], state: Sequence[float]) -> list[float]:
-    """The factors of what is known in a slope, from those in the state at which the model is asked."""
-    of_state, of_output = reading
-    return [*(of_state * factor for factor in state), of_output]
+@lru_cache(maxsize=4096)
+def step_plan(
+    tableau: Tableau,
+    coordinates: Coordinates,
+    kind: PredictionType,
+    schedule: Schedule,
+    start: Level,
+    end: Level,
+) -> StepPlan:
+    """The plan of a step between two levels; it is shared, so it is not to be changed."""
+    return StepPlan(tableau, coordinates, kind, schedule, start, end)
+
+
+def _slope(of: tuple[float, float], state: Sequence[float]) -> list[float]:
+    """A slope's coefficients in the basis, from those of the state at which the model is asked.
+
+    Args:
+        of: The factors of that state and of the model's output in the slope.
+        state: The state's coefficients in the basis.
+    """
+    of_state, of_output = of
+    return [*(of_state * coefficient for coefficient in state), of_output]
 
 
 def _combination(first: float, h: float, weights: Sequence[float], slopes: Sequence[Sequence[float]]) -> list[float]:
-    """The factors of what is known in  first x + h sum of weights * slopes, each slope given by its own factors."""
+    """The coefficients of  first x + h sum of weights * slopes, each slope given by its own coefficients."""
     result = [first] + [0.0] * len(weights)
     for weight, slope in zip(weights, slopes, strict=True):
-        for j, factor in enumerate(slope):
-            result[j] += weight * h * factor
+        for j, coefficient in enumerate(slope):
+            result[j] += weight * h * coefficient
     return result
 
 
-class Asked(NamedTuple):
+class Stages(NamedTuple):
     """A step whose stages have been asked for."""
 
     plan: StepPlan
-    known: list[Tensor]
+    basis: list[Tensor]
     """The state that the step began with, shape (B, ...), and the model's outputs."""
 
 
 METHODS: list[type[RungeKutta]] = []
-"""The methods without options, each registered by its name, and coupled as "rex-" and its name."""
+"""The methods without options; `rex` couples each of them as "rex-" and its name."""
 
 
 @dataclass(frozen=True)
-class RungeKutta(Solver):
-    """An explicit Runge-Kutta method in a variable: "flow", "noise" or "data".
+class RungeKutta(Solver[Tensor]):
+    """An explicit Runge-Kutta method in "flow", "noise" or "data" coordinates.
 
-    A subclass that is given its tableau takes its name from it and is added to `METHODS`; one with options of its own
+    A subclass that is given its tableau takes its name from it, is registered by it and added to `METHODS`; one with options of its own
     has a name, and makes its tableau of them.
 
-    The flow variable is regular at both ends of every path, and its round trips are the best or close to it on
-    all the models measured here (benchmarks/variables.py).
+    Flow coordinates are regular at both ends of every path, and their round trips are the best or close to it on
+    all the models measured here (benchmarks/coordinates.py).
     """
 
-    variable: VariableName = "flow"
+    coordinates: CoordinatesName = "flow"
     _tableau: ClassVar[Tableau]
 
     def __init_subclass__(cls, tableau: Tableau | None = None, **options: Any):
@@ -134,9 +160,10 @@ class RungeKutta(Solver):
         if tableau is not None:
             cls.name, cls._tableau = tableau.name, tableau
             METHODS.append(cls)
+            register(cls.name, cls)
 
     def __post_init__(self):
-        check_name(self.variable)
+        check_name(self.coordinates)
 
     @property
     def tableau(self) -> Tableau:
@@ -144,55 +171,59 @@ class RungeKutta(Solver):
         return self._tableau
 
     @property
-    def frame(self) -> VariableName:
-        return self.variable
+    def properties(self) -> Properties:
+        return _properties(self.tableau)
 
-    @property
-    def facts(self) -> Facts:
-        return _facts(self.tableau)
+    def step(self, state: Tensor, step: Step) -> Queries[Tensor]:
+        coordinates = None if self.tableau.stages == 1 else self.regular_coordinates(step)
+        if coordinates is None:
+            return (yield from ddim_step(state, step))
+        plan, basis = yield from self.stages(state, step.schedule, step.start, step.end, coordinates)
+        return linear_combination(plan.end, basis)
 
-    def step(self, state: Tensor, leg: Leg) -> Asking[Tensor]:
-        variable = None if self.tableau.stages == 1 else self.regular_variable(leg)
-        if variable is None:
-            return (yield from ddim_step(state, leg))
-        plan, known = yield from self.stages(state, leg.schedule, leg.t0, leg.t1, variable)
-        return total(plan.end, known)
-
-    def regular_variable(self, leg: Leg) -> Variable | None:
-        """The variable for this leg, or None where only a DDIM step is defined."""
-        schedule = leg.schedule
-        if not leg.clean and 1.0 in self.tableau.c and schedule.sigma(leg.t1) == 0.0:
+    def regular_coordinates(self, step: Step) -> Coordinates | None:
+        """The coordinates for this step, or None where only a DDIM step is defined."""
+        if not step.defined_at_zero_noise and 1.0 in self.tableau.c and step.end.sigma == 0.0:
             return None
-        return choose(self.variable, schedule, leg.t0, leg.t1)
+        return regular_between(self.coordinates, step.start, step.end)
 
     def stages(
         self,
         x: Tensor,
         schedule: Schedule,
-        t0: float,
-        t1: float,
-        variable: Variable,
+        start: Level,
+        end: Level,
+        coordinates: Coordinates,
         first: Prediction | None = None,
-    ) -> Asking[Asked]:
-        """Ask for the stages of a step from (x, t0) to t1; first: what the model says at (x, t0), if it was asked."""
+    ) -> Queries[Stages]:
+        """Ask for the stages of a step from x at one level to another.
+
+        Args:
+            x: The state at `start`, shape (B, ...).
+            schedule: The path.
+            start: Where the step begins.
+            end: Where the step ends.
+            coordinates: Those to step in, regular at both levels.
+            first: What the model says at the start, where it has been asked.
+        """
         if first is None:
-            first = yield Query(x, t0)
-        tableau, kind = self.tableau, first.kind
-        plan = schedule.remembered(
-            (tableau, variable, kind, t0, t1), lambda: StepPlan(tableau, variable, schedule, kind, t0, t1)
-        )
-        known = [x, first.output]
-        for t, factors in plan.stages:
-            answer = yield Query(total(factors, known), t)
+            first = yield Query(x, start.t)
+        kind = first.kind
+        plan = step_plan(self.tableau, coordinates, kind, schedule, start, end)
+        basis = [x, first.output]
+        for t, coefficients in plan.stages:
+            answer = yield Query(linear_combination(coefficients, basis), t)
             if answer.kind != kind:
-                raise InputError(f"prediction: the model answers in two ways within a step, {kind} and {answer.kind}")
-            known.append(answer.output)
-        return Asked(plan, known)
+                raise InputError(
+                    f"prediction: the model changed its prediction type within a step ({kind}, then {answer.kind})"
+                )
+            basis.append(answer.output)
+        return Stages(plan, basis)
 
 
 @cache
-def _facts(tableau: Tableau) -> Facts:
-    return Facts(
+def _properties(tableau: Tableau) -> Properties:
+    return Properties(
         order=tableau.order,
         evaluations=tableau.stages,
         inverse="approximate",
@@ -203,7 +234,7 @@ def _facts(tableau: Tableau) -> Facts:
 
 
 class Euler(RungeKutta, tableau=tableaux.EULER):
-    """First order, one evaluation: DDIM, in any variable."""
+    """First order, one evaluation: DDIM, in any coordinates."""
 
 
 class Midpoint(RungeKutta, tableau=tableaux.MIDPOINT):
@@ -211,7 +242,7 @@ class Midpoint(RungeKutta, tableau=tableaux.MIDPOINT):
 
 
 class Heun(RungeKutta, tableau=tableaux.HEUN):
-    """Second order, two evaluations; in the noise variable EDM's deterministic sampler."""
+    """Second order, two evaluations; in the noise coordinates EDM's deterministic sampler."""
 
 
 class Ralston(RungeKutta, tableau=tableaux.RALSTON):
@@ -275,3 +306,7 @@ class EES27(RungeKutta):
     def __post_init__(self):
         super().__post_init__()
         _ = self.tableau
+
+
+for _solver in (EES25, EES27):
+    register(_solver.name, _solver)

@@ -8,7 +8,7 @@ x0_hat (DPM-Solver++ 2S):
     2S:  u = (ss/s0) x + as (1 - e^(-h/2)) m0,     x1 = (s1/s0) x + a1 (1 - e^-h) ms
 
 Order 1 of either is DDIM. The step back is the same step with the ends exchanged. Where the log-SNR is infinite at
-an end of the leg, the leg is one DDIM step. Sources: Lu et al. 2022a (DPM-Solver), 2022b (DPM-Solver++).
+an end of the step, the step is one DDIM step. Sources: Lu et al. 2022a (DPM-Solver), 2022b (DPM-Solver++).
 """
 
 import math
@@ -18,30 +18,32 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..batches import combine
+from .._internal.tensors import combine
+from ..coordinates import CoordinatesName
 from ..schedules import Schedule
-from ..variables import VariableName
-from .base import Asking, Facts, Leg, Query, Solver, ddim_step
+from .base import Properties, Queries, Query, Solver, Step, ddim_step
+from .registry import register
 
 
-class Exponential(Solver):
+class Exponential(Solver[Tensor]):
     """What the methods share: lambda as the time, and DDIM where it is infinite."""
 
-    def step(self, state: Tensor, leg: Leg) -> Asking[Tensor]:
-        ends = tuple(0.5 * leg.schedule.log_snr(t) for t in (leg.t0, leg.t1))
-        if not all(map(math.isfinite, ends)):
-            return ddim_step(state, leg)
-        return self.regular_step(state, leg, *ends)
+    def step(self, state: Tensor, step: Step) -> Queries[Tensor]:
+        start, end = 0.5 * step.start.log_snr, 0.5 * step.end.log_snr
+        if not (math.isfinite(start) and math.isfinite(end)):
+            return ddim_step(state, step)
+        return self.regular_step(state, step, start, end)
 
     @abstractmethod
-    def regular_step(self, x: Tensor, leg: Leg, start: float, end: float) -> Asking[Tensor]:
+    def regular_step(self, x: Tensor, step: Step, start: float, end: float) -> Queries[Tensor]:
         """The step between finite values of lambda."""
 
 
 def _at(schedule: Schedule, value: float) -> tuple[float, float, float]:
     """Time, alpha and sigma where lambda has this value."""
     t = schedule.t_from_log_snr(2.0 * value)
-    return t, schedule.alpha(t), schedule.sigma(t)
+    level = schedule.at(t)
+    return t, level.alpha, level.sigma
 
 
 @dataclass(frozen=True)
@@ -51,16 +53,16 @@ class DPMSolver2(Exponential):
     name: ClassVar[str] = "dpm-2"
 
     @property
-    def facts(self) -> Facts:
-        return Facts(
+    def properties(self) -> Properties:
+        return Properties(
             2, 2, "approximate", antisymmetric_order=3, real_interval=2.0, source="Lu et al. 2022 (2206.00927)"
         )
 
-    def regular_step(self, x, leg, start, end):
-        schedule, h = leg.schedule, end - start
-        a0, a1, s1 = schedule.alpha(leg.t0), schedule.alpha(leg.t1), schedule.sigma(leg.t1)
+    def regular_step(self, x, step, start, end):
+        schedule, h = step.schedule, end - start
+        a0, a1, s1 = step.start.alpha, step.end.alpha, step.end.sigma
         t, a, s = _at(schedule, start + h / 2)
-        first = (yield Query(x, leg.t0)).eps
+        first = (yield Query(x, step.t0)).eps
         middle = combine(a / a0, x, [-s * math.expm1(h / 2)], [first])
         second = (yield Query(middle, t)).eps
         return combine(a1 / a0, x, [-s1 * math.expm1(h)], [second])
@@ -73,17 +75,17 @@ class DPMSolver3(Exponential):
     name: ClassVar[str] = "dpm-3"
 
     @property
-    def facts(self) -> Facts:
-        return Facts(
+    def properties(self) -> Properties:
+        return Properties(
             3, 3, "approximate", antisymmetric_order=3, real_interval=2.5127453, source="Lu et al. 2022 (2206.00927)"
         )
 
-    def regular_step(self, x, leg, start, end):
-        schedule, h = leg.schedule, end - start
+    def regular_step(self, x, step, start, end):
+        schedule, h = step.schedule, end - start
         r1, r2 = 1 / 3, 2 / 3
-        a0, a1, s1 = schedule.alpha(leg.t0), schedule.alpha(leg.t1), schedule.sigma(leg.t1)
+        a0, a1, s1 = step.start.alpha, step.end.alpha, step.end.sigma
         (ta, aa, sa), (tb, ab, sb) = (_at(schedule, start + r * h) for r in (r1, r2))
-        e0 = (yield Query(x, leg.t0)).eps
+        e0 = (yield Query(x, step.t0)).eps
         ea = (yield Query(combine(aa / a0, x, [-sa * math.expm1(r1 * h)], [e0]), ta)).eps
         bend = sb * (r2 / r1) * (math.expm1(r2 * h) / (r2 * h) - 1)
         eb = (yield Query(combine(ab / a0, x, [bend - sb * math.expm1(r2 * h), -bend], [e0, ea]), tb)).eps
@@ -96,22 +98,23 @@ class DPMpp2S(Exponential):
     """DPM-Solver++(2S): order 2, two evaluations, in terms of x0."""
 
     name: ClassVar[str] = "dpmpp-2s"
+    coordinates: ClassVar[CoordinatesName] = "data"
 
     @property
-    def frame(self) -> VariableName:
-        return "data"
-
-    @property
-    def facts(self) -> Facts:
-        return Facts(
+    def properties(self) -> Properties:
+        return Properties(
             2, 2, "approximate", antisymmetric_order=3, real_interval=2.0, source="Lu et al. 2022 (2211.01095)"
         )
 
-    def regular_step(self, x, leg, start, end):
-        schedule, h = leg.schedule, end - start
-        s0, a1, s1 = schedule.sigma(leg.t0), schedule.alpha(leg.t1), schedule.sigma(leg.t1)
+    def regular_step(self, x, step, start, end):
+        schedule, h = step.schedule, end - start
+        s0, a1, s1 = step.start.sigma, step.end.alpha, step.end.sigma
         t, a, s = _at(schedule, start + h / 2)
-        first = (yield Query(x, leg.t0)).x0
+        first = (yield Query(x, step.t0)).x0
         middle = combine(s / s0, x, [-a * math.expm1(-h / 2)], [first])
         second = (yield Query(middle, t)).x0
         return combine(s1 / s0, x, [-a1 * math.expm1(-h)], [second])
+
+
+for _solver in (DPMSolver2, DPMSolver3, DPMpp2S):
+    register(_solver.name, _solver)

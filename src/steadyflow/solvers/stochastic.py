@@ -5,21 +5,23 @@ al. 2023 (SEEDS) and Lu et al. 2022 (SDE-DPM-Solver++); Song et al. 2023, Luo et
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ..coordinates import NOISE
 from ..errors import InputError
-from ..variables import NOISE
+from ..schedules import Level
 from .ancestral import unit_noise
-from .base import Asking, Facts, Leg, Query, Solver, ddim_step
+from .base import Properties, Queries, Query, Solver, Step, ddim_step
+from .registry import register
 from .runge_kutta import Heun
 
 
 @dataclass(frozen=True)
-class EDMStochastic(Solver):
+class EDMStochastic(Solver[Tensor]):
     """EDM's sampler: raise the noise level by the share gamma = min(churn / steps, sqrt 2 - 1), then a Heun step.
 
     churn: S_churn of the paper, 0 is deterministic Heun. s_min, s_max: the noise levels sigma/alpha between which
@@ -37,26 +39,25 @@ class EDMStochastic(Solver):
             raise InputError("edm-churn: expected churn >= 0, 0 <= s_min <= s_max and s_noise > 0")
 
     @property
-    def facts(self) -> Facts:
-        return Facts(2, 2, "none", stochastic=True, strong_order=1, source="Karras et al. 2022 (2206.00364)")
+    def properties(self) -> Properties:
+        return Properties(2, 2, "none", stochastic=True, strong_order=1, source="Karras et al. 2022 (2206.00364)")
 
-    def step(self, state: Tensor, leg: Leg) -> Asking[Tensor]:
-        schedule, level = leg.schedule, leg.schedule.ratio(leg.t0)
-        gamma = min(self.churn / leg.steps, math.sqrt(2.0) - 1.0)
+    def step(self, state: Tensor, step: Step) -> Queries[Tensor]:
+        schedule, level = step.schedule, step.start.ratio
+        gamma = min(self.churn / step.count, math.sqrt(2.0) - 1.0)
         raised = level * (1.0 + gamma)
-        top = schedule.ratio(schedule.domain[1])
-        t, x = leg.t0, state
+        top = schedule.at(schedule.domain[1]).ratio
+        onward, x = step, state
         if gamma > 0 and self.s_min <= level <= self.s_max and raised <= top and math.isfinite(raised):
-            t = schedule.t_from_ratio(raised)
-            spread = self.s_noise * math.sqrt(raised**2 - level**2) * schedule.alpha(t)
-            scaled = state * (NOISE.scale(schedule, t) / NOISE.scale(schedule, leg.t0))
-            x = torch.add(scaled, unit_noise(leg), alpha=spread)
-        onward = Leg(schedule, t, leg.t1, leg.index, leg.steps, leg.noise, leg.clean)
-        return (yield from Heun(variable="noise").step(x, onward))
+            onward = replace(step, start=schedule.at(schedule.t_from_ratio(raised)))
+            spread = self.s_noise * math.sqrt(raised**2 - level**2) * onward.start.alpha
+            scaled = state * (NOISE.scale(onward.start) / NOISE.scale(step.start))
+            x = torch.add(scaled, unit_noise(step), alpha=spread)
+        return (yield from Heun(coordinates="noise").step(x, onward))
 
 
 @dataclass(frozen=True)
-class SEEDS2(Solver):
+class SEEDS2(Solver[Tensor]):
     """A second-order exponential method for the reverse SDE (SEEDS-2, SDE-DPM-Solver++ 2S), two evaluations a step.
 
     In the data form dY = x0_hat drho + dB_rho, rho = (alpha/sigma)^2, Y = x alpha/sigma^2, the midpoint rule in
@@ -66,44 +67,47 @@ class SEEDS2(Solver):
     name: ClassVar[str] = "seeds-2"
 
     @property
-    def facts(self) -> Facts:
+    def properties(self) -> Properties:
         source = "Gonzalez et al. 2023 (2305.14267); Lu et al. 2022 (2211.01095)"
-        return Facts(2, 2, "none", stochastic=True, strong_order=1, source=source)
+        return Properties(2, 2, "none", stochastic=True, strong_order=1, source=source)
 
-    def step(self, state: Tensor, leg: Leg) -> Asking[Tensor]:
-        schedule = leg.schedule
-        ends = (schedule.log_snr(leg.t0), schedule.log_snr(leg.t1))
+    def step(self, state: Tensor, step: Step) -> Queries[Tensor]:
+        schedule = step.schedule
+        ends = step.start.log_snr, step.end.log_snr
         if not all(map(math.isfinite, ends)):
-            return (yield from ddim_step(state, leg))
+            return (yield from ddim_step(state, step))
         middle = schedule.t_from_log_snr(0.5 * sum(ends))
-        first = (yield Query(state, leg.t0)).x0
-        half = self._move(state, first, leg, middle)
+        first = (yield Query(state, step.t0)).x0
+        half = self._move(state, first, step, schedule.at(middle))
         second = (yield Query(half, middle)).x0
-        return self._move(state, second, leg, leg.t1)
+        return self._move(state, second, step, step.end)
 
-    def _move(self, x: Tensor, x0: Tensor, leg: Leg, t: float) -> Tensor:
-        """The exact solution at t for constant x0, from x at leg.t0 along the run's noise."""
-        schedule = leg.schedule
-        rho0, rho1 = (math.exp(schedule.log_snr(s)) for s in (leg.t0, t))
-        before, after = (schedule.sigma(s) ** 2 / schedule.alpha(s) for s in (leg.t0, t))
+    def _move(self, x: Tensor, x0: Tensor, step: Step, end: Level) -> Tensor:
+        """The exact solution at a level for constant x0, from x at the step's start along the run's noise."""
+        rho0, rho1 = (math.exp(level.log_snr) for level in (step.start, end))
+        before, after = (level.sigma**2 / level.alpha for level in (step.start, end))
         drift = torch.add(x * (after / before), x0, alpha=after * (rho1 - rho0))
-        return torch.add(drift, leg.source.increment(rho0, rho1), alpha=after)
+        return torch.add(drift, step.source.increment(rho0, rho1), alpha=after)
 
 
 @dataclass(frozen=True)
-class LCM(Solver):
+class LCM(Solver[Tensor]):
     """Consistency steps: jump to x0_hat and add fresh noise of the next level; for consistency-distilled models."""
 
     name: ClassVar[str] = "lcm"
 
     @property
-    def facts(self) -> Facts:
-        return Facts(
+    def properties(self) -> Properties:
+        return Properties(
             1, 1, "none", stochastic=True, source="Song et al. 2023 (2303.01469); Luo et al. 2023 (2310.04378)"
         )
 
-    def step(self, state: Tensor, leg: Leg) -> Asking[Tensor]:
-        prediction = yield Query(state, leg.t0)
-        alpha, sigma = leg.schedule.alpha(leg.t1), leg.schedule.sigma(leg.t1)
+    def step(self, state: Tensor, step: Step) -> Queries[Tensor]:
+        prediction = yield Query(state, step.t0)
+        alpha, sigma = step.end.alpha, step.end.sigma
         mean = prediction.mix(alpha, 0.0)
-        return mean if sigma == 0.0 else torch.add(mean, unit_noise(leg), alpha=sigma)
+        return mean if sigma == 0.0 else torch.add(mean, unit_noise(step), alpha=sigma)
+
+
+for _solver in (SEEDS2, EDMStochastic, LCM):
+    register(_solver.name, _solver)

@@ -1,26 +1,20 @@
-"""The verbs: sample, invert, reconstruct, edit; and the ways to edit that keep something else than a latent."""
+"""The verbs that go once over the path or there and back: sample, invert, reconstruct; and the choice of a solver."""
 
-from .choosing import Choice
-from .editing import Edit, Reconstruction, edit, reconstruct
-from .flowing import FlowingEdit, flow_edit, rf_inversion
-from .inversion import Inversion, choose_solver, invert
-from .noise_maps import NoiseMaps, noise_maps
-from .sampling import Sample, sample
+from ._options import Auto, Options
+from .choose_solver import Choice, choose_solver
+from .invert import DecodeOptions, Inversion, invert
+from .reconstruct import Reconstruction, reconstruct
+from .sample import sample
 
 __all__ = [
+    "Auto",
     "Choice",
-    "Edit",
-    "FlowingEdit",
+    "DecodeOptions",
     "Inversion",
-    "NoiseMaps",
+    "Options",
     "Reconstruction",
-    "Sample",
     "choose_solver",
-    "edit",
-    "flow_edit",
     "invert",
-    "noise_maps",
     "reconstruct",
-    "rf_inversion",
     "sample",
 ]

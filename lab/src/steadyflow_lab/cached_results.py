@@ -1,0 +1,60 @@
+"""Experiments cell by cell: each result is written to a folder as JSON once it is there, and read by the next call."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from steadyflow._internal import files
+from steadyflow.errors import MALFORMED, CorruptFileError
+from steadyflow.runs.engines import Engine
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def cached_results(
+    engine: Engine,
+    function: Callable[[Item], Result],
+    cells: Sequence[tuple[str, Item]],
+    folder: str | Path | None,
+    stamp: dict[str, Any],
+    read: Callable[[Any], Result],
+) -> Iterator[tuple[int, Result]]:
+    """Yield (k, function(item)) for each cell (name, item), in any order; what the folder holds is not computed again.
+
+    stamp: what else decides the results; a file of another stamp is computed anew. read: a result, a dataclass or a
+    list of them, from its JSON.
+
+    Raises `CorruptFileError` for a damaged file.
+    """
+    paths = [None if folder is None else Path(folder) / f"{name}.json" for name, _ in cells]
+    there = [None if path is None else _read(path, stamp, read) for path in paths]
+    yield from ((k, result) for k, result in enumerate(there) if result is not None)
+    missing = [k for k, result in enumerate(there) if result is None]
+    for j, result in engine.each(function, [cells[k][1] for k in missing]):
+        path = paths[missing[j]]
+        if path is not None:
+            files.write_text(path, json.dumps({"stamp": stamp, "result": plain(result)}, indent=2))
+        yield missing[j], result
+
+
+def plain(result: Any) -> Any:
+    """Turn a dataclass, or a list of them, into what JSON can hold."""
+    return [plain(one) for one in result] if isinstance(result, list) else dataclasses.asdict(result)
+
+
+def _read(path: Path, stamp: dict[str, Any], read: Callable[[Any], Result]) -> Result | None:
+    """Read the result in a file; None where there is none of this stamp."""
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return read(data["result"]) if data["stamp"] == stamp else None
+    except MALFORMED as error:
+        raise CorruptFileError(
+            f"{path}: not a result of this experiment ({error}); delete it to run it anew"
+        ) from error

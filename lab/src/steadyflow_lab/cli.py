@@ -1,0 +1,331 @@
+"""`steadyflow demo` and `steadyflow lab run ...`: what this package adds to the command line of steadyflow.
+
+Both are registered as entry points of the group "steadyflow.commands": an application of typer is added under its name,
+and a function becomes a command, with its attribute `epilog` below the help.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from steadyflow.cli.options import GridName, Guidance, Json, Number, SolverName, bar, table
+from steadyflow.errors import InputError
+
+Engine = Annotated[str, typer.Option(help="'local', or 'ray' for all cores or a cluster.")]
+Address = Annotated[str | None, typer.Option(help="With --engine ray, the cluster, such as 'auto'.")]
+Workers = Annotated[int | None, typer.Option(help="With --engine ray, at most so many workers.")]
+
+_OUT = Path("lab-results")
+_EXAMPLE = "Example: steadyflow lab run hallucination --figure 5 --quick --out results"
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="The folder for the report.")] = Path("demo"),
+    n: Number = 100,
+    as_json: Json = False,
+) -> None:
+    """Invert, reconstruct and edit real held-out digits with five solvers; print a table, write a report."""
+    from . import demo as demonstration
+    from . import report
+
+    with bar("setting", len(demonstration.SOLVERS) * len(demonstration.BUDGETS)) as advance:
+        result = demonstration.study(n, progress=advance)
+    path = report.write(result, out / "report.html")
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(row) for row in result.rows], indent=2))
+        return
+    typer.echo(table(*demonstration.table(result), left=(0,)))
+    typer.echo(
+        f"\nerror: rms of reconstruction less source, on [-1, 1]; edited: share recognised as the target digit;\n"
+        f"kept: median distance of the edit from its source; nfe: evaluations each way.\n"
+        f"{n} held-out digits, {result.seconds:.0f} s. Report: {path}"
+    )
+
+
+demo.epilog = "Example: steadyflow demo --out demo"  # pyright: ignore[reportFunctionMemberAccess]
+
+lab = typer.Typer(help="Run the experiments.", epilog=_EXAMPLE, no_args_is_help=True)
+run = typer.Typer(
+    help="Run an experiment; each prints its tables and writes pictures.", epilog=_EXAMPLE, no_args_is_help=True
+)
+lab.add_typer(run, name="run")
+
+
+@run.command("coupling", epilog="Example: steadyflow lab run coupling --problem digits --out results")
+def coupling(
+    problem: Annotated[str, typer.Option(help="'mixture' (16-dimensional, exact) or 'digits'.")] = "mixture",
+    n: Number = 64,
+    nfe: Annotated[int, typer.Option(help="Model evaluations each way.")] = 48,
+    grid: GridName = "quadratic",
+    out: Annotated[Path, typer.Option(help="The folder for the picture.")] = _OUT,
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Compare exact reversibility with stability: edits at rising guidance, fixed and automatic coupling."""
+    from steadyflow._internal import plots
+    from steadyflow.runs import engine as make_engine
+
+    from . import coupling as experiment
+
+    plots.require()
+    place = make_engine(engine, address, workers)
+    with bar("method", len(experiment.METHODS)) as advance:
+        rows = experiment.study(problem, n=n, nfe=nfe, grid=grid, engine=place, progress=advance)
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+        return
+    figure, path = plots.figure(8, 5), out / f"coupling-{problem}.png"
+    experiment.draw(rows, figure.subplots())
+    plots.save(figure, path)
+    typer.echo(table(*experiment.table(rows), left=(0, 1)))
+    typer.echo(f"\nPicture: {path}")
+
+
+@run.command("instability", epilog="Example: steadyflow lab run instability --model digits --out results")
+def instability(
+    model: Annotated[
+        str, typer.Option(help="'digits', 'faces', or with --images a saved model or a diffusers pipeline.")
+    ] = "digits",
+    images: Annotated[
+        Path | None, typer.Option(help="A folder of pictures for a model of your own, scaled to its size.")
+    ] = None,
+    n: Number = 100,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer images and steps, and small mixtures.")] = False,
+    out: Annotated[Path, typer.Option(help="The folder for the pictures.")] = _OUT,
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Show why reconstructions fail: expansion regions, the theorem, error against instability on real images."""
+    from steadyflow._internal import plots
+    from steadyflow.datasets.sources import open_source
+    from steadyflow.loading import load_model
+    from steadyflow.runs import engine as make_engine
+
+    from . import instability as experiment
+
+    if images is None:
+        denoiser, x = experiment.problem(model, min(n, 24) if quick else n)
+    else:
+        denoiser = load_model(model)
+        source = open_source(denoiser, str(images), n, resize=True)
+        x, _ = source.rows(0, len(source))
+        if len(x) < 3:
+            raise InputError(f"images: {images} holds {len(x)} pictures; the study needs at least 3")
+    toys = experiment.toy(1, side=41 if quick else 161), experiment.toy(2, side=21 if quick else 81)
+    shares = experiment.theorem((1, 4, 16), n=100) if quick else experiment.theorem()
+    methods = (("euler", 50), ("rk4", 48)) if quick else experiment.SOLVERS
+    plots.require()
+    place = make_engine(engine, address, workers)
+    with bar("solver", len(methods) + 1) as advance:
+        result = experiment.study(denoiser, x, name=model, methods=methods, engine=place, progress=advance)
+    pictures = {
+        "instability-toys.png": ((12, 3.6), lambda figure: experiment.draw_toys(*toys, figure)),
+        "instability-theorem.png": ((6, 4), lambda figure: experiment.draw_theorem(shares, figure.subplots())),
+        f"instability-{Path(model).stem}.png": ((15, 3.6), lambda figure: experiment.draw_study(result, figure)),
+    }
+    for name, (size, draw) in pictures.items():
+        figure = plots.figure(*size)
+        draw(figure)
+        plots.save(figure, out / name)
+    if as_json:
+        typer.echo(json.dumps(experiment.figures(result, shares), indent=2))
+        return
+    typer.echo("Share of data points at which the generation map expands:\n")
+    typer.echo(table(*experiment.theorem_table(shares), left=(0, 1)))
+    low, high = result.sweep.regime
+    typer.echo(
+        f"\nReconstruction of {len(x)} images; the coefficient does not depend on the perturbation's size from "
+        f"{low:.1g} to {high:.1g}, {result.perturbation:.1g} was used:\n"
+    )
+    typer.echo(table(*experiment.table(result), left=(0,)))
+    typer.echo(f"\nPictures: {', '.join(str(out / name) for name in pictures)}")
+
+
+@run.command("hallucination", epilog="Example: steadyflow lab run hallucination --figure 5 --quick")
+def hallucination(
+    figure: Annotated[
+        list[str] | None, typer.Option(help="A figure or table of the paper, such as 5 or E.13; may be repeated.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer samples: all of it in a few minutes.")] = False,
+    out: Annotated[Path, typer.Option(help="The folder for results and pictures; a rerun goes on there.")] = _OUT,
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Repeat the figures on mode interpolation: numbers beside the paper's claim, and whether it holds here."""
+    from steadyflow._internal import plots
+    from steadyflow.runs import engine as make_engine
+
+    from . import hallucination as experiment
+    from .hallucination.runner import draw
+
+    chosen = figure or list(experiment.FIGURES)
+    plots.require()
+    place = make_engine(engine, address, workers)
+    with bar("figure", len(chosen)) as advance:
+        found = experiment.run_figures(chosen, quick=quick, folder=out, engine=place, progress=advance)
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(finding) for finding in found], indent=2))
+        return
+    for finding in found:
+        verdict = {True: "holds here", False: "does not hold here", None: "not decided by a number"}[finding.holds]
+        typer.echo(f"Figure {finding.figure}: {finding.title}\nClaim: {finding.claim}: {verdict}.\n")
+        typer.echo(table(finding.heads, finding.rows, left=(0, 1)))
+        typer.echo(f"\n{finding.note}\n" if finding.note else "")
+        if finding.curves:
+            picture = plots.figure(7, 4.5)
+            draw(finding, picture)
+            plots.save(picture, out / f"hallucination-{finding.figure}.png")
+    typer.echo(f"Results and pictures: {out}")
+
+
+@run.command("stein", epilog="Example: steadyflow lab run stein --quick")
+def stein(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer samples, budgets and seeds.")] = False,
+    out: Annotated[Path, typer.Option(help="The folder for all runs as JSON.")] = _OUT,
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what Stein corrections are worth: tuned families beside controls, on other problems and seeds."""
+    from steadyflow._internal import files
+    from steadyflow.runs import engine as make_engine
+
+    from . import stein as experiment
+
+    place = make_engine(engine, address, workers)
+    with bar("problem") as advance:
+        scores, results = experiment.study(quick=quick, engine=place, progress=advance)
+    written = {"scores": experiment.figures(scores), "runs": [dataclasses.asdict(result) for result in results]}
+    files.write_text(out / "stein.json", json.dumps(written, indent=1))
+    if as_json:
+        typer.echo(json.dumps(written["scores"], indent=2))
+        return
+    heads, rows = experiment.table(scores)
+    typer.echo("Sliced Wasserstein distance to the data over the plain solver's, geometric mean, 95 % interval\n")
+    for first in range(1, len(heads) - 1, 3):
+        part = [0, *range(first, first + 3), len(heads) - 1]
+        typer.echo(table([heads[k] for k in part], [[row[k] for k in part] for row in rows], left=(0,)) + "\n")
+    typer.echo("Digits: precision and recall among the real ones, and the share recognised\n")
+    typer.echo(table(*experiment.digits_table(results), left=(0, 1)) + "\n")
+    chosen = dict.fromkeys((s.solver, s.family, s.label) for s in scores)
+    typer.echo("Settings chosen in tuning:\n")
+    typer.echo(table(["solver", "family", "setting"], [list(c) for c in chosen], left=(0, 1, 2)))
+    typer.echo(f"\nAll runs: {out / 'stein.json'}")
+
+
+@run.command("editing", epilog="Example: steadyflow lab run editing --quick --out results")
+def editing(
+    n: Number = 96,
+    nfe: Annotated[int, typer.Option(help="Model evaluations each way.")] = 48,
+    quick: Annotated[bool, typer.Option("--quick", help="Three solvers, two guidance scales, 16 pictures.")] = False,
+    data: Annotated[Path | None, typer.Option(help="Instead, PIE-Bench: the folder with mapping_file.json.")] = None,
+    model: Annotated[str, typer.Option(help="For PIE-Bench, the pipeline: its folder or name.")] = "ink",
+    solver: SolverName = "ees25",
+    guidance: Guidance = 7.5,
+    limit: Annotated[int | None, typer.Option(help="For PIE-Bench, how many of its pictures.")] = None,
+    clip: Annotated[str | None, typer.Option(help="For PIE-Bench, CLIP's weights: a folder, or a name.")] = None,
+    dino: Annotated[str | None, typer.Option(help="For PIE-Bench, DINO's weights: a folder, or a name.")] = None,
+    perceptual: Annotated[bool, typer.Option("--lpips", help="For PIE-Bench, LPIPS too (needs torchvision).")] = False,
+    out: Annotated[Path, typer.Option(help="The folder for results and pictures.")] = _OUT,
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what edits keep and what they change, over solvers and guidance; or run PIE-Bench with one solver."""
+    if data is not None:
+        _piebench(data, model, solver, nfe, guidance, limit, clip, dino, perceptual, out, as_json)
+        return
+    from steadyflow._internal import files, plots
+    from steadyflow.datasets import arrays
+    from steadyflow.runs import engine as make_engine
+
+    from . import editing as experiment
+
+    methods = experiment.QUICK if quick else experiment.METHODS
+    scales = (2.0, 7.5) if quick else experiment.GUIDANCES
+    plots.require()
+    place = make_engine(engine, address, workers)
+    with bar("method", len(methods)) as advance:
+        count = min(n, 16) if quick else n
+        options = {"guidances": scales, "methods": methods, "folder": out, "engine": place}
+        rows = experiment.study(n=count, nfe=nfe, **options, progress=advance)
+    written = {"extractor": experiment.InkExtractor().hash, "rows": [dataclasses.asdict(row) for row in rows]}
+    files.write_text(out / "editing.json", json.dumps(written, indent=1))
+    figure = plots.figure(12, 4.5)
+    experiment.draw(rows, figure)
+    plots.save(figure, out / "editing.png")
+    sheet = experiment.pictures(experiment.bundled(), ("ees25", "ddim", "rex-midpoint"), nfe=nfe)
+    arrays.write(out / "editing-pictures.png", sheet)
+    if as_json:
+        typer.echo(json.dumps(written, indent=2))
+        return
+    for task, title in (("digit", "another digit"), ("ink", "another ink")):
+        typer.echo(f"To {title}, mean over the pictures with a 95 % interval:\n")
+        typer.echo(table(*experiment.table(rows, task), left=(0,)) + "\n")
+    typer.echo(f"Results and pictures: {out}")
+
+
+def _piebench(
+    data: Path,
+    model: str,
+    solver: str,
+    nfe: int,
+    guidance: float,
+    limit: int | None,
+    clip: str | None,
+    dino: str | None,
+    perceptual: bool,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Run PIE-Bench and write its result file."""
+    from tqdm import tqdm
+
+    from steadyflow import __version__, metrics
+    from steadyflow._internal import files
+    from steadyflow.loading import load_model
+    from steadyflow.solvers import get
+    from steadyflow.solvers.base import steps_for
+
+    from . import piebench
+
+    denoiser, method = load_model(model), get(solver)
+    if not hasattr(denoiser, "image_shape"):
+        raise InputError(f"model: {model!r} is no diffusers pipeline; PIE-Bench needs one that takes prompts")
+    extractors: dict[str, metrics.Extractor] = {}
+    if clip is not None:
+        extractors["clip"] = metrics.Clip(clip)
+    if dino is not None:
+        extractors["dino"] = metrics.Dino(dino)
+    settings = {"model": model, "solver": method.spec(), "nfe": nfe, "guidance": guidance, "version": __version__}
+    options = {"solver": method, "steps": steps_for(method, nfe), "guidance": guidance, "progress": False}
+    total = len(piebench.items(data, limit))
+    scores = list(
+        tqdm(
+            piebench.run(denoiser, data, extractors=extractors, perceptual=perceptual, limit=limit, **options),
+            total=total,
+            unit="picture",
+            leave=False,
+            disable=None,
+        )
+    )
+    found = piebench.as_json(scores, extractors, **settings)
+    files.write_text(out / "piebench.json", json.dumps(found, indent=1))
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    typer.echo(f"PIE-Bench, {len(scores)} pictures, protocol and settings {found['fingerprint']}\n")
+    cells = [[name, f"{value:.4g}"] for name, value in found["means"].items()]
+    typer.echo(table(["metric", "mean"], cells, left=(0,)))
+    typer.echo(f"\nAll scores: {out / 'piebench.json'}")

@@ -1,0 +1,6 @@
+"""Data sets of the experiments, drawn or from what ships in packages: nothing is downloaded."""
+
+from .faces import faces
+from .triangles import triangles
+
+__all__ = ["faces", "triangles"]

@@ -1,0 +1,308 @@
+"""`integrate`: a solver's run over a grid, with everything that may look at it or change it.
+
+It runs the same coroutine of the same solver as `Stepper`, so both give the same numbers. A falling grid samples
+(`Solver.step`), a rising one inverts (`Solver.inverse_step`).
+
+Nothing in the loop reads from the device except, on the CPU, one sum per step that notices NaN at once; on an
+accelerator the sums stay there and are read after the last step. Memory does not grow with the number of
+steps unless recording is asked for.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .._internal.autograd import grad_enabled_by
+from .._internal.tensors import combine, finite
+from ..denoisers.base import Denoiser
+from ..errors import InputError, NonFiniteError
+from ..grids import Grid
+from ..noise import NoiseSource
+from ..schedules import Schedule
+from ..solvers.base import Solver, Step
+from .controllers import PIDController
+from .solution import Solution, Trajectory
+from .steps import StepLoop
+
+Record = Literal["all", "last"] | int | None
+"""What to keep of a run: "all" states, every k-th (an integer k), or only the "last" (None)."""
+
+
+class StepInfo(NamedTuple):
+    """Where a run stands after a step: what callbacks and corrections are given."""
+
+    done: int
+    """Steps made in this run, from 1."""
+    total: int | None
+    """Steps of the whole grid; None where a controller chooses them."""
+    t: float
+    """Path time reached."""
+    x: Tensor
+    """The state in model space, shape (B, ...)."""
+    nfe: int
+    """Model evaluations per sample so far."""
+    model: Denoiser
+    grid: Grid
+    noise: NoiseSource | None
+    """The source of the run's noise, which knows the seed and the indices of the samples."""
+    solver: Solver[Any]
+    step: Step
+    """The step that was made."""
+    before: Any
+    """The solver's state before it."""
+    state: Any
+    """The solver's state after it."""
+
+    @property
+    def denoised(self) -> Tensor:
+        """What the step aimed at: the x0 that takes DDIM from the state before to `x`, shape (B, ...)."""
+        start, end = self.step.start, self.step.end
+        gain = end.alpha * start.sigma - start.alpha * end.sigma
+        return combine(start.sigma / gain, self.x, [-end.sigma / gain], [self.solver.output(self.before)])
+
+    @property
+    def remaining(self) -> int:
+        """Steps that are left. Raises `InputError` where a controller chooses them, as nobody knows."""
+        if self.total is None:
+            raise InputError("steps: this correction counts the steps that are left; give their number")
+        return self.total - self.done
+
+
+Progress = bool | None | tqdm
+"""Show a bar (True), never (False), on long work at a terminal (None); or a bar of the caller's to advance."""
+
+Callback = Callable[[StepInfo], None]
+"""Called once after every step; looks, and changes nothing."""
+Correction = Callable[[StepInfo], Any]
+"""Called once after every step; returns the sample to start afresh from, or a whole state of a solver that keeps
+more than that (`Solver.with_sample`), or None to leave it."""
+
+
+def integrate(
+    model: Denoiser,
+    x: Tensor | None,
+    grid: Grid,
+    solver: Solver[Any],
+    *,
+    state: Any = None,
+    noise: NoiseSource | None = None,
+    controller: PIDController | None = None,
+    corrections: Iterable[Correction] = (),
+    callback: Callback | None = None,
+    record: Record = None,
+    progress: Progress = None,
+    resume: Solution | None = None,
+    stop_after: int | None = None,
+) -> Solution:
+    """Run over a grid: a falling one samples, a rising one inverts.
+
+    Gradients flow only where the start requires them, whatever the model's parameters do.
+
+    Args:
+        model: The model of the data.
+        x: The start in model space, shape (B, ...), float32 or float64.
+        grid: The times; a run over one that is `clean` ends with the clean estimate.
+        solver: The method.
+        state: A solver's own state to start from instead of x (with its second tensor, say).
+        noise: The source for stochastic solvers, addressed by sample.
+        controller: What chooses the steps between the grid's first and last time.
+        corrections: Each called after every step in turn; what it returns replaces the state. A solver with more
+            than one state starts afresh from a sample.
+        callback: Called after every step.
+        record: See `Record`.
+        progress: A bar on standard error; by default where that is a terminal and the work takes more than two seconds.
+        resume: A run that was stopped, to go on with instead of x.
+        stop_after: Stop after that many steps of this call; the result can be saved and resumed.
+
+    Raises:
+        NotInvertibleError: The grid rises and the solver has no inverse.
+        NonFiniteError: NaN or infinity appeared, at the step and the time that it names.
+        InputError: A start or a grid does not fit.
+    """
+    schedule = model.schedule
+    grid.check_domain(schedule)
+    if grid.rising:
+        solver.check_invertible()
+    if controller is not None:
+        controller.check_solver(solver)
+        if resume is not None or stop_after is not None:
+            raise InputError("resume, stop_after: for runs over a fixed grid, not for adaptive steps")
+    first, nfe = 0, 0
+    if resume is not None:
+        if resume.grid != grid or resume.solver != solver:
+            raise InputError("resume: the saved run has another grid or solver than the one asked for")
+        first, state, nfe = resume.step, resume.state, resume.nfe
+    elif state is None:
+        if x is None:
+            raise InputError("x: give a start, a solver state, or a run to resume")
+        check_state("x", x)
+        state = solver.start(x, schedule, grid.times[0])
+    current = solver.output(state)
+    if grid.rising:
+        _check_growth(solver, schedule, grid, current.dtype)
+    if stop_after is not None and stop_after < 0:
+        raise InputError(f"stop_after: got {stop_after}, expected a number of steps, 0 or more")
+    total = None if controller is not None else grid.steps
+    last = total if stop_after is None else min(grid.steps, first + stop_after)
+    corrections = tuple(corrections)
+    watch, recorder = _Watch(current), _Recorder(record, total, grid.times[min(first, len(grid) - 1)], current)
+    loop = StepLoop(
+        model,
+        solver,
+        schedule,
+        grid,
+        state,
+        noise=noise,
+        first=first,
+        defined_at_zero_noise=model.defined_at_zero_noise,
+        controller=controller,
+        keep_before=bool(corrections) or callback is not None,
+    )
+    done, cost = first, model.cost
+
+    def info(step: Step) -> StepInfo:
+        evaluations = nfe + loop.evaluations * cost
+        where = evaluations, model, grid, noise, solver, step, loop.before
+        return StepInfo(done, total, step.t1, current, *where, loop.state)
+
+    bar = progress_bar(progress, None if last is None else last - first)
+    try:
+        with grad_enabled_by(current):
+            steps = iter(loop) if last != first else iter(())
+            for step in steps:
+                done += 1
+                current = solver.output(loop.state)
+                for correction in corrections:
+                    changed = correction(info(step))
+                    if changed is not None:
+                        fresh = isinstance(changed, Tensor)
+                        loop.state = solver.start(changed, schedule, step.t1) if fresh else changed
+                        current = solver.output(loop.state)
+                watch.see(current, done, step)
+                recorder.see(current, done, step.t1)
+                if callback is not None:
+                    callback(info(step))
+                bar.update()
+                if done == last:
+                    break
+    finally:
+        if bar is not progress:
+            bar.close()
+    watch.close(grid, first)
+    if controller is not None:
+        grid = Grid(tuple(loop.times), grid.clean)
+    return Solution(
+        state=loop.state,
+        solver=solver,
+        grid=grid,
+        step=done,
+        nfe=nfe + loop.evaluations * cost,
+        trajectory=recorder.trajectory(),
+        rejected=loop.rejected,
+    )
+
+
+def _check_growth(solver: Solver[Any], schedule: Schedule, grid: Grid, dtype: torch.dtype) -> None:
+    """Refuse an inversion whose rounding errors are bound to drown the latent."""
+    growth = solver.inverse_growth(schedule, grid)
+    if growth * torch.finfo(dtype).eps > 0.1:
+        raise InputError(
+            f"solver {solver.name!r}: its inverse is predicted to amplify rounding errors {growth:.1e} times over "
+            f"these {grid.steps} steps, more than {dtype} can bear; use a coupling nearer to 1, fewer steps, or float64"
+        )
+
+
+def check_state(name: str, x: Tensor, shape: tuple[int, ...] | None = None) -> None:
+    """Raise `InputError` unless x is a finite float32 or float64 batch, of samples of this shape if given."""
+    if not isinstance(x, Tensor):
+        raise InputError(f"{name}: got {type(x).__name__}, expected a torch tensor")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise InputError(
+            f"{name}: got {x.dtype}, expected float32 or float64 (a solver's state needs the precision; "
+            f"the network may compute in less, see Denoiser(dtype=...)); use x.float()"
+        )
+    if x.ndim < 2 or len(x) == 0:
+        raise InputError(f"{name}: got shape {tuple(x.shape)}, expected (batch, ...) with at least one sample")
+    if shape is not None and tuple(x.shape[1:]) != tuple(shape):
+        raise InputError(f"{name}: got samples of shape {tuple(x.shape[1:])}, but the model's are {tuple(shape)}")
+    if not finite(x):
+        rows = x.flatten(1).isfinite().all(1).logical_not().nonzero().flatten().tolist()
+        raise InputError(f"{name}: NaN or infinity in sample(s) {', '.join(map(str, rows[:5]))}")
+
+
+class _Watch:
+    """Notices the step at which the state stops being finite."""
+
+    def __init__(self, x: Tensor):
+        self._now = x.device.type == "cpu"
+        self._sums: list[Tensor] = []
+
+    def see(self, x: Tensor, done: int, step: Step) -> None:
+        if not self._now:
+            self._sums.append(x.detach().sum())
+        elif not finite(x):
+            self._fail(done, step.t0, step.t1)
+
+    def close(self, grid: Grid, first: int) -> None:
+        if self._sums:
+            whole = torch.stack(self._sums).isfinite().tolist()
+            if not all(whole):
+                k = first + whole.index(False)
+                times = (*grid.times, grid.times[-1])
+                self._fail(k + 1, times[k], times[k + 1])
+
+    def _fail(self, done: int, t0: float, t1: float) -> None:
+        raise NonFiniteError(
+            f"the state became NaN or infinite at step {done}, between t = {t0:.6g} and t = {t1:.6g}; "
+            f"more steps, less guidance or a solver with a larger stability interval may help"
+        )
+
+
+class _Recorder:
+    """Keeps the states that were asked for."""
+
+    def __init__(self, record: Record, total: int | None, t: float, x: Tensor):
+        if record not in (None, "all", "last") and not (isinstance(record, int) and record >= 1):
+            raise InputError(f'record: got {record!r}, expected "all", "last", None or a whole number >= 1')
+        self._every = 1 if record == "all" else record if isinstance(record, int) else 0
+        self._total = total
+        self._kept = [(t, x.detach().clone())] if self._every else []
+        self._newest: tuple[float, Tensor] | None = None
+
+    def see(self, x: Tensor, done: int, t: float) -> None:
+        if not self._every:
+            return
+        if done % self._every == 0 or done == self._total:
+            self._kept.append((t, x.detach().clone()))
+            self._newest = None
+        elif self._total is None:
+            self._newest = t, x.detach()  # perhaps the last, which is always kept
+
+    def trajectory(self) -> Trajectory | None:
+        if not self._every:
+            return None
+        if self._newest is not None:
+            self._kept.append(self._newest)
+        return Trajectory(tuple(t for t, _ in self._kept), torch.stack([x for _, x in self._kept]))
+
+
+def progress_bar(progress: Progress, total: int | None, unit: str = "step") -> tqdm:
+    """A progress bar: shown after two seconds on a terminal, at once if asked for, never if refused."""
+    if isinstance(progress, tqdm):
+        return progress
+    if not (sys.stderr.isatty() if progress is None else progress):
+        return _hidden()
+    return tqdm(total=total, delay=2.0 if progress is None else 0.0, unit=unit, leave=False)
+
+
+@cache
+def _hidden() -> tqdm:
+    """The bar of work that shows none; a new one each time would take as long as a step."""
+    return tqdm(disable=True)

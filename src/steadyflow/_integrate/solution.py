@@ -1,0 +1,124 @@
+"""What a run returns: the solver's state, and everything needed to go on from it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .._internal import files
+from ..errors import MALFORMED, CorruptFileError
+from ..grids import Grid
+from ..solvers import registry
+from ..solvers.base import Solver
+from ..solvers.state import deserialize_state, serialize_state
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Recorded states: `x[k]`, shape (B, ...), at path time `times[k]`, the start included."""
+
+    times: tuple[float, ...]
+    x: Tensor
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solution:
+    """The result of a run over a grid, finished or stopped after `step` steps.
+
+    Every verb returns one; what `invert`, `reconstruct` and `edit` return adds to it.
+    """
+
+    state: Any
+    """The solver's whole state: a tensor, or a named tuple of tensors and numbers."""
+    solver: Solver[Any]
+    grid: Grid
+    """The times of the run, in its own order."""
+    step: int
+    """The number of steps made."""
+    nfe: int
+    """Model evaluations per sample. A guided evaluation counts once and costs the network two."""
+    seed: int | None = None
+    """Of the noise that was drawn; None where none was."""
+    index: int = 0
+    """The index of the batch's first sample, which addresses its noise."""
+    noise: str | None = None
+    """The kind of noise that a stochastic solver was given: "brownian" or "white"."""
+    trajectory: Trajectory | None = None
+    """The recorded states, if asked for; not saved."""
+    rejected: int = 0
+    """Steps of an adaptive run that were tried and taken back; their evaluations count in `nfe`."""
+    reason: str = ""
+    """Why this solver, where `sf.Auto` chose it."""
+
+    @property
+    def x(self) -> Tensor:
+        """The samples in model space, shape (B, ...)."""
+        return self.solver.output(self.state)
+
+    @property
+    def steps(self) -> int:
+        """The number of steps of the whole grid."""
+        return self.grid.steps
+
+    @property
+    def finished(self) -> bool:
+        """Whether the end of the grid has been reached."""
+        return self.step == self.grid.steps
+
+    def save(self, path: str | Path) -> None:
+        """Write it (without its trajectory) to one safetensors file, atomically."""
+        tensors, structure = serialize_state(self.state)
+        metadata = {"solution": json.dumps(self._facts()), "state": structure}
+        files.write(path, "solution", tensors, metadata)
+
+    def _facts(self) -> dict[str, Any]:
+        """Everything but tensors, JSON-able; `_fields` is its inverse."""
+        return {
+            "solver": self.solver.spec(),
+            "times": [t.hex() for t in self.grid],
+            "clean": self.grid.clean,
+            "step": self.step,
+            "nfe": self.nfe,
+            "seed": self.seed,
+            "index": self.index,
+            "noise": self.noise,
+            "rejected": self.rejected,
+            "reason": self.reason,
+        }
+
+    @staticmethod
+    def _fields(facts: dict[str, Any]) -> dict[str, Any]:
+        """The fields that `_facts` described."""
+        seed, noise = facts["seed"], facts["noise"]
+        return {
+            "solver": registry.from_spec(facts["solver"]),
+            "grid": Grid(tuple(float.fromhex(t) for t in facts["times"]), bool(facts["clean"])),
+            "step": int(facts["step"]),
+            "nfe": int(facts["nfe"]),
+            "seed": None if seed is None else int(seed),
+            "index": int(facts["index"]),
+            "noise": None if noise is None else str(noise),
+            "rejected": int(facts["rejected"]),
+            "reason": str(facts["reason"]),
+        }
+
+    @classmethod
+    def load(cls, path: str | Path) -> Solution:
+        """Read what `save` wrote.
+
+        Raises:
+            CorruptFileError: The file is damaged, truncated or foreign.
+        """
+        tensors, metadata = files.read(path, "solution")
+        try:
+            fields = cls._fields(json.loads(metadata["solution"]))
+            return Solution(state=deserialize_state(tensors, metadata["state"]), **fields)
+        except MALFORMED as error:
+            raise CorruptFileError(f"{path}: not a saved solution ({error})") from error

@@ -1,0 +1,119 @@
+"""Files written whole or not at all; safetensors files with a kind, refused with a reason when damaged or foreign."""
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import CorruptFileError, StorageError
+
+_FORMAT = "steadyflow"
+_VERSION = "1"
+PART = ".part"
+"""How the names of files end that are being written."""
+
+
+def write(path: str | Path, kind: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors and text to `path`; an existing file is replaced whole or not at all.
+
+    Raises `StorageError` where it cannot be written.
+    """
+    header = {**metadata, "format": _FORMAT, "version": _VERSION, "kind": kind}
+    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    with replacing(path) as part:
+        save_file(plain, part, header)
+
+
+def content(x: Tensor) -> bytes:
+    """The bytes of a tensor, its type and shape before them: what is hashed of it."""
+    flat = x.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return f"{x.dtype}{tuple(x.shape)}".encode() + flat.numpy().tobytes()
+
+
+def digest(about: object, tensors: Mapping[str, Tensor]) -> str:
+    """Sixteen hexadecimal digits that stand for named tensors, and for the text of what they are."""
+    hashed = hashlib.sha256(repr(about).encode())
+    for name, value in sorted(tensors.items()):
+        hashed.update(name.encode())
+        hashed.update(content(value))
+    return hashed.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A file beside `path` to write, which takes its place once it is written and on the disk; else it goes.
+
+    Raises `StorageError` where it cannot be written.
+    """
+    path = Path(path)
+    part: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=PART)
+        os.close(handle)
+        part = Path(temporary)
+        yield part
+        os.chmod(part, 0o666 & ~_umask())
+        _flush(part)
+        os.replace(part, path)
+        _flush(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"{path}: could not be written ({error}); what was there is untouched") from error
+    finally:
+        if part is not None:
+            part.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file; an existing one is replaced whole or not at all. Raises `StorageError`."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def _flush(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # folders cannot be opened there
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    """The process's file-mode mask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def read(path: str | Path, kind: str | None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the text of a file that `write` made, of any kind for None.
+
+    Raises `FileNotFoundError` where there is none, `CorruptFileError` for a damaged or truncated file, one
+    that steadyflow did not write, or one of another kind.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CorruptFileError(f"{path}: damaged, truncated, or no safetensors file ({error})") from error
+    fits = "kind" in metadata and kind in (None, metadata["kind"])
+    if metadata.get("format") != _FORMAT or not fits:
+        found = metadata.get("kind", "file of another program")
+        raise CorruptFileError(f"{path}: expected a steadyflow {kind or 'file'}, found a {found}")
+    if metadata.get("version") != _VERSION:
+        raise CorruptFileError(f"{path}: file version {metadata.get('version')}, expected {_VERSION}")
+    return tensors, metadata

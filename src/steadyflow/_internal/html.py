@@ -1,0 +1,116 @@
+"""What the HTML reports share: one self-contained file, pictures inside, nothing fetched."""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .._version import __version__
+from ..datasets.arrays import pillow, sheet
+from ..errors import MissingExtraError
+from . import files
+
+_STYLE = """
+:root { color-scheme: light }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1c2430; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
+h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
+.scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #dde3ea; white-space: nowrap }
+th:first-child, td:first-child { text-align: left } tr.first td { border-top: 2px solid #9aa7b5 }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f4f6f8; padding: .6rem }
+figure { margin: 1rem 0 } figcaption { color: #4c5a6a; font-size: .92rem }
+img { max-width: 100%; height: auto } img.digits { image-rendering: pixelated; width: 100% }
+.sorts { cursor: pointer; user-select: none } .sorts:focus-visible { outline: 2px solid #4e79a7 }
+.choices { display: flex; gap: 1rem; flex-wrap: wrap; margin: .5rem 0 }
+.choices select { font: inherit; padding: .2rem }
+.pair { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)) }
+section[hidden] { display: none }
+@media print { .choices { display: none } section[hidden] { display: block !important } .pair { display: block }
+  body { margin: 0; max-width: none; font-size: 11pt } figure, tr { break-inside: avoid }
+  .scroll { overflow: visible } }
+"""
+
+_SCRIPT = """
+for (const table of document.querySelectorAll('table.sortable')) {
+  const heads = [...table.tHead.rows[0].cells];
+  heads.forEach((head, k) => {
+    head.classList.add('sorts'); head.tabIndex = 0; head.title = 'sort by ' + head.textContent;
+    const sort = () => {
+      const falling = head.getAttribute('aria-sort') === 'ascending';
+      heads.forEach(other => other.removeAttribute('aria-sort'));
+      head.setAttribute('aria-sort', falling ? 'descending' : 'ascending');
+      const value = row => { const text = row.cells[k].textContent.trim(), n = parseFloat(text);
+                             return Number.isNaN(n) ? text : n; };
+      const rows = [...table.tBodies[0].rows].sort((a, b) => {
+        const x = value(a), y = value(b), less = x < y ? -1 : x > y ? 1 : 0;
+        return falling ? -less : less; });
+      rows.forEach(row => { row.classList.remove('first'); table.tBodies[0].append(row); });
+    };
+    head.addEventListener('click', sort);
+    head.addEventListener('keydown', event => { if (event.key === 'Enter') sort(); });
+  });
+}
+for (const box of document.querySelectorAll('.compare')) {
+  const parts = [...box.querySelectorAll('section[data-choice]')];
+  if (parts.length < 2) continue;
+  const bar = document.createElement('div'); bar.className = 'choices';
+  const pair = document.createElement('div'); pair.className = 'pair';
+  const pick = [0, parts.length - 1].map((first, side) => {
+    const label = document.createElement('label'), select = document.createElement('select');
+    label.textContent = box.dataset.label + (side ? ' beside: ' : ': ');
+    parts.forEach((part, k) => select.add(new Option(part.dataset.choice, k, k === first, k === first)));
+    label.append(select); bar.append(label); return select;
+  });
+  const show = () => {
+    const chosen = pick.map(select => parts[select.value]);
+    parts.forEach(part => { part.hidden = !chosen.includes(part); });
+    pair.append(...new Set([...chosen, ...parts]));
+  };
+  pick.forEach(select => select.addEventListener('change', show));
+  box.prepend(bar, pair); show();
+}
+"""
+
+
+def write(path: str | Path, template: str, **values: Any) -> Path:
+    """Render a jinja2 template, which also sees `style`, `script` and `version`, into a file and return its path.
+
+    The script lets a reader sort tables of class "sortable", and choose which two of the sections in a div of class
+    "compare" to see side by side; without it all are shown.
+
+    Raises `MissingExtraError` without jinja2.
+    """
+    try:
+        import jinja2
+        import markupsafe  # which jinja2 escapes by
+    except ImportError as error:
+        raise MissingExtraError("jinja2", "plots", "the HTML report") from error
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    ours = {"style": markupsafe.Markup(_STYLE), "script": markupsafe.Markup(_SCRIPT), "version": __version__}
+    html = environment.from_string(template).render(**ours, **values)
+    files.write_text(path, html)
+    return Path(path)
+
+
+def png(figure: Any) -> str:
+    """A matplotlib figure as base64 text."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def strip(x: Tensor, width: int = 1024, columns: int | None = None) -> str:
+    """Images (B, 1 or 3, h, w) as base64 text, side by side or in so many columns, about `width` pixels wide.
+
+    Raises `MissingExtraError` without Pillow.
+    """
+    image_module = pillow()
+    pixels = sheet(x, columns=columns or len(x))
+    picture = image_module.fromarray(pixels)
+    zoom = max(1, round(width / pixels.shape[1]))
+    picture = picture.resize((pixels.shape[1] * zoom, pixels.shape[0] * zoom), image_module.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()

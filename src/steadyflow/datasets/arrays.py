@@ -1,0 +1,198 @@
+"""Batches of samples from and to the user's files: PNG and other pictures, .npy, .safetensors.
+
+Pictures are mapped from [0, 255] to [-1, 1] and back. Nothing is unpickled.
+"""
+
+import io
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .._internal import files
+from ..errors import CorruptFileError, InputError, MissingExtraError
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+_NAMES = {".jpg": "JPEG", ".tif": "TIFF"}
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
+_MAX_PIXELS = 64_000_000
+_MAX_BYTES = 2**28
+
+
+def read(
+    path: str | Path, shape: tuple[int, ...], *, resize: bool = False, rows: tuple[int, int] | None = None
+) -> Tensor:
+    """A batch (B, *shape), float32 or float64, from a file.
+
+    A picture gives one sample; its channels follow `shape` (1 is grey, 3 colour), and its size must be the
+    model's unless `resize`. Arrays may leave the batch out. A .safetensors file must hold one tensor, or one
+    named "x". rows: of an array, only the samples [start, stop); the others are not read.
+
+    Raises `FileNotFoundError`, `CorruptFileError` for a file that is not what its name says, `InputError` for
+    another shape, `MissingExtraError` for pictures without Pillow.
+    """
+    path = Path(path)
+    if path.suffix.lower() in _PICTURES:
+        _check_there(path)
+        return _read_picture(path, shape, resize)
+    with _stored(path) as (size, part):
+        single = _check_fits(path, size, shape)
+        start, stop = (0, 1 if single else size[0]) if rows is None else rows
+        x = part(0, size[0])[None] if single else part(start, stop)
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def length(path: str | Path, shape: tuple[int, ...]) -> int:
+    """How many samples of a shape an array file holds; raises as `read` does."""
+    with _stored(Path(path)) as (size, _):
+        return 1 if _check_fits(Path(path), size, shape) else size[0]
+
+
+def pictures(folder: str | Path) -> list[Path]:
+    """The pictures of a folder in the order of their names.
+
+    Raises `FileNotFoundError` for a folder that is none, `InputError` for one without pictures.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES)
+    if not paths:
+        raise InputError(f"{folder}: holds no pictures ({', '.join(_PICTURES)})")
+    return paths
+
+
+def write(path: str | Path, x: Tensor) -> None:
+    """Write a batch (B, ...) to .npy, to .safetensors (as "x"), or to a picture (one, or a sheet of them).
+
+    An existing file is replaced whole or not at all. Raises `InputError` for another kind of file, `StorageError` where
+    it cannot be written.
+    """
+    path = Path(path)
+    kind = path.suffix.lower()
+    if kind not in (".npy", ".safetensors", *_PICTURES):
+        raise InputError(f"{path}: unknown kind {kind!r}, expected .npy, .safetensors or {', '.join(_PICTURES)}")
+    picture = pillow().fromarray(sheet(x)) if kind in _PICTURES else None
+    with files.replacing(path) as part:
+        if kind == ".npy":
+            with part.open("wb") as file:
+                np.save(file, x.detach().cpu().numpy())
+        elif kind == ".safetensors":
+            save_file({"x": x.detach().cpu().contiguous()}, part)
+        elif picture is not None:
+            picture.save(part, format=_NAMES.get(kind, kind[1:].upper()))
+
+
+def sheet(x: Tensor, columns: int | None = None) -> np.ndarray:
+    """A batch of images (B, 1 or 3, h, w) in [-1, 1] as one picture, uint8, (H, W) or (H, W, 3)."""
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        raise InputError(f"x: got shape {tuple(x.shape)}, expected images of shape (B, 1 or 3, h, w)")
+    n, channels, h, w = x.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = -(-n // columns)
+    canvas = torch.full((rows * columns, channels, h, w), -1.0)
+    canvas[:n] = x.detach().cpu().float()
+    canvas = canvas.view(rows, columns, channels, h, w).permute(0, 3, 1, 4, 2)
+    canvas = canvas.reshape(rows * h, columns * w, channels)
+    pixels = ((canvas + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
+    return pixels[:, :, 0] if channels == 1 else pixels
+
+
+def pillow() -> Any:
+    """Pillow's module `Image`. Raises `MissingExtraError` without Pillow."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingExtraError("Pillow", "data", "reading and writing pictures") from error
+    return Image
+
+
+def _read_picture(path: Path, shape: tuple[int, ...], resize: bool) -> Tensor:
+    image_module = pillow()
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise InputError(f"{path}: the model's samples have shape {shape} and are no pictures")
+    if path.stat().st_size > _MAX_BYTES:
+        raise InputError(f"{path}: a picture of {path.stat().st_size} bytes, at most {_MAX_BYTES} accepted")
+    data = io.BytesIO(path.read_bytes())  # reading more than there is from it takes no memory, as from a file it does
+    try:
+        with image_module.open(data, formats=_FORMATS) as image:
+            if image.width * image.height > _MAX_PIXELS:
+                raise InputError(f"{path}: {image.width} x {image.height} pixels, at most {_MAX_PIXELS} accepted")
+            picture = image.convert("L" if shape[0] == 1 else "RGB")
+    except (OSError, SyntaxError, ValueError, image_module.DecompressionBombError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise CorruptFileError(f"{path}: no picture, or a damaged one ({error})") from error
+    if picture.size != (shape[2], shape[1]):
+        if not resize:
+            raise InputError(
+                f"{path}: the picture is {picture.width} x {picture.height}, the model's samples are "
+                f"{shape[2]} x {shape[1]}; resize it, or pass --resize"
+            )
+        picture = picture.resize((shape[2], shape[1]), image_module.Resampling.LANCZOS)
+    pixels = torch.from_numpy(np.array(picture, dtype=np.float32)) / 127.5 - 1.0
+    return pixels.view(shape[1], shape[2], shape[0]).permute(2, 0, 1)[None].contiguous()
+
+
+Stored = tuple[tuple[int, ...], Callable[[int, int], Tensor]]
+"""The shape of an array in a file, and how to read some of its rows."""
+
+
+@contextmanager
+def _stored(path: Path) -> Iterator[Stored]:
+    """The array in a file, of which nothing but the header has been read."""
+    _check_there(path)
+    kind = path.suffix.lower()
+    if kind == ".npy":
+        array = _mapped(path)
+        wide = array.dtype.kind == "f" and array.dtype.itemsize >= 8
+        kept = np.float64 if wide else np.float32
+        yield array.shape, lambda start, stop: torch.from_numpy(np.array(array[start:stop], dtype=kept))
+    elif kind == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                part = file.get_slice(_tensor_name(path, list(file.keys())))
+                yield tuple(part.get_shape()), lambda start, stop: part[start:stop]
+        except (SafetensorError, OSError) as error:
+            raise CorruptFileError(f"{path}: damaged, truncated, or no safetensors file ({error})") from error
+    else:
+        raise InputError(f"{path}: unknown kind {kind!r}, expected .npy, .safetensors or {', '.join(_PICTURES)}")
+
+
+def _check_there(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+
+
+def _mapped(path: Path) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header cannot make it allocate
+    except Exception as error:  # numpy's reading of headers raises whatever it meets: SyntaxError, TokenError, ...
+        raise CorruptFileError(f"{path}: no plain .npy array, or a damaged one ({error})") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        raise InputError(f"{path}: expected an array of numbers, got {getattr(array, 'dtype', type(array))}")
+    return array
+
+
+def _tensor_name(path: Path, names: list[str]) -> str:
+    if len(names) == 1:
+        return names[0]
+    if "x" in names:
+        return "x"
+    raise InputError(f"{path}: holds {len(names)} tensors, expected one, or one named 'x'")
+
+
+def _check_fits(path: Path, size: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether an array of this size is a single sample without the batch; raises unless it is samples of the shape."""
+    if size == tuple(shape):
+        return True
+    if size[1:] != tuple(shape):
+        raise InputError(f"{path}: got shape {size}, the model's samples are (B, {str(tuple(shape))[1:-1]})")
+    return False

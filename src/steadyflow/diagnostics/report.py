@@ -1,0 +1,139 @@
+"""The HTML report of a diagnosis: the budget of each image, the images, and the amplification along time."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .._internal import html, plots
+from . import CAUSES, Diagnosis
+
+_COLOURS = {
+    "codec": "#8c8c8c",
+    "guidance": "#b07aa1",
+    "inversion": "#4e79a7",
+    "amplification": "#e15759",
+    "regeneration": "#f28e2b",
+    "rounding": "#59a14f",
+}
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>steadyflow: diagnosis of a reconstruction</title>
+<style>{{ style }}</style></head><body>
+<h1>Why the reconstruction is off</h1>
+<p><strong>{{ cause }}.</strong> {{ advice }}</p>
+<pre>{{ call }}</pre>
+{% if verified %}<p>{{ verified }}</p>{% endif %}
+<h2>Where the error comes from</h2>
+{% if budget %}<figure><img alt="Stacked bars: for each image, the terms of its reconstruction error, with the measured
+error as a mark" src="data:image/png;base64,{{ budget }}"><figcaption>The terms of the budget for each image, in the
+image's units (root mean square): parts below zero work against the others, and an amplification below zero is a
+contraction. The mark is the measured error; where it
+is hollow, the linear theory does not hold for that image and the budget is a guide only.</figcaption></figure>
+<h2>How an error in the latent grows on the way down</h2>
+<figure><img alt="Norm of the inversion error carried along the generation, against path time, a line an image"
+src="data:image/png;base64,{{ growth }}"><figcaption>The inversion error carried along by the exact generation map,
+relative to its size in the latent. Above one the model amplifies it.</figcaption></figure>
+{% else %}<p>The round trip did not stay finite, so that there is no budget.</p>{% endif %}
+{% for strip in strips %}<figure><img class="digits" alt="{{ strip.alt }}"
+src="data:image/png;base64,{{ strip.png }}"><figcaption>{{ strip.alt }}</figcaption></figure>
+{% endfor %}
+<h2>Image by image</h2>
+<div class="scroll"><table class="sortable">
+<thead><tr>{% for head in heads %}<th scope="col">{{ head }}</th>{% endfor %}</tr></thead>
+<tbody>{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</tbody>
+</table></div>
+<h2>In figures</h2>
+<pre>{{ summary }}</pre>
+<h2>What was tried</h2>
+<div class="scroll"><table class="sortable">
+<thead><tr><th scope="col">call</th><th scope="col">median error</th></tr></thead>
+<tbody>{% for call, error in tried %}<tr><td><code>{{ call }}</code></td><td>{{ error }}</td></tr>{% endfor %}</tbody>
+</table></div>
+<p>steadyflow {{ version }}.</p>
+<script>{{ script }}</script>
+</body></html>
+"""
+
+
+def write(found: Diagnosis, path: str | Path) -> Path:
+    """Write the report to one self-contained HTML file and return its path.
+
+    Raises `MissingExtraError` without jinja2, matplotlib or Pillow.
+    """
+    finite = bool(found.measured.isfinite().all())
+    verified = ""
+    if found.verified is not None:
+        after = found.verified.error.median().item()
+        verified = f"Verified on all images: median error {after:.3g}, {found.verified.gain:.3g} times lower."
+    tried = sorted(found.recommendation.tried.items(), key=lambda entry: entry[1])
+    return html.write(
+        path,
+        _PAGE,
+        cause=CAUSES[found.cause],
+        advice=found.recommendation.text.partition(". ")[2],
+        call=found.recommendation.call,
+        verified=verified,
+        budget=_picture(found, draw_budget, (9.0, 4.0)) if finite else "",
+        growth=_picture(found, draw_growth, (7.5, 3.6)) if finite else "",
+        strips=_strips(found) if finite else [],
+        heads=["image", "measured", "sum", *found.terms, "linear"],
+        rows=_rows(found),
+        summary=found.summary(),
+        tried=[(call, f"{error:.2e}") for call, error in tried],
+    )
+
+
+def _rows(found: Diagnosis) -> list[list[str]]:
+    """The budget of each image as text."""
+    columns = [found.measured, found.total, *found.terms.values()]
+    return [
+        [str(k), *(f"{column[k].item():.3g}" for column in columns), "yes" if bool(found.linear[k]) else "no"]
+        for k in range(len(found.measured))
+    ]
+
+
+def draw_budget(found: Diagnosis, axes: Any) -> None:
+    """Stacked bars of the terms, an image a bar, on matplotlib axes; parts below zero are stacked downwards."""
+    rows = range(len(found.measured))
+    up, down = torch.zeros_like(found.total), torch.zeros_like(found.total)
+    for name, term in found.terms.items():
+        if not bool((term != 0).any()):
+            continue
+        base = torch.where(term >= 0, up, down)
+        axes.bar(rows, term, bottom=base, color=_COLOURS[name], label=name, width=0.8)
+        up, down = up + term.clamp_min(0), down + term.clamp_max(0)
+    for linear, fill in ((True, "black"), (False, "none")):
+        chosen = [k for k in rows if bool(found.linear[k]) == linear]
+        if chosen:
+            label = "measured" if linear else "measured, not linear"
+            axes.plot(chosen, found.measured[chosen], "D", color="black", mfc=fill, ms=4, label=label)
+    axes.axhline(0, color="#444", lw=0.6)
+    axes.set(xlabel="image", ylabel="error (rms)")
+    axes.legend(frameon=False, fontsize=8, ncol=6, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+
+
+def draw_growth(found: Diagnosis, axes: Any) -> None:
+    """The inversion error on its way down, relative to its size in the latent, on matplotlib axes."""
+    axes.plot(found.budget.times, found.budget.growth, lw=0.7, alpha=0.6, color="#e15759")
+    axes.axhline(1.0, color="#444", lw=0.6)
+    axes.set(yscale="log", xlabel="path time (generation runs to the left)", ylabel="growth")
+
+
+def _picture(found: Diagnosis, draw: Any, size: tuple[float, float]) -> str:
+    figure = plots.figure(*size)
+    draw(found, figure.subplots())
+    return html.png(figure)
+
+
+def _strips(found: Diagnosis, count: int = 16) -> list[dict[str, str]]:
+    if found.images.ndim != 4 or found.images.shape[1] not in (1, 3):
+        return []
+    source, back = found.images[:count], found.reconstruction[:count]
+    largest = (back - source).abs().max().clamp_min(1e-30)
+    strips = [
+        ("Source", source),
+        ("Reconstruction", back),
+        (f"Difference, scaled to the range of the picture (largest {largest:.2g})", (back - source) / largest),
+    ]
+    return [{"alt": text, "png": html.strip(x)} for text, x in strips]

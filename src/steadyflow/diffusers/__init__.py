@@ -1,0 +1,22 @@
+"""What goes into diffusers pipelines: schedulers over any solver, their inverses, and models over whole pipelines."""
+
+from ._scheduler_base import SteadyOutput
+from .pipeline_model import Latents, PipelineModel, from_diffusers, load_pipeline
+from .schedulers import (
+    SteadyFlowInverseScheduler,
+    SteadyFlowScheduler,
+    SteadyInverseScheduler,
+    SteadyScheduler,
+)
+
+__all__ = [
+    "Latents",
+    "PipelineModel",
+    "SteadyFlowInverseScheduler",
+    "SteadyFlowScheduler",
+    "SteadyInverseScheduler",
+    "SteadyOutput",
+    "SteadyScheduler",
+    "from_diffusers",
+    "load_pipeline",
+]

@@ -1,0 +1,27 @@
+"""Ways of editing: each is an object with options of its own, given to `steadyflow.edit` as `method=`.
+
+A method is a frozen dataclass with a name, registered where it is defined; `get` and `names` find them.
+"""
+
+from .base import Edit, EditMethod, EditRequest, get, names, register
+from .by_inversion import ByInversion, Direct
+from .controlled import FlowEdit, RFInversion
+from .edit import edit
+from .noise_maps import ByNoiseMaps, NoiseMaps, noise_maps
+
+__all__ = [
+    "ByInversion",
+    "ByNoiseMaps",
+    "Direct",
+    "Edit",
+    "EditMethod",
+    "EditRequest",
+    "FlowEdit",
+    "NoiseMaps",
+    "RFInversion",
+    "edit",
+    "get",
+    "names",
+    "noise_maps",
+    "register",
+]

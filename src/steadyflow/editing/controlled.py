@@ -1,0 +1,189 @@
+"""Editing along a field of one's own: FlowEdit, which inverts nothing, and RF-Inversion, which steers both ways.
+
+Both are written for rectified flows; in flow coordinates u = x / (alpha + sigma), tau = sigma / (alpha + sigma),
+in which every path is one (see `coordinates`), they hold for all. Each is a model of a rectified flow made from models
+of the data, so that every solver runs on it, with everything that may look at a run.
+
+FlowEdit (Kulikov et al. 2024, 2412.08629): with fresh noise n at every evaluation, u_s = (1 - tau) x + tau n and
+u_t = z + u_s - x, the edit z follows  dz/dtau = v(u_t, target) - v(u_s, source).
+
+RF-Inversion (Rout et al. 2024, 2410.10792): upwards  du/dtau = v + gamma ((y - u)/(1 - tau) - v) towards a noise y,
+downwards  du/dtau = v + eta ((u - x)/tau - v) towards the source x, over a window of the way.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from .. import noise
+from ..coordinates import FLOW
+from ..denoisers.base import Denoiser
+from ..errors import InputError
+from ..grids import Grid
+from ..prediction import Prediction
+from ..schedules import RectifiedFlow, Schedule
+from ..solvers.base import Solver
+from ..tasks._batched import run_batched
+from .base import Edit, EditMethod, EditRequest, finished, register
+
+_NO_INVERSION = {
+    "inversion": "it makes none, so that there is none to start from",
+    "mask": "it keeps no states of the source to hold on to",
+}
+
+
+class _Field(Denoiser):
+    """A velocity du/dtau of flow coordinates as a model of a rectified flow whose time is tau.
+
+    velocity(u, tau, rows) answers for the samples `rows` of the batch; `calls` evaluations of the data's models each.
+    """
+
+    def __init__(self, velocity: Callable[[Tensor, float, slice], Tensor], calls: int, rows: slice = slice(None)):
+        super().__init__(velocity, RectifiedFlow(), prediction="flow", name="edit")
+        object.__setattr__(self, "_calls", calls)
+        object.__setattr__(self, "_rows", rows)
+
+    def __call__(self, x: Tensor, t: float | Tensor) -> Prediction:
+        assert isinstance(t, float)
+        level = self.schedule.at(t)
+        output = self.net(x, t, self._rows)  # type: ignore[attr-defined]
+        return Prediction(x, output, "flow", level.alpha, level.sigma)
+
+    def slice(self, start: int, stop: int) -> Self:
+        return type(self)(self.net, self._calls, slice(start, stop))  # type: ignore[attr-defined]
+
+    @property
+    def cost(self) -> int:
+        return self._calls  # type: ignore[attr-defined]
+
+
+def _velocity(model: Denoiser, u: Tensor, tau: float, rows: slice) -> Tensor:
+    """du/dtau of a model of the data at (u, tau), for some samples of the batch."""
+    schedule = model.schedule
+    level = schedule.at(FLOW.when(schedule, tau))
+    part = model if rows == slice(None) else model.slice(rows.start, rows.stop)
+    return part(u * FLOW.scale(level), level.t).flow
+
+
+def _clock(schedule: Schedule, grid: Grid) -> Grid:
+    """A grid of the data's path as times of flow coordinates."""
+    return Grid(tuple(FLOW.time(schedule.at(t)) for t in grid.times))
+
+
+def _solver(request: EditRequest) -> Solver[Any]:
+    """The solver, in flow coordinates: the field is no model of data, and is only defined there."""
+    solver = request.options.method
+    if solver.coordinates != "flow" or solver.properties.stochastic or not solver.invertible:
+        raise InputError(
+            f"solver {solver.name!r}: this way of editing follows a field of flow coordinates; use a Runge-Kutta "
+            "method in them, such as 'euler', 'midpoint' or 'ees25'"
+        )
+    return solver
+
+
+@register
+@dataclass(frozen=True)
+class FlowEdit(EditMethod):
+    """FlowEdit: move samples along the difference of the target's and the source's fields, without an inversion.
+
+    Nothing is stored; two evaluations per noise. The same conditions and guidance give x back exactly.
+
+    Args:
+        average: How many noises are averaged per evaluation.
+    """
+
+    average: int = 1
+    name: ClassVar[str] = "flow-edit"
+    defaults: ClassVar[Mapping[str, Any]] = {"solver": "euler", "strength": 0.66, "grid": "uniform"}
+    refuses: ClassVar[Mapping[str, str]] = {**_NO_INVERSION, "noise": "it draws its own for every evaluation"}
+
+    def __post_init__(self):
+        if not isinstance(self.average, int) or self.average < 1:
+            raise InputError(f"average: got {self.average!r}, expected at least one noise")
+
+    def edit(self, request: EditRequest) -> Edit:
+        options, x, source, target = request.options, request.x, request.source, request.target
+        solver, schedule = _solver(request), source.schedule
+
+        def velocity(z: Tensor, tau: float, rows: slice) -> Tensor:
+            mine = x[rows]
+            samples = range(options.index + (rows.start or 0), options.index + (rows.start or 0) + len(mine))
+            change = torch.zeros_like(mine)
+            (address,) = struct.unpack("<Q", struct.pack("<d", tau))
+            for repeat in range(self.average):
+                drawn = noise.like(mine, options.seed, noise.PERTURBATION, (address, repeat, 3), samples)
+                noisy = (1.0 - tau) * mine + tau * drawn
+                change += _velocity(target, z + noisy - mine, tau, rows) - _velocity(source, noisy, tau, rows)
+            return change / self.average
+
+        field = _Field(velocity, self.average * (source.cost + target.cost))
+        grid = _clock(schedule, options.falling(source))
+        scale = FLOW.scale(schedule.at(options.falling(source).times[-1]))
+        found = run_batched(field, grid, solver, options, x=x / scale if scale != 1.0 else x)
+        found = replace(found, state=found.state * scale, grid=options.falling(source), seed=options.seed)
+        return finished(request, self, found, nfe=found.nfe)
+
+
+@register
+@dataclass(frozen=True)
+class RFInversion(EditMethod):
+    """RF-Inversion: up with a pull towards typical noise, down with a pull towards the source; not exact.
+
+    Args:
+        gamma: The strength of the pull upwards, in [0, 1]; 0 is the plain inversion.
+        eta: That of the pull downwards.
+        window: The share of the steps with the pull downwards, counted from the noisy end.
+    """
+
+    gamma: float = 0.5
+    eta: float = 0.9
+    window: tuple[float, float] = (0.0, 0.4)
+    name: ClassVar[str] = "rf-inversion"
+    defaults: ClassVar[Mapping[str, Any]] = {"solver": "euler", "grid": "uniform"}
+    refuses: ClassVar[Mapping[str, str]] = {**_NO_INVERSION, "noise": "its one noise is what it is drawn to on the way up"}
+
+    def __post_init__(self):
+        if not (0.0 <= self.gamma <= 1.0 and 0.0 <= self.eta <= 1.0):
+            raise InputError(f"rf-inversion: gamma and eta lie in [0, 1], got {self.gamma} and {self.eta}")
+
+    def edit(self, request: EditRequest) -> Edit:
+        options, source, target = request.options, request.source, request.target
+        solver, schedule = _solver(request), source.schedule
+        grid = options.falling(source)
+        times = _clock(schedule, grid)
+        scale = FLOW.scale(schedule.at(grid.times[-1]))
+        u = request.x / scale
+        samples = range(options.index, options.index + len(u))
+        goal = noise.like(u, options.seed, noise.PERTURBATION, (1, 0, 1), samples)
+        begin, end = self._window(times.times)
+
+        def up(state: Tensor, tau: float, rows: slice) -> Tensor:
+            slope = _velocity(source, state, tau, rows)
+            return slope + self.gamma * ((goal[rows] - state) / (1.0 - tau) - slope)
+
+        def down(state: Tensor, tau: float, rows: slice) -> Tensor:
+            slope = _velocity(target, state, tau, rows)
+            if end < tau <= begin:
+                slope = slope + self.eta * ((state - u[rows]) / tau - slope)
+            return slope
+
+        rising = run_batched(_Field(up, source.cost), times.reversed(), solver, options, x=u)
+        found = run_batched(_Field(down, target.cost), times, solver, options, x=rising.x)
+        found = replace(found, state=found.state * scale, grid=grid, seed=options.seed)
+        return finished(request, self, found, nfe=rising.nfe + found.nfe)
+
+    def _window(self, times: Sequence[float]) -> tuple[float, float]:
+        """The times of flow coordinates between which the pull downwards acts, the later one not among them."""
+        n = len(times) - 1
+        ends = [(1.0 if k <= 0 else -1.0 if k > n else times[k]) for k in (_ceil(share * n) for share in self.window)]
+        return ends[0], ends[1]
+
+
+def _ceil(value: float) -> int:
+    return -int(-value // 1)

@@ -1,1 +1,0 @@
-"""The experiments and the demonstration."""

@@ -1,0 +1,126 @@
+"""Models by name, as the command line and the workers of a run find them."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ._internal import files
+from .denoisers import Denoiser, GaussianMixture
+from .denoisers.mixtures import MixtureDenoiser
+from .errors import InputError
+from .models import load, pipeline_folder
+from .schedules import VPLinear
+
+PIPELINES = ("ink",)
+"""Bundled models that are diffusers pipelines."""
+
+
+def load_model(name: str, device: str = "cpu") -> Any:
+    """A model by name, on a device.
+
+    name: a bundled model ("digits"); "mixture", 25 exact modes; the path of a saved .safetensors model; a diffusers
+        pipeline, by its folder or its name on the hub; or "module:function", which returns a `Denoiser` of your own.
+
+    Raises `UnknownNameError` or `InputError` for a name that is none of these, `CorruptFileError` for damaged files.
+    """
+    model = _find(name)
+    return model if device == "cpu" else _moved(model, device)
+
+
+def _find(name: str) -> Any:
+    if name == "mixture":
+        return GaussianMixture.grid().denoiser(VPLinear())
+    module, colon, function = name.partition(":")
+    if colon and module.replace(".", "_").isidentifier() and function.isidentifier():
+        return _made(module, function)
+    folder = pipeline_folder(name) if name in PIPELINES else Path(name)
+    if folder.is_dir() or ("/" in name and folder.suffix != ".safetensors"):
+        from .diffusers.pipeline_model import load_pipeline
+
+        found = load_pipeline(folder if folder.is_dir() else name)
+        return dataclasses.replace(found, name=name) if name in PIPELINES else found
+    return load(name)
+
+
+def _made(module: str, function: str) -> Denoiser:
+    """What a function of the user's returns; its module may lie in the working directory."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"model: {module}:{function} cannot be found ({error}); is it on PYTHONPATH?") from error
+    model = make()
+    if not isinstance(model, Denoiser):
+        raise InputError(f"model: {module}:{function} returned {type(model).__name__}, expected a steadyflow Denoiser")
+    return model
+
+
+def _moved(model: Any, device: str) -> Any:
+    """The model with its network on a device."""
+    if isinstance(model, MixtureDenoiser):
+        return model  # goes where the states are
+    if isinstance(model.net, nn.Module):
+        model.net.to(device)
+        return model
+    pipe = _pipeline(model)
+    if pipe is None:
+        raise InputError(f"device: the model {model.name!r} is no torch module; only 'cpu' is known to work for it")
+    pipe.to(device)
+    return model
+
+
+def _pipeline(model: Any) -> Any:
+    """The diffusers pipeline under a model, or None."""
+    family = getattr(model, "family", None)
+    return None if family is None else family.pipe
+
+
+def takes_prompts(model: Any) -> bool:
+    """Whether conditions are words."""
+    return getattr(model, "embed", None) is not None
+
+
+def apply_condition(model: Any, label: Any, guidance: float, prompt: str | None = None) -> Any:
+    """The model under a class or a prompt, if one is given, and guidance.
+
+    Raises `InputError` for a prompt to a model of classes and the other way about.
+    """
+    if prompt is not None:
+        if not takes_prompts(model):
+            raise InputError(f"prompt: the model {model.name!r} takes none; give --label")
+        return model.with_condition(prompt).with_guidance(guidance)
+    if takes_prompts(model):
+        if isinstance(label, int):
+            raise InputError("label: this model takes words; give --prompt")
+        return (model if label is None else model.with_condition(label)).with_guidance(guidance)
+    if label is None:
+        if guidance != 1.0:
+            raise InputError("guidance: needs a class to guide to; give --label")
+        return model
+    return model.with_condition(label).with_guidance(guidance)
+
+
+def fingerprint(model: Any) -> str:
+    """Sixteen hexadecimal digits that stand for a model's path, prediction and numbers.
+
+    Numbers are those of a torch module, of a mixture, or of the modules of a pipeline; a function has none.
+    """
+    return files.digest((model.schedule.spec(), model.prediction, model.shape), _numbers(model))
+
+
+def _numbers(model: Any) -> dict[str, Tensor]:
+    if isinstance(model, MixtureDenoiser):
+        mixture = model.mixture
+        return {"means": mixture.means, "std": mixture.std, "weights": mixture.weights}
+    pipe = _pipeline(model)
+    parts = {"net": model.net} if pipe is None else pipe.components
+    modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+    return {f"{name}.{key}": v for name, module in modules.items() for key, v in module.state_dict().items()}

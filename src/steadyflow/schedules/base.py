@@ -1,0 +1,187 @@
+"""Noise schedules: the Gaussian path x_t = alpha(t) x0 + sigma(t) eps.
+
+A schedule is a *family* (how alpha and sigma follow from the signal-to-noise ratio) and a *time law*
+(how that ratio follows from the path time t, which grows with noise). With
+
+    log_snr(t) = ln(alpha^2 / sigma^2)
+
+the families are
+
+    variance preserving   alpha^2 = sigmoid(log_snr),     sigma^2 = sigmoid(-log_snr)
+    variance exploding    alpha   = 1,                    sigma   = exp(-log_snr / 2)
+    flow                  alpha   = sigmoid(log_snr / 2), sigma   = sigmoid(-log_snr / 2)
+
+so that every schedule is one pair of inverse functions, t -> log_snr -> t, which is exact at both ends:
+log_snr is +inf where sigma = 0 and -inf where alpha = 0.
+
+Every method takes a Python float (and returns one, computed in float64 without touching a device) or a
+tensor (and returns a tensor of its shape and dtype). `Schedule.at` gives all the numbers of one time at once.
+
+Sources: Ho et al. 2020 (linear), Rombach et al. 2022 (scaled linear), Nichol & Dhariwal 2021 (cosine),
+Karras et al. 2022 (EDM), Liu et al. 2022 and Esser et al. 2024 (rectified flow, shift).
+"""
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..errors import MALFORMED, InputError, UnknownNameError
+from ._functions import exp, log
+
+Scalar = TypeVar("Scalar", float, Tensor)
+"""A float or a tensor; a function of one returns the same kind."""
+
+
+class Level(NamedTuple):
+    """A path at one time, as numbers."""
+
+    t: float
+    """The path time."""
+    alpha: float
+    """The factor of the data."""
+    sigma: float
+    """The factor of the noise."""
+    log_snr: float
+    """ln(alpha^2 / sigma^2), infinite where either factor is 0."""
+    ratio: float
+    """sigma / alpha, the noise level of variance-exploding coordinates; inf where alpha is 0."""
+
+
+class Schedule(ABC):
+    """A path x_t = alpha(t) x0 + sigma(t) eps, with t growing from data to noise.
+
+    `t_min` and `t_max` bound the default time grid; `domain` bounds the times at which the path is
+    defined at all. All times are in the schedule's own unit (usually 0..1; sigma for `VE`; the table's
+    index for `Tabulated`).
+
+    A subclass is a frozen dataclass with `t_min` and `t_max` among its fields. One of an existing family, such as
+    `VariancePreserving`, only needs `log_snr`; `t_from_log_snr` is found by bisection unless it is given.
+    """
+
+    t_min: float
+    t_max: float
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        _TYPES[cls.__name__] = cls
+
+    def at(self, t: float) -> Level:
+        """The numbers of the path at time t, worked out once for each time."""
+        return _level(self, t)
+
+    @property
+    def domain(self) -> tuple[float, float]:
+        """Smallest and largest time at which the path is defined, [0, 1] unless a path says otherwise."""
+        return 0.0, 1.0
+
+    @abstractmethod
+    def log_snr(self, t: Scalar) -> Scalar:
+        """ln(alpha^2 / sigma^2) at time t; strictly decreasing."""
+
+    def t_from_log_snr(self, log_snr: Scalar) -> Scalar:
+        """The time at which the log-SNR has this value; times beyond the domain count as its ends."""
+        low, high = self.domain
+        if not math.isfinite(high):
+            raise NotImplementedError(f"{type(self).__name__}: a path of unbounded domain must define t_from_log_snr")
+        if isinstance(log_snr, Tensor):
+            a, b = torch.full_like(log_snr, low), torch.full_like(log_snr, high)
+            for _ in range(80):
+                middle = 0.5 * (a + b)
+                above = self.log_snr(middle) > log_snr
+                a, b = torch.where(above, middle, a), torch.where(above, b, middle)
+            return 0.5 * (a + b)
+        for _ in range(80):
+            middle = 0.5 * (low + high)
+            low, high = (middle, high) if self.log_snr(middle) > log_snr else (low, middle)
+        return 0.5 * (low + high)
+
+    @abstractmethod
+    def _alpha(self, log_snr: Scalar) -> Scalar: ...
+
+    @abstractmethod
+    def _sigma(self, log_snr: Scalar) -> Scalar: ...
+
+    @abstractmethod
+    def _log_snr_from_alpha(self, alpha: Scalar) -> Scalar: ...
+
+    @abstractmethod
+    def _log_snr_from_sigma(self, sigma: Scalar) -> Scalar: ...
+
+    def alpha(self, t: Scalar) -> Scalar:
+        """The factor of the data at time t."""
+        return self._alpha(self.log_snr(t))
+
+    def sigma(self, t: Scalar) -> Scalar:
+        """The factor of the unit Gaussian noise at time t."""
+        return self._sigma(self.log_snr(t))
+
+    def ratio(self, t: Scalar) -> Scalar:
+        """sigma / alpha at time t, the noise level of variance-exploding coordinates; inf where alpha = 0."""
+        return exp(-0.5 * self.log_snr(t))
+
+    def t_from_alpha(self, alpha: Scalar) -> Scalar:
+        """The time at which alpha has this value."""
+        return self.t_from_log_snr(self._log_snr_from_alpha(alpha))
+
+    def t_from_sigma(self, sigma: Scalar) -> Scalar:
+        """The time at which sigma has this value."""
+        return self.t_from_log_snr(self._log_snr_from_sigma(sigma))
+
+    def t_from_ratio(self, ratio: Scalar) -> Scalar:
+        """The time at which sigma / alpha has this value."""
+        return self.t_from_log_snr(-2.0 * log(ratio))
+
+    def model_time(self, t: Scalar) -> Scalar:
+        """What a network of this path is conditioned on at time t; the path time itself by default."""
+        return t
+
+    @property
+    def t_range(self) -> tuple[float, float]:
+        """The default range of a run, (t_min, t_max)."""
+        return self.t_min, self.t_max
+
+    def spec(self) -> dict[str, Any]:
+        """A JSON-able description; `from_spec` is its inverse."""
+        fields = dataclasses.asdict(self) if dataclasses.is_dataclass(self) else {}
+        return {"type": type(self).__name__, **fields}
+
+
+_TYPES: dict[str, type[Schedule]] = {}
+"""Every class of paths by its name."""
+
+
+@lru_cache(maxsize=4096)
+def _level(schedule: Schedule, t: float) -> Level:
+    log_snr = schedule.log_snr(t)
+    return Level(t, schedule.alpha(t), schedule.sigma(t), log_snr, schedule.ratio(t))
+
+
+@lru_cache(maxsize=256)
+def levels(schedule: Schedule, times: tuple[float, ...]) -> tuple[Level, ...]:
+    """The numbers of the path at all times of a grid."""
+    return tuple(schedule.at(t) for t in times)
+
+
+def from_spec(spec: dict[str, Any]) -> Schedule:
+    """The schedule that `Schedule.spec` described.
+
+    Raises:
+        UnknownNameError: There is no such type of path.
+        InputError: That type cannot be made of these values.
+    """
+    options = dict(spec)
+    name = options.pop("type", None)
+    known = {key: kind for key, kind in _TYPES.items() if not kind.__abstractmethods__}
+    if not isinstance(name, str) or name not in known:
+        raise UnknownNameError("schedule", name, known)
+    try:
+        return known[name](**options)
+    except InputError:
+        raise
+    except MALFORMED as error:
+        raise InputError(f"schedule {name!r}: {error}") from error

@@ -1,0 +1,120 @@
+"""What a solver carries from step to step, as data: it can be cut into batches, flattened to tensors, and saved.
+
+A state is a tensor, or a named tuple of tensors and numbers registered with `@solver_state`.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from ..errors import MALFORMED, CorruptFileError
+
+S = TypeVar("S")
+Kind = TypeVar("Kind", bound=type)
+
+_STATES: dict[str, type] = {}
+
+
+def solver_state(cls: Kind) -> Kind:
+    """Register a named tuple as a solver state, so that runs that carry it can be saved."""
+    _STATES[cls.__name__] = cls
+    return cls
+
+
+def slice_state(state: S, start: int, stop: int) -> S:
+    """The state of the samples [start, stop) of a batch."""
+    if isinstance(state, Tensor):
+        return cast(S, state[start:stop])
+    if isinstance(state, tuple):
+        return cast(S, _rebuild(state, [slice_state(part, start, stop) for part in cast(tuple[Any, ...], state)]))
+    return state
+
+
+def concat_states(states: Sequence[S]) -> S:
+    """One state of the states of successive batches; numbers in them must agree."""
+    first = states[0]
+    if len(states) == 1:
+        return first
+    if isinstance(first, Tensor):
+        return cast(S, torch.cat(cast(list[Tensor], list(states))))
+    if isinstance(first, tuple):
+        parts = zip(*cast(Sequence[tuple[Any, ...]], states), strict=True)
+        return cast(S, _rebuild(cast(tuple[Any, ...], first), [concat_states(part) for part in parts]))
+    return first
+
+
+def _rebuild(like: tuple[Any, ...], items: list[Any]) -> tuple[Any, ...]:
+    return type(like)(*items) if hasattr(like, "_fields") else tuple(items)
+
+
+def flatten_state(state: S) -> tuple[Callable[[Sequence[Tensor]], S], list[Tensor]]:
+    """How to build a state like this one from other tensors, and the tensors of this one."""
+    found: list[Tensor] = []
+
+    def walk(item: Any) -> Callable[[Sequence[Tensor]], Any]:
+        if isinstance(item, Tensor):
+            k = len(found)
+            found.append(item)
+            return lambda tensors: tensors[k]
+        if isinstance(item, tuple):
+            parts = [walk(part) for part in cast(tuple[Any, ...], item)]
+            return lambda tensors: _rebuild(cast(tuple[Any, ...], item), [part(tensors) for part in parts])
+        return lambda tensors: item
+
+    return walk(state), found
+
+
+def serialize_state(state: Any, prefix: str = "state") -> tuple[dict[str, Tensor], str]:
+    """A state as named tensors and a JSON text that says how they fit together."""
+    tensors: dict[str, Tensor] = {}
+
+    def walk(item: Any, path: str) -> Any:
+        if isinstance(item, Tensor):
+            tensors[path] = item.detach().contiguous()
+            return {"tensor": path}
+        if isinstance(item, tuple):
+            kind = type(cast(Any, item)).__name__
+            items = [walk(part, f"{path}.{i}") for i, part in enumerate(cast(tuple[Any, ...], item))]
+            return {"tuple": kind if kind in _STATES else "tuple", "items": items}
+        if isinstance(item, Mapping):
+            entries = cast(Mapping[Any, Any], item).items()
+            return {"mapping": {str(key): walk(part, f"{path}.{key}") for key, part in entries}}
+        if item is None or isinstance(item, int | str | bool):
+            return {"value": item}
+        if isinstance(item, float):
+            return {"float": item.hex()}
+        raise TypeError(f"a solver state may not hold a {type(item).__name__}")
+
+    return tensors, json.dumps(walk(state, prefix))
+
+
+def deserialize_state(tensors: Mapping[str, Tensor], text: str) -> Any:
+    """The state that `serialize_state` took apart.
+
+    Raises:
+        CorruptFileError: The parts do not fit together.
+    """
+
+    def build(node: Any) -> Any:
+        match node:
+            case {"tensor": str(path)}:
+                return tensors[path]
+            case {"tuple": str(kind), "items": list(items)}:
+                values = [build(item) for item in cast(list[Any], items)]
+                return tuple(values) if kind == "tuple" else _STATES[kind](*values)
+            case {"mapping": dict(items)}:
+                return {key: build(item) for key, item in cast(dict[str, Any], items).items()}
+            case {"float": str(digits)}:
+                return float.fromhex(digits)
+            case {"value": value}:
+                return value
+            case _:
+                raise ValueError(f"unknown node {node!r}")
+
+    try:
+        return build(json.loads(text))
+    except MALFORMED as error:
+        raise CorruptFileError(f"the saved solver state cannot be put together: {error}") from error

@@ -1,0 +1,201 @@
+"""The words that every verb takes, typed and documented once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict
+
+from .. import grids, solvers
+from .._integrate import Callback, Correction, PIDController, Progress, Record
+from ..denoisers.base import Denoiser
+from ..errors import InputError, UnknownNameError
+from ..grids import Grid
+from ..noise import SOURCES
+from ..solvers.base import Solver, steps_for
+
+DEFAULT_SOLVER = "ees25"
+"""Near-reversible: the error of a round trip is of fifth order."""
+DEFAULT_NFE = 48
+"""Model evaluations each way where neither steps nor nfe are given."""
+DEFAULT_GRID = "quadratic"
+
+NoiseKind = Literal["brownian", "white"]
+
+
+@dataclass(frozen=True)
+class Auto:
+    """A solver, coordinates and a grid chosen by trial for the run at hand; given to a verb as `solver=`.
+
+    Before the verb runs, a few candidates are tried on some of its samples, over the same ends, strength and seed, and
+    the best for the budget `nfe` is taken; the result's `reason` says why. What the caller has fixed, such as a grid,
+    is not tried but kept. `sf.choose_solver` makes the choice alone.
+
+    Args:
+        exact: Try exactly reversible solvers only; for inversions.
+        target: The model of the way back of an inversion, if it is another condition or guidance: then the edit counts
+            too. `edit` and `diagnose` fill it in.
+        samples: On how many of the samples to try.
+    """
+
+    exact: bool = False
+    target: Denoiser | None = None
+    samples: int = 8
+
+
+class Options(TypedDict, total=False):
+    """The words that `sample`, `invert`, `reconstruct`, `edit` and `diagnose` take, with one meaning.
+
+    A verb for which one of them has no meaning refuses it by its name.
+    """
+
+    solver: str | Solver[Any] | Auto
+    """A solver, its name, `Auto`, or "auto"; "ees25" by default. See `steadyflow.solvers`."""
+    steps: int | PIDController | None
+    """Solver steps each way, or a controller that chooses them."""
+    nfe: int | None
+    """Model evaluations per sample each way, instead of steps; 48 where neither is given."""
+    grid: str | Grid | None
+    """How the steps are spaced: a name of `steadyflow.grids`, "quadratic" by default, or the times themselves."""
+    strength: float | None
+    """How far up the path to go, as a share of the way from t_min to t_max, in (0, 1]; all the way by default."""
+    t_min: float | None
+    """The path time at the clean end; the path's own by default."""
+    t_max: float | None
+    """The path time at the noisy end; the path's own by default."""
+    seed: int
+    """Of all noise that is drawn; 0 by default."""
+    index: int
+    """The index of the first sample, 0 by default: row i of a batch is sample index + i, and gets the noise of that
+    sample whatever the batch."""
+    noise: NoiseKind
+    """"brownian" noise is one path for all grids; "white" noise is cheaper and new for every interval."""
+    batch_size: int | None
+    """Samples that are computed together; all by default."""
+    corrections: Iterable[Correction]
+    """What may change the state after every step; see `steadyflow.corrections`."""
+    callback: Callback | None
+    """Called after every step with a `StepInfo`."""
+    record: Record
+    """What to keep of the run: "all" states, every k-th (an integer k), or only the last (None)."""
+    progress: Progress
+    """A bar on standard error (True), none (False), or one where the work at a terminal takes two seconds (None)."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The options of a verb with their defaults, checked."""
+
+    solver: str | Solver[Any] | Auto = DEFAULT_SOLVER
+    steps: int | PIDController | None = None
+    nfe: int | None = None
+    grid: str | Grid | None = None
+    strength: float | None = None
+    t_min: float | None = None
+    t_max: float | None = None
+    seed: int = 0
+    index: int = 0
+    noise: NoiseKind = "brownian"
+    batch_size: int | None = None
+    corrections: tuple[Correction, ...] = ()
+    callback: Callback | None = None
+    record: Record = None
+    progress: Progress = None
+    given: frozenset[str] = field(default=frozenset(), compare=False)
+    """The names of the options that the caller wrote."""
+
+    def __post_init__(self):
+        if self.steps is not None and self.nfe is not None:
+            raise InputError("steps, nfe: give one or the other, not both")
+        if self.noise not in SOURCES:
+            raise UnknownNameError("noise", self.noise, SOURCES)
+        if not isinstance(self.index, int) or not 0 <= self.index < 2**63:
+            raise InputError(f"index: got {self.index!r}, expected a whole number from 0 to 2^63 - 1")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise InputError(f"batch_size: got {self.batch_size}, expected at least 1")
+        if isinstance(self.grid, Grid):
+            for name in ("steps", "nfe", "strength", "t_min", "t_max"):
+                if getattr(self, name) is not None:
+                    raise InputError(f"{name}: only valid with a named grid; a Grid already fixes its times")
+
+    @classmethod
+    def of(
+        cls,
+        options: Mapping[str, Any],
+        verb: str,
+        *,
+        refused: Collection[str] = (),
+        defaults: Mapping[str, Any] | None = None,
+    ) -> Resolved:
+        """What a verb was given.
+
+        Args:
+            options: The keyword arguments.
+            verb: Who was given them, for messages.
+            refused: The options that have no meaning for the verb.
+            defaults: Where the verb's own differ; only for methods that were published with others.
+
+        Raises:
+            UnknownNameError: There is no such option.
+            InputError: An option has no meaning here, or a value that is not accepted.
+        """
+        known = [name for name in Options.__annotations__ if name not in refused]
+        for name in options:
+            if name not in Options.__annotations__:
+                raise UnknownNameError("option", name, known)
+            if name in refused:
+                raise InputError(f"{name}: has no meaning for {verb}; it takes {', '.join(known)}")
+        values = {**(defaults or {}), **options}
+        if "corrections" in values:
+            values["corrections"] = tuple(values["corrections"])
+        return cls(**values, given=frozenset(options))
+
+    def changed(self, **changes: Any) -> Resolved:
+        """These options with others in their place."""
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def auto(self) -> Auto | None:
+        """What chooses the solver, if anything does."""
+        if isinstance(self.solver, Auto):
+            return self.solver
+        return Auto() if self.solver == "auto" else None
+
+    @property
+    def method(self) -> Solver[Any]:
+        """The solver, once there is one to name."""
+        assert not isinstance(self.solver, Auto)
+        return solvers.get(self.solver)
+
+    @property
+    def controller(self) -> PIDController | None:
+        """What chooses the steps, if anything does."""
+        return self.steps if isinstance(self.steps, PIDController) else None
+
+    def falling(self, model: Denoiser, *, clean: bool = False) -> Grid:
+        """The grid of the run from noise to data; one that is `clean` ends with the clean estimate if it must."""
+        schedule, ends = model.schedule, {"t_max": self.t_max, "t_min": self.t_min}
+        if self.controller is not None:
+            if self.grid is not None:
+                raise InputError("grid: a controller chooses its own steps; bound them with t_min and t_max")
+            top = grids.start_time(schedule, self.strength, **ends)
+            bottom = schedule.t_min if self.t_min is None else self.t_min
+            return grids.make(Grid((top, bottom)), schedule, 1, clean=clean)
+        grid = DEFAULT_GRID if self.grid is None else self.grid
+        if isinstance(grid, Grid):
+            return grids.make(grid, schedule, 1, clean=clean)
+        bottom = schedule.t_min if self.t_min is None else self.t_min
+        reads = clean and schedule.domain[0] <= bottom and schedule.at(bottom).sigma > 0.0
+        return grids.partway(grid, schedule, self.count(reads), self.strength, **ends, clean=clean)
+
+    def count(self, clean: bool) -> int:
+        """The number of steps; `clean` where the last of them is the reading of the clean estimate."""
+        if self.steps is not None:
+            assert isinstance(self.steps, int)
+            return self.steps
+        if self.nfe is not None:
+            return steps_for(self.method, self.nfe, clean=clean)
+        if self.method.properties.evaluations is None:
+            return DEFAULT_NFE
+        return steps_for(self.method, DEFAULT_NFE, clean=clean)

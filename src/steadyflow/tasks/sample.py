@@ -1,0 +1,109 @@
+"""`sample`: from noise to data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal, Unpack
+
+import torch
+from torch import Tensor
+
+from .. import noise
+from .._integrate import Solution, check_state
+from .._internal.tensors import finite
+from ..denoisers.base import Denoiser
+from ..errors import InputError
+from ..grids import Grid
+from ._batched import run_batched
+from ._options import Options, Resolved
+from .choose_solver import resolved_for_sampling
+
+Moments = tuple[float | Tensor, float | Tensor]
+
+
+def sample(
+    model: Denoiser,
+    *,
+    n: int | None = None,
+    x: Tensor | None = None,
+    guidance: float | None = None,
+    end: Literal["clean", "path"] = "clean",
+    moments: Moments | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    **options: Unpack[Options],
+) -> Solution:
+    """Draw n samples, or denoise the given starting latents.
+
+    What is returned is data: where the path still has noise at its last time, the last of the evaluations is made
+    there and read as the clean estimate, as k-diffusion does. The number of steps, or of evaluations, is the one that
+    was asked for; a grid given as times is followed, and the reading comes on top.
+
+    Args:
+        model: The model of the data, under a condition if it has one.
+        n: How many to draw; the latents of sample i depend on `seed` and `index + i` alone. They have the path's
+            standard deviation sigma at the noisy end, and `dtype` and `device`.
+        x: Starting latents at the grid's noisy end instead, shape (B, ...), float32 or float64.
+        guidance: The scale of classifier-free guidance; the model's own by default.
+        end: "clean" data, or the state at the end of the "path", with the noise that it has there.
+        moments: Mean and variance of the data, numbers or of a sample's shape; only valid with n. With them the latents
+            have the path's own moments at the noisy end, alpha mean and alpha^2 variance + sigma^2, as a start part of
+            the way up needs.
+        dtype: Of the latents that are drawn.
+        device: Of the latents that are drawn.
+        **options: See `Options`.
+
+    Returns:
+        The solution; `x` has shape (n, ...).
+
+    Raises:
+        InputError: An argument does not fit.
+        NonFiniteError: The run diverged.
+    """
+    if end not in ("clean", "path"):
+        raise InputError(f"end: got {end!r}, expected 'clean' or 'path'")
+    if (n is None) == (x is None):
+        raise InputError("sample: give either n (how many to draw) or x (starting latents)")
+    model = model if guidance is None else model.with_guidance(guidance)
+    chosen, clean = Resolved.of(options, "sample"), end == "clean"
+
+    def start(grid: Grid) -> Tensor:
+        return _latents(model, n, grid, chosen, moments, dtype, device) if x is None else x
+
+    if x is not None and moments is not None:
+        raise InputError("moments: only valid with n; with x the start is already given")
+    chosen, reason = resolved_for_sampling(chosen, model, start, clean)
+    grid = chosen.falling(model, clean=clean)
+    begin = start(grid)
+    check_state("x", begin, model.shape)
+    found = run_batched(model, grid, chosen.method, chosen, x=begin)
+    return replace(found, seed=chosen.seed if x is None else found.seed, reason=reason)
+
+
+def _latents(
+    model: Denoiser,
+    n: int | None,
+    grid: Grid,
+    options: Resolved,
+    moments: Moments | None,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> Tensor:
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise InputError(f"n: got {n!r}, expected a whole number of at least 1")
+    if model.shape is None:
+        raise InputError("n: the model does not say the shape of a sample; give Denoiser(shape=...) or x")
+    rows = range(options.index, options.index + n)
+    start = noise.initial(options.seed, rows, model.shape, dtype=dtype, device=device)
+    level = model.schedule.at(grid.times[0])
+    if moments is None:
+        return start * level.sigma
+    mean, variance = (torch.as_tensor(value, dtype=dtype, device=device) for value in moments)
+    if not bool((variance >= 0).all()) or not finite(mean):
+        raise InputError("moments: expected a finite mean and a variance of at least 0")
+    try:
+        mean, variance = mean.expand(model.shape), variance.expand(model.shape)
+    except RuntimeError as error:
+        shapes = tuple(mean.shape), tuple(variance.shape)
+        raise InputError(f"moments: shapes {shapes} do not fit samples of shape {tuple(model.shape)}") from error
+    return level.alpha * mean + (level.alpha**2 * variance + level.sigma**2).sqrt() * start
