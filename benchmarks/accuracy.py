@@ -99,7 +99,7 @@ def ours(name, options, grid, nfe):
     steps = steps_for(solver, nfe - 1 - solver.properties.startup_evaluations)
     if isinstance(grid, float):
         grid = sf.grids.make("karras", schedule, steps, rho=grid)
-    run = sf.sample(model, x=start, solver=solver, steps=steps, grid=grid)
+    run = sf.sample(model, x=start, solver=solver, steps=steps, grid=grid, end="path")
     return model(run.x, low).x0, run.nfe + 1
 
 

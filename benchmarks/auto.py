@@ -11,7 +11,7 @@ import steadyflow as sf
 from steadyflow import solvers
 from steadyflow.datasets import digits
 from steadyflow.metrics import rmse
-from steadyflow.tasks.choose_solver import APPROXIMATE
+from steadyflow.tasks.choosing import APPROXIMATE
 from steadyflow_lab.coupling import conditional_mixture
 
 FIXED = [*((n, o, g) for n, o in APPROXIMATE for g in ("quadratic", "uniform")), ("ddim", {}, "quadratic")]

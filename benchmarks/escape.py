@@ -14,7 +14,15 @@ for steps, grid, remaining in ((10, "quadratic", 2), (20, "uniform", 2), (50, "u
     back = min(steps - 4, 20)
     for correction in (None, sf.corrections.Restart(remaining, back), sf.corrections.Escape(remaining, back)):
         corrections = [] if correction is None else [correction]
-        run = sf.sample(model, n=N, steps=steps, grid=grid, t_max=800.0, corrections=corrections, dtype=torch.float64)
+        options = {
+            "solver": "ddim",
+            "steps": steps,
+            "grid": grid,
+            "t_max": 800.0,
+            "end": "path",
+            "dtype": torch.float64,
+        }
+        run = sf.sample(model, n=N, corrections=corrections, **options)
         rate = classify(model(run.x, 0.0).x0, mixture).rate()
         extra = {"NoneType": 0.0, "Restart": float(back)}.get(type(correction).__name__)
         cost = run.nfe + (correction.record.cost if extra is None else extra)

@@ -1,8 +1,9 @@
 """Round trips and half precision in tiny diffusers pipelines, beside diffusers' own:  python benchmarks/in_pipelines.py
 
-Random weights, so the numbers speak of solvers, not of pictures. "As it is" answers to every frequency of the time
-embedding, up to a period of six timesteps; "smooth" to the slow half only, as networks do that were trained over
-neighbouring times. 48 network calls each way, guidance 1, inverted and run in the pipeline itself.
+The weights are random, so the numbers say something about solvers, not about pictures. The network "as it is" responds
+to every frequency of the time embedding, down to a period of six timesteps; the "smooth" one only to the slow half, as
+networks do that were trained over neighbouring times. Each way takes 48 network calls at guidance 1, inverted and
+generated in the pipeline itself.
 """
 
 import sys
@@ -28,20 +29,20 @@ SIZES = {"flux": {"height": 8, "width": 8}}
 
 
 def call(pipe, name, latents, steps):
-    """Latents through the pipeline."""
+    """The latents that the pipeline returns for the given ones."""
     options = {**pipelines.CALLS[name], "latents": latents, "num_inference_steps": steps}
     return pipe("a cat", output_type="latent", **options).images
 
 
 def latents(name, pipe):
-    """A picture's latents, as the pipeline takes them."""
+    """The latents of a picture, packed as the pipeline takes them."""
     shape = sf.from_diffusers(pipe, **SIZES.get(name, {})).shape
     x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(2))
     return pipelines.packed(name, x)
 
 
 def round_trip(pipe, name, solver, steps):
-    """Relative error of a picture that was inverted and made again."""
+    """The relative error of a picture's latents that were inverted and generated again."""
     own, flow = pipe.scheduler, name in ("sd3", "flux")
     there, back = (
         (SteadyFlowInverseScheduler, SteadyFlowScheduler) if flow else (SteadyInverseScheduler, SteadyScheduler)
@@ -59,7 +60,7 @@ def round_trip(pipe, name, solver, steps):
 
 
 def diffusers_own(pipe, steps=48):
-    """DDIM and its inverse, by diffusers."""
+    """The relative error of the round trip by diffusers' own DDIM and its inverse."""
     own, image = pipe.scheduler, latents("sd", pipe)
     try:
         pipe.scheduler = DDIMInverseScheduler.from_config(own.config)
@@ -90,7 +91,7 @@ def main():
             pipe = pipelines.smooth_in_time(pipelines.build(name)).to(dtype)
             model = sf.from_diffusers(pipe, "a cat", **SIZES.get(name, {}))
             start = torch.randn(2, *model.shape, generator=torch.Generator().manual_seed(1))
-            ends.append(sf.sample(model, x=start, solver="ees25", steps=8, grid="uniform").x)
+            ends.append(sf.sample(model, x=start, solver="ees25", steps=8, grid="uniform", end="path").x)
         errors = [f"{((e - ends[0]).norm() / ends[0].norm()).item():.1e}" for e in ends[1:]]
         print("| " + " | ".join([name, *errors]) + " |", flush=True)
 

@@ -1,10 +1,10 @@
-"""What a step costs beside the model, in microseconds a model call, one thread:  python benchmarks/overhead.py
+"""What a step costs beside the model, in microseconds per model call, one thread:  python benchmarks/overhead.py
 
-The model answers with a tensor that is there already. diffusers' schedulers run in the loop of its documentation, less
-the planning of the steps; ours run in `integrate` with a `Denoiser`, and, as they would in a pipeline, as a diffusers
-scheduler; k-diffusion's functions run where it is installed (see peers.py). All take turns, and the least of several
-runs of 50 steps counts. A pass is a torch.lerp over the state into a new tensor. The C library is told to keep the
-memory it is given back, so that page faults, which hit whoever comes first, do not count for anyone.
+The model returns a tensor that is ready before the run. diffusers' schedulers run in the loop of its documentation,
+without the planning of the steps. Our solvers run in `integrate` with a `Denoiser`, and, as in a pipeline, as a
+diffusers scheduler. k-diffusion's functions run where it is installed (see peers.py). All take turns, and the least of
+several runs of 50 steps counts. A pass is a torch.lerp over the state into a new tensor. The C library is set to keep
+the memory that is freed, so that page faults, which hit whoever comes first, do not count for anyone.
 """
 
 import time
@@ -28,21 +28,21 @@ SAMPLING = k_diffusion_sampling()
 
 
 def ours(name, shape):
-    """`integrate` over Stable Diffusion's path: a run, and its number of model calls."""
+    """`integrate` over Stable Diffusion's path, to its end: a function that makes a run, and its model calls."""
     x, answer = torch.randn(shape), torch.randn(shape)
     model = sf.Denoiser(lambda x, t: answer, sf.Tabulated.scaled_linear(), shape=shape[1:])
     method = solvers.get(name)
     grid = sf.grids.make("uniform", model.schedule, STEPS)
 
     def run():
-        noise = sf.noise.SOURCES["white"](0, range(len(x)), x.shape[1:])
+        noise = sf.noise.White(0, range(len(x)), x.shape[1:])
         return integrate(model, x, grid, method, noise=noise, progress=False)
 
     return run, run().nfe
 
 
 def scheduled(scheduler, shape):
-    """A scheduler in the loop of diffusers' documentation; its steps are planned before."""
+    """A scheduler in the loop of diffusers' documentation, timed without the planning of its steps."""
     x, answer = torch.randn(shape), torch.randn(shape)
     scheduler.set_timesteps(STEPS)
     calls = len(scheduler.timesteps)
@@ -60,7 +60,7 @@ def scheduled(scheduler, shape):
 
 
 def ours_scheduled(name, shape):
-    """As a diffusers scheduler."""
+    """Our solver as a diffusers scheduler."""
     from steadyflow.diffusers import SteadyScheduler
 
     scheduler = SteadyScheduler(solver=name, beta_schedule="scaled_linear", steps_offset=1, set_alpha_to_one=False)
@@ -85,7 +85,7 @@ def theirs(name, shape):
 
 
 def k_diffusion(name, shape):
-    """k-diffusion's function of the same method."""
+    """k-diffusion's function for the same method, or None where there is none."""
     functions = {"euler": "sample_euler", "heun": "sample_heun", "dpmpp-2m": "sample_dpmpp_2m"}
     if name not in functions or SAMPLING is None:
         return None
@@ -97,7 +97,7 @@ def k_diffusion(name, shape):
 
 
 def each(work):
-    """Microseconds a call of each piece of work, {name: (function, calls)}."""
+    """Microseconds per call for each piece of work, {name: (function, calls)}."""
     found = least({name: run for name, (run, _) in work.items()}, ROUNDS)
     return {name: 1e6 * seconds / work[name][1] for name, seconds in found.items()}
 

@@ -56,9 +56,9 @@ assert len(trajectory) == 9
 half = sf.integrate(model, start, grid, sf.RK4(), stop_after=4)
 with tempfile.TemporaryDirectory() as folder:
     half.save(Path(folder) / "half.safetensors")
-    rest = sf.integrate(model, None, grid, sf.RK4(), resume=sf.Run.load(Path(folder) / "half.safetensors"))
+    rest = sf.integrate(model, None, grid, sf.RK4(), resume=sf.Solution.load(Path(folder) / "half.safetensors"))
 print("stopped and resumed, the same bits:", torch.equal(rest.x, whole.x), f"after {len(seen)} steps watched")
-adaptive: sf.AdaptiveRun = sf.solve_adaptive(model, start, rtol=1e-5)
+adaptive: sf.Solution = sf.solve_adaptive(model, start, rtol=1e-5)
 print(f"adaptive: {adaptive.grid.steps} steps, {adaptive.rejected} rejected")
 
 # Everything raised on purpose is a sf.SteadyflowError, and says what was wrong and what is accepted.

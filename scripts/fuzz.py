@@ -46,7 +46,8 @@ with _instrumented():
     from steadyflow import runs, schedules
     from steadyflow.datasets import arrays
     from steadyflow.runs import folder as run_folder
-    from steadyflow.solvers import base, registry
+    from steadyflow.solvers import registry
+    from steadyflow.solvers.state import deserialize_state
     from steadyflow_lab import piebench
     from steadyflow_lab.cached_results import cached_results
     from steadyflow_lab.models import WEIGHTS
@@ -130,7 +131,7 @@ def _text(parse: Callable[[Any], Any]) -> Callable[[bytes], Any]:
 
 
 def _state(data: bytes) -> Any:
-    return base.unpack({"state": torch.zeros(2), "state.0": torch.zeros(2)}, data.decode("utf-8", "replace"))
+    return deserialize_state({"state": torch.zeros(2), "state.0": torch.zeros(2)}, data.decode("utf-8", "replace"))
 
 
 def parsers() -> dict[str, tuple[Callable[[bytes], Any], list[bytes]]]:
@@ -161,7 +162,7 @@ def parsers() -> dict[str, tuple[Callable[[bytes], Any], list[bytes]]]:
         return lambda data: _opened(data, name, read)
 
     return {
-        "run": (file("f.safetensors", sf.Run.load), [seeds["run"]]),
+        "run": (file("f.safetensors", sf.Solution.load), [seeds["run"]]),
         "inversion": (file("f.safetensors", sf.Inversion.load), [seeds["inversion"]]),
         "model": (file("f.safetensors", lambda path: sf.load(str(path))), [seeds["model"]]),
         "shard": (file("f.safetensors", run_folder.load_shard), [seeds["shard"]]),
@@ -291,6 +292,7 @@ def fuzz_functions(seconds: int) -> int:
                     "record": records,
                     "corrections": corrections,
                     "noise": st.sampled_from(["white", "brownian", "pink"]),
+                    "end": st.sampled_from(["clean", "path", "tail"]),
                 },
             ),
         ),
@@ -300,7 +302,7 @@ def fuzz_functions(seconds: int) -> int:
             ),
             some(
                 {"m": model, "x": tensors(), "c": label, "w": numbers},
-                {**shared, "nfe": steps, "strength": numbers, "exact": st.booleans()},
+                {**shared, "nfe": steps, "strength": numbers},
             ),
         ),
         "reconstruct": (
@@ -314,6 +316,7 @@ def fuzz_functions(seconds: int) -> int:
                 {
                     **shared,
                     "source": label,
+                    "method": st.sampled_from([*sf.editing.names(), "magic"]),
                     "guidance": numbers,
                     "smoothing": numbers,
                     "mask": tensors(),
@@ -321,34 +324,33 @@ def fuzz_functions(seconds: int) -> int:
                 },
             ),
         ),
-        "flow_edit": (
-            sf.flow_edit,
+        "flow edit": (
+            lambda m, x, target, average, **o: sf.edit(
+                m, x, target, method=sf.editing.FlowEdit(average=average), progress=False, **o
+            ),
             some(
-                {"model": model, "x": tensors(), "target": label},
-                {"steps": steps, "strength": numbers, "average": st.integers(-1, 2), "guidance": numbers},
+                {"m": model, "x": tensors(), "target": label, "average": st.integers(-1, 2)},
+                {"steps": steps, "strength": numbers, "guidance": numbers},
             ),
         ),
-        "rf_inversion": (
-            sf.rf_inversion,
-            some({"model": model, "x": tensors(), "target": label}, {"steps": steps, "guidance": numbers}),
-        ),
-        "noise_maps": (
-            lambda m, x, **o: sf.noise_maps(m, x, **o),
+        "noise maps": (
+            lambda m, x, **o: sf.editing.noise_maps(m, x, **o),
             some({"m": model, "x": tensors()}, {"steps": steps}),
         ),
-        "solve_adaptive": (
-            sf.solve_adaptive,
+        "adaptive": (
+            lambda m, x, rtol, atol, first_step, max_steps, **o: sf.sample(
+                m, x=x, steps=sf.PIDController(rtol, atol, first_step, max_steps), progress=False, **o
+            ),
             some(
-                {"model": model, "x": tensors()},
                 {
-                    "solver": names,
+                    "m": model,
+                    "x": tensors(),
                     "rtol": numbers,
                     "atol": numbers,
-                    "t_start": times,
-                    "t_end": times,
                     "first_step": numbers,
                     "max_steps": st.integers(0, 20),
                 },
+                {"solver": names, "t_max": times, "t_min": times},
             ),
         ),
         "log_likelihood": (

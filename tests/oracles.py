@@ -43,9 +43,9 @@ def field_step(solver, coordinates, y, tau0, tau1, model=None):
     """One step of a solver on du/dtau = f(tau, u) from tau0 to tau1, by its own code."""
     model = model or field_model(coordinates)
     if coordinates == "noise":
-        step = Step(model.schedule, tau0, tau1, 0, 1)
+        step = Step.between(model.schedule, tau0, tau1, 0, 1)
         return drive(solver.step(y, step), model)[0]
-    step = Step(model.schedule, 1.0 / tau0, 1.0 / tau1, 0, 1)
+    step = Step.between(model.schedule, 1.0 / tau0, 1.0 / tau1, 0, 1)
     return drive(solver.step(y / tau0, step), model)[0] * tau1
 
 
@@ -72,3 +72,10 @@ def wilson(successes, n, z=5.0):
     p, d = successes / n, 1 + z * z / n
     centre, half = (p + z * z / (2 * n)) / d, z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / d
     return centre - half, centre + half
+
+
+def adaptive(model, x, *, solver="dopri5", t_start=None, t_end=None, **control):
+    """An adaptive run from t_start to t_end, from t_max to t_min by default."""
+    t_min, t_max = model.schedule.t_range
+    grid = sf.Grid((t_max if t_start is None else t_start, t_min if t_end is None else t_end))
+    return sf.integrate(model, x, grid, sf.solvers.get(solver), controller=sf.PIDController(**control))

@@ -157,10 +157,10 @@ def build(name, **options):
 
 
 def smooth_in_time(pipe):
-    """The pipeline with a network that answers to the slow frequencies of the time embedding only.
+    """The pipeline with a network that responds only to the slow frequencies of the time embedding.
 
-    Random weights answer to all alike, the fastest with a period of six timesteps, which no method of a few steps can
-    follow; what is trained over neighbouring times is smooth in them.
+    Random weights respond to all frequencies alike. The fastest has a period of six timesteps, which no method of a few
+    steps can follow. A network that was trained over neighbouring times is smooth in them.
     """
     net = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
     embedding = net.time_embedding if hasattr(pipe, "unet") else net.time_text_embed.timestep_embedder
@@ -177,5 +177,5 @@ def unpacked(name, x):
 
 
 def packed(name, x):
-    """The reverse."""
+    """FLUX's latents of shape (B, 1, 8, 8) as its pipeline packs them; others as they are."""
     return x.view(-1, 1, 4, 2, 4, 2).permute(0, 2, 4, 1, 3, 5).reshape(-1, 16, 4) if name == "flux" else x

@@ -1,5 +1,6 @@
 """The command line as a user meets it."""
 
+import importlib.metadata
 import json
 import re
 import subprocess
@@ -8,10 +9,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file, save_file
 
 import steadyflow as sf
+from steadyflow.cli.options import print_json
 from steadyflow.datasets import arrays, digits
+from steadyflow_lab.digits import recognise
 
 
 def run(*arguments):
@@ -23,7 +27,7 @@ def run(*arguments):
 
 def test_help_at_every_level_shows_an_example(call):
     assert call("--help")[0] == 0
-    for command in ("sample", "roundtrip", "edit", "solvers", "demo"):
+    for command in ("sample", "reconstruct", "edit", "solvers", "demo"):
         status, out, _ = call(command, "--help")
         assert status == 0
         assert f"Example: steadyflow {command}" in out
@@ -48,8 +52,9 @@ def test_sample_writes_what_it_drew(suffix, call, tmp_path):
     status, text, _ = call("sample", "--n", 4, "--label", 7, "--guidance", 2, "--steps", 10, "--out", out, "--json")
     assert status == 0
     figures = json.loads(text)
-    assert (figures["steps"], figures["nfe"], figures["samples"]) == (10, 10, 4)
-    expected = sf.sample(sf.load("digits").with_condition(7, guidance=2.0), n=4, steps=10).x
+    drawn = sf.sample(sf.load("digits").with_condition(7), n=4, steps=10, guidance=2.0)
+    assert (figures["steps"], figures["nfe"], figures["samples"]) == (10, drawn.nfe, 4)
+    expected = drawn.x
     if suffix == ".png":
         assert arrays.read(out, (1, 16, 16)).shape == (1, 1, 16, 16)
     else:
@@ -57,10 +62,10 @@ def test_sample_writes_what_it_drew(suffix, call, tmp_path):
         torch.testing.assert_close(written, expected)
 
 
-def test_roundtrip_of_the_users_own_picture(call, tmp_path):
+def test_reconstruct_the_users_own_picture(call, tmp_path):
     image = digits("held-out")[0][:1]
     arrays.write(tmp_path / "mine.png", image)
-    arguments = ("roundtrip", "--input", tmp_path / "mine.png", "--solver", "rk4", "--nfe", 96, "--json")
+    arguments = ("reconstruct", "--input", tmp_path / "mine.png", "--solver", "rk4", "--nfe", 96, "--json")
     status, text, _ = call(*arguments, "--out", tmp_path / "back.npy", "--save", tmp_path / "inv.safetensors")
     assert status == 0
     figures = json.loads(text)
@@ -73,22 +78,30 @@ def test_roundtrip_of_the_users_own_picture(call, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
-def test_roundtrip_of_arrays_on_the_mixture(suffix, call, tmp_path):
+def test_reconstruct_arrays_on_the_mixture(suffix, call, tmp_path):
     x = sf.GaussianMixture.grid().sample(5)
     path = tmp_path / f"points{suffix}"
     arrays.write(path, x)
-    status, text, _ = call("roundtrip", "--model", "mixture", "--input", path, "--nfe", 60, "--json")
+    status, text, _ = call("reconstruct", "--model", "mixture", "--input", path, "--nfe", 60, "--json")
     assert status == 0
     assert json.loads(text)["samples"] == 5
     assert json.loads(text)["error max"] < 1e-3
 
 
-def test_edit_says_how_many_are_recognised(call, tmp_path):
-    options = ("--source", 3, "--target", 8, "--n", 8, "--guidance", 2, "--json", "--out", tmp_path / "e.png")
-    status, text, _ = call("edit", *options)
+def test_edit_moves_digits_to_another_class(call, tmp_path):
+    options = ("--source", 3, "--target", 8, "--n", 8, "--guidance", 2, "--json", "--out")
+    status, text, _ = call("edit", *options, tmp_path / "e.png")
     assert status == 0
-    assert json.loads(text)["recognised as target"] > 0.5
+    assert json.loads(text)["samples"] == 8
     assert (tmp_path / "e.png").is_file()
+    assert call("edit", *options, tmp_path / "e.npy")[0] == 0
+    images, labels = digits("held-out")
+    model, threes = sf.load("digits"), images[labels == 3][:8]
+    expected = sf.edit(model, threes, 8, source=3, guidance=2.0)
+    edited = torch.from_numpy(np.load(tmp_path / "e.npy"))
+    torch.testing.assert_close(edited, expected.x)
+    assert (recognise(edited) == 8).float().mean() > 0.5
+    np.testing.assert_allclose(json.loads(text)["distance median"], expected.distance.double().quantile(0.5), rtol=1e-5)
 
 
 def test_demo_prints_one_table_and_writes_one_self_contained_report(call, tmp_path):
@@ -108,9 +121,16 @@ def test_demo_prints_one_table_and_writes_one_self_contained_report(call, tmp_pa
     (("sample", "--model", "digitz"), "did you mean 'digits'"),
     (("sample", "--label", "12"), "label 12"),
     (("sample", "--guidance", "3"), "give --label"),
-    (("sample", "--coordinates", "data"), "no option 'coordinates'"),
-    (("roundtrip", "--solver", "ddpm"), "stochastic"),
-    (("roundtrip", "--input", "nowhere.png"), "no such file"),
+    (("sample", "--solver", "ddim", "--coordinates", "data"), "no option 'coordinates'"),
+    (("sample", "--n", "0"), "n: got 0"),
+    (("sample", "--out", "x.xyz"), "out: x.xyz is of an unknown kind"),
+    (("sample", "--solver", "auto", "--coordinates", "data"), "coordinates: solver 'auto' chooses them"),
+    (("reconstruct", "--solver", "ddpm"), "stochastic"),
+    (("reconstruct", "--input", "nowhere.png"), "no such file"),
+    (("invert", "--resize"), "resize: held-out data"),
+    (("edit", "--target", "8", "--window", "3"), "window: got '3'"),
+    (("edit", "--target", "8", "--method", "magic"), "unknown editing method 'magic'"),
+    (("diagnose", "--contractivity", "--verify"), "verify: does not go with --contractivity"),
 ])  # fmt: skip
 def test_mistakes_are_told_in_one_line_without_a_traceback(arguments, message, call):
     status, out, err = call(*arguments)
@@ -166,7 +186,7 @@ def test_pictures_survive_writing_and_reading_to_half_a_level(tmp_path):
     assert (arrays.read(tmp_path / "x.png", (3, 5, 7)) - x).abs().max() <= 0.5 / 127.5 + 1e-6
 
 
-COMMANDS = ("", "sample", "invert", "roundtrip", "edit", "diagnose", "solvers", "demo", "lab", "lab run", "runs",
+COMMANDS = ("", "sample", "invert", "reconstruct", "edit", "diagnose", "solvers", "demo", "lab", "lab run", "runs",
             "runs show", "runs export", "lab run coupling", "lab run instability", "lab run hallucination",
             "lab run stein", "lab run editing")  # fmt: skip
 
@@ -178,3 +198,105 @@ def test_help_at_every_level_has_an_example(command, call):
     assert "Example: steadyflow" in out
     if command.split()[-1:] and command not in ("lab", "lab run", "runs"):
         assert "--json" in out
+
+
+def test_json_has_no_numbers_that_are_not(capsys):
+    print_json({"a": float("nan"), "b": [1.0, float("inf")], "c": {"d": (float("-inf"), 2)}, "e": "NaN"})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "a": None,
+        "b": [1.0, None],
+        "c": {"d": [None, 2]},
+        "e": "NaN",
+    }
+
+
+def test_the_figures_of_all_solvers_are_valid_json(call):
+    assert json.loads(call("solvers", "--json")[1], parse_constant=pytest.fail)
+
+
+def test_of_an_input_at_most_n_samples_are_taken(call, tmp_path):
+    arrays.write(tmp_path / "x.npy", sf.GaussianMixture.grid().sample(5).float())
+    for command in ("invert", "reconstruct", "diagnose"):
+        for n, expected in ((2, 2), (9, 5)):
+            words = ("--model", "mixture", "--input", tmp_path / "x.npy", "--n", n, "--steps", 2, "--run")
+            status, text, err = call(command, *words, tmp_path / f"{command}-{n}", "--json")
+            assert status == 0, err
+            assert json.loads(text)["samples"] == expected
+
+
+def test_a_solver_is_chosen_on_the_first_samples_and_the_reason_is_told(call):
+    status, text, err = call("reconstruct", "--model", "mixture", "--solver", "auto", "--nfe", 24, "--json")
+    assert status == 0, err
+    figures = json.loads(text)
+    assert figures["reason"].startswith(figures["solver"])
+    assert figures["nfe each way"] <= 24
+
+
+def test_contractivity_says_which_steps_contract_and_draws_them(call, tmp_path):
+    words = ("diagnose", "--model", "mixture", "--n", 3, "--solver", "ddim", "--steps", 4, "--contractivity")
+    status, text, _ = call(*words, "--out", tmp_path / "found")
+    assert status == 0
+    assert len([line for line in text.splitlines() if line.endswith("%")]) == 4
+    assert "below 1, a step contracts" in text
+    assert (tmp_path / "found" / "contractivity.png").is_file()
+    rows = json.loads(call(*words, "--json")[1])
+    assert [sorted(row) for row in rows] == [["contracts", "largest", "median", "t"]] * 4
+
+
+def test_diagnoses_of_several_blocks_are_counted_and_each_has_a_report(call, tmp_path):
+    words = ("diagnose", "--model", "mixture", "--n", 3, "--solver", "ddim", "--steps", 4, "--batch-size", 2, "--json")
+    status, text, _ = call(*words, "--out", tmp_path)
+    assert status == 0
+    assert json.loads(text)["causes, by blocks"] == "steps 2"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["diagnosis-000000000.html", "diagnosis-000000002.html"]
+
+
+def test_the_commands_of_the_lab_are_imported_only_when_they_are_wanted():
+    code = (
+        "import sys\nfrom steadyflow.cli import main\nsys.argv = ['steadyflow', 'sample', '--help']\n"
+        "try:\n    main()\nfinally:\n"
+        "    print([name for name in sys.modules if name.startswith(('steadyflow_lab', 'diffusers'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+@pytest.mark.parametrize("command", ["lab", "demo"])
+def test_without_the_lab_its_commands_say_what_to_install(call, monkeypatch, command):
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **given: importlib.metadata.EntryPoints())
+    status, out, err = call(command)
+    assert (status, out) == (1, "")
+    assert "pip install steadyflow-lab" in err
+
+
+def test_commands_of_any_package_are_found(call, monkeypatch):
+    group = "steadyflow.commands"
+    found = [importlib.metadata.EntryPoint(name, f"{__name__}:{name}", group) for name in ("greet", "tools")]
+    entries = importlib.metadata.EntryPoints(found)
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **given: entries.select(**given))
+    assert call("greet", "--name", "you") == (0, "hello you\n", "")
+    assert "Example: steadyflow greet" in call("greet", "--help")[1]
+    assert call("tools", "hammer") == (0, "bang\n", "")
+    listed = call("--help")[1]
+    assert "greet" in listed
+    assert "Things to hold." in listed
+
+
+def greet(name: str = "all") -> None:
+    """Say hello."""
+    print(f"hello {name}")
+
+
+greet.epilog = "Example: steadyflow greet"
+tools = typer.Typer(help="Things to hold.")
+
+
+@tools.command()
+def hammer() -> None:
+    """Hit."""
+    print("bang")
+
+
+@tools.command()
+def saw() -> None:
+    """Cut."""

@@ -5,7 +5,7 @@ import math
 import pytest
 import scipy.stats
 import torch
-from steadyflow.jacobians.singular_values import largest_singular_value
+from steadyflow.jacobians.spectra import largest_singular_value
 from steadyflow_lab.theory import interpolation as theory
 from steadyflow_lab.theory.saddles import saddle_rate
 
@@ -18,7 +18,17 @@ MODEL = MIXTURE.denoiser(SCHEDULE)
 
 def drawn(n=1500, steps=10, correction=None, **options):
     corrections = [] if correction is None else [correction]
-    run = sf.sample(MODEL, n=n, steps=steps, t_max=800.0, corrections=corrections, dtype=torch.float64, **options)
+    run = sf.sample(
+        MODEL,
+        n=n,
+        steps=steps,
+        t_max=800.0,
+        corrections=corrections,
+        dtype=torch.float64,
+        solver="ddim",
+        end="path",
+        **options,
+    )
     return MODEL(run.x, 0.0).x0
 
 
@@ -86,7 +96,11 @@ def test_conditions_follow_the_picked_samples():
     labels = torch.arange(50) % 25
     for condition in (labels, labels.tolist()):
         run = sf.sample(
-            model.with_condition(condition), n=50, steps=20, corrections=[sf.corrections.Restart(4, 10)], dtype=torch.float64
+            model.with_condition(condition),
+            n=50,
+            steps=20,
+            corrections=[sf.corrections.Restart(4, 10)],
+            dtype=torch.float64,
         )
         assert (torch.cdist(run.x / SCHEDULE.alpha(0.0), mixture.means).argmin(1) == labels).all()
 
@@ -98,7 +112,7 @@ def test_bad_input_is_named():
         sf.corrections.Escape(threshold=0.0)
     with pytest.raises(sf.InputError, match="smaller back"):
         drawn(2, correction=sf.corrections.Restart(2, 9))
-    with pytest.raises(sf.InputError, match="goes with sampling"):
+    with pytest.raises(sf.InputError, match="only valid in sampling"):
         sf.invert(MODEL, MIXTURE.sample(2), steps=8, corrections=[sf.corrections.Restart(4, 2)])
     with pytest.raises(sf.InputError, match="noise source"):
         sf.integrate(
@@ -113,9 +127,9 @@ def test_a_hybrid_is_its_parts_in_turn():
     hybrid = sf.solvers.get("hybrid", noisy=3, after=2)
     grid = sf.grids.make("quadratic", SCHEDULE, 12)
     x = MIXTURE.marginal(SCHEDULE, grid.times[0]).sample(20)
-    whole = sf.sample(MODEL, x=x, grid=grid, solver=hybrid, noise="white")
+    whole = sf.sample(MODEL, x=x, grid=grid, solver=hybrid, noise="white", end="path")
     for part, solver in ((grid.times[:8], "ddim"), (grid.times[7:11], "ddpm"), (grid.times[10:], "ddim")):
-        x = sf.sample(MODEL, x=x, grid=sf.Grid(part), solver=solver, noise="white").x
+        x = sf.sample(MODEL, x=x, grid=sf.Grid(part), solver=solver, noise="white", end="path").x
     assert torch.equal(whole.x, x)
     assert whole.nfe == 12
 

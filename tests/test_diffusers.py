@@ -10,7 +10,7 @@ diffusers = pytest.importorskip("diffusers")
 
 import pipelines  # noqa: E402  # needs diffusers
 import steadyflow as sf  # noqa: E402
-from steadyflow.diffusers import (
+from steadyflow.diffusers import (  # noqa: E402
     SteadyFlowInverseScheduler,
     SteadyFlowScheduler,
     SteadyInverseScheduler,
@@ -68,9 +68,8 @@ def test_every_solver_gives_the_same_in_a_pipeline_as_in_our_own_loop(pipes, nam
             if name == "flux" and solver in STOCHASTIC:  # noise of the packed latents' layout
                 assert found.isfinite().all()
                 continue
-            expected = sf.sample(
-                model, x=latents, solver=pipe.scheduler.solver, grid=pipe.scheduler.grid, noise="white"
-            ).x
+            grid = pipe.scheduler.grid
+            expected = sf.sample(model, x=latents, solver=pipe.scheduler.solver, grid=grid, noise="white", end="path").x
             off = (found - expected).abs().max() / expected.abs().max()
             assert off < 1e-5, f"{solver}: {off}"
     finally:
@@ -168,7 +167,7 @@ def test_fifty_times_below_diffusers_ddim_and_its_inverse(smooth):
 
 
 def test_stages_that_lie_symmetrically_round_trip_on_networks_that_are_not_smooth_in_time(pipes):
-    """RK4 asks at the same times both ways, EES25 does not: what oscillates within a step is left in its round trip."""
+    """RK4 calls the network at the same times both ways; EES25 does not, and errs by what oscillates within a step."""
     pipe, own = pipes["flux"]
     image, errors = picture("flux", pipe), {}
     try:
@@ -206,7 +205,7 @@ def test_guidance_and_prompts_are_the_pipelines_own(pipes):
         latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(4))
         expected = call(pipe, "sd", steps=4, latents=latents, guidance_scale=5.0, negative_prompt="dog")
         model = sf.from_diffusers(pipe, "a cat", negative_prompt="dog", guidance=5.0)
-        found = sf.sample(model, x=latents, solver="dpmpp-2m", grid=pipe.scheduler.grid).x
+        found = sf.sample(model, x=latents, solver="dpmpp-2m", grid=pipe.scheduler.grid, end="path").x
     finally:
         pipe.scheduler = own
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
@@ -253,6 +252,23 @@ def test_an_unconditional_model_and_its_clean_end():
         sf.from_diffusers(pipe, "a cat")
 
 
+@pytest.mark.parametrize("solver", ["ees25", "dpmpp-2m", "rex-midpoint"])
+def test_the_last_call_of_a_clean_end_is_read_as_the_clean_estimate(solver):
+    ends = {}
+    for clean in (False, True):
+        scheduler = SteadyScheduler(solver=solver, set_alpha_to_one=clean)
+        scheduler.set_timesteps(4)
+        x = torch.linspace(-1.0, 1.0, 48).view(1, 3, 4, 4)
+        for t in scheduler.timesteps:
+            x = scheduler.step(torch.tanh(x), t, x).prev_sample
+        ends[clean] = x, scheduler
+    (x, without), (found, scheduler) = ends[False], ends[True]
+    assert scheduler.timesteps.tolist() == [*without.timesteps.tolist(), 0]
+    assert scheduler.num_inference_steps == without.num_inference_steps
+    level = scheduler.schedule.at(0.0)
+    assert torch.allclose(found, (x - level.sigma * torch.tanh(x)) / level.alpha, atol=1e-6)
+
+
 def test_a_saved_pipeline_keeps_its_scheduler(pipes, tmp_path):
     pipe, own = pipes["sd"]
     try:
@@ -266,7 +282,8 @@ def test_a_saved_pipeline_keeps_its_scheduler(pipes, tmp_path):
     finally:
         pipe.scheduler = own
     assert (after - before).abs().max() < 1e-5 * before.abs().max()  # weights lie elsewhere in memory: another rounding
-    assert named == ["steadyflow.diffusers", "SteadyScheduler"]
+    assert named == ["steadyflow.diffusers.schedulers", "SteadyScheduler"]
+    assert SteadyScheduler.__module__ == "steadyflow.diffusers.schedulers"
     assert again.scheduler.solver == sf.solvers.get("rex-midpoint", coupling=0.99)
 
 
@@ -329,14 +346,14 @@ def test_half_precision_pipelines(name, dtype, limit):
     """The network computes in half, times and the solver's state do not; the result stays near that of float32."""
     full, half = (pipelines.smooth_in_time(pipelines.build(name)) for _ in range(2))
     half.to(dtype)
-    told = []
+    times = []
     net = half.unet if name == "sd" else half.transformer
     inner = net.forward
-    net.forward = lambda *a, **k: (told.append(k.get("timestep", a[1] if len(a) > 1 else None)), inner(*a, **k))[1]
+    net.forward = lambda *a, **k: (times.append(k.get("timestep", a[1] if len(a) > 1 else None)), inner(*a, **k))[1]
     models = [sf.from_diffusers(pipe, "a cat", **size(name)) for pipe in (full, half)]
     start = torch.randn(2, *models[0].shape, generator=torch.Generator().manual_seed(1))
     results = [sf.sample(model, x=start, solver="ees25", steps=4, grid="uniform") for model in models]
-    assert all(time.dtype == torch.float32 for time in told)
+    assert all(time.dtype == torch.float32 for time in times)
     assert results[1].x.dtype == torch.float32
     assert 0.0 < relative(results[1].x, results[0].x) < limit
     latents = pipelines.packed(name, start[:1])
@@ -391,7 +408,7 @@ def test_generators_are_honoured_also_where_the_pipeline_passes_none(pipes):
         pipe.scheduler = own
 
 
-# The ten behaviours that diffusers' common scheduler tests ask of a scheduler.
+# The ten behaviours that diffusers' common scheduler tests require of a scheduler.
 
 COMMON = [
     (SteadyScheduler, {}),
@@ -474,17 +491,17 @@ def test_custom_sigmas_and_timesteps_place_the_steps():
 def test_k_diffusions_signature():
     data = sf.GaussianMixture.grid(2, std=0.2, dtype=torch.float32)
     exact = data.denoiser(sf.VE())
-    told = []
+    reports = []
 
     def model(x, sigma, scale=1.0):
         return scale * exact(x, float(sigma[0])).x0
 
     sigmas = torch.linspace(10.0**0.5, 0.1, 20) ** 2
     x = 10.0 * torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
-    found = sf.sample_steady(model, x, sigmas, {"scale": 1.0}, told.append, True, solver="dpmpp-2m")
+    found = sf.sample_steady(model, x, sigmas, {"scale": 1.0}, reports.append, True, solver="dpmpp-2m")
     assert torch.cdist(found, data.means).amin(1).median() < 0.5
-    assert [entry["i"] for entry in told] == list(range(19))
-    assert set(told[0]) == {"x", "i", "sigma", "sigma_hat", "denoised"}
+    assert [entry["i"] for entry in reports] == list(range(19))
+    assert set(reports[0]) == {"x", "i", "sigma", "sigma_hat", "denoised"}
     back = sf.sample_steady(model, found, sigmas.flip(0), solver="rk4", disable=True)
     again = sf.sample_steady(model, back, sigmas, solver="rk4", disable=True)
     assert (again - found).abs().median() < 1e-2

@@ -85,28 +85,28 @@ def test_ddim_end_convention_equals_the_inverse_scheduler_of_diffusers():
 
 @pytest.mark.parametrize("solver", ["ddpm", "dpmpp-sde", "dpmpp-2m-sde", "dpmpp-3m-sde"])
 def test_noise_maps_give_the_sample_back_exactly(solver, model, points):
-    maps = sf.noise_maps(model.with_condition(0), points, solver=solver, steps=20)
+    maps = sf.editing.noise_maps(model.with_condition(0), points, solver=solver, steps=20)
     assert maps.maps.shape == (20, 64, 2)
     assert maps.nfe == 20
     assert (maps.decode().x - points).abs().max() < 1e-12
 
 
 def test_noise_maps_edit_to_another_condition(model, points):
-    maps = sf.noise_maps(model.with_condition(0), points, steps=60, strength=1.0)
+    maps = sf.editing.noise_maps(model.with_condition(0), points, steps=60, strength=1.0)
     edited = maps.decode(model.with_condition(1), guidance=2.0).x
     assert (class_of(model, edited) == 1).float().mean() > 0.9
 
 
 def test_noise_maps_are_larger_than_ordinary_noise(model, points):
     """Independent noisy states differ by more than one step's noise: the paper's observation."""
-    maps = sf.noise_maps(model.with_condition(0), points, steps=40).maps
+    maps = sf.editing.noise_maps(model.with_condition(0), points, steps=40).maps
     assert maps[:-1].std() > 1.3
 
 
 @pytest.mark.parametrize("solver", ["ees25", "ddim", "seeds-2", "rex-sde", "rex-shark"])
 def test_solvers_without_one_noise_a_step_have_no_noise_maps(solver, model, points):
     with pytest.raises(sf.NotInvertibleError, match="one unit of noise a step"):
-        sf.noise_maps(model, points, solver=solver)
+        sf.editing.noise_maps(model, points, solver=solver)
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m", "ees25"])
@@ -136,10 +136,11 @@ def test_negative_prompt_inversion_keeps_the_source_where_target_and_source_agre
 
 
 def test_flow_edit_moves_to_the_target_and_keeps_what_agrees(model, points):
-    same = sf.flow_edit(model, points, 0, source=0, guidance=1.0, steps=20)
+    same = sf.edit(model, points, 0, source=0, method="flow-edit", guidance=1.0, steps=20)
     torch.testing.assert_close(same.x, points)
     assert same.nfe == 2 * 20
-    moved = sf.flow_edit(model, points, 1, source=0, guidance=2.0, steps=60, strength=1.0, average=2)
+    flow = sf.editing.FlowEdit(average=2)
+    moved = sf.edit(model, points, 1, source=0, method=flow, guidance=2.0, steps=60, strength=1.0)
     assert (class_of(model, moved.x) == 1).float().mean() > 0.9
     assert moved.nfe == 2 * 2 * 60
 
@@ -147,7 +148,8 @@ def test_flow_edit_moves_to_the_target_and_keeps_what_agrees(model, points):
 @pytest.mark.parametrize("path", [sf.RectifiedFlow(t_min=1e-3, t_max=0.999), sf.VPScaledLinear()], ids=["flow", "vp"])
 def test_rf_inversion_without_pulls_is_euler_there_and_back(path, points, model):
     other = model.mixture.denoiser(path)
-    ours = sf.rf_inversion(other, points, 0, source=0, guidance=1.0, gamma=0.0, eta=0.0, steps=20)
+    free = sf.editing.RFInversion(gamma=0.0, eta=0.0)
+    ours = sf.edit(other, points, 0, source=0, method=free, guidance=1.0, steps=20)
     grid = sf.grids.make("uniform", path, 20)
     euler = sf.reconstruct(other.with_condition(0), points, solver=sf.Euler(coordinates="flow"), grid=grid)
     torch.testing.assert_close(ours.x, euler.x, rtol=1e-9, atol=1e-9)
@@ -155,12 +157,13 @@ def test_rf_inversion_without_pulls_is_euler_there_and_back(path, points, model)
 
 def test_rf_inversion_with_a_full_pull_ends_at_the_source(model, points):
     flow = model.mixture.denoiser(sf.RectifiedFlow(t_min=1e-3, t_max=0.999))
-    held = sf.rf_inversion(flow, points, 1, source=0, eta=1.0, window=(0.0, 1.0), steps=20)
+    full = sf.editing.RFInversion(eta=1.0, window=(0.0, 1.0))
+    held = sf.edit(flow, points, 1, source=0, method=full, guidance=3.0, steps=20)
     assert (held.x - points).abs().max() < 1e-2
-    free = sf.rf_inversion(flow, points, 1, source=0, eta=0.0, steps=40)
+    free = sf.edit(flow, points, 1, source=0, method=sf.editing.RFInversion(eta=0.0), guidance=3.0, steps=40)
     assert (class_of(model, free.x) == 1).float().mean() > 0.8
     with pytest.raises(sf.InputError, match="gamma and eta"):
-        sf.rf_inversion(flow, points, 1, gamma=2.0)
+        sf.editing.RFInversion(gamma=2.0)
 
 
 def test_fireflow_costs_one_evaluation_a_step_and_beats_euler(model, points):

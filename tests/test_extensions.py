@@ -131,6 +131,9 @@ def test_the_command_line_works_without_the_lab():
     assert not re.search(r"\bdemo\b", shown.stdout)
     listed = subprocess.run([sys.executable, "-c", hide.format("solvers")], capture_output=True, text=True, check=False)
     assert "ees25" in listed.stdout, listed.stderr
+    missing = subprocess.run([sys.executable, "-c", hide.format("demo")], capture_output=True, text=True, check=False)
+    assert missing.returncode == 1
+    assert "'demo' is in steadyflow-lab: pip install steadyflow-lab" in missing.stderr
 
 
 def test_the_core_imports_nothing_of_the_lab():

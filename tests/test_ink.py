@@ -51,7 +51,7 @@ def test_the_judge_reads_pictures_that_it_has_not_seen():
     assert judge.hash == editing.InkExtractor().hash
 
 
-def test_the_pipeline_draws_what_it_is_told(model):
+def test_the_pipeline_draws_what_its_prompts_say(model):
     digits = torch.arange(40) % 10
     prompts = [caption(int(d)) for d in digits]
     drawn = sf.sample(model.with_condition(prompts, guidance=2.0), n=40, solver="dpmpp-2m", steps=12).x

@@ -3,7 +3,8 @@
 import json
 import math
 import pickle
-from typing import get_args
+from dataclasses import dataclass
+from typing import ClassVar, get_args
 
 import mpmath
 import pytest
@@ -12,7 +13,7 @@ import torch
 import steadyflow as sf
 from steadyflow import grids, schedules
 from steadyflow.prediction import PredictionType
-from steadyflow.schedules import from_spec
+from steadyflow.schedules import VariancePreserving, _functions, from_spec
 
 ZERO = sf.Tabulated((*sf.Tabulated.linear(100, 1e-3, 0.2).alphas_cumprod[:-1], 0.0))
 PATHS = {
@@ -269,26 +270,58 @@ def test_an_unknown_prediction_or_schedule_is_refused():
 
 
 def test_scalar_helpers_have_the_limits_at_infinity():
-    assert schedules._sigmoid(-math.inf) == 0.0
-    assert schedules._sigmoid(math.inf) == 1.0
-    assert schedules._softplus(-math.inf) == 0.0
-    assert schedules._exp(1e4) == math.inf
-    assert schedules._log(0.0) == -math.inf
+    assert _functions.sigmoid(-math.inf) == 0.0
+    assert _functions.sigmoid(math.inf) == 1.0
+    assert _functions.softplus(-math.inf) == 0.0
+    assert _functions.exp(1e4) == math.inf
+    assert _functions.log(0.0) == -math.inf
 
 
-def test_what_a_schedule_remembers_is_bounded_made_once_and_not_sent_along():
-    schedule, made = sf.VPCosine(), []
-    for _ in range(2):
-        assert schedule.remembered("key", lambda: made.append(1) or "value") == "value"
-    assert made == [1]
-    for k in range(10_000):
-        schedule.remembered(k, lambda: "other")
-        schedule.alpha(k / 10_000)
-    again = pickle.loads(pickle.dumps(schedule))
-    assert again == schedule
-    assert len(pickle.dumps(schedule)) < 500
-    assert len(schedule._memos) == 3
-    assert all(len(memo) <= memo.LIMIT for memo in schedule._memos.values())
+@dataclass(frozen=True)
+class Counted(VariancePreserving):
+    """A path of the user's own that says only how its log-SNR falls, and counts how often it is asked."""
+
+    slope: float = 8.0
+    t_min: float = 0.1
+    t_max: float = 0.9
+    asked: ClassVar[list[float]] = []
+
+    def log_snr(self, t):
+        self.asked.append(t)
+        return self.slope * (0.5 - t)
+
+
+def test_the_numbers_of_a_level_are_worked_out_once_for_equal_paths_and_not_sent_along():
+    Counted.asked.clear()
+    first = Counted().at(0.25)
+    count = len(Counted.asked)
+    assert Counted().at(0.25) is first
+    assert len(Counted.asked) == count
+    assert Counted(slope=9.0).at(0.25) != first
+    path = sf.VPCosine()
+    for k in range(1, 10_000):
+        path.at(k / 10_000)
+    again = pickle.loads(pickle.dumps(path))
+    assert again == path
+    assert len(pickle.dumps(path)) < 500
+
+
+def test_a_level_holds_the_numbers_of_the_path():
+    for path in (sf.VPLinear(), sf.VPCosine(), sf.VE(), sf.RectifiedFlow(), sf.Tabulated.linear()):
+        for t in (path.t_min, 0.5 * (path.t_min + path.t_max), path.t_max):
+            expected = (t, path.alpha(t), path.sigma(t), path.log_snr(t), path.ratio(t))
+            assert tuple(path.at(t)) == expected
+
+
+def test_a_path_without_an_inverse_of_its_own_is_inverted_by_bisection():
+    path = Counted()
+    for t in (0.1, 0.37, 0.9):
+        assert path.t_from_log_snr(path.log_snr(t)) == pytest.approx(t, abs=1e-12)
+    times = torch.tensor([0.1, 0.37, 0.9], dtype=torch.float64)
+    torch.testing.assert_close(path.t_from_log_snr(path.log_snr(times)), times)
+    assert schedules.from_spec(path.spec()) == path
+    model = sf.GaussianMixture.grid(2, std=0.3).denoiser(path)
+    assert sf.reconstruct(model, model.mixture.sample(4)).error.max() < 1e-3
 
 
 def test_a_path_that_asks_its_base_at_another_time_is_not_answered_from_memory():

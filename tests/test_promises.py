@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from steadyflow.diagnostics.stiffness import stiffness
 
 import steadyflow as sf
-from steadyflow.diagnostics import contractivity
+from oracles import adaptive
+from steadyflow.diagnostics import contractivity, stiffness
 from steadyflow.jacobians import FlowMap
 
 PATH = sf.VPCosine()
@@ -18,7 +18,9 @@ def trainable():
     """A network whose parameters require gradients, as one in training has them."""
     torch.manual_seed(0)
     net = torch.nn.Linear(2, 2)
-    return sf.Denoiser(lambda x, t: net(x), PATH, prediction="v_prediction", shape=(2,), dtype=torch.float32, null=0)
+    return sf.Denoiser(
+        lambda x, t, c=None: net(x), PATH, prediction="v_prediction", shape=(2,), dtype=torch.float32, null=0
+    )
 
 
 X = torch.randn(3, 2, generator=torch.Generator().manual_seed(1))
@@ -26,13 +28,13 @@ GRID = sf.grids.make("uniform", PATH, 3)
 VERBS = {
     "sample": lambda m: sf.sample(m, n=3, steps=3).x,
     "invert": lambda m: sf.invert(m, X, steps=3).latent,
-    "solve_adaptive": lambda m: sf.solve_adaptive(m, X, rtol=1e-2).x,
-    "flow_edit": lambda m: sf.flow_edit(m, X, target=None, steps=3).x,
-    "rf_inversion": lambda m: sf.rf_inversion(m, X, target=None, steps=3).x,
-    "noise_maps": lambda m: sf.noise_maps(m, X, steps=3).maps,
+    "adaptive": lambda m: adaptive(m, X, rtol=1e-2).x,
+    "flow-edit": lambda m: sf.edit(m, X, 1, method="flow-edit", steps=3).x,
+    "rf-inversion": lambda m: sf.edit(m, X, 1, method="rf-inversion", steps=3).x,
+    "noise-maps": lambda m: sf.editing.noise_maps(m, X, steps=3).maps,
     "log_likelihood": lambda m: sf.log_likelihood(m, X, steps=3).value,
-    "journey": lambda m: FlowMap(m, GRID, sf.RK4())(X),
-    "placement": lambda m: stiffness(m, GRID, X).z,
+    "flow map": lambda m: FlowMap(m, GRID, sf.RK4())(X),
+    "stiffness": lambda m: stiffness(m, X, GRID).z,
     "contractivity": lambda m: contractivity(m, X, GRID).lipschitz,
 }
 
@@ -42,10 +44,10 @@ def test_no_verb_keeps_a_graph_where_only_the_network_requires_gradients(trainab
     assert not VERBS[verb](trainable).requires_grad
 
 
-@pytest.mark.parametrize("verb", ["journey", "solve_adaptive"])
+@pytest.mark.parametrize("verb", ["flow map", "adaptive"])
 def test_gradients_flow_where_the_start_requires_them(trainable, verb):
     x = X.clone().requires_grad_()
-    out = FlowMap(trainable, GRID, sf.RK4())(x) if verb == "journey" else sf.solve_adaptive(trainable, x).x
+    out = FlowMap(trainable, GRID, sf.RK4())(x) if verb == "flow map" else adaptive(trainable, x).x
     (gradient,) = torch.autograd.grad(out.sum(), x)
     assert gradient.abs().sum() > 0
 
@@ -86,15 +88,15 @@ def test_a_model_that_answers_nan_ends_an_adaptive_solve_soon():
 
     model = sf.Denoiser(net, PATH, prediction="v_prediction", shape=(2,))
     with pytest.raises(sf.NonFiniteError, match="no step is small enough"):
-        sf.solve_adaptive(model, X)
+        adaptive(model, X)
     assert calls[0] < 500
 
 
 def test_adaptive_runs_are_saved_with_all_they_know(tmp_path):
-    run = sf.solve_adaptive(sf.GaussianMixture.grid(2).denoiser(PATH), X.double() * 3, rtol=1e-6, first_step=0.5)
+    run = adaptive(sf.GaussianMixture.grid(2).denoiser(PATH), X.double() * 3, rtol=1e-6, first_step=0.5)
     assert run.rejected > 0
     run.save(tmp_path / "run.safetensors")
-    again = sf.AdaptiveRun.load(tmp_path / "run.safetensors")
+    again = sf.Solution.load(tmp_path / "run.safetensors")
     assert (again.rejected, again.nfe, again.grid) == (run.rejected, run.nfe, run.grid)
 
 
@@ -104,8 +106,8 @@ def test_adaptive_runs_are_saved_with_all_they_know(tmp_path):
         (lambda m: sf.integrate(m, X, GRID, sf.RK4(), stop_after=-1), "stop_after"),
         (lambda m: sf.grids.make("karras", PATH, 4, rho=0.0), "rho"),
         (lambda m: sf.grids.make("karras", PATH, 4, rho=-1.0), "rho"),
-        (lambda m: sf.flow_edit(m, X, 1, grid=GRID, strength=0.5), "strength"),
-        (lambda m: sf.noise_maps(m, X, grid=GRID, strength=0.5), "strength"),
+        (lambda m: sf.edit(m, X, 1, method="flow-edit", grid=GRID, strength=0.5), "strength"),
+        (lambda m: sf.editing.noise_maps(m, X, grid=GRID, strength=0.5), "strength"),
         (lambda m: sf.invert(m, X, grid=GRID, strength=0.5), "strength"),
     ],
 )

@@ -13,8 +13,8 @@ import torch
 
 import steadyflow as sf
 from steadyflow import runs
+from steadyflow.runs.run import results
 from steadyflow_lab.hallucination import drawing, setting
-from steadyflow.runs.exporting import results
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import kill_runs
@@ -39,6 +39,8 @@ def reference(tmp_path_factory):
 JOBS = {
     "sample": runs.Sampling("digits", n=90, solver=runs.spec_of("dpmpp-2m-sde"), steps=6, block=8, label=3),
     "invert": runs.Inverting("digits", n=60, solver=runs.spec_of("rex-midpoint"), steps=4, block=8),
+    "reconstruct": runs.Reconstructing("digits", n=30, nfe=24, solver="auto", block=8),
+    "edit": runs.Editing("digits", n=30, target=8, method="flow-edit", steps=4, guidance=2.0, seed=3, block=8),
     "diagnose": runs.Diagnosing("mixture", n=24, solver=runs.spec_of("ddim"), steps=5, block=4),
 }
 

@@ -7,7 +7,8 @@ import torch
 
 import steadyflow as sf
 from steadyflow import noise, solvers
-from steadyflow._integrate import Stepper, _Watch, integrate
+from steadyflow._integrate import Stepper, integrate
+from steadyflow._integrate.loop import _Watch
 from steadyflow.noise import SOURCES
 
 SHAPE = (3, 5, 7)  # 105 numbers, no multiple of a vector's width
@@ -26,8 +27,7 @@ def elementwise(path):
 
 def drawn(solver, path, **options):
     return sf.sample(
-        elementwise(path), n=13, solver=solver, steps=5, seed=3, t_min=0.05, t_max=0.9, progress=False, **options
-    ).x
+        elementwise(path), n=13, solver=solver, steps=5, seed=3, t_min=0.05, t_max=0.9, progress=False, **options, end="path").x
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -39,8 +39,7 @@ def test_samples_are_the_same_bits_for_any_batch_size_and_thread_count(solver, p
         for size in (1, 4, 13):
             assert torch.equal(drawn(solver, PATHS[path], noise=kind, batch_size=size), whole)
         alone = sf.sample(
-            elementwise(PATHS[path]), n=1, index=9, solver=solver, steps=5, seed=3, t_min=0.05, t_max=0.9, noise=kind
-        )
+            elementwise(PATHS[path]), n=1, index=9, solver=solver, steps=5, seed=3, t_min=0.05, t_max=0.9, noise=kind, end="path")
         assert torch.equal(alone.x[0], whole[9])
     threads = torch.get_num_threads()
     try:
@@ -52,9 +51,9 @@ def test_samples_are_the_same_bits_for_any_batch_size_and_thread_count(solver, p
 
 def test_networks_keep_bits_on_reruns_and_are_close_for_other_batches():
     model = sf.load("digits").with_condition(torch.arange(10) % 10)
-    first = sf.sample(model, n=10, solver="dpmpp-2m-sde", steps=10).x
-    assert torch.equal(sf.sample(model, n=10, solver="dpmpp-2m-sde", steps=10).x, first)
-    other = sf.sample(model, n=10, solver="dpmpp-2m-sde", steps=10, batch_size=3).x
+    first = sf.sample(model, n=10, solver="dpmpp-2m-sde", steps=10, end="path").x
+    assert torch.equal(sf.sample(model, n=10, solver="dpmpp-2m-sde", steps=10, end="path").x, first)
+    other = sf.sample(model, n=10, solver="dpmpp-2m-sde", steps=10, batch_size=3, end="path").x
     assert (other - first).abs().max() < 1e-4  # matrix products add up in another order
 
 
@@ -98,7 +97,7 @@ def test_networks_may_reuse_the_memory_of_their_answers(solver):
     runs = []
     for net, options in ((fresh, {}), (same, {"reuses_output": True})):
         model = sf.Denoiser(net, path, shape=SHAPE, **options)
-        runs.append(sf.sample(model, n=4, solver=solver, steps=5, t_min=0.05, t_max=0.9).x)
+        runs.append(sf.sample(model, n=4, solver=solver, steps=5, t_min=0.05, t_max=0.9, end="path").x)
     assert torch.equal(*runs)
 
 
@@ -108,7 +107,7 @@ def test_answers_that_share_memory_are_wrong_unless_it_is_said():
     model = sf.Denoiser(lambda x, t: torch.tanh(x, out=memory), PATHS["vp"], shape=SHAPE)
     right = sf.Denoiser(lambda x, t: torch.tanh(x), PATHS["vp"], shape=SHAPE)
     assert not torch.equal(
-        sf.sample(model, n=4, solver="heun", steps=3).x, sf.sample(right, n=4, solver="heun", steps=3).x
+        sf.sample(model, n=4, solver="heun", steps=3, end="path").x, sf.sample(right, n=4, solver="heun", steps=3, end="path").x
     )
 
 
@@ -122,7 +121,7 @@ def test_compiled_networks_are_compiled_once_and_have_no_graph_breaks(solver):
     compiled = torch.compile(lambda x, t: net(x) * t[:, None], backend=counter, fullgraph=True)
     model = sf.Denoiser(compiled, PATHS["vp"], shape=(2,), dtype=torch.float32)
     with torch.no_grad():
-        sf.sample(model, n=8, solver=solver, steps=6, batch_size=4)
+        sf.sample(model, n=8, solver=solver, steps=6, batch_size=4, end="path")
     assert counter.frame_count == 1  # one graph for all steps, stages and batches
 
 

@@ -81,9 +81,9 @@ def test_implicit_midpoint_comes_back_to_its_tolerance_and_is_symmetric(model, p
 def test_implicit_midpoint_gives_a_sample_the_same_in_any_batch(model, points):
     """Each sample stops by itself, also one that takes many more rounds than the others."""
     x = torch.cat([points[:3], 30.0 * points[:1]])
-    together = sf.sample(model, x=x, solver="implicit-midpoint", steps=12).x
-    alone = torch.cat([sf.sample(model, x=row[None], solver="implicit-midpoint", steps=12).x for row in x])
-    assert torch.allclose(together, alone, rtol=0, atol=1e-14)
+    together = sf.sample(model, x=x, solver="implicit-midpoint", steps=12, end="path").x
+    alone = torch.cat([sf.sample(model, x=row[None], solver="implicit-midpoint", steps=12, end="path").x for row in x])
+    assert torch.allclose(together, alone, rtol=1e-14, atol=1e-14)
 
 
 def test_implicit_midpoint_says_where_it_does_not_converge():
@@ -103,7 +103,7 @@ def step_matrix(solver, z, neighbours=3):
     On the variance-exploding path alpha = 1, so that model space is the noise coordinates.
     """
     model = field_model("noise", lambda tau, y: -z * y)
-    step = Step(model.schedule, neighbours + 0.0, neighbours - 1.0, 0, 1)
+    step = Step.between(model.schedule, neighbours + 0.0, neighbours - 1.0, 0, 1)
     columns = []
     for x, y in ((1.0, 0.0), (0.0, 1.0)):
         one = torch.full((1, 2), x, dtype=torch.float64)
@@ -126,7 +126,7 @@ def step_matrix(solver, z, neighbours=3):
 MATRICES = [
     ("rex-euler", {"coupling": 0.9}), ("rex-euler", {"coupling": 0.999}), ("rex-midpoint", {"coupling": 0.9}),
     ("rex-rk4", {"coupling": 0.7}), ("edict", {"coupling": 0.93}), ("edict", {"coupling": 0.93, "alternate": False}),
-    ("bdia", {"coupling": 0.96}), ("belm", {}), ("reversible-heun", {}), ("alf", {}), ("alf", {"eta": 0.85}),
+    ("bdia", {"coupling": 0.96}), ("belm", {}), ("reversible-heun", {}), ("alf", {}), ("alf", {"damping": 0.85}),
 ]  # fmt: skip
 
 
@@ -148,7 +148,7 @@ def radius(name, options, z):
     ("rex-midpoint", {"coupling": 0.9}, 0.1056), ("rex-rk4", {"coupling": 0.9}, 0.1054),
     ("edict", {"coupling": 0.93, "alternate": False}, 0.14450), ("edict", {"coupling": 0.5, "alternate": False}, 1.0),
     ("bdia", {"coupling": 0.96}, 2 * 0.04 / 1.96), ("bdia", {"coupling": 0.5}, 2 / 3),
-    ("alf", {"eta": 0.85}, 2 * 0.15 / 0.85), ("alf", {"eta": 0.75}, 2 / 3),
+    ("alf", {"damping": 0.85}, 2 * 0.15 / 0.85), ("alf", {"damping": 0.75}, 2 / 3),
 ])  # fmt: skip
 def test_the_real_stability_interval_is_the_closed_form_one(name, options, interval):
     assert radius(name, options, -interval + min(1e-4, 0.1 * interval)) <= 1 + 1e-9
@@ -218,7 +218,7 @@ def test_shark_follows_the_sde_more_closely_than_euler_maruyama():
     for name in ("rex-sde", "rex-shark"):
         start = sf.noise.initial(3, range(n), (3,), dtype=torch.float64)
         top = ((0.8 * schedule.alpha(0.9)) ** 2 + schedule.sigma(0.9) ** 2) ** 0.5
-        x = sf.sample(model, x=top * start, solver=name, steps=40, grid="log-snr", noise="white").x
+        x = sf.sample(model, x=top * start, solver=name, steps=40, grid="log-snr", noise="white", end="path").x
         off[name] = (x.var() / wanted - 1).abs().item()
     assert off["rex-shark"] < 0.02 + 5 * (2 / (3 * n)) ** 0.5
     assert off["rex-shark"] < off["rex-sde"]

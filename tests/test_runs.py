@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from steadyflow_lab.cached_results import kept
 
 import steadyflow as sf
 from steadyflow import runs
@@ -21,8 +20,8 @@ from steadyflow._internal import files
 from steadyflow.datasets import arrays, digits
 from steadyflow.runs import engines
 from steadyflow.runs.engines import InProcess
-from steadyflow.runs.exporting import export, results
-from steadyflow.runs.run import missing, shard_size
+from steadyflow.runs.run import export, missing, results, shard_size
+from steadyflow_lab.cached_results import cached_results
 
 
 def drawing(**changes):
@@ -363,7 +362,10 @@ def test_jobs_survive_json():
     jobs = [
         drawing(label=None, prompt="a cat"),
         runs.Inverting("ink", n=3, solver=runs.spec_of("rex-rk4"), input="pictures", resize=True),
-        runs.Diagnosing("faces", n=3, solver=runs.spec_of("ees27"), back=2.0),
+        runs.Reconstructing("digits", n=3, nfe=12, t_min=0.01, guidance=2.0, source_guidance=0.5, label=3),
+        runs.Editing("digits", n=3, target=8, source=3, method="rf-inversion", strength=0.5, seed=4),
+        runs.Editing("ink", n=3, target="a cat", smoothing=0.2, smooth="generation", mask="mask.png"),
+        runs.Diagnosing("faces", n=3, solver=runs.spec_of("ees27"), guidance=2.0, grid=[1.0, 0.5, 0.01]),
     ]
     for job in jobs:
         assert runs.jobs.from_spec(json.loads(json.dumps(job.spec()))) == job
@@ -388,6 +390,8 @@ def test_exports_hold_all_samples_in_order(tmp_path, whole):
     export(runs.run_job(job, tmp_path / "digits"), tmp_path / "png")
     assert [path.name for path in sorted((tmp_path / "png").iterdir())] == [f"{k:09d}.png" for k in range(5)]
     with pytest.raises(sf.InputError, match=r"expected a \.npy or a folder"):
+        export(run, tmp_path / "x.xyz")
+    with pytest.raises(sf.InputError, match="expected images of shape"):
         export(run, tmp_path / "x.jpg")
 
 
@@ -400,7 +404,7 @@ def test_cells_are_kept_and_read_again(tmp_path):
 
     def both(stamp):
         cells = [("a", 1), ("b", 2)]
-        return dict(kept(InProcess(), work, cells, tmp_path, stamp, lambda fields: runs.Shard(**fields)))
+        return dict(cached_results(InProcess(), work, cells, tmp_path, stamp, lambda fields: runs.Shard(**fields)))
 
     first = both({"n": 1})
     assert both({"n": 1}) == first
@@ -488,3 +492,160 @@ def test_the_threads_of_the_callers_process_are_left_as_they_were(tmp_path):
 def test_a_worker_with_other_weights_refuses_to_work():
     with pytest.raises(sf.InputError, match="the same weights on every node"):
         engines._prepared(json.dumps(drawing().spec()), "0123456789abcdef")
+
+
+HERE = {
+    "sample": drawing(n=20, block=8),
+    "invert": runs.Inverting("digits", n=10, steps=3, block=4),
+    "reconstruct": runs.Reconstructing("digits", n=10, steps=3, block=4, guidance=1.5),
+    "edit": runs.Editing("digits", n=10, target=8, method="rf-inversion", seed=3, steps=3, block=4),
+    "diagnose": runs.Diagnosing("mixture", n=6, solver="ddim", steps=4, block=3, verify=True),
+}
+
+
+@pytest.mark.parametrize("task", HERE)
+def test_runs_in_memory_are_those_in_folders(tmp_path, task):
+    job = HERE[task]
+    here, there = runs.run_job(job), runs.run_job(job, tmp_path / "run", shard=2 * job.block)
+    assert here.job == there.job == job
+    one, other = ({name: torch.cat([p.tensors[name] for p in run.parts()]) for name in next(run.parts()).tensors}
+                  for run in (here, there))  # fmt: skip
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    figures = there.figures()
+    assert here.figures() == {name: figures[name] for name in here.figures()}
+    assert set(figures) - set(here.figures()) == {"seconds of work", "computed on"}
+    if task == "diagnose":
+        with pytest.raises(sf.InputError, match="has no samples"):
+            export(here, tmp_path / "x.npy")
+    else:
+        paths = [export(run, tmp_path / f"{k}.npy") for k, run in enumerate((here, there))]
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_a_shard_goes_with_a_folder():
+    with pytest.raises(sf.InputError, match="shard: goes with a folder"):
+        runs.run_job(drawing(), shard=50)
+
+
+def test_jobs_call_their_verbs_with_the_same_words():
+    """With as few samples as a block, the numbers are those of one call of the verb."""
+    images, labels = digits("held-out")
+    x, model = images[:4], sf.load("digits").with_condition(labels[:4])
+    words = {"solver": "midpoint", "nfe": 8, "grid": "uniform", "strength": 0.8, "t_min": 0.02, "t_max": 0.9}
+    both = {"guidance": 2.0, "source_guidance": 0.5}
+
+    def only(job):
+        (part,) = runs.run_job(job).parts()
+        return job.samples(part) if job.task != "diagnose" else part.tensors["measured"]
+
+    label = sf.load("digits").with_condition(3)
+    job = runs.Sampling("digits", n=4, label=3, guidance=2.0, seed=5, index=7, double=True, **words)
+    drawn = sf.sample(label, n=4, guidance=2.0, seed=5, index=7, dtype=torch.float64, **words)
+    assert torch.equal(only(job), drawn.x)
+    found = sf.invert(model, x, source_guidance=0.5, **words)
+    assert torch.equal(only(runs.Inverting("digits", n=4, source_guidance=0.5, **words)), found.latent)
+    assert torch.equal(
+        only(runs.Reconstructing("digits", n=4, **both, **words)), sf.reconstruct(model, x, **both, **words).x
+    )
+    edited = sf.edit(sf.load("digits"), x, 8, source=labels[:4], method="direct", smoothing=0.1, smooth="inversion",
+                     **both, **words)  # fmt: skip
+    job = runs.Editing("digits", n=4, target=8, method="direct", smoothing=0.1, smooth="inversion", **both, **words)
+    assert torch.equal(only(job), edited.x)
+    diagnosed = sf.diagnose(model, x, tolerance=1e-6, **both, **words)
+    assert torch.equal(only(runs.Diagnosing("digits", n=4, tolerance=1e-6, **both, **words)), diagnosed.measured)
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        runs.Sampling("mixture", n=20, solver="auto", nfe=12, block=4),
+        runs.Inverting("digits", n=12, solver="auto", nfe=12, block=4),
+        runs.Editing("digits", n=12, target=8, guidance=2.0, solver="auto", nfe=12, block=4),
+        runs.Diagnosing("mixture", n=4, solver="auto", nfe=12, block=2),
+    ],
+    ids=lambda job: job.task,
+)
+def test_auto_is_settled_once_and_recorded_so_that_all_blocks_have_one_solver(tmp_path, job):
+    here, there = runs.run_job(job), runs.run_job(job, tmp_path / "run")
+    assert here.job == there.job
+    assert there.job.solver["name"] in there.job.reason
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["job"]["solver"] == there.job.solver != "auto"
+    assert all(torch.equal(a.tensors[name], b.tensors[name])
+               for a, b in zip(here.parts(), there.parts(), strict=True) for name in a.tensors)  # fmt: skip
+    again = Stopping()
+    runs.run_job(job, tmp_path / "run", engine=again)
+    assert again.did == []
+
+
+def test_the_solver_that_auto_settles_on_is_the_one_of_the_library():
+    job = runs.run_job(runs.Inverting("digits", n=12, solver="auto", nfe=12, strength=0.7)).job
+    images, labels = digits("held-out")
+    found = sf.invert(sf.load("digits").with_condition(labels[:12]), images[:12], solver="auto", nfe=12, strength=0.7)
+    assert (job.solver, tuple(job.grid)) == (found.solver.spec(), found.grid.reversed().times)
+    assert (job.reason, job.strength, job.nfe) == (found.reason, None, None)
+
+
+@pytest.mark.parametrize(
+    ("job", "options", "named"),
+    [
+        (runs.Sampling, {"steps": sf.PIDController()}, "steps: got PIDController"),
+        (runs.Sampling, {"steps": 3, "nfe": 3}, "steps, nfe"),
+        (runs.Sampling, {"grid": {"name": "uniform"}}, "grid: got"),
+        (runs.Sampling, {"grid": [0.5, "a"]}, "grid"),
+        (runs.Inverting, {"input": Path("x.npy")}, "input: got"),
+        (runs.Sampling, {"noise": "white"}, "noise: would change nothing"),
+        (runs.Sampling, {"label": 3, "prompt": "a cat"}, "label, prompt"),
+        (runs.Inverting, {"seed": 3}, "seed: would change nothing"),
+        (runs.Reconstructing, {"index": 3}, "index: would change nothing"),
+        (runs.Editing, {"target": 8, "seed": 3}, "seed: would change nothing"),
+        (runs.Editing, {"target": 8, "smooth": "both"}, "smooth: says on which ways"),
+        (runs.Editing, {"target": 8, "method": "flow-edit", "mask": "m.png"}, "mask: method 'flow-edit' cannot"),
+        (runs.Editing, {"target": 8, "method": "flow-edit", "solver": "auto"}, "solver: 'auto' chooses for inversions"),
+        (runs.Editing, {"target": 8, "inversion": "i.safetensors", "source": 3}, "source: the inversion that is given"),
+        (runs.Editing, {"target": 8, "method": {"name": "direct", "share": 2.0}}, "share"),
+    ],
+)
+def test_what_a_job_cannot_do_is_refused_by_name_when_it_is_made(job, options, named):
+    with pytest.raises(sf.InputError, match=named):
+        job("digits", n=4, **options)
+
+
+def test_guidance_without_anything_to_guide_to_is_refused():
+    for job, word in ((runs.Sampling, "guidance"), (runs.Inverting, "source_guidance"), (runs.Diagnosing, "guidance")):
+        with pytest.raises(sf.InputError, match=f"^{word}: needs something to guide to"):
+            runs.run_job(job("mixture", n=2, steps=2, **{word: 2.0}))
+
+
+def test_edits_of_a_saved_inversion_are_cut_into_blocks(tmp_path):
+    images, labels = digits("held-out")
+    model = sf.load("digits")
+    inversion = sf.invert(model.with_condition(labels[:5]), images[:5], solver="rex-midpoint", steps=4)
+    inversion.save(tmp_path / "five.safetensors")
+    job = runs.Editing("digits", n=5, target=8, guidance=2.0, inversion=str(tmp_path / "five.safetensors"), block=2)
+    run = runs.run_job(job)
+    expected = sf.edit(model, None, 8, guidance=2.0, inversion=inversion)
+    torch.testing.assert_close(samples(run), expected.x, atol=1e-4, rtol=1e-4)
+    assert "distance median" not in run.figures()
+    assert run.figures()["nfe"] == expected.nfe
+
+
+def test_another_mask_is_another_run(tmp_path):
+    path = tmp_path / "mask.png"
+    size = sf.load("digits").shape[1:]
+    job = runs.Editing("digits", n=2, target=8, steps=2, mask=str(path))
+    arrays.write(path, torch.ones(1, 1, *size))
+    runs.run_job(job, tmp_path / "run")
+    arrays.write(path, -torch.ones(1, 1, *size))
+    with pytest.raises(sf.InputError, match="files is"):
+        runs.run_job(job, tmp_path / "run")
+
+
+def test_sheets_that_would_not_fit_in_memory_are_refused(tmp_path, monkeypatch):
+    run = runs.run_job(runs.Sampling("digits", n=5, steps=2, block=2))
+    assert export(run, tmp_path / "sheet.png").is_file()
+    monkeypatch.setattr("steadyflow.runs.run.SHEET", 100)
+    with pytest.raises(sf.InputError, match="out: a sheet of 5 pictures is too large"):
+        export(run, tmp_path / "large.png")
+    assert torch.equal(arrays.read(export(run, tmp_path / "x.safetensors"), sf.load("digits").shape), samples(run))

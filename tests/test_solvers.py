@@ -57,7 +57,7 @@ def test_order_on_a_nonlinear_equation_is_the_declared_one(name, start):
     steps, errors = {4: [6, 8, 12, 16], 5: [10, 14, 20, 28]}.get(order, [16, 24, 32, 48]), []
     for n in steps:
         grid = sf.Grid(tuple(2.0 - k / n for k in range(n + 1)))
-        errors.append((sf.sample(model, x=start, solver=solver, grid=grid).x - exact).norm().item())
+        errors.append((sf.sample(model, x=start, solver=solver, grid=grid, end="path").x - exact).norm().item())
     fitted = -slope(steps, errors)
     assert fitted > order - 0.35
     if name not in ("bdia", "ipndm") and order < 5:  # those gain on equal steps; fifth order is met from above
@@ -113,7 +113,7 @@ def test_forward_order_on_gaussian_data_is_the_declared_one_on_every_path(name, 
     steps, errors = [32, 48, 64, 96], []
     for n in steps:
         grid = sf.grids.make("uniform", schedule, n, t_max=top, t_min=bottom)
-        errors.append((sf.sample(model, x=x, solver=solver, grid=grid).x - exact).norm().item())
+        errors.append((sf.sample(model, x=x, solver=solver, grid=grid, end="path").x - exact).norm().item())
     # On Gaussian data u = sqrt(tau^2 + s^2) along the flow, and the midpoint rule's leading error,
     # h^3 (u'''/24 + f_u u''/8) = h^3 tau s^2 (tau^2 + s^2)^(-5/2) (-3/24 + 1/8), vanishes: it gains an order,
     # and what is built on it, or tuned in its coupling, may gain some too. Nothing may lose.
@@ -131,8 +131,8 @@ def test_euler_in_any_variable_is_ddim(coordinates, schedule):
     model = sf.GaussianMixture.grid(5).denoiser(schedule)
     grid = sf.grids.make("quadratic", schedule, 12)
     x = schedule.sigma(grid.times[0]) * torch.randn(8, 2, dtype=torch.float64)
-    ddim = sf.sample(model, x=x, solver="ddim", grid=grid).x
-    euler = sf.sample(model, x=x, solver=sf.Euler(coordinates=coordinates), grid=grid).x
+    ddim = sf.sample(model, x=x, solver="ddim", grid=grid, end="path").x
+    euler = sf.sample(model, x=x, solver=sf.Euler(coordinates=coordinates), grid=grid, end="path").x
     torch.testing.assert_close(euler, ddim, rtol=1e-11, atol=1e-11)
 
 
@@ -221,7 +221,7 @@ def test_ddpm_marginals_are_exact_where_the_data_are_a_point(schedule):
     n = 20000
     noise = sf.noise.initial(11, range(n), (2,), dtype=torch.float64)
     x = schedule.alpha(top) * point + schedule.sigma(top) * noise
-    out = sf.sample(model, x=x, solver="ddpm", grid=sf.grids.make("uniform", schedule, 7, t_max=top, t_min=bottom)).x
+    out = sf.sample(model, x=x, solver="ddpm", grid=sf.grids.make("uniform", schedule, 7, t_max=top, t_min=bottom), end="path").x
     deviation = (out - schedule.alpha(bottom) * point) / schedule.sigma(bottom)
     # 40,000 standard normal numbers: five standard errors, an error probability of about 1e-6 each
     assert deviation.mean().abs() < 5 / (2 * n) ** 0.5
@@ -234,7 +234,7 @@ def test_ddim_eta_keeps_the_variance_of_gaussian_data(eta):
     model = mixture.denoiser(sf.VPLinear())
     n = 20000
     options = {"steps": 200, "grid": "log-snr", "noise": "white", "seed": 5, "dtype": torch.float64}
-    x = sf.sample(model, n=n, solver=sf.DDIM(eta=eta), **options).x
+    x = sf.sample(model, n=n, solver=sf.DDIM(eta=eta), **options, end="path").x
     wanted = (mixture.std[0] ** 2 * sf.VPLinear().alpha(1e-3) ** 2) + sf.VPLinear().sigma(1e-3) ** 2
     # the discretisation of 200 steps leaves under 2 %, the sampling error of five deviations is 5 %
     assert (x.var(0) / wanted - 1).abs().max() < 0.07
@@ -246,7 +246,7 @@ def test_any_share_of_the_reverse_sdes_noise_keeps_the_variance_of_gaussian_data
     mixture = gaussian()
     model = mixture.denoiser(sf.VPLinear())
     options = {"steps": 200, "grid": "log-snr", "noise": "white", "seed": 5, "dtype": torch.float64}
-    x = sf.sample(model, n=20000, solver=solvers.get(name, eta=eta), **options).x
+    x = sf.sample(model, n=20000, solver=solvers.get(name, eta=eta), **options, end="path").x
     wanted = (mixture.std[0] ** 2 * sf.VPLinear().alpha(1e-3) ** 2) + sf.VPLinear().sigma(1e-3) ** 2
     # steps of 200 leave under 2 %, five deviations of the sampling error are 5 %
     assert (x.var(0) / wanted - 1).abs().max() < 0.07
@@ -255,8 +255,8 @@ def test_any_share_of_the_reverse_sdes_noise_keeps_the_variance_of_gaussian_data
 @pytest.mark.parametrize(("noisy", "quiet"), [("dpmpp-sde", "ddim"), ("dpmpp-2m-sde", "dpmpp-2m")])
 def test_without_noise_the_stochastic_multistep_methods_are_the_deterministic_ones(noisy, quiet):
     model = sf.GaussianMixture.grid(3, std=0.4).denoiser(sf.VPLinear())
-    with_a_little = sf.sample(model, n=16, solver=solvers.get(noisy, eta=1e-20), steps=12, dtype=torch.float64).x
-    without = sf.sample(model, n=16, solver=quiet, steps=12, dtype=torch.float64).x
+    with_a_little = sf.sample(model, n=16, solver=solvers.get(noisy, eta=1e-20), steps=12, dtype=torch.float64, end="path").x
+    without = sf.sample(model, n=16, solver=quiet, steps=12, dtype=torch.float64, end="path").x
     assert (with_a_little - without).abs().max() < 1e-8
     with pytest.raises(sf.InputError, match="eta 0"):
         solvers.get(noisy, eta=0)
@@ -268,7 +268,7 @@ def test_stochastic_solvers_converge_path_by_path_with_the_order_they_state(name
     mixture = sf.GaussianMixture(torch.randn(4, 2, generator=generator, dtype=torch.float64), 1.2)
     model = mixture.denoiser(sf.VPLinear(t_min=0.05, t_max=0.8))
     options = {"n": 50, "solver": name, "grid": "log-snr", "seed": 3, "dtype": torch.float64}
-    ends = {steps: sf.sample(model, steps=steps, **options).x for steps in (20, 80, 480)}
+    ends = {steps: sf.sample(model, steps=steps, **options, end="path").x for steps in (20, 80, 480)}
     coarse, fine = ((ends[steps] - ends[480]).square().mean().sqrt() for steps in (20, 80))
     assert 0.75 < math.log(coarse / fine, 4) / solvers.get(name).properties.strong_order < 1.3
 
@@ -276,7 +276,7 @@ def test_stochastic_solvers_converge_path_by_path_with_the_order_they_state(name
 def test_one_noise_path_serves_grids_of_any_step_count():
     model = sf.GaussianMixture.grid(3, std=0.4).denoiser(sf.VPLinear())
     runs = {
-        (noise, k): sf.sample(model, n=64, solver="ddpm", steps=k, grid="log-snr", seed=2, noise=noise).x
+        (noise, k): sf.sample(model, n=64, solver="ddpm", steps=k, grid="log-snr", seed=2, noise=noise, end="path").x
         for noise in ("brownian", "white")
         for k in (200, 400)
     }
@@ -297,7 +297,7 @@ def test_a_singular_end_of_the_path_is_crossed_by_a_ddim_step(name, end):
     solver = in_variable(name, "data" if end == "clean" else "noise")
     prediction = model(x, grid.times[0])
     ddim = schedule.alpha(grid.times[1]) * prediction.x0 + schedule.sigma(grid.times[1]) * prediction.eps
-    torch.testing.assert_close(sf.sample(model, x=x, solver=solver, grid=grid).x, ddim, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(sf.sample(model, x=x, solver=solver, grid=grid, end="path").x, ddim, rtol=1e-12, atol=1e-12)
 
 
 def test_the_flow_variable_takes_full_order_over_the_whole_of_a_flow_path():
@@ -308,7 +308,7 @@ def test_the_flow_variable_takes_full_order_over_the_whole_of_a_flow_path():
     exact = gaussian_flow(mixture, schedule, x, 1.0, 0.0)
     steps, errors = [16, 32, 64], []
     for n in steps:
-        out = sf.sample(model, x=x, solver="ees25", grid="quadratic", steps=n)
+        out = sf.sample(model, x=x, solver="ees25", grid="quadratic", steps=n, end="path")
         assert out.nfe == 3 * n  # no step fell back to DDIM
         errors.append((out.x - exact).norm().item())
     assert -slope(steps, errors) == pytest.approx(2, abs=0.25)
@@ -318,7 +318,7 @@ def test_a_zero_terminal_snr_table_can_be_sampled_from_its_very_end():
     table = sf.Tabulated.linear(50, 2e-3, 0.3)
     zero = sf.Tabulated((*table.alphas_cumprod[:-1], 0.0))
     model = sf.GaussianMixture.grid(3, std=0.3).denoiser(zero)
-    out = sf.sample(model, n=500, solver="ees25", steps=30, grid="uniform", dtype=torch.float64)
+    out = sf.sample(model, n=500, solver="ees25", steps=30, grid="uniform", dtype=torch.float64, end="path")
     assert out.x.isfinite().all()
     nearest = torch.cdist(out.x, zero.alpha(0.0) * model.mixture.means).min(1).values
     assert nearest.median() < 0.6
@@ -328,8 +328,8 @@ def test_a_zero_terminal_snr_table_can_be_sampled_from_its_very_end():
 def test_any_precision_gives_the_same_answer_to_its_rounding(name):
     model = sf.GaussianMixture.grid(5).denoiser(sf.VPCosine())
     x = sf.noise.initial(0, range(32), (2,))
-    single = sf.sample(model, x=x, solver=name, steps=8).x
-    double = sf.sample(model, x=x.double(), solver=name, steps=8).x
+    single = sf.sample(model, x=x, solver=name, steps=8, end="path").x
+    double = sf.sample(model, x=x.double(), solver=name, steps=8, end="path").x
     assert single.dtype == torch.float32
     assert (single - double).abs().median() < 1e-4
 
@@ -359,7 +359,7 @@ def test_ddim_equals_the_scheduler_of_diffusers_on_the_same_timesteps():
         model = sf.Denoiser(epsilon, sf.Tabulated(tuple(reference.alphas_cumprod.double().tolist())))
         grid = sf.Grid.from_timesteps(reference.timesteps.tolist(), final=0)
         for solver in ("ddim", sf.Euler(coordinates="noise"), sf.Euler(coordinates="data")):
-            ours = sf.sample(model, x=x, solver=solver, grid=grid).x
+            ours = sf.sample(model, x=x, solver=solver, grid=grid, end="path").x
             assert (ours - theirs).norm() / theirs.norm() < 1e-5
 
 
@@ -397,8 +397,8 @@ def test_solvers_agree_with_the_schedulers_of_diffusers_on_the_same_sigmas(kind,
     for t in theirs.timesteps:
         expected = theirs.step(eps(theirs.scale_model_input(expected, t)), t, expected).prev_sample
     model = sf.Denoiser(lambda x, t: eps(x), schedule)
-    out = sf.sample(model, x=x, solver=solver, grid=sf.Grid.from_sigmas(sigmas[:-1], schedule))
-    ours = model(out.x, out.grid.times[-1]).x0  # the last step of each scheduler, to sigma = 0
+    # the last step of each scheduler, to sigma = 0, is the reading of the clean estimate
+    ours = sf.sample(model, x=x, solver=solver, grid=sf.Grid.from_sigmas(sigmas[:-1], schedule)).x
     assert (ours - expected).norm() / expected.norm() < 1e-4
 
 
@@ -406,6 +406,7 @@ def test_solvers_agree_with_the_schedulers_of_diffusers_on_the_same_sigmas(kind,
 def test_multistep_methods_reach_their_own_order_from_an_exact_history(name, order):
     """The low-order start of a run caps the order of convergence at two; the method itself has more."""
     from steadyflow._integrate import drive
+    from steadyflow.coordinates import by_name
     from steadyflow.solvers.base import each_step
     from steadyflow.solvers.multistep import History
 
@@ -418,7 +419,7 @@ def test_multistep_methods_reach_their_own_order_from_an_exact_history(name, ord
         grid = sf.grids.make("uniform", schedule, n, t_max=3.0, t_min=0.5)
         states = [gaussian_flow(mixture, schedule, top, 3.0, t) for t in grid]
         past = range(order - 2, -1, -1)
-        slopes = tuple(model(states[k], grid.times[k]).scaled(*solver.coordinates.reading) for k in past)
+        slopes = tuple(model(states[k], grid.times[k]).scaled(*by_name(solver.coordinates).prediction) for k in past)
         state = History(states[order - 1], tuple(grid.times[k] for k in past), slopes)
         for step in each_step(schedule, grid, first=order - 1):
             state, _ = drive(solver.step(state, step), model)
@@ -433,7 +434,7 @@ def test_stochastic_solvers_keep_the_spread_of_gaussian_data(name):
     if name in ("lcm", "rex-sde", "rex-shark"):
         pytest.skip("consistency steps are for distilled models; rex-sde and rex-shark are tested with the exact ones")
     n = 20000
-    x = sf.sample(model, n=n, solver=name, steps=200, grid="log-snr", dtype=torch.float64, seed=5, noise="white").x
+    x = sf.sample(model, n=n, solver=name, steps=200, grid="log-snr", dtype=torch.float64, seed=5, noise="white", end="path").x
     wanted = mixture.std[0] ** 2 * schedule.alpha(1e-3) ** 2 + schedule.sigma(1e-3) ** 2
     # 200 steps leave under 3 %; five deviations of the sampling error are 5 %
     assert (x.var(0) / wanted - 1).abs().max() < 0.08
@@ -444,7 +445,7 @@ def test_consistency_steps_of_an_exact_consistency_function_give_the_data():
     """A one-point data set has a constant consistency function: whatever the noise, LCM ends there."""
     point = torch.tensor([0.8, -0.6])
     model = sf.Denoiser(lambda x, t: point.expand(x.shape), sf.VPCosine(), prediction="sample", shape=(2,))
-    x = sf.sample(model, n=5, solver="lcm", grid=sf.Grid((0.9, 0.5, 0.2, 0.0))).x
+    x = sf.sample(model, n=5, solver="lcm", grid=sf.Grid((0.9, 0.5, 0.2, 0.0)), end="path").x
     torch.testing.assert_close(x, point.expand(5, 2))
 
 
@@ -461,18 +462,18 @@ def test_options_out_of_range_are_refused(name, option):
 def test_stages_at_clean_data_keep_the_order_up_to_the_end_of_flow_paths(name):
     """A step that ends at sigma = 0 asks flow and v models there, instead of ending with a step of first order."""
     model = sf.GaussianMixture.grid(2, std=0.3, dtype=torch.float64).denoiser(sf.RectifiedFlow())
-    x = sf.sample(model, n=64, solver="rk4", steps=400, grid="uniform").x.double()
+    x = sf.sample(model, n=64, solver="rk4", steps=400, grid="uniform", end="path").x.double()
     errors = []
     for steps in (20, 40):
         back = sf.reconstruct(
-            model, x, solver=name, steps=steps, grid=sf.Grid(tuple(0.9 - 0.9 * k / steps for k in range(steps + 1)))
+            model, x, solver=name, grid=sf.Grid(tuple(0.9 - 0.9 * k / steps for k in range(steps + 1)))
         )
         errors.append((back.x - x).norm().item())
     order = sf.solvers.get(name).properties.order
     assert np.log2(errors[0] / errors[1]) > order - 0.5
     plain = sf.Denoiser(lambda x, t: torch.zeros_like(x), sf.RectifiedFlow(), prediction="sample")
     assert not plain.defined_at_zero_noise
-    assert sf.sample(plain, x=x, solver=name, steps=4).x.isfinite().all()
+    assert sf.sample(plain, x=x, solver=name, steps=4, end="path").x.isfinite().all()
 
 
 def test_a_model_that_answers_in_two_ways_within_a_step_is_refused():
@@ -484,5 +485,5 @@ def test_a_model_that_answers_in_two_ways_within_a_step_is_refused():
         return sf.Prediction(x, x, kind, schedule.alpha(t), schedule.sigma(t))
 
     stepper.feed(answered("epsilon"))
-    with pytest.raises(sf.InputError, match="epsilon and v_prediction"):
+    with pytest.raises(sf.InputError, match="epsilon, then v_prediction"):
         stepper.feed(answered("v_prediction"))

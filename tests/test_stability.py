@@ -6,7 +6,7 @@ import torch
 
 import steadyflow as sf
 from steadyflow import solvers
-from steadyflow.diagnostics import stability_region
+from steadyflow.diagnostics import stability_region, stiffness
 
 FIXED = [
     n for n in solvers.names() if not solvers.get(n).properties.stochastic and solvers.get(n).properties.evaluations is not None
@@ -42,7 +42,7 @@ def test_growth_is_the_stability_polynomial_all_over_the_complex_plane(name):
     solver = solvers.get(name)
     z = np.random.default_rng(0).normal(size=(40, 2)) @ np.array([1.5, 1.5j])
     expected = np.abs(np.polyval(solver.tableau.stability_polynomial()[::-1], z))
-    np.testing.assert_allclose(stability_region.amplification(solver, z), expected, rtol=2e-5)
+    np.testing.assert_allclose(stability_region.spectral_radius(solver, z), expected, rtol=2e-5)
 
 
 def test_the_two_roots_of_rex_multiply_to_its_determinant():
@@ -57,7 +57,7 @@ def test_placement_finds_the_contraction_off_a_thin_data_set():
     schedule = sf.VPScaledLinear()
     grid = sf.grids.make("quadratic", schedule, 10)
     x = torch.randn(4, 3, dtype=torch.float64)
-    place = stiffness(mixture.denoiser(schedule), grid, x, solver="ddim")
+    place = stiffness(mixture.denoiser(schedule), x, grid, solver="ddim")
     levels = torch.tensor([schedule.ratio(t) for t in grid], dtype=torch.float64)
     expected = (levels[1:] - levels[:-1]) / levels[:-1]
     torch.testing.assert_close(place.z, expected[:, None].expand(10, 4), rtol=1e-4, atol=1e-6)
@@ -70,7 +70,7 @@ def test_guidance_stretches_the_placement_linearly():
     model = sf.Denoiser(net, schedule, shape=(2,), null=0, classes=2)
     grid = sf.Grid((2.0, 1.5, 1.0))
     for guidance in (1.0, 7.5):
-        z = stiffness(model.with_condition(1, guidance=guidance), grid, torch.ones(3, 2), solver="ddim").z
+        z = stiffness(model.with_condition(1, guidance=guidance), torch.ones(3, 2), grid, solver="ddim").z
         torch.testing.assert_close(z, torch.full((2, 3), -0.5 * (0.2 + 0.3 * guidance)))
 
 
@@ -85,4 +85,4 @@ def test_the_map_is_drawn_for_any_selection_of_solvers(tmp_path):
 def test_a_rising_grid_has_no_placement():
     model = sf.GaussianMixture.grid(2).denoiser(sf.VPLinear())
     with pytest.raises(sf.InputError, match="falling grid"):
-        stiffness(model, sf.Grid((0.1, 0.5)), torch.zeros(1, 2))
+        stiffness(model, torch.zeros(1, 2), sf.Grid((0.1, 0.5)))

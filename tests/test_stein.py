@@ -8,7 +8,7 @@ import torch
 import steadyflow as sf
 from steadyflow.corrections import MomentMatching, Relaxed, Stein
 from steadyflow.diagnostics import contractivity
-from steadyflow.jacobians.divergence import divergence
+from steadyflow.jacobians.divergences import divergence
 from steadyflow.jacobians.maps import StepMap
 from steadyflow.solvers.base import each_step
 from steadyflow_lab.theory.stein import edm_scalings, shift_bound

@@ -244,5 +244,5 @@ def test_a_start_part_of_the_way_up_has_the_paths_own_moments():
         sf.sample(model, moments=(torch.zeros(3), 1.0), **options)
     with pytest.raises(sf.InputError, match="at least 0"):
         sf.sample(model, moments=(0.0, -1.0), **options)
-    with pytest.raises(sf.InputError, match="go with n"):
+    with pytest.raises(sf.InputError, match="only valid with n"):
         sf.sample(model, x=x, moments=(0.0, 1.0), solver="rk4", steps=2)

@@ -25,10 +25,16 @@ PIPELINES = ("ink",)
 def load_model(name: str, device: str = "cpu") -> Any:
     """A model by name, on a device.
 
-    name: a bundled model ("digits"); "mixture", 25 exact modes; the path of a saved .safetensors model; a diffusers
-        pipeline, by its folder or its name on the hub; or "module:function", which returns a `Denoiser` of your own.
+    Args:
+        name: A bundled model ("digits"); "mixture", 25 exact modes; the path of a saved .safetensors model; a diffusers
+            pipeline, by its folder or its name on the hub; or "module:function", which returns a `Denoiser` of your
+            own.
+        device: Such as "cpu" or "cuda".
 
-    Raises `UnknownNameError` or `InputError` for a name that is none of these, `CorruptFileError` for damaged files.
+    Raises:
+        UnknownNameError: The name is none of these.
+        InputError: The function cannot be found or returns something else, or the model cannot be moved.
+        CorruptFileError: The files are damaged.
     """
     model = _find(name)
     return model if device == "cpu" else _moved(model, device)
@@ -88,24 +94,41 @@ def takes_prompts(model: Any) -> bool:
     return getattr(model, "embed", None) is not None
 
 
-def apply_condition(model: Any, label: Any, guidance: float, prompt: str | None = None) -> Any:
-    """The model under a class or a prompt, if one is given, and guidance.
+def apply_condition(
+    model: Any,
+    label: Any,
+    prompt: str | None = None,
+    *,
+    guidance: float | None = None,
+    source_guidance: float | None = None,
+) -> Any:
+    """The model under a class or a prompt, if one is given.
 
-    Raises `InputError` for a prompt to a model of classes and the other way about.
+    Args:
+        model: The model.
+        label: A class, one per sample, or captions that are known of the samples.
+        prompt: What a model of prompts is told instead.
+        guidance: The scale that the verb will be given; only checked.
+        source_guidance: The same of the way up.
+
+    Raises:
+        InputError: A prompt is given to a model of classes or the other way about, or a scale of guidance without
+            anything to guide to.
     """
-    if prompt is not None:
-        if not takes_prompts(model):
-            raise InputError(f"prompt: the model {model.name!r} takes none; give --label")
-        return model.with_condition(prompt).with_guidance(guidance)
-    if takes_prompts(model):
-        if isinstance(label, int):
-            raise InputError("label: this model takes words; give --prompt")
-        return (model if label is None else model.with_condition(label)).with_guidance(guidance)
-    if label is None:
-        if guidance != 1.0:
-            raise InputError("guidance: needs a class to guide to; give --label")
-        return model
-    return model.with_condition(label).with_guidance(guidance)
+    if prompt is not None and not takes_prompts(model):
+        raise InputError(f"prompt: the model {model.name!r} takes none; give --label")
+    if label is not None and takes_prompts(model) and isinstance(label, int):
+        raise InputError("label: this model takes words; give --prompt")
+    given = label if prompt is None else prompt
+    if given is not None:
+        try:
+            return model.with_condition(given)
+        except InputError as error:
+            raise InputError(f"label: {str(error).removeprefix('condition: ')}") from error
+    for name, scale in (("guidance", guidance), ("source_guidance", source_guidance)):
+        if scale is not None and scale != 1.0:
+            raise InputError(f"{name}: needs something to guide to; give --label, or --prompt to a model of prompts")
+    return model
 
 
 def fingerprint(model: Any) -> str:

@@ -1,8 +1,10 @@
 """Random numbers with addresses: the same sample gets the same noise, however the work is cut up.
 
-Every number is a function of (seed, stream, sample index, where in the path), computed by the counter-based
-generator Philox 4x64 (Salmon et al. 2011) and the Box-Muller transform. Nothing depends on batch size, order,
-chunking or device, and nothing is stored.
+Every number is a function of (seed, stream, where in the path, sample index, position in the sample). The
+generator is PCG64 DXSM, which can leap to any place of its sequence: the SHA-256 of seed, stream and node chooses
+a sequence among 2^255, the sample and the position a place in it, and the Box-Muller transform makes the bits
+normal. Nothing depends on batch size, order, chunking, thread or device, and nothing is stored. The bits are the
+same on every machine; the last digits of logarithm, sine and cosine depend on the processor and NumPy's version.
 
 `Brownian` is a Brownian motion W over a clock c >= 0 of any range. The clock's axis is cut at the powers of
 two. Within a binade [2^k, 2^(k+1)] the path is built by halving (Levy's construction), down to 2^-20 of the
@@ -14,8 +16,10 @@ the same path.
 the same addressing, but two grids then see unrelated noise.
 """
 
+import hashlib
 import math
 import struct
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Self
@@ -29,8 +33,10 @@ from .errors import InputError
 INITIAL, BROWNIAN, WHITE, PERTURBATION, AREA, RENOISING, SMOOTHING = 0, 1, 2, 3, 4, 5, 6
 """Streams: what the noise is for. Different streams of one seed are independent."""
 
-_PER_COUNTER = 8  # numbers drawn from one 256-bit counter value: 8 x 32 bits
-_CACHED = 2**14  # numbers at a time: their intermediate values stay in a core's cache
+_CELL = 2**9  # numbers drawn together, at least
+_AT_ONCE = 2**16 // _CELL  # cells at a time: their intermediate values stay in a core's cache
+_REEL = 2**48 // (_CELL // 2)  # cells from one sequence of a generator, far fewer than its period of 2^128 words
+_HALF, _LARGEST, _RADIANS = (np.array(x, dtype=np.float32) for x in (0.5, 2.0**62, math.pi * 2.0**-31))
 _LEVELS = 20  # halvings within a binade
 _FLOOR = -60  # [0, 2^_FLOOR] is one cell
 _WORD = (1 << 64) - 1
@@ -49,15 +55,17 @@ def normal(
     """Standard normal numbers of shape (len(samples), *shape), the row of a sample fixed by its index.
 
     `node` is three integers of 64 bits that say where in the stream. Values are drawn in float32 (tails reach
-    6.6) and are then cast, so that runs in different precisions see the same noise.
+    6.66: of 4e10 numbers, one should lie beyond) and are then cast, so that runs in different precisions see the
+    same noise.
     """
-    if len(samples) and min(samples[0], samples[-1]) < 0:
-        raise InputError(f"samples: got an index below 0 in {samples}")
     size = math.prod(shape)
     rows = [_rows(seed, stream, node, run, size) for run in _runs(samples)]
-    flat = rows[0] if len(rows) == 1 else torch.cat(rows)
-    numbers = flat.view(len(samples), *shape)
-    if torch.device(device).type == "cuda":
+    flat = rows[0] if len(rows) == 1 else np.concatenate(rows)
+    numbers = torch.from_numpy(flat.reshape(len(samples), *shape))
+    device = torch.device(device)
+    if device.type == "cpu":
+        return numbers if dtype == torch.float32 else numbers.to(dtype)
+    if device.type == "cuda":
         numbers = numbers.pin_memory()  # so that the copy waits for nothing
     return numbers.to(device=device, dtype=dtype, non_blocking=True)
 
@@ -83,30 +91,59 @@ def _runs(samples: range | Sequence[int]) -> list[range]:
     return runs
 
 
-def _rows(seed: int, stream: int, node: tuple[int, int, int], run: range, size: int) -> Tensor:
-    """Numbers [start, stop) of the endless sequence at this node, one sample after the other."""
+def _rows(seed: int, stream: int, node: tuple[int, int, int], run: range, size: int) -> np.ndarray:
+    """The samples' numbers, flat: a part of the endless sequence at this node, one sample after the other."""
+    if run.start < 0:
+        raise InputError(f"samples: got the index {run.start}, below 0")
     start, stop = run.start * size, run.stop * size
-    first = start // _PER_COUNTER
-    count = -(-stop // _PER_COUNTER) - first
-    words = [first & _WORD, node[0] & _WORD, node[1] & _WORD, (node[2] & _WORD) ^ (first >> 64)]
-    key, counter = np.array([seed & _WORD, stream], dtype=np.uint64), np.array(words, dtype=np.uint64)
-    philox = np.random.Philox(key=key, counter=counter)
-    numbers = np.empty(count * _PER_COUNTER, dtype=np.float32)
-    for begin in range(0, len(numbers), _CACHED):
-        part = numbers[begin : begin + _CACHED]
-        bits = philox.random_raw(len(part) // 2).view(np.int32)
-        # Box-Muller: radius from a uniform in [2^-32, 1], whose small values (the tails) keep their digits
-        radius, angle = (bits[::2] & np.int32(0x7FFFFFFF)).astype(np.float32), bits[1::2].astype(np.float32)
-        radius += np.float32(0.5)
-        radius *= np.float32(2.0**-31)
-        np.log(radius, out=radius)
-        radius *= np.float32(-2.0)
-        np.sqrt(radius, out=radius)
-        angle *= np.float32(math.pi * 2.0**-31)
-        np.multiply(radius, np.cos(angle), out=part[::2])
-        np.multiply(radius, np.sin(angle, out=angle), out=part[1::2])
-    offset = start - first * _PER_COUNTER
-    return torch.from_numpy(numbers[offset : offset + stop - start])
+    first = start // _CELL
+    cells = np.empty((-(-stop // _CELL) - first, 2, _CELL // 2), dtype=np.float32)
+    done = 0
+    while done < len(cells):
+        reel, place = divmod(first + done, _REEL)
+        part = cells[done : done + min(_AT_ONCE, _REEL - place)]
+        _fill(part, _threads.generator((seed, stream, *node, reel), place * (_CELL // 2)))
+        done += len(part)
+    offset = start - first * _CELL
+    return cells.reshape(-1)[offset : offset + stop - start]
+
+
+def _fill(cells: np.ndarray, generator: np.random.PCG64DXSM) -> None:
+    """Fills cells, float32 of shape (n, 2, _CELL / 2), with standard normal numbers by the Box-Muller transform.
+
+    The first half of a cell's 32-bit words gives radii, the second half angles; the cosines fill the cell's first
+    half, the sines the second. The functions thus see the same whole vectors, wherever a batch begins and ends.
+    """
+    words = generator.random_raw(cells.size // 2).view(np.int32).reshape(cells.shape)
+    radius, angle = words[:, 0].astype(np.float32), words[:, 1].astype(np.float32)
+    # radius^2 = -2 ln u = ln 2^62 / (word + 1/2)^2 of u = 2^-31 |word + 1/2|, from 2^-32 (the tails) to 1
+    radius += _HALF
+    np.square(radius, out=radius)
+    np.divide(_LARGEST, radius, out=radius)
+    np.log(radius, out=radius)
+    np.sqrt(radius, out=radius)
+    angle *= _RADIANS
+    np.multiply(radius, np.cos(angle), out=cells[:, 0])
+    np.multiply(radius, np.sin(angle, out=angle), out=cells[:, 1])
+
+
+class _Threads(threading.local):
+    """A bit generator for each thread: to set its state takes less time than to make a new one."""
+
+    def __init__(self) -> None:
+        self._generator = np.random.PCG64DXSM(0)
+
+    def generator(self, address: tuple[int, ...], place: int) -> np.random.PCG64DXSM:
+        """The thread's generator, about to draw 64-bit word `place` of the sequence at six integers of 64 bits."""
+        digest = hashlib.sha256(struct.pack("<6Q", *[a & _WORD for a in address])).digest()
+        state, step = int.from_bytes(digest[:16], "little"), int.from_bytes(digest[16:], "little") | 1
+        self._generator.state = {
+            "bit_generator": "PCG64DXSM", "state": {"state": state, "inc": step}, "has_uint32": 0, "uinteger": 0,
+        }  # fmt: skip
+        return self._generator.advance(place)
+
+
+_threads = _Threads()
 
 
 def initial(
@@ -158,9 +195,10 @@ class NoiseSource(ABC):
         """
         _check_clock(a, b)
         ends = struct.unpack("<QQ", struct.pack("<dd", min(a, b), max(a, b)))
-        return self._normal(AREA, (*ends, 0)) * math.sqrt(abs(b - a) / 12.0)
+        return self._normal(AREA, (*ends, 0)).mul_(math.sqrt(abs(b - a) / 12.0))
 
     def _normal(self, stream: int, node: tuple[int, int, int]) -> Tensor:
+        """Standard normal numbers of the batch's shape, in memory of their own."""
         return normal(self.seed, stream, node, self.samples, self.shape, dtype=self.dtype, device=self.device)
 
 
@@ -182,10 +220,10 @@ class White(Addressed):
         low, high = (a, b) if a <= b else (b, a)
         ends = struct.unpack("<QQ", struct.pack("<dd", low, high))
         draw = self._normal(WHITE, (*ends, 0))
-        return draw if a <= b else -draw
+        return draw if a <= b else draw.neg_()
 
     def increment(self, a, b):
-        return self.unit(a, b) * math.sqrt(abs(b - a))
+        return self.unit(a, b).mul_(math.sqrt(abs(b - a)))
 
 
 class Brownian(Addressed):
@@ -203,24 +241,27 @@ class Brownian(Addressed):
 
     def increment(self, a, b):
         _check_clock(a, b)
-        if a > b:
-            return -self.increment(b, a)
         (ka, ma), (kb, mb) = _locate(a), _locate(b)
-        if ka == kb:
-            return self._zeros() + (self._within(kb, mb) - self._within(ka, ma))
-        whole = self._whole(ka) - self._within(ka, ma)
-        for k in range(ka + 1, kb):
-            whole = whole + self._whole(k)
-        return whole + self._within(kb, mb)
+        at_a = self._within(ka, ma)  # before b: the path to a is still there if the last query ended at a
+        at_b = self._within(kb, mb)
+        return self._between(ka, at_a, kb, at_b) if a <= b else self._between(kb, at_b, ka, at_a).neg_()
 
     def unit(self, a, b):
         _check_clock(a, b)
         variance = abs(_rounded(b) - _rounded(a))
         if variance == 0.0:
             raise InputError(f"noise: the interval [{a}, {b}] is shorter than the clock's resolution (2^-20)")
-        return self.increment(a, b) * (1.0 / math.sqrt(variance))
+        return self.increment(a, b).mul_(1.0 / math.sqrt(variance))
 
-    def _zeros(self) -> Tensor:
+    def _between(self, low: int, at_low: Tensor | float, high: int, at_high: Tensor | float) -> Tensor:
+        """The increment, in memory of its own, between points of two binades with these values of W in the binades."""
+        if low < high:
+            total = self._whole(low) - at_low
+            for k in range(low + 1, high):
+                total += self._whole(k)
+            return total.add_(at_high)
+        if isinstance(at_high, Tensor):
+            return at_high - at_low
         return torch.zeros(len(self.samples), *self.shape, dtype=self.dtype, device=self.device)
 
     def _whole(self, k: int) -> Tensor:
@@ -228,7 +269,7 @@ class Brownian(Addressed):
         if k not in self._binades:
             if len(self._binades) > 4:
                 self._binades.pop(next(iter(self._binades)))
-            self._binades[k] = self._normal(BROWNIAN, (k, 0, 0)) * math.sqrt(_length(k))
+            self._binades[k] = self._normal(BROWNIAN, (k, 0, 0)).mul_(math.sqrt(_length(k)))
         return self._binades[k]
 
     def _within(self, k: int, m: int) -> Tensor | float:
@@ -247,8 +288,9 @@ class Brownian(Addressed):
         while m not in (low, high):
             middle = (low + high) // 2
             spread = math.sqrt((high - low) * cell / 4.0)
-            draw = self._normal(BROWNIAN, (k, middle, 1))
-            at_middle = (at_low + at_high) * 0.5 + draw * spread
+            at_middle = self._normal(BROWNIAN, (k, middle, 1)).mul_(spread).add_(at_high, alpha=0.5)
+            if low:  # else at_low is 0
+                at_middle.add_(at_low, alpha=0.5)
             if m <= middle:
                 high, at_high = middle, at_middle
             else:

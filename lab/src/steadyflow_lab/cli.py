@@ -11,9 +11,10 @@ from typing import Annotated
 
 import typer
 
-from steadyflow.cli.options import GridName, Guidance, Json, Number, SolverName, bar, table
+from steadyflow.cli.options import Json, bar, print_json, table
 from steadyflow.errors import InputError
 
+Number = Annotated[int, typer.Option("--n", help="How many samples.")]
 Engine = Annotated[str, typer.Option(help="'local', or 'ray' for all cores or a cluster.")]
 Address = Annotated[str | None, typer.Option(help="With --engine ray, the cluster, such as 'auto'.")]
 Workers = Annotated[int | None, typer.Option(help="With --engine ray, at most so many workers.")]
@@ -35,7 +36,7 @@ def demo(
         result = demonstration.study(n, progress=advance)
     path = report.write(result, out / "report.html")
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(row) for row in result.rows], indent=2))
+        print_json([dataclasses.asdict(row) for row in result.rows])
         return
     typer.echo(table(*demonstration.table(result), left=(0,)))
     typer.echo(
@@ -59,7 +60,7 @@ def coupling(
     problem: Annotated[str, typer.Option(help="'mixture' (16-dimensional, exact) or 'digits'.")] = "mixture",
     n: Number = 64,
     nfe: Annotated[int, typer.Option(help="Model evaluations each way.")] = 48,
-    grid: GridName = "quadratic",
+    grid: Annotated[str, typer.Option(help="uniform, quadratic, log-snr or karras.")] = "quadratic",
     out: Annotated[Path, typer.Option(help="The folder for the picture.")] = _OUT,
     engine: Engine = "local",
     address: Address = None,
@@ -77,7 +78,7 @@ def coupling(
     with bar("method", len(experiment.METHODS)) as advance:
         rows = experiment.study(problem, n=n, nfe=nfe, grid=grid, engine=place, progress=advance)
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+        print_json([dataclasses.asdict(row) for row in rows])
         return
     figure, path = plots.figure(8, 5), out / f"coupling-{problem}.png"
     experiment.draw(rows, figure.subplots())
@@ -135,7 +136,7 @@ def instability(
         draw(figure)
         plots.save(figure, out / name)
     if as_json:
-        typer.echo(json.dumps(experiment.figures(result, shares), indent=2))
+        print_json(experiment.figures(result, shares))
         return
     typer.echo("Share of data points at which the generation map expands:\n")
     typer.echo(table(*experiment.theorem_table(shares), left=(0, 1)))
@@ -173,7 +174,7 @@ def hallucination(
     with bar("figure", len(chosen)) as advance:
         found = experiment.run_figures(chosen, quick=quick, folder=out, engine=place, progress=advance)
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(finding) for finding in found], indent=2))
+        print_json([dataclasses.asdict(finding) for finding in found])
         return
     for finding in found:
         verdict = {True: "holds here", False: "does not hold here", None: "not decided by a number"}[finding.holds]
@@ -208,7 +209,7 @@ def stein(
     written = {"scores": experiment.figures(scores), "runs": [dataclasses.asdict(result) for result in results]}
     files.write_text(out / "stein.json", json.dumps(written, indent=1))
     if as_json:
-        typer.echo(json.dumps(written["scores"], indent=2))
+        print_json(written["scores"])
         return
     heads, rows = experiment.table(scores)
     typer.echo("Sliced Wasserstein distance to the data over the plain solver's, geometric mean, 95 % interval\n")
@@ -230,8 +231,8 @@ def editing(
     quick: Annotated[bool, typer.Option("--quick", help="Three solvers, two guidance scales, 16 pictures.")] = False,
     data: Annotated[Path | None, typer.Option(help="Instead, PIE-Bench: the folder with mapping_file.json.")] = None,
     model: Annotated[str, typer.Option(help="For PIE-Bench, the pipeline: its folder or name.")] = "ink",
-    solver: SolverName = "ees25",
-    guidance: Guidance = 7.5,
+    solver: Annotated[str, typer.Option(help="For PIE-Bench, a solver's name; see `steadyflow solvers`.")] = "ees25",
+    guidance: Annotated[float, typer.Option(help="For PIE-Bench, the scale of classifier-free guidance.")] = 7.5,
     limit: Annotated[int | None, typer.Option(help="For PIE-Bench, how many of its pictures.")] = None,
     clip: Annotated[str | None, typer.Option(help="For PIE-Bench, CLIP's weights: a folder, or a name.")] = None,
     dino: Annotated[str | None, typer.Option(help="For PIE-Bench, DINO's weights: a folder, or a name.")] = None,
@@ -268,7 +269,7 @@ def editing(
     sheet = experiment.pictures(experiment.bundled(), ("ees25", "ddim", "rex-midpoint"), nfe=nfe)
     arrays.write(out / "editing-pictures.png", sheet)
     if as_json:
-        typer.echo(json.dumps(written, indent=2))
+        print_json(written)
         return
     for task, title in (("digit", "another digit"), ("ink", "another ink")):
         typer.echo(f"To {title}, mean over the pictures with a 95 % interval:\n")
@@ -323,7 +324,7 @@ def _piebench(
     found = piebench.as_json(scores, extractors, **settings)
     files.write_text(out / "piebench.json", json.dumps(found, indent=1))
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        print_json(found)
         return
     typer.echo(f"PIE-Bench, {len(scores)} pictures, protocol and settings {found['fingerprint']}\n")
     cells = [[name, f"{value:.4g}"] for name, value in found["means"].items()]

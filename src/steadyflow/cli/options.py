@@ -1,30 +1,29 @@
-"""What the commands share: their options, and how they read input and print figures."""
+"""What the commands share: each option once, and how figures are printed.
+
+The options are the words of the verbs (`steadyflow.Options`). One that is not given is None, and the verb's own default
+applies.
+"""
 
 import json
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..errors import InputError
-
 Model = Annotated[
     str,
     typer.Option(
-        help="A bundled model ('digits', 'faces', 'ink'), 'mixture' (25 exact modes), a saved .safetensors model, a "
-        "diffusers pipeline (its folder, or its name on the hub), or module:function of your own."
+        help="A bundled model ('digits', 'ink'), 'mixture' (25 exact modes), one that an installed package adds, a "
+        "saved .safetensors model, a diffusers pipeline (its folder, or its name on the hub), or module:function of "
+        "your own."
     ),
 ]
-SolverName = Annotated[str, typer.Option(help="A solver's name; see `steadyflow solvers`.")]
-Steps = Annotated[int | None, typer.Option(help="Solver steps.")]
-Nfe = Annotated[int | None, typer.Option(help="Model evaluations each way, instead of --steps.")]
-GridName = Annotated[str, typer.Option(help="uniform, quadratic, log-snr or karras.")]
-Coordinates = Annotated[str | None, typer.Option(help="flow, noise or data, for Runge-Kutta solvers and Rex.")]
-Seed = Annotated[int, typer.Option(help="Of the noise.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
-Out = Annotated[Path | None, typer.Option(help="Where to write: .png, .npy or .safetensors.")]
+Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, ...")]
+Double = Annotated[bool, typer.Option("--double", help="Work in float64 instead of float32.")]
+
 Input = Annotated[
     str | None,
     typer.Option(
@@ -33,59 +32,134 @@ Input = Annotated[
         help="A picture, a folder of them, .npy or .safetensors; by default the model's own held-out data.",
     ),
 ]
+Resize = Annotated[bool, typer.Option("--resize", help="Scale pictures to the model's size.")]
+Number = Annotated[
+    int | None,
+    typer.Option("--n", help="How many samples; of an input, at most so many of it. All of an input, else 16."),
+]
+Label = Annotated[int | None, typer.Option(help="The class to condition on; of held-out data, also which of them.")]
 Prompt = Annotated[str | None, typer.Option(help="What a text-to-image pipeline is told.")]
-Resize = Annotated[bool, typer.Option("--resize", help="Scale the picture to the model's size.")]
-Double = Annotated[bool, typer.Option("--double", help="Work in float64 instead of float32.")]
-Label = Annotated[int | None, typer.Option(help="The class to condition on.")]
-Number = Annotated[int, typer.Option("--n", help="How many samples.")]
-BatchSize = Annotated[int | None, typer.Option(help="How many at a time.")]
-Guidance = Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 is none.")]
+
+Guidance = Annotated[
+    float | None,
+    typer.Option(help="Scale of classifier-free guidance on the way to data; the model's own, 1, is none."),
+]
+SourceGuidance = Annotated[
+    float | None,
+    typer.Option(
+        help="The same on the way up, from data to noise; the model's own, 1, is none, and below it smoother."
+    ),
+]
+
+Solver = Annotated[
+    str | None,
+    typer.Option(
+        help="A solver's name (see `steadyflow solvers`), or auto, which tries a few on the first samples. ees25, but "
+        "for methods of editing with one of their own."
+    ),
+]
+Coordinates = Annotated[
+    str | None, typer.Option(help="flow, noise or data, for Runge-Kutta solvers and Rex; the solver's own.")
+]
+Steps = Annotated[int | None, typer.Option(help="Solver steps each way, instead of --nfe.")]
+Nfe = Annotated[int | None, typer.Option(help="Model evaluations each way; 48.")]
+Grid = Annotated[
+    str | None,
+    typer.Option(help="uniform, quadratic, log-snr or karras. quadratic, but for methods of editing as above."),
+]
+Strength = Annotated[
+    float | None,
+    typer.Option(
+        help="How far up the path to go, as a share of it, in (0, 1]; less keeps more. All the way, but for methods "
+        "of editing with a share of their own."
+    ),
+]
+TimeMin = Annotated[float | None, typer.Option("--t-min", help="The path time at the clean end; the path's own.")]
+TimeMax = Annotated[float | None, typer.Option("--t-max", help="The path time at the noisy end; the path's own.")]
+Seed = Annotated[int | None, typer.Option(help="Of the noise that is drawn; 0.")]
+Index = Annotated[int | None, typer.Option(help="The index of the first sample, which addresses its noise; 0.")]
+Noise = Annotated[
+    str | None, typer.Option(help="For stochastic solvers, brownian (one path for all grids, the default) or white.")
+]
+BatchSize = Annotated[int | None, typer.Option(help="How many samples are computed together; 64.")]
+
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Where to write the samples: .npy, .safetensors, a picture (a sheet), or a folder of pictures."),
+]
+Folder = Annotated[Path | None, typer.Option(help="A folder for the report.")]
+Save = Annotated[Path | None, typer.Option(help="Where to save the inversion, to decode or edit it later.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
+
+Run = Annotated[
+    Path | None,
+    typer.Option(help="A folder to work in: in shards, resumable by the same command, on one core unless --engine."),
+]
+Engine = Annotated[str | None, typer.Option(help="With --run, 'local', or 'ray' for all cores or a cluster.")]
+Address = Annotated[str | None, typer.Option(help="With --engine ray, the cluster, such as 'auto'.")]
+Workers = Annotated[int | None, typer.Option(help="With --engine ray, at most so many workers.")]
+Shard = Annotated[int | None, typer.Option(help="With --run, samples per file, a multiple of --batch-size.")]
 
 
-def to_images(model: Any, x: Any) -> Any:
-    """Latents as images, where the model works on latents."""
-    return model.decode(x) if hasattr(model, "decode") else x
+def given(**words: Any) -> dict[str, Any]:
+    """The words that were given: those that are not None, and switches that are on."""
+    return {name: value for name, value in words.items() if value is not None and value is not False}
 
 
-def make_solver(name: str, coordinates: str | None) -> Any:
-    """A solver by name, in a variable if one is given."""
-    from ..solvers import get
+def solver_spec(solver: str | None, coordinates: str | None, default: str | None = None) -> str | dict[str, Any] | None:
+    """What a job is told of the solver.
 
-    return get(name) if coordinates is None else get(name, coordinates=coordinates)
+    Args:
+        solver: Its name, if it was given.
+        coordinates: Those that were asked for, if any.
+        default: The name where none was given; the one of all verbs by default.
+
+    Raises:
+        InputError: The solver takes no coordinates.
+    """
+    if coordinates is None:
+        return solver
+    from .. import solvers
+    from ..errors import InputError
+    from ..tasks._options import DEFAULT_SOLVER
+
+    if solver == "auto":
+        raise InputError("coordinates: solver 'auto' chooses them")
+    return solvers.get(solver or default or DEFAULT_SOLVER, coordinates=coordinates).spec()
 
 
-def count_steps(solver: Any, steps: int | None, nfe: int | None, default: int) -> int:
-    """The number of steps, from whichever of --steps and --nfe is given."""
-    if steps is not None and nfe is not None:
-        raise InputError("steps: give --steps or --nfe, not both")
-    if nfe is None:
-        return default if steps is None else steps
-    from ..solvers.base import steps_for
-
-    return steps_for(solver, nfe)
-
-
-def read_input(model: Any, path: str | None, n: int | None, resize: bool, label: int | None) -> tuple[Any, Any]:
-    """The user's batch, or n samples of held-out data, with the labels or captions to invert under."""
+def count_samples(model: Any, path: str | None, n: int | None, resize: bool, label: Any) -> int:
+    """How many samples a job is about: at most n of what there is."""
     from ..datasets.sources import open_source
 
-    source = open_source(model, path, n if path is None else None, resize, label)
-    return source.rows(0, len(source))
+    return len(open_source(model, path, n, resize, label if isinstance(label, int) else None))
 
 
-def count_samples(model: Any, path: str | None, n: int | None, resize: bool, label: int | None) -> int:
-    """How many samples a run is about: at most n of what there is."""
-    from ..datasets.sources import open_source
-
-    return len(open_source(model, path, n, resize, label))
+def print_json(value: Any) -> None:
+    """Print a value as JSON; numbers that are not finite become null."""
+    typer.echo(json.dumps(_finite(value), indent=2, allow_nan=False))
 
 
-def tell(figures: dict[str, Any], as_json: bool, out: Path | None) -> None:
-    """Print named figures, as lines or as JSON."""
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    return [_finite(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def print_figures(figures: dict[str, Any], as_json: bool, out: Path | None) -> None:
+    """Print named figures, as lines or as JSON.
+
+    Args:
+        figures: By their names.
+        as_json: Whether as JSON.
+        out: What has been written, if anything.
+    """
     if as_json:
-        typer.echo(json.dumps(figures, indent=2))
+        print_json(figures)
         return
-    width = max(map(len, figures))
+    width = max(map(len, [*figures, "" if out is None else "written to"]))
     for name, value in figures.items():
         typer.echo(f"{name:<{width}}  {f'{value:.4g}' if isinstance(value, float) else value}")
     if out is not None:
@@ -110,8 +184,8 @@ def bar(unit: str, total: int | None = None) -> Iterator[Callable[[str], None]]:
 
     with tqdm(total=total, unit=unit, leave=False, disable=None) as shown:
 
-        def tell(name: str) -> None:
+        def advance(name: str) -> None:
             shown.set_description(name)
             shown.update()
 
-        yield tell
+        yield advance

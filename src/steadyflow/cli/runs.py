@@ -1,24 +1,12 @@
-"""Runs in folders: the options that `sample`, `invert` and `diagnose` share for them, and `steadyflow runs`."""
+"""Doing a job for a command, in memory or in a folder; and `steadyflow runs`, which looks into folders."""
 
-import dataclasses
-import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..errors import InputError
-from .options import Json, tell
-
-Run = Annotated[
-    Path | None,
-    typer.Option(help="A folder to work in: in shards, resumable by the same command, on one core unless --engine."),
-]
-Engine = Annotated[str, typer.Option(help="'local', or 'ray' for all cores or a cluster.")]
-Address = Annotated[str | None, typer.Option(help="With --engine ray, the cluster, such as 'auto'.")]
-Workers = Annotated[int | None, typer.Option(help="With --engine ray, at most so many workers.")]
-Shard = Annotated[int | None, typer.Option(help="With --run, samples a file, a multiple of --batch-size.")]
-Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, ...")]
+from .options import Json, print_figures, print_json
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C, as shells have it."""
@@ -28,47 +16,76 @@ runs = typer.Typer(
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class RunLocation:
-    """Where a run works."""
+    """Where a run works: in a folder, or in memory.
+
+    Raises:
+        InputError: Something is given that goes with a folder, without one.
+    """
 
     folder: Path | None
-    engine: str
-    address: str | None
-    workers: int | None
-    shard: int | None
+    engine: str | None = None
+    address: str | None = None
+    workers: int | None = None
+    shard: int | None = None
 
-    def wanted(self) -> bool:
-        """Whether a run was asked for; raises `InputError` for its options without it."""
-        if self.folder is None and (self.engine != "local" or self.shard is not None):
-            raise InputError("engine, shard: go with --run, the folder to work in")
-        if self.folder is None and (self.address is not None or self.workers is not None):
-            raise InputError("address, workers: go with --run and --engine ray")
-        return self.folder is not None
+    def __post_init__(self) -> None:
+        from ..errors import InputError
+
+        for name in ("engine", "address", "workers", "shard"):
+            if self.folder is None and getattr(self, name) is not None:
+                raise InputError(f"{name}: goes with --run, the folder to work in")
+
+    def refuse(self, **others: Any) -> None:
+        """Raise `InputError` for what is given and cannot be had from a run in a folder."""
+        from ..errors import InputError
+
+        for name, value in others.items():
+            if self.folder is not None and value is not None:
+                raise InputError(f"{name}: does not go with --run, where the results are the run's shards")
 
 
-def run_job(job: Any, place: RunLocation, out: Path | None, as_json: bool, model: Any) -> None:
-    """Do the job with its model, print its figures, and export it if asked."""
-    from ..runs import engine
-    from ..runs import run_job as work
+def perform(job: Any, place: RunLocation, model: Any, *, out: Path | None = None, decode: bool = True) -> Any:
+    """Do a job, and write its samples if that is asked for.
 
-    assert place.folder is not None
-    chosen = engine(place.engine, place.address, place.workers)
+    Args:
+        job: The job.
+        place: Where.
+        model: The job's.
+        out: Where to write the samples.
+        decode: Whether they are latents of pictures, where the model works on latents.
+
+    Returns:
+        The run.
+    """
+    from ..runs import engine, export, run_job
+    from ..runs.run import check_export
+
+    if out is not None:
+        check_export(out)
+    chosen = None if place.folder is None else engine(place.engine or "local", place.address, place.workers)
     try:
-        run = work(job, place.folder, engine=chosen, shard=place.shard, model=model)
+        run = run_job(job, place.folder, engine=chosen, shard=place.shard, model=model)
     except KeyboardInterrupt:
-        typer.echo(f"interrupted; the same command goes on with {place.folder}", err=True)
+        goes_on = "" if place.folder is None else f"; the same command goes on with {place.folder}"
+        typer.echo(f"interrupted{goes_on}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     if out is not None:
-        _export(run, out, model)
-    tell({"run": str(place.folder), "solver": job.solver["name"], **run.figures()}, as_json, out)
+        export(run, out, *_decoder(model, decode))
+    return run
 
 
-def _export(run: Any, out: Path, model: Any) -> None:
-    from ..runs.exporting import export
+def figures_of(run: Any, place: RunLocation) -> dict[str, Any]:
+    """The figures of a run, with its folder and with the reason for its solver, if there are any."""
+    folder = {} if place.folder is None else {"run": str(place.folder)}
+    reason = {"reason": run.job.reason} if run.job.reason else {}
+    return {**folder, **run.figures(), **reason}
 
-    decode = getattr(model, "decode", None) if run.job.task == "sample" else None
-    export(run, out, *([] if decode is None else [decode]))
+
+def _decoder(model: Any, wanted: bool) -> list[Any]:
+    """What makes images of the model's latents, if there is such a thing."""
+    return [model.decode] if wanted and hasattr(model, "decode") else []
 
 
 @runs.command("show", epilog="Example: steadyflow runs show inverted")
@@ -78,21 +95,28 @@ def show(folder: Annotated[Path, typer.Argument(help="The folder of a run.")], a
 
     run = RunFolder.open(folder)
     done = sum(shard.stop - shard.start for shard in run.shards())
-    about = {"task": run.job.task, "model": run.job.model, "solver": run.job.solver["name"], "steps": run.job.steps}
+    about = {"task": run.job.task, "model": run.job.model}
     figures = run.figures() if done == run.job.n else {"samples": run.job.n}
-    tell({**about, "done": f"{done} of {run.job.n}", "shards": len(run.shards()), **figures}, as_json, None)
+    print_figures({**about, "done": f"{done} of {run.job.n}", "shards": len(run.shards()), **figures}, as_json, None)
 
 
 @runs.command("export", epilog="Example: steadyflow runs export inverted --out latents.npy")
-def export(
+def export_run(
     folder: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
-    out: Annotated[Path, typer.Option(help="A .npy, or a folder for a PNG a sample.")],
+    out: Annotated[
+        Path, typer.Option(help="A .npy, .safetensors, a picture (a sheet), or a folder for a PNG per sample.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Write the samples or latents of a finished run to one file, or pictures to a folder."""
     from ..loading import load_model
-    from ..runs import RunFolder
+    from ..runs import RunFolder, export
+    from ..runs.run import check_export
 
+    check_export(out)
     run = RunFolder.open(folder)
-    _export(run, out, load_model(run.job.model))
-    typer.echo(json.dumps({"written to": str(out)}) if as_json else f"written to {out}")
+    export(run, out, *_decoder(load_model(run.job.model), run.job.task != "invert"))
+    if as_json:
+        print_json({"written to": str(out)})
+    else:
+        typer.echo(f"written to {out}")

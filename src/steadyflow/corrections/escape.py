@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .._integrate import StepInfo
 from ..errors import InputError
-from ..jacobians.singular_values import largest_singular_value
+from ..jacobians.spectra import largest_singular_value
 from ..solvers.base import Solver
 from .restart import check_rounds, renoise
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from .._integrate import StepInfo
 from .._internal.tensors import dot
 from ..errors import InputError, UnknownNameError
-from ..jacobians.divergence import METHODS, DivergenceMethod, divergence
+from ..jacobians.divergences import METHODS, DivergenceMethod, divergence
 from ..jacobians.maps import StepMap
 from .scaling import acts_between, rescaled, residual
 

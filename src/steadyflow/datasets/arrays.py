@@ -19,7 +19,8 @@ from torch import Tensor
 from .._internal import files
 from ..errors import CorruptFileError, InputError, MissingExtraError
 
-_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+"""How the names of pictures end that are read and written."""
 _NAMES = {".jpg": "JPEG", ".tif": "TIFF"}
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 _MAX_PIXELS = 64_000_000
@@ -39,7 +40,7 @@ def read(
     another shape, `MissingExtraError` for pictures without Pillow.
     """
     path = Path(path)
-    if path.suffix.lower() in _PICTURES:
+    if path.suffix.lower() in PICTURES:
         _check_there(path)
         return _read_picture(path, shape, resize)
     with _stored(path) as (size, part):
@@ -63,9 +64,9 @@ def pictures(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES)
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
     if not paths:
-        raise InputError(f"{folder}: holds no pictures ({', '.join(_PICTURES)})")
+        raise InputError(f"{folder}: holds no pictures ({', '.join(PICTURES)})")
     return paths
 
 
@@ -77,9 +78,9 @@ def write(path: str | Path, x: Tensor) -> None:
     """
     path = Path(path)
     kind = path.suffix.lower()
-    if kind not in (".npy", ".safetensors", *_PICTURES):
-        raise InputError(f"{path}: unknown kind {kind!r}, expected .npy, .safetensors or {', '.join(_PICTURES)}")
-    picture = pillow().fromarray(sheet(x)) if kind in _PICTURES else None
+    if kind not in (".npy", ".safetensors", *PICTURES):
+        raise InputError(f"{path}: unknown kind {kind!r}, expected .npy, .safetensors or {', '.join(PICTURES)}")
+    picture = pillow().fromarray(sheet(x)) if kind in PICTURES else None
     with files.replacing(path) as part:
         if kind == ".npy":
             with part.open("wb") as file:
@@ -163,7 +164,7 @@ def _stored(path: Path) -> Iterator[Stored]:
         except (SafetensorError, OSError) as error:
             raise CorruptFileError(f"{path}: damaged, truncated, or no safetensors file ({error})") from error
     else:
-        raise InputError(f"{path}: unknown kind {kind!r}, expected .npy, .safetensors or {', '.join(_PICTURES)}")
+        raise InputError(f"{path}: unknown kind {kind!r}, expected .npy, .safetensors or {', '.join(PICTURES)}")
 
 
 def _check_there(path: Path) -> None:

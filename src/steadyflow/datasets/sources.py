@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -35,17 +36,32 @@ class Source(ABC):
 def open_source(
     model: Any, path: str | None, n: int | None = None, resize: bool = False, label: int | None = None
 ) -> Source:
-    """The first n samples (all by default) of a file or folder, or of held-out data of a model that
-    we or an installed extension package know.
+    """Samples of a file or folder, or held-out data of a model that we or an installed extension package know.
 
-    path: a picture, a folder of pictures, .npy, .safetensors; pictures are encoded where the model works on latents,
-    a file of latents is taken as it is.
+    Args:
+        model: The model that the samples are for.
+        path: A picture, a folder of pictures, .npy or .safetensors; the model's own data by default. Pictures are
+            encoded where the model works on latents, a file of latents is taken as it is.
+        n: At most so many, the first; by default all, or 16 of the model's own data.
+        resize: Scale pictures to the model's size; else others are refused.
+        label: The class of all of them; of the model's own data, those of this class are taken.
 
-    Raises `FileNotFoundError`, `CorruptFileError` or `InputError` as `arrays.read` does, and for a model without data
-    of its own.
+    Raises:
+        FileNotFoundError: There is no such file.
+        CorruptFileError: A file is not what its name says.
+        InputError: The samples do not fit the model, or the model has no data of its own.
     """
+    if path is None and resize:
+        raise InputError("resize: held-out data have the model's size; it goes with the pictures of an input")
     if path is None:
-        return _held_out(model, 16 if n is None else n, label)
+        found = _held_out(model, 16 if n is None else n, label)
+        if len(found) == 0:
+            raise InputError(f"label: there are no held-out data of {label}")
+        return found
+    if n is not None and n < 1:
+        raise InputError(f"n: got {n}, expected at least 1")
+    if resize and not _is_pictures(Path(path)):
+        raise InputError(f"resize: {path} holds no pictures, and nothing else is scaled")
     found = Pictures(model, path, n, resize, label) if _is_pictures(Path(path)) else Rows(model, path, n, label)
     if len(found) == 0:
         raise InputError(f"input: {path} holds no samples")
@@ -67,7 +83,7 @@ class Rows(Source):
         return arrays.read(self._path, self._shape, rows=(start, stop)), self._label
 
     def fingerprint(self):
-        return _sampled(self._path)
+        return fingerprint_of([self._path])
 
 
 class Pictures(Source):
@@ -78,7 +94,7 @@ class Pictures(Source):
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
         self._paths = list(_pictures(str(path)))[:n] if path.is_dir() else [path]
-        self._model, self._resize, self._label = model, resize or path.is_dir(), label
+        self._model, self._resize, self._label = model, resize, label
 
     def __len__(self):
         return len(self._paths)
@@ -121,12 +137,12 @@ def _held_out(model: Any, n: int, label: int | None) -> Source:
         pictures = ink("held-out", n, torch.Generator().manual_seed(0))
         return InMemory(model.encode(pictures.images), [pictures.caption(k) for k in range(n)])
     if model.name == "mixture":
-        return InMemory(model.mixture.sample(n), label)
+        return InMemory(model.mixture.sample(n, label=label), label)
     known = digits if model.name == "digits" else extensions.find(extensions.DATASETS, model.name)
     if known is None:
         hint = extensions.hint(extensions.DATASETS, model.name)
-        raise InputError(f"input: the held-out data of {hint}" if hint else
-                         "input: this model has no data of its own; give --input")
+        why = f"the held-out data of {hint}" if hint else "this model has no data of its own; give --input"
+        raise InputError(f"input: {why}")
     images, labels = known("held-out")
     if label is not None:
         images, labels = images[labels == label], labels[labels == label]
@@ -142,12 +158,20 @@ def _pictures(folder: str) -> tuple[Path, ...]:
     return tuple(arrays.pictures(folder))
 
 
-def _sampled(path: Path, pieces: int = 64, size: int = 65536) -> str:
-    """A hash of a file's length and of pieces of it at equal distances, its beginning and end among them."""
-    length = path.stat().st_size
-    digest = hashlib.sha256(str(length).encode())
-    with path.open("rb") as file:
-        for k in range(pieces):
-            file.seek(max(0, length - size) * k // (pieces - 1))
-            digest.update(file.read(size))
+def fingerprint_of(paths: Iterable[str | Path], pieces: int = 64, size: int = 65536) -> str:
+    """Sixteen hexadecimal digits that stand for files, and for all files of folders.
+
+    What is hashed of a file is its length, and pieces of it at equal distances, its beginning and end among them.
+    """
+    digest = hashlib.sha256()
+    for given in map(Path, paths):
+        for path in sorted(given.rglob("*")) if given.is_dir() else [given]:
+            if path.is_dir():
+                continue
+            length = path.stat().st_size
+            digest.update(str(length).encode())
+            with path.open("rb") as file:
+                for k in range(pieces):
+                    file.seek(max(0, length - size) * k // (pieces - 1))
+                    digest.update(file.read(size))
     return digest.hexdigest()[:16]

@@ -165,7 +165,8 @@ class Denoiser:
     def _evaluate(self, x: Tensor, t: float | Tensor, given: Any) -> Tensor:
         """The network's output in x's precision; one call for the whole batch."""
         inputs = x if self.dtype is None else x.to(self.dtype)
-        value = self.schedule.model_time(t) * self.time_scale
+        schedule = self.schedule
+        value = (schedule.model_time(t) if isinstance(t, Tensor) else schedule.model_time(t)) * self.time_scale
         half = inputs.dtype in (torch.float16, torch.bfloat16)  # which would round timesteps
         precision = torch.float32 if half else inputs.dtype
         if isinstance(value, Tensor):

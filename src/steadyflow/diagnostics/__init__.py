@@ -3,11 +3,11 @@
 from ..jacobians import FlowMap
 from . import amplification, detectors, stability_region
 from .budget import Budget, Codec, in_precision
-from .contractivity import Contractivity, contractivity
 from .diagnosis import Diagnosis, Verification, diagnose
+from .eigenvalues import Stiffness, stiffness
 from .likelihood import Likelihood, log_likelihood
+from .lipschitz import Contractivity, contractivity
 from .remedies import CAUSES, Recommendation, Setting
-from .stiffness import Stiffness, stiffness
 
 __all__ = [
     "CAUSES",

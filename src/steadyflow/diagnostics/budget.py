@@ -44,6 +44,8 @@ from ..tasks import invert
 
 TERMS = ("codec", "guidance", "inversion", "amplification", "regeneration", "rounding")
 _REFERENCE = registry.get("dopri5")
+_EXPLAINED = 0.5
+"""The share of an error that the budget may leave unexplained where the linear theory is said to hold."""
 _JACOBIAN = 1e-6
 """The tolerance of the solve whose Jacobian is taken."""
 
@@ -75,7 +77,8 @@ class Budget:
     remainder: Tensor
     """Of the difference between the error and the sum of the terms, shape (B,)."""
     linear: Tensor
-    """Whether the linear theory can hold: the Jacobian hardly changes between z and z^, shape (B,)."""
+    """Whether the linear theory holds: the Jacobian hardly changes between z and z^, and the terms explain more than
+    half of the error; shape (B,)."""
     coefficient: Tensor
     """E along the inversion error, shape (B,)."""
     latent_error: Tensor
@@ -170,13 +173,15 @@ def budget(
     parts["amplification"] = parts["inversion"] * (1.0 - 1.0 / coefficient.clamp_min(1e-300))
     parts["inversion"] = parts["inversion"] - parts["amplification"]
     zero = torch.zeros_like(total)
+    remainder = rms(error - total_vector)
+    linear = torch.ones_like(total, dtype=torch.bool) if cancels else _is_linear(tangent, at_start, total)
     return Budget(
         measured=measured,
         total=total,
         terms={name: parts.get(name, zero) for name in TERMS if name != "codec" or codec is not None},
         uncertainty={name: unknown.get(name, zero) for name in TERMS if name != "codec" or codec is not None},
-        remainder=rms(error - total_vector),
-        linear=_is_linear(tangent, at_start, total) if not cancels else torch.ones_like(total, dtype=torch.bool),
+        remainder=remainder,
+        linear=linear & (remainder <= _EXPLAINED * measured),
         coefficient=coefficient,
         latent_error=rms(offset),
         times=run.grid.times,

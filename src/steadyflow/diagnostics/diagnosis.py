@@ -17,7 +17,7 @@ from .._integrate import check_state, progress_bar
 from ..denoisers.base import Denoiser
 from ..errors import InputError, NonFiniteError
 from ..tasks._options import DEFAULT_GRID, Options, Resolved
-from ..tasks.choose_solver import resolved_for_inversion
+from ..tasks.choosing import resolved_for_inversion
 from .budget import TERMS, Budget, Codec, budget
 from .remedies import Recommendation, Setting, recommend
 
@@ -52,7 +52,7 @@ class Diagnosis:
         return self.budget.measured
 
     @property
-    def linear_combination(self) -> Tensor:
+    def total(self) -> Tensor:
         """The sum of the budget's terms for each image, shape (B,)."""
         return self.budget.total
 
@@ -166,7 +166,7 @@ def diagnose(
         InputError: An argument does not fit.
     """
     check_state("images", images, model.shape if codec is None else None)
-    resolved = Resolved.of(options, "diagnose", refused=_NO_MEANING)
+    resolved = Resolved.of(options, diagnose, refused=_NO_MEANING)
     model = model if source_guidance is None else model.with_guidance(source_guidance)
     if resolved.auto is not None:
         back = model if guidance is None else model.with_guidance(guidance)

@@ -25,7 +25,7 @@ from ..coordinates import FLOW
 from ..denoisers.base import Denoiser
 from ..errors import InputError, SteadyflowError
 from ..grids import Grid
-from ..jacobians.divergence import along, signs
+from ..jacobians.divergences import along, signs
 from ..jacobians.maps import pullback
 from ..prediction import Prediction
 from ..solvers import registry

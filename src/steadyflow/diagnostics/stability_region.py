@@ -27,7 +27,7 @@ from ..prediction import Prediction, PredictionType
 from ..schedules import VE
 from ..solvers.base import Solver, Step
 from ..solvers.state import flatten_state
-from .stiffness import Stiffness
+from .eigenvalues import Stiffness
 
 _STEP = 2.0**-20
 """The size of the steps, around 1/2 in the coordinates' time: small, so that they are equal in any clock."""

@@ -1,4 +1,4 @@
-"""What goes into diffusers pipelines: schedulers over any solver, their inverses, and models over whole pipelines."""
+"""Schedulers for diffusers pipelines over any solver, their inverses, and models over whole pipelines."""
 
 from ._scheduler_base import SteadyOutput
 from .pipeline_model import Latents, PipelineModel, from_diffusers, load_pipeline

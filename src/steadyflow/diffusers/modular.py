@@ -1,12 +1,12 @@
-"""A block for Modular Diffusers that takes the place of the whole denoising loop.
+"""A block for Modular Diffusers that replaces the whole denoising loop.
 
     blocks = FluxAutoBlocks().get_workflow("text2image")
     steady = SteadyDenoise(blocks.sub_blocks["denoise.denoise"], solver="ees25")
     blocks.sub_blocks["denoise.denoise"] = steady
 
-The block that it replaces keeps answering for the network, its guider included; only its scheduler's step is left out.
-So the field is the pipeline's own, and every solver and correction works on it. Modular Diffusers calls itself
-experimental; this was written against diffusers 0.42.
+The replaced block still calls the network, with its guider; only its scheduler's step is left out. The field is
+therefore the pipeline's own, and every solver and correction works on it. Modular Diffusers calls itself experimental;
+this module was written against diffusers 0.42.
 """
 
 from __future__ import annotations
@@ -22,31 +22,41 @@ from .._integrate import Correction, StepInfo, integrate
 from ..denoisers.base import Denoiser
 from ..errors import InputError, MissingExtraError
 from ..grids import Grid
-from ..noise import SOURCES
+from ..noise import White
+from ..solvers.base import Solver
 from .pipeline_model import path_of
 
 try:
-    from diffusers.modular_pipelines.modular_pipeline import LoopSequentialPipelineBlocks, ModularPipelineBlocks
+    from diffusers.modular_pipelines.modular_pipeline import (
+        LoopSequentialPipelineBlocks,
+        ModularPipelineBlocks,
+        PipelineState,
+    )
 except ImportError as error:
     raise MissingExtraError("diffusers", "diffusers", "blocks for Modular Diffusers") from error
 
 _STEP = "after_denoiser"
+"""The sub-block of a denoising loop that makes the scheduler's step."""
 
 
 class SteadyDenoise(ModularPipelineBlocks):
-    """The denoising loop by any registered solver: one step for each of the pipeline's timesteps.
+    """The denoising loop by any registered solver, with one step per timestep of the pipeline.
 
-    block: the loop that it replaces, such as FLUX's, SD3's or SDXL's denoise step. solver, options: of
-    `steadyflow.solvers`, on flow paths by default in the coordinates that is regular at both ends. corrections: as in
-    `steadyflow.sample`. seed: of stochastic solvers' noise, by sample.
+    Args:
+        block: The loop to replace, such as the denoising step of FLUX, SD3 or SDXL.
+        solver: A solver or its name in `steadyflow.solvers`.
+        corrections: Called after every step, as in `steadyflow.sample`.
+        seed: Of the noise of stochastic solvers, which is addressed by sample.
+        **options: The options of a solver that is given by name.
 
-    Raises `InputError` for a block that is no denoising loop.
+    Raises:
+        InputError: The block is not a denoising loop.
     """
 
     def __init__(
         self,
-        block: Any,
-        solver: str | solvers.Solver = "ees25",
+        block: ModularPipelineBlocks,
+        solver: str | Solver[Any] = "ees25",
         *,
         corrections: Sequence[Correction] = (),
         seed: int = 0,
@@ -63,59 +73,66 @@ class SteadyDenoise(ModularPipelineBlocks):
 
     @property
     def description(self) -> str:
-        """What diffusers shows of it."""
+        """The description that diffusers shows."""
         return f"The denoising loop by steadyflow's {self._solver.name!r}."
 
     @property
-    def expected_components(self) -> list:
-        """Those of the loop that it replaces."""
+    def expected_components(self) -> list[Any]:
+        """The expected components of the replaced loop."""
         return self._block.expected_components
 
     @property
-    def inputs(self) -> list:
-        """Those of the loop that it replaces."""
+    def inputs(self) -> list[Any]:
+        """The inputs of the replaced loop."""
         return self._block.inputs
 
     @property
-    def intermediate_outputs(self) -> list:
-        """Those of the loop that it replaces."""
+    def intermediate_outputs(self) -> list[Any]:
+        """The intermediate outputs of the replaced loop."""
         return self._block.intermediate_outputs
 
     @torch.no_grad()
-    def __call__(self, components: Any, state: Any) -> tuple[Any, Any]:
-        """Denoise `latents` over `timesteps`."""
+    def __call__(self, components: Any, state: PipelineState) -> tuple[Any, PipelineState]:
+        """Denoise the state's `latents` over its `timesteps`.
+
+        Args:
+            components: The modular pipeline, with its scheduler and network.
+            state: The pipeline's state.
+
+        Returns:
+            The components, and the state with the result as its `latents`.
+        """
         loop = self._block
-        now: Any = self.get_block_state(state)
-        latents: Tensor = now.latents
-        times = [float(t) for t in now.timesteps]
+        values: Any = self.get_block_state(state)
+        latents: Tensor = values.latents
+        times = [float(t) for t in values.timesteps]
         flow = not hasattr(components.scheduler, "alphas_cumprod")
         schedule, prediction = path_of(components.scheduler, flow, 1.0)
         scale = 1000.0 if flow else 1.0
-        index = [0]
+        last, index = len(times) - 1, 0
 
         def net(x: Tensor, time: Tensor) -> Tensor:
-            now.latents = x.to(latents.dtype)
+            values.latents = x.to(latents.dtype)
             for name, part in loop.sub_blocks.items():
                 if name != _STEP:
-                    part(components, now, i=index[0], t=time[0])
-            return now.noise_pred.to(x.dtype)
+                    part(components, values, i=index, t=time[0])
+            return values.noise_pred.to(x.dtype)
 
         def count(info: StepInfo) -> None:
-            index[0] = min(info.done, info.total - 1)
+            nonlocal index
+            index = min(info.done, last)
 
         model = Denoiser(net, schedule, prediction=prediction, time_scale=scale, name="modular pipeline")
         start = latents.float()
-        grid = Grid(tuple([t / scale for t in times] + ([] if times[-1] == 0.0 else [0.0])))
-        noise = SOURCES["white"].of(start, self._seed)
         run = integrate(
             model,
             start,
-            grid,
+            Grid.from_timesteps((t / scale for t in times), final=None if times[-1] == 0.0 else 0.0),
             self._solver,
-            noise=noise,
+            noise=White.of(start, self._seed),
             corrections=self._corrections,
             callback=count,
         )
-        now.latents = run.x.to(latents.dtype)
-        self.set_block_state(state, now)
+        values.latents = run.x.to(latents.dtype)
+        self.set_block_state(state, values)
         return components, state

@@ -1,12 +1,13 @@
 """A `Denoiser` over a whole diffusers pipeline: prompts, guidance, latent scaling and packing included.
 
     model = sf.from_diffusers(pipe, "a photograph of a cat")
-    found = sf.invert(model, model.codec.encode(images), solver="ees25", steps=16)
-    edited = model.codec.decode(found.decode(model.with_condition("a photograph of a dog"), guidance=7.5).x)
+    inversion = sf.invert(model, model.codec.encode(images), solver="ees25", steps=16)
+    edited = inversion.decode(model.with_condition("a photograph of a dog"), guidance=7.5)
+    pictures = model.codec.decode(edited.x)
 
-So inversion, editing, diagnosis, corrections and adaptive solvers work on it, with the network's time in float32
-whatever it computes in (FLUX's own pipeline rounds it to the latents' type). Known families: Stable Diffusion 1 and 2,
-SDXL, SD3 and 3.5, FLUX, and unconditional models with a `unet`.
+Inversion, editing, diagnosis, corrections and adaptive solvers all work on it. The network's time is in float32
+whatever the network computes in (FLUX's own pipeline rounds it to the latents' type). Known families: Stable Diffusion
+1 and 2, SDXL, SD3 and 3.5, FLUX, and unconditional models with a `unet`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, cast
 
 import torch
 from safetensors import SafetensorError
@@ -23,28 +24,40 @@ from torch import Tensor
 
 from ..denoisers.base import Condition, Denoiser, is_words
 from ..errors import CorruptFileError, InputError, MissingExtraError
+from ..prediction import PredictionType
 from ..schedules import RectifiedFlow, Schedule, Tabulated
-from ._families import Embedded, Family, family_of
+from ._families import Embeddings, Family, family_of
 
 
 @dataclass(frozen=True, eq=False)
 class Latents:
-    """The pipeline's VAE as a codec between images in [-1, 1] and the model's latents, in float32."""
+    """A pipeline's VAE as a codec between images in [-1, 1] and the model's latents, in float32."""
 
     vae: Any
+    """The pipeline's VAE, such as diffusers' AutoencoderKL."""
 
     @property
     def factor(self) -> int:
-        """Pixels a latent, each way."""
+        """The number of pixels per latent, in each direction."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
     def channels(self) -> int:
-        """Of the images."""
+        """The number of channels of the images."""
         return self.vae.config.in_channels
 
     def encode(self, images: Tensor) -> Tensor:
-        """Latents (B, c, h, w) of images (B, 3, H, W): the mean of the VAE's posterior, shifted and scaled."""
+        """Encode images: the mean of the VAE's posterior, shifted and scaled.
+
+        Args:
+            images: In [-1, 1], shape (B, channels, H, W).
+
+        Returns:
+            Latents, shape (B, c, h, w).
+
+        Raises:
+            InputError: The images have another number of dimensions.
+        """
         if images.ndim != 4:
             raise InputError(f"images: got shape {tuple(images.shape)}, expected (B, channels, H, W) in [-1, 1]")
         weight = next(self.vae.parameters())
@@ -53,7 +66,7 @@ class Latents:
         return (mean.float() - self._shift) * self.vae.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Images (B, 3, H, W) of latents (B, c, h, w)."""
+        """Decode latents, shape (B, c, h, w), into images, shape (B, channels, H, W)."""
         weight = next(self.vae.parameters())
         with torch.no_grad():
             return self.vae.decode((latents / self.vae.config.scaling_factor + self._shift).to(weight)).sample.float()
@@ -65,26 +78,57 @@ class Latents:
 
 @dataclass(frozen=True, eq=False)
 class PipelineModel(Denoiser):
-    """A pipeline's network as a model; `condition` takes prompts as well as what they are encoded to."""
+    """A pipeline's network as a model, whose conditions may be prompts as well as the embeddings of prompts."""
 
-    embed: Callable[[Any], Embedded] | None = field(default=None, repr=False)
+    embed: Callable[[str | Sequence[str]], Embeddings] | None = field(default=None, repr=False)
+    """The embeddings of prompts, for pipelines that take them."""
     codec: Latents | None = None
+    """The pipeline's VAE, if it has one."""
     family: Family | None = field(default=None, repr=False)
+    """How the pipeline's family encodes prompts and calls its network."""
 
-    def with_condition(self, given: Condition | str | Sequence[str], *, guidance: float | None = None) -> PipelineModel:
-        """This model under a prompt, one a sample, or embeddings by name."""
-        return super().with_condition(self._embedded(given), guidance=guidance)
+    def with_condition(self, condition: Condition, *, guidance: float | None = None) -> Self:
+        """Set the condition.
 
-    def with_negative(self, negative: Condition | str) -> PipelineModel:
-        """This model with guidance away from another prompt than "" (see `Denoiser.against`)."""
+        Args:
+            condition: A prompt, one per sample, or embeddings by name; None for the negative prompt.
+            guidance: The scale of classifier-free guidance; the model's own by default.
+
+        Returns:
+            This model under the condition.
+
+        Raises:
+            InputError: A prompt is given and the pipeline takes none.
+        """
+        return super().with_condition(self._embedded(condition), guidance=guidance)
+
+    def with_negative(self, negative: Condition) -> Self:
+        """Set what guidance starts from.
+
+        Args:
+            negative: A prompt or embeddings by name (see `Denoiser.with_negative`).
+
+        Returns:
+            This model with guidance away from that prompt.
+        """
         return super().with_negative(self._embedded(negative))
 
-    def with_lora(self, path: str | Path, *, scale: float = 1.0) -> PipelineModel:
-        """This model with a LoRA, such as Smooth Diffusion's, from a file or a folder; this one itself stays without.
+    def with_lora(self, path: str | Path, *, scale: float = 1.0) -> Self:
+        """Add a LoRA, such as Smooth Diffusion's.
 
-        The weights lie in the pipeline's network, switched on only while the model that was returned is called.
+        The weights are loaded into the pipeline's network and are switched on only while the returned model is called.
 
-        Raises `InputError` for a LoRA that fits another network, `MissingExtraError` without peft.
+        Args:
+            path: A file or a folder.
+            scale: The factor of the LoRA's weights.
+
+        Returns:
+            A model with the LoRA; this one stays without.
+
+        Raises:
+            InputError: The LoRA fits another network, or the model is not over a pipeline.
+            FileNotFoundError: There is no such file or folder.
+            MissingExtraError: peft is not installed.
         """
         if self.family is None or self.shape is None:
             raise InputError("lora: only for models over a pipeline")
@@ -97,7 +141,7 @@ class PipelineModel(Denoiser):
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """Of the images that belong to the latents, (channels, height, width)."""
+        """The shape of an image of one latent, (channels, height, width)."""
         assert self.shape is not None
         if self.codec is None:
             return self.shape
@@ -105,21 +149,22 @@ class PipelineModel(Denoiser):
         return (channels, self.shape[1] * factor, self.shape[2] * factor)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images in [-1, 1] as what the network works on: latents, or the images themselves where there is no VAE."""
+        """Encode images in [-1, 1] into latents; without a VAE they are returned as they are."""
         return images if self.codec is None else self.codec.encode(images)
 
     def decode(self, x: Tensor) -> Tensor:
-        """The images of latents; of images, themselves."""
+        """Decode latents into images; without a VAE they are returned as they are."""
         return x if self.codec is None else self.codec.decode(x)
 
-    def _embedded(self, given: Any) -> Any:
-        if given is None and self.embed is not None:
+    def _embedded(self, condition: Condition) -> Condition:
+        """The condition with prompts replaced by their embeddings."""
+        if condition is None and self.embed is not None:
             return self.null
-        if not is_words(given):
-            return given
+        if not is_words(condition):
+            return condition
         if self.embed is None:
             raise InputError("condition: this pipeline takes no prompts")
-        return self.embed(given)
+        return self.embed(cast("str | Sequence[str]", condition))
 
 
 def from_diffusers(
@@ -133,13 +178,24 @@ def from_diffusers(
     embedded_guidance: float = 3.5,
     shift: float | None = None,
 ) -> PipelineModel:
-    """A model over a pipeline's network, in its latent space, shape (c, h, w).
+    """Create a model over a pipeline's network, in its latent space.
 
-    prompt: one for all samples or one a sample; "" by default. negative_prompt: what guidance starts from.
-    height, width: of the images, pixels; the pipeline's own by default. embedded_guidance: of guidance-distilled FLUX.
-    shift: of the time of flow models, which places named grids; that of the pipeline's scheduler by default.
+    Args:
+        pipe: The diffusers pipeline.
+        prompt: One prompt for all samples, or one per sample; "" by default.
+        negative_prompt: The prompt that guidance starts from.
+        guidance: The scale of classifier-free guidance.
+        height: Of the images, in pixels; the pipeline's own by default.
+        width: Of the images, in pixels; the pipeline's own by default.
+        embedded_guidance: The guidance that guidance-distilled FLUX takes as an input.
+        shift: The shift of the time of flow models, which places named grids; that of the pipeline's scheduler by
+            default.
 
-    Raises `InputError` for a pipeline of an unknown family or without text encoder, and a size that does not fit.
+    Returns:
+        The model, of latents of shape (c, h, w).
+
+    Raises:
+        InputError: The pipeline's family is not known, it takes no prompt, or the size does not fit.
     """
     name, family = type(pipe).__name__, family_of(pipe, embedded_guidance)
     shape = family.shape(height, width)
@@ -165,10 +221,19 @@ def from_diffusers(
     return model.with_negative(negative_prompt).with_condition(prompt or "", guidance=guidance)
 
 
-def path_of(scheduler: Any, flow: bool, shift: float | None) -> tuple[Schedule, Any]:
-    """The schedule and the prediction type that a pipeline's own scheduler stands for."""
+def path_of(scheduler: Any, flow: bool, shift: float | None) -> tuple[Schedule, PredictionType]:
+    """The schedule and the prediction type of a pipeline's scheduler.
+
+    Args:
+        scheduler: The scheduler, diffusers' or ours.
+        flow: Whether the pipeline is a flow model.
+        shift: The shift of a flow model's time; that of the scheduler by default.
+
+    Raises:
+        InputError: The scheduler has no table of alphas.
+    """
     config = scheduler.config
-    if isinstance(getattr(scheduler, "schedule", None), Schedule):  # one of ours
+    if isinstance(getattr(scheduler, "schedule", None), Schedule):  # a scheduler of this package
         return scheduler.schedule, scheduler.prediction
     if flow:
         return RectifiedFlow(shift=shift or getattr(config, "shift", None) or 1.0), "flow"
@@ -181,10 +246,18 @@ def path_of(scheduler: Any, flow: bool, shift: float | None) -> tuple[Schedule, 
 
 
 def load_pipeline(path: str | Path, **options: Any) -> PipelineModel:
-    """`from_diffusers` over a saved pipeline: a folder in diffusers' format, or a name on the hub where it is cached.
+    """Load a saved pipeline as a model.
 
-    The options are those of `from_diffusers`. Raises `MissingExtraError` without diffusers, `CorruptFileError` for a
-    folder that holds no whole pipeline.
+    Args:
+        path: A folder in diffusers' format, or a name on the hub where it is cached.
+        **options: Those of `from_diffusers`.
+
+    Returns:
+        The model, in float32.
+
+    Raises:
+        MissingExtraError: diffusers is not installed.
+        CorruptFileError: The folder holds no complete pipeline.
     """
     try:
         with _quiet():
@@ -203,12 +276,13 @@ def load_pipeline(path: str | Path, **options: Any) -> PipelineModel:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Loading without diffusers' and transformers' bars and advice, which show off a terminal too."""
-    from diffusers.utils import logging as ours
-    from transformers.utils import logging as theirs
+    """Turn off the progress bars and the advice of diffusers and transformers, which they show even off a terminal."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
 
-    before = [(library, library.is_progress_bar_enabled(), library.get_verbosity()) for library in (ours, theirs)]
-    for library in (ours, theirs):
+    libraries = (of_diffusers, of_transformers)
+    before = [(library, library.is_progress_bar_enabled(), library.get_verbosity()) for library in libraries]
+    for library in libraries:
         library.disable_progress_bar()
         library.set_verbosity_error()
     try:

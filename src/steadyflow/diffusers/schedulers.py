@@ -2,7 +2,8 @@
 
     pipe.scheduler = SteadyScheduler.from_config(pipe.scheduler.config, solver="ees25")
 
-How they step is in `scheduling`; here are the two kinds of models they are for, and their steps' places.
+`SteadyScheduler` is for models over a table of betas, `SteadyFlowScheduler` for flow models. How they step is in
+`_scheduler_base`; this module defines their paths and the places of their steps.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from ..errors import InputError
 from ..grids import Grid
 from ..prediction import PredictionType
 from ..schedules import RectifiedFlow, Tabulated
-from ._scheduler_base import TABLES, SchedulerMixin, Steady, register_to_config
+from ._scheduler_base import TABLE_SCHEDULERS, SchedulerBase, SchedulerMixin, register_to_config
 
 __all__ = [
-    "SchedulerMixin",  # by which diffusers finds how to load what a saved pipeline names here
+    "SchedulerMixin",  # diffusers looks for it in the module that a saved pipeline names, to know how to load
     "SteadyFlowInverseScheduler",
     "SteadyFlowScheduler",
     "SteadyInverseScheduler",
@@ -31,18 +32,33 @@ __all__ = [
 ]
 
 
-class SteadyScheduler(Steady):
-    """For epsilon, v and sample models over a table of betas (Stable Diffusion, SDXL, DDPM): any registered solver.
+class SteadyScheduler(SchedulerBase):
+    """A scheduler for epsilon, v and sample models over a table of betas, such as Stable Diffusion, SDXL and DDPM.
 
-    num_train_timesteps to rescale_betas_zero_snr: as in diffusers' schedulers, from whose config they come.
-    set_alpha_to_one: end with the clean prediction, one more network call; False ends at the table's first entry,
-        as Stable Diffusion's configs ask and as runs that are to be inverted must.
-    solver, solver_options: of `steadyflow.solvers`. grid: one of `steadyflow.grids`; by default `timestep_spacing`.
-    seed: of the noise of stochastic solvers where no generator is given.
+    Args:
+        num_train_timesteps: As in diffusers' schedulers, like the following ones; they come from a pipeline's config.
+        beta_start: See `num_train_timesteps`.
+        beta_end: See `num_train_timesteps`.
+        beta_schedule: "linear", "scaled_linear" or "squaredcos_cap_v2".
+        trained_betas: The table itself, instead of the four arguments above.
+        prediction_type: "epsilon", "sample" or "v_prediction".
+        timestep_spacing: "leading", "trailing" or "linspace".
+        steps_offset: Added to the timesteps of "leading" spacing.
+        set_alpha_to_one: Whether to end with the clean estimate, which takes one more network call. If False, a run
+            ends at the table's first entry, as the configs of Stable Diffusion ask for and as inversions need.
+        rescale_betas_zero_snr: Whether the table is rescaled so that its last entry is pure noise.
+        solver: A name of `steadyflow.solvers`.
+        solver_options: The options of the solver.
+        grid: A name of `steadyflow.grids`, which replaces `timestep_spacing`.
+        seed: Of the noise of stochastic solvers, where no generator is given.
+
+    Raises:
+        InputError: A value is not accepted, or the solver has no fixed number of network calls per step.
+        NotInvertibleError: An inverse scheduler was asked for with a solver that has no inverse.
     """
 
-    needed = ("beta_start", "trained_betas")
-    _compatibles = TABLES
+    _required_fields = ("beta_start", "trained_betas")
+    _compatibles = TABLE_SCHEDULERS
 
     @register_to_config
     def __init__(
@@ -86,19 +102,19 @@ class SteadyScheduler(Steady):
             roots = table.sqrt()
             table = ((roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))) ** 2
         self.alphas_cumprod = table.float()
-        self._begin(Tabulated(tuple(table.tolist())))
+        self._initialize(Tabulated(tuple(table.tolist())))
 
     @property
     def prediction(self) -> PredictionType:
-        return self._own.prediction_type
+        return self._settings.prediction_type
 
     def _named_grid(self, steps: int) -> Grid:
-        if self._own.grid is not None:
-            return grids.make(self._own.grid, self.schedule, steps)
+        if self._settings.grid is not None:
+            return grids.make(self._settings.grid, self.schedule, steps)
         last = int(self.schedule.domain[1])
-        n, spacing = last + 1, self._own.timestep_spacing
+        n, spacing = last + 1, self._settings.timestep_spacing
         if spacing == "leading":
-            times = [k * (n // steps) + self._own.steps_offset for k in reversed(range(steps))]
+            times = [k * (n // steps) + self._settings.steps_offset for k in reversed(range(steps))]
         elif spacing == "trailing":
             times = [round(n - k * n / steps) - 1 for k in range(steps)]
         elif spacing == "linspace":
@@ -112,14 +128,22 @@ class SteadyScheduler(Steady):
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
-        device: Any = None,
+        device: torch.device | str | None = None,
         timesteps: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None,
     ) -> None:
-        """Plan a run of `num_inference_steps` solver steps, or over given falling timesteps or noise levels.
+        """Plan a run; afterwards `timesteps` has one entry per network call.
 
-        timesteps: of the table, falling; 0 is appended. sigmas: sigma/alpha, falling; those below the table's least
-        count as its clean end. `self.timesteps` then has one entry a network call.
+        Args:
+            num_inference_steps: The number of solver steps.
+            device: The device of `timesteps`.
+            timesteps: Falling timesteps of the table between which to step, instead of a number of steps; 0 is
+                appended.
+            sigmas: Falling noise levels sigma/alpha between which to step, instead of a number of steps; those below
+                the table's least count as its clean end.
+
+        Raises:
+            InputError: Not exactly one of the three is given, or the steps do not fit the table.
         """
         given = [v for v in (timesteps, sigmas) if v is not None] or [num_inference_steps]
         if len(given) != 1 or given[0] is None:
@@ -131,7 +155,7 @@ class SteadyScheduler(Steady):
             grid = _down_to(0.0 if s <= least else self.schedule.t_from_ratio(float(s)) for s in sigmas)
         else:
             assert num_inference_steps is not None
-            if num_inference_steps < 1 or num_inference_steps > self._own.num_train_timesteps:
+            if num_inference_steps < 1 or num_inference_steps > self._settings.num_train_timesteps:
                 raise InputError(f"num_inference_steps: got {num_inference_steps}, expected 1 to {len(self)}")
             grid = self._named_grid(num_inference_steps)
         self.num_inference_steps = grid.steps
@@ -139,21 +163,37 @@ class SteadyScheduler(Steady):
 
     @property
     def _ends_clean(self) -> bool:
-        return bool(self._own.set_alpha_to_one) and not self.rising
+        return bool(self._settings.set_alpha_to_one) and not self.rising
 
 
-class SteadyFlowScheduler(Steady):
-    """For flow models (SD3, FLUX), x_t = (1 - sigma) x0 + sigma eps and networks told 1000 sigma: any solver.
+class SteadyFlowScheduler(SchedulerBase):
+    """A scheduler for flow models, such as SD3 and FLUX: x_t = (1 - sigma) x0 + sigma eps, network time 1000 sigma.
 
-    shift, use_dynamic_shifting, base_shift, max_shift, base_image_seq_len, max_image_seq_len, time_shift_type: as in
-    diffusers' FlowMatchEulerDiscreteScheduler; the shift is applied once. solver, solver_options, grid, seed: as in
-    `SteadyScheduler`; a grid of ours replaces the equal steps before the shift. Methods that step in a variable take
-    "flow", which is regular at both ends. sigma_max, sigma_min: larger and smaller sigmas are moved there, for methods
-    that cannot begin at pure noise (EDICT, ALF and others say so) or end at clean data (Rex for SDEs).
+    Solvers that take coordinates use the flow coordinates by default, which are regular at both ends.
+
+    Args:
+        num_train_timesteps: As in diffusers' FlowMatchEulerDiscreteScheduler, like the following ones.
+        shift: See `num_train_timesteps`; it is applied once.
+        use_dynamic_shifting: Whether the shift follows from `mu` of `set_timesteps`.
+        base_shift: Read by pipelines to compute `mu`, like the following three.
+        max_shift: See `base_shift`.
+        base_image_seq_len: See `base_shift`.
+        max_image_seq_len: See `base_shift`.
+        time_shift_type: "exponential" or "linear", the meaning of `mu`.
+        sigma_max: Larger sigmas are moved here, for methods that cannot begin at pure noise, such as EDICT and ALF.
+        sigma_min: Smaller sigmas are moved here, for methods that cannot end at clean data, such as Rex for SDEs.
+        solver: A name of `steadyflow.solvers`.
+        solver_options: The options of the solver.
+        grid: A name of `steadyflow.grids`, which replaces the equal steps before the shift.
+        seed: Of the noise of stochastic solvers, where no generator is given.
+
+    Raises:
+        InputError: A value is not accepted, or the solver has no fixed number of network calls per step.
+        NotInvertibleError: An inverse scheduler was asked for with a solver that has no inverse.
     """
 
-    _integers = False
-    needed = ("shift", "use_dynamic_shifting")
+    _integer_timesteps = False
+    _required_fields = ("shift", "use_dynamic_shifting")
     _compatibles: ClassVar[list[str]] = ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"]
 
     @register_to_config
@@ -178,48 +218,56 @@ class SteadyFlowScheduler(Steady):
             raise InputError(f"time_shift_type: got {time_shift_type!r}, expected 'exponential' or 'linear'")
         if not 0.0 <= sigma_min < sigma_max <= 1.0:
             raise InputError(f"sigma_min, sigma_max: got {sigma_min}, {sigma_max}, expected 0 <= min < max <= 1")
-        self._begin(RectifiedFlow())
+        self._initialize(RectifiedFlow())
 
-    def _options(self) -> dict[str, Any]:
-        own = super()._options()
-        if getattr(solvers.get(self._own.solver, **own), "coordinates", None) != "noise" or "coordinates" in own:
-            return own
+    def _solver_options(self) -> dict[str, Any]:
+        options = super()._solver_options()
+        if "coordinates" in options or solvers.get(self._settings.solver, **options).coordinates != "noise":
+            return options
         try:
-            solvers.get(self._own.solver, **own, coordinates="flow")
-        except InputError:  # not defined in it
-            return own
-        return {**own, "coordinates": "flow"}
+            solvers.get(self._settings.solver, **options, coordinates="flow")
+        except InputError:  # the solver has no choice of coordinates
+            return options
+        return {**options, "coordinates": "flow"}
 
     @property
     def prediction(self) -> PredictionType:
         return "flow"
 
     def _network_time(self, t: float) -> float:
-        return t * self._own.num_train_timesteps
+        return t * self._settings.num_train_timesteps
 
     def _path_time(self, timestep: float) -> float:
-        return min(max(timestep / self._own.num_train_timesteps, 0.0), 1.0)
+        return min(max(timestep / self._settings.num_train_timesteps, 0.0), 1.0)
 
     def _named_grid(self, steps: int) -> Grid:
-        if self._own.grid is not None:
-            return grids.make(self._own.grid, self.schedule, steps)
-        low, top = self._own.sigma_min, self._own.sigma_max
+        if self._settings.grid is not None:
+            return grids.make(self._settings.grid, self.schedule, steps)
+        low, top = self._settings.sigma_min, self._settings.sigma_max
         return _down_to((max(top * (1.0 - k / steps), low) for k in range(steps + 1)), low)
 
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
-        device: Any = None,
+        device: torch.device | str | None = None,
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
         timesteps: Sequence[float] | None = None,
     ) -> None:
-        """Plan a run of `num_inference_steps` solver steps, or over given falling sigmas or timesteps (1000 sigma).
+        """Plan a run; afterwards `timesteps` has one entry per network call.
 
-        sigmas are shifted like our own, timesteps are taken as they are; a last 0 is appended. mu: of dynamic shifting.
+        Args:
+            num_inference_steps: The number of solver steps.
+            device: The device of `timesteps`.
+            sigmas: Falling sigmas between which to step, before the shift, instead of a number of steps; 0 is appended.
+            mu: The strength of a dynamic shift.
+            timesteps: Falling timesteps, 1000 sigma, between which to step as they are; 0 is appended.
+
+        Raises:
+            InputError: None of the three is given, or `mu` is missing where the config asks for a dynamic shift.
         """
         if timesteps is not None:
-            grid = _down_to((self._path_time(float(t)) for t in timesteps), self._own.sigma_min)
+            grid = _down_to((self._path_time(float(t)) for t in timesteps), self._settings.sigma_min)
         else:
             if sigmas is not None:
                 plain = _down_to(float(s) for s in sigmas)
@@ -227,15 +275,16 @@ class SteadyFlowScheduler(Steady):
                 plain = self._named_grid(num_inference_steps)
             else:
                 raise InputError("set_timesteps: give num_inference_steps >= 1, sigmas or timesteps")
-            low, high = self._own.sigma_min, self._own.sigma_max
+            low, high = self._settings.sigma_min, self._settings.sigma_max
             grid = _down_to((min(max(self._shifted(s, mu), low), high) for s in plain), low)
         self.num_inference_steps = grid.steps
         self._plan_over(grid, device)
 
     def _shifted(self, s: float, mu: float | None) -> float:
+        """A sigma after the shift."""
         if s in (0.0, 1.0):
             return s
-        config = self._own
+        config = self._settings
         if not config.use_dynamic_shifting:
             return config.shift * s / (1.0 + (config.shift - 1.0) * s)
         if mu is None:
@@ -244,24 +293,36 @@ class SteadyFlowScheduler(Steady):
         return factor / (factor + (1.0 / s - 1.0))
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
-        """(1 - sigma) x0 + sigma noise at a network time, as image-to-image pipelines of flow models ask for it."""
+        """Add noise to samples: `add_noise` by the name that image-to-image pipelines of flow models call.
+
+        Args:
+            sample: The samples x0, shape (B, ...).
+            timestep: The network's times, one per sample or one for all.
+            noise: Unit Gaussian noise, shape (B, ...).
+
+        Returns:
+            The noisy samples, shape (B, ...).
+        """
         return self.add_noise(sample, noise, timestep)
 
 
 class SteadyInverseScheduler(SteadyScheduler):
-    """`SteadyScheduler` from data to noise: run a pipeline with it on encoded latents to find those that make them."""
+    """`SteadyScheduler` from data to noise.
+
+    A pipeline that is run with it on encoded latents returns the latents from which `SteadyScheduler` generates them.
+    """
 
     rising = True
 
 
 class SteadyFlowInverseScheduler(SteadyFlowScheduler):
-    """`SteadyFlowScheduler` from data to noise."""
+    """`SteadyFlowScheduler` from data to noise; see `SteadyInverseScheduler`."""
 
     rising = True
 
 
 def _down_to(times: Iterable[float], end: float = 0.0) -> Grid:
-    """The falling grid through the times, repeated ones once, and to the end."""
+    """The falling grid through the times, without repeated ones, down to `end`."""
     kept: list[float] = []
     for t in times:
         if not kept or t != kept[-1]:

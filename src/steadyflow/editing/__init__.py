@@ -6,8 +6,8 @@ A method is a frozen dataclass with a name, registered where it is defined; `get
 from .base import Edit, EditMethod, EditRequest, get, names, register
 from .by_inversion import ByInversion, Direct
 from .controlled import FlowEdit, RFInversion
-from .edit import edit
 from .noise_maps import ByNoiseMaps, NoiseMaps, noise_maps
+from .verb import edit
 
 __all__ = [
     "ByInversion",

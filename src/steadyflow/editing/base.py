@@ -16,7 +16,7 @@ from ..denoisers.smoothing import Smoothing
 from ..errors import MALFORMED, InputError, UnknownNameError
 from ..metrics.images import rmse
 from ..tasks._options import Resolved
-from ..tasks.invert import Inversion
+from ..tasks.inversion import Inversion
 
 SmoothedWays = Literal["both", "inversion", "generation"]
 
@@ -56,6 +56,8 @@ class EditMethod(ABC):
     name: ClassVar[str]
     defaults: ClassVar[Mapping[str, Any]] = {}
     """The options of `edit` for which the method was published with other defaults than the verb's."""
+    draws_noise: ClassVar[bool] = False
+    """Whether the method draws noise itself, addressed by `seed` and `index`, also with a deterministic solver."""
     refuses: ClassVar[Mapping[str, str]] = {}
     """What the method cannot honour, of the options of `edit`, its mask, its smoothing and its inversion: why."""
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from ..corrections.anchor import Anchor
 from ..errors import InputError
-from ..tasks.invert import Inversion, run_inversion
+from ..tasks.inversion import Inversion, run_inversion
 from .base import Edit, EditMethod, EditRequest, finished, register
 
 

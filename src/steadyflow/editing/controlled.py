@@ -78,6 +78,8 @@ def _clock(schedule: Schedule, grid: Grid) -> Grid:
 
 def _solver(request: EditRequest) -> Solver[Any]:
     """The solver, in flow coordinates: the field is no model of data, and is only defined there."""
+    if request.options.auto is not None:
+        raise InputError("solver: a choice by trial is for methods that invert; name a Runge-Kutta method")
     solver = request.options.method
     if solver.coordinates != "flow" or solver.properties.stochastic or not solver.invertible:
         raise InputError(
@@ -100,6 +102,7 @@ class FlowEdit(EditMethod):
 
     average: int = 1
     name: ClassVar[str] = "flow-edit"
+    draws_noise: ClassVar[bool] = True
     defaults: ClassVar[Mapping[str, Any]] = {"solver": "euler", "strength": 0.66, "grid": "uniform"}
     refuses: ClassVar[Mapping[str, str]] = {**_NO_INVERSION, "noise": "it draws its own for every evaluation"}
 
@@ -123,10 +126,9 @@ class FlowEdit(EditMethod):
             return change / self.average
 
         field = _Field(velocity, self.average * (source.cost + target.cost))
-        grid = _clock(schedule, options.falling(source))
-        scale = FLOW.scale(schedule.at(options.falling(source).times[-1]))
-        found = run_batched(field, grid, solver, options, x=x / scale if scale != 1.0 else x)
-        found = replace(found, state=found.state * scale, grid=options.falling(source), seed=options.seed)
+        grid = options.falling(source)
+        found = run_batched(field, _clock(schedule, grid), solver, options, x=x)
+        found = replace(found, grid=grid, seed=options.seed)
         return finished(request, self, found, nfe=found.nfe)
 
 
@@ -145,12 +147,17 @@ class RFInversion(EditMethod):
     eta: float = 0.9
     window: tuple[float, float] = (0.0, 0.4)
     name: ClassVar[str] = "rf-inversion"
+    draws_noise: ClassVar[bool] = True
     defaults: ClassVar[Mapping[str, Any]] = {"solver": "euler", "grid": "uniform"}
     refuses: ClassVar[Mapping[str, str]] = {**_NO_INVERSION, "noise": "its one noise is what it is drawn to on the way up"}
 
     def __post_init__(self):
         if not (0.0 <= self.gamma <= 1.0 and 0.0 <= self.eta <= 1.0):
             raise InputError(f"rf-inversion: gamma and eta lie in [0, 1], got {self.gamma} and {self.eta}")
+        window = tuple(self.window) if isinstance(self.window, tuple | list) else ()
+        if len(window) != 2 or not 0.0 <= window[0] <= window[1] <= 1.0:
+            raise InputError(f"rf-inversion: got window {self.window!r}, expected two rising shares in [0, 1]")
+        object.__setattr__(self, "window", window)
 
     def edit(self, request: EditRequest) -> Edit:
         options, source, target = request.options, request.source, request.target

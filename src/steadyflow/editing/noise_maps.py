@@ -27,7 +27,7 @@ from ..errors import InputError, NotInvertibleError
 from ..noise import NoiseSource
 from ..prediction import Prediction
 from ..tasks._options import Options, Resolved
-from ..tasks.invert import Inversion
+from ..tasks.inversion import Inversion
 from .base import Edit, EditMethod, EditRequest, finished, register
 
 _DEFAULTS: dict[str, Any] = {"solver": "ddpm", "strength": 0.64, "grid": "uniform"}
@@ -173,6 +173,7 @@ class ByNoiseMaps(EditMethod):
     """Find the noise maps of the source, and replay them under the target's condition."""
 
     name: ClassVar[str] = "noise-maps"
+    draws_noise: ClassVar[bool] = True
     defaults: ClassVar[Mapping[str, Any]] = _DEFAULTS
     refuses: ClassVar[Mapping[str, str]] = {
         "inversion": "decode noise maps that were made before yourself",

@@ -1,8 +1,8 @@
 """Jacobians of steps and runs: products, divergence, singular values. What corrections and diagnoses are made of."""
 
-from .divergence import DivergenceMethod, divergence
+from .divergences import DivergenceMethod, divergence
 from .maps import DENSE_LIMIT, FlowMap, StepMap, Tangent
-from .singular_values import Spectrum, largest_singular_value, singular_values
+from .spectra import Spectrum, largest_singular_value, singular_values
 
 __all__ = [
     "DENSE_LIMIT",

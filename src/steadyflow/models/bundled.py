@@ -29,7 +29,7 @@ def names() -> list[str]:
 
 
 def pipeline_folder(name: str = "ink") -> Path:
-    """The folder of a bundled text-to-image pipeline, for `steadyflow.diffusers.pipeline_model.load_pipeline` or diffusers.
+    """The folder of a bundled text-to-image pipeline, for diffusers or `pipeline_model.load_pipeline`.
 
     Raises `UnknownNameError` for a name.
     """

@@ -2,29 +2,37 @@
 
 from steadyflow import runs
 
-job = runs.Inverting("ink", n=10_000, solver=runs.spec_of("ees25"), steps=16, input="photographs", resize=True)
+job = runs.Inverting("ink", n=10_000, solver="ees25", nfe=48, input="photographs", resize=True)
 run = runs.run_job(job, "inverted", engine=runs.Ray())
 for part in run.parts():
     ...
+
+A job is one verb of the library, with the same words: `Sampling`, `Inverting`, `Reconstructing`, `Editing`,
+`Diagnosing`. Without a folder, `run_job` keeps the results in memory.
 """
 
 from .engines import Engine, InProcess, Ray, engine
 from .folder import RunFolder, Shard
-from .jobs import Diagnosing, Inverting, Job, Part, Sampling, spec_of
-from .run import run_job
+from .jobs import Diagnosing, Editing, Inverting, Job, Part, Reconstructing, Sampling, spec_of
+from .run import Run, RunInMemory, export, run_job
 
 __all__ = [
     "Diagnosing",
+    "Editing",
     "Engine",
     "InProcess",
     "Inverting",
     "Job",
     "Part",
     "Ray",
+    "Reconstructing",
+    "Run",
     "RunFolder",
+    "RunInMemory",
     "Sampling",
     "Shard",
     "engine",
+    "export",
     "run_job",
     "spec_of",
 ]

@@ -93,13 +93,17 @@ _CONNECTION = _Connection()
 class Ray(Engine):
     """On a Ray cluster, or on all cores of this machine.
 
-    address: of a running cluster ("auto" finds the one that this machine belongs to); by default one is started here
-        for the first work, and stopped with this object. A process has one connection: one that the caller has made is
-        used as it is. workers: at most so many at a time; by default as many as there are cores or GPUs free. gpus: of
-        a worker; one where the job is on a GPU, unless said.
+    A process has one connection: one that the caller has made is used as it is.
 
-    Raises `MissingExtraError` without ray, `InputError` for an address where there is no cluster, and for another one
-    while this process is at work.
+    Args:
+        address: Of a running cluster ("auto" finds the one that this machine belongs to); by default one is started
+            here for the first work, and stopped with this object.
+        workers: At most so many at a time; by default as many as there are cores or GPUs free.
+        gpus: Of a worker; one where the job is on a GPU, unless said.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        InputError: There is no cluster at the address, or this process is at work on another one.
     """
 
     def __init__(self, address: str | None = None, *, workers: int | None = None, gpus: float | None = None):
@@ -183,7 +187,16 @@ ENGINES = ("local", "ray")
 
 
 def engine(name: str, address: str | None = None, workers: int | None = None) -> Engine:
-    """An engine by name: "local" or "ray". Raises `InputError` for another, or for an address without Ray."""
+    """An engine by name.
+
+    Args:
+        name: "local" or "ray".
+        address: Of a Ray cluster.
+        workers: At most so many, on Ray.
+
+    Raises:
+        InputError: There is no such engine, or something is given that only Ray takes.
+    """
     if name not in ENGINES:
         raise InputError(f"engine: got {name!r}, expected one of {', '.join(ENGINES)}")
     if name == "ray":
@@ -228,7 +241,7 @@ def _item(function: Callable[[Any], Any], item: tuple[int, Any]) -> Any:
 
 def _range_of_job(shared: tuple[str, str], limits: tuple[int, int]) -> tuple[Part, float, str]:
     done = _done(_prepared(*shared), *limits)
-    return done.part, done.seconds, done.worker
+    return done.part._replace(kept=None), done.seconds, done.worker
 
 
 @lru_cache(maxsize=1)

@@ -1,7 +1,7 @@
 """A run as a folder: what was asked for, and what is done of it. Nothing in it is ever half-written.
 
     manifest.json     the job, the versions, and fingerprints of model and data: all that decides the numbers
-    index.sqlite      a row a shard: its samples, its digest, and how long it took where
+    index.sqlite      a row per shard: its samples, its digest, and how long it took where
     shards/           safetensors files, each with its samples and digest in its header
     lock.sqlite       held while a process works on the run, and let go by the system when it dies
 
@@ -79,8 +79,15 @@ class RunFolder:
     def held(cls, path: str | Path, job: Job, fingerprints: dict[str, str]) -> Iterator[tuple[RunFolder, Writer]]:
         """A new run in an empty or missing folder, or the run of the same job that is there; and what adds to it.
 
-        Raises `InputError` for a folder that holds other things or another run, with what differs, and where another
-        process works on the run.
+        Args:
+            path: The folder.
+            job: The work.
+            fingerprints: What stands for the model and the data.
+
+        Raises:
+            InputError: The folder holds other things or another run, with what differs, or another process works on
+                the run.
+            StorageError: The folder cannot be made.
         """
         path = Path(path)
         if path.exists() and (not path.is_dir() or not (_OURS & {p.name for p in path.iterdir()} or _is_empty(path))):
@@ -117,7 +124,15 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
-        """The run in a folder. Raises `FileNotFoundError` or `CorruptFileError` where there is none."""
+        """The run in a folder.
+
+        Args:
+            path: The folder.
+
+        Raises:
+            FileNotFoundError: There is none.
+            CorruptFileError: Its manifest is not one of a run.
+        """
         path = Path(path)
         file = path / "manifest.json"
         if not file.is_file():
@@ -135,7 +150,8 @@ class RunFolder:
     def shards(self) -> list[Shard]:
         """The finished shards, in order.
 
-        Raises `CorruptFileError` for an index that is damaged or contradicts itself.
+        Raises:
+            CorruptFileError: The index is damaged or contradicts itself.
         """
         if not (self.path / "index.sqlite").is_file():
             return []
@@ -145,7 +161,9 @@ class RunFolder:
     def parts(self) -> Iterator[Part]:
         """The results, shard by shard in order, each checked against its digest.
 
-        Raises `InputError` for a run that is not finished, `CorruptFileError` for a damaged or missing shard.
+        Raises:
+            InputError: The run is not finished.
+            CorruptFileError: A shard is damaged or missing.
         """
         shards = self.shards()
         if sum(shard.stop - shard.start for shard in shards) != self.job.n:
@@ -155,7 +173,14 @@ class RunFolder:
             yield self.read(shard)
 
     def read(self, shard: Shard) -> Part:
-        """The results of a shard. Raises `CorruptFileError` unless they are what was written."""
+        """The results of a shard.
+
+        Args:
+            shard: One of `shards`.
+
+        Raises:
+            CorruptFileError: They are not what was written.
+        """
         path = self.path / "shards" / shard.file
         try:
             part, about = load_shard(path)
@@ -253,7 +278,18 @@ class Writer:
             return None
 
     def add(self, start: int, stop: int, part: Part, seconds: float, worker: str) -> Shard:
-        """Write a shard and enter it. Raises `StorageError` where that fails; then it is not there at all."""
+        """Write a shard and enter it.
+
+        Args:
+            start: Its first sample.
+            stop: The one after its last.
+            part: The results.
+            seconds: How long they took.
+            worker: The kind of processor that computed them.
+
+        Raises:
+            StorageError: That fails; then it is not there at all.
+        """
         shard = Shard(start, stop, digest(part), seconds, worker)
         path = self._folder.path / "shards" / shard.file
         about = {"digest": shard.digest, "seconds": seconds, "worker": worker}
@@ -269,7 +305,11 @@ class Writer:
 def load_shard(path: Path) -> tuple[Part, dict[str, Any]]:
     """The part in a shard's file, and what its header says of it: digest, seconds, worker.
 
-    Raises `CorruptFileError` unless the part is what was written.
+    Args:
+        path: The file.
+
+    Raises:
+        CorruptFileError: The part is not what was written.
     """
     tensors, metadata = files.read(path, None)
     kind, text = metadata.pop("kind"), metadata.pop("shard", "")

@@ -1,285 +1,285 @@
-"""What a run computes, as plain data: any process that is told a job can do any part of it.
-
-A job is about samples 0 to n - 1. They are computed in *blocks* of `block` samples, the last perhaps shorter, and a
-block is always computed alone: its numbers do not depend on how blocks are dealt out to shards and workers.
-"""
+"""The jobs, one per verb: `Sampling`, `Inverting`, `Reconstructing`, `Editing`, `Diagnosing`."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .. import grids, solvers
+from .._integrate import Solution
 from .._internal import files
-from ..datasets.sources import Source, open_source
-from ..denoisers.base import Denoiser
-from ..diagnostics import diagnose
-from ..errors import CorruptFileError, InputError, UnknownNameError
-from ..loading import apply_condition, fingerprint, load_model
+from ..datasets.sources import open_source
+from ..diagnostics import Diagnosis, diagnose
+from ..errors import MALFORMED, CorruptFileError, InputError, UnknownNameError
+from ..grids import Grid
 from ..solvers import registry
-from ..tasks import Inversion, invert, sample
+from ..solvers.base import Solver
+from ..tasks import Inversion, Reconstruction, choose_solver, invert, reconstruct, sample
+from .edits import Editing
+from .job import Addressed, Block, Conditioned, Job, Part, Prepared
+from .parts import facts_of, made, moments
+
+__all__ = [
+    "JOBS",
+    "Diagnosing",
+    "Editing",
+    "Inverting",
+    "Job",
+    "Part",
+    "Prepared",
+    "Reconstructing",
+    "Sampling",
+    "digest",
+    "from_spec",
+    "spec_of",
+]
+
+Parts = Callable[[], Iterator[Part]]
 
 
-class Part(NamedTuple):
-    """The results of some samples, as they are written to a shard."""
-
-    kind: str
-    """Of the file (see `files`)."""
-    tensors: dict[str, Tensor]
-    """One row a sample, but for conditions that all samples share."""
-    metadata: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Job(ABC):
-    """The work of a run.
-
-    model: a name, as `models.named` takes it. solver: a solver's `spec()`. block: samples that are computed together.
-    device: where, such as "cpu" or "cuda". threads: of torch, for work on the CPU; more may round otherwise.
-
-    Raises `InputError` for n or block below 1, and the errors of what it names.
-    """
-
-    model: str
-    n: int
-    solver: dict[str, Any]
-    steps: int = 50
-    grid: str = "quadratic"
-    block: int = 64
-    label: int | None = None
-    prompt: str | None = None
-    guidance: float = 1.0
-    seed: int = 0
-    device: str = "cpu"
-    threads: int = 1
-    task: ClassVar[str]
-
-    def __post_init__(self):
-        for name in ("n", "block", "threads"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"{name}: got {value!r}, expected a whole number of at least 1")
-        registry.from_spec(self.solver)
-
-    def spec(self) -> dict[str, Any]:
-        """All of it, JSON-able; see `from_spec`."""
-        return {"task": self.task, **dataclasses.asdict(self)}
-
-    def prepare(self, model: Any = None) -> Prepared:
-        """Load what the work needs, once a process. model: the job's, where it has been loaded already.
-
-        Raises `InputError` where the model, its condition, the grid and the data do not fit.
-        """
-        torch.set_num_threads(self.threads)
-        model = load_model(self.model, self.device) if model is None else model
-        grids.make(self.grid, model.schedule, self.steps)
-        source = self.source(model)
-        if source is not None and len(source) < self.n:
-            raise InputError(f"n: got {self.n}, but the input holds {len(source)} samples")
-        return Prepared(self, model, source)
-
-    def source(self, model: Any) -> Source | None:
-        """The samples to start from, if there are any."""
-        return None
-
-    @abstractmethod
-    def block_of(self, model: Denoiser, x: Any, start: int, stop: int) -> Part:
-        """The results of a block; x: its samples, (stop - start, ...), if there are any."""
-
-    def joined(self, parts: Sequence[Part]) -> Part:
-        """The results of successive blocks as one."""
-        tensors = {name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors}
-        return Part(parts[0].kind, tensors, parts[0].metadata)
-
-    @abstractmethod
-    def figures(self, parts: Callable[[], Any]) -> dict[str, Any]:
-        """Figures of the whole run; parts: called, goes through its parts in order."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A job with its model and data in memory."""
-
-    job: Job
-    model: Any
-    data: Source | None
-
-    def work(self, start: int, stop: int) -> Part:
-        """The results of the samples [start, stop), which begin and end with a block."""
-        job, parts = self.job, []
-        for begin in range(start, stop, job.block):
-            end = min(begin + job.block, stop)
-            x, given = (None, job.label) if self.data is None else self.data.rows(begin, end)
-            model = apply_condition(self.model, given, job.guidance, job.prompt)
-            x = None if x is None else x.to(job.device)
-            parts.append(job.block_of(model, x, begin, end))
-        return job.joined(parts)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """What stands for the model's numbers."""
-        return fingerprint(self.model)
-
-    def fingerprints(self) -> dict[str, str]:
-        """What stands for the model's numbers and for the data."""
-        return {"model": self.fingerprint, "input": "" if self.data is None else self.data.fingerprint()}
-
-
-@dataclass(frozen=True)
-class Sampling(Job):
-    """Draw samples; sample i depends on the seed and i alone."""
-
-    noise: str = "brownian"
-    task: ClassVar[str] = "sample"
-
-    def block_of(self, model, x, start, stop):
-        drawn = sample(
-            model,
-            n=stop - start,
-            index=start,
-            solver=registry.from_spec(self.solver),
-            steps=self.steps,
-            grid=self.grid,
-            seed=self.seed,
-            noise=self.noise,
-            device=self.device,
-            progress=False,
-        )
-        return Part("samples", {"x": drawn.x.cpu()}, {"nfe": str(drawn.nfe)})
-
-    def figures(self, parts):
-        return {"nfe": int(next(iter(parts())).metadata["nfe"]), **_moments(part.tensors["x"] for part in parts())}
-
-
-@dataclass(frozen=True)
-class OnData(Job):
+@dataclass(frozen=True, kw_only=True)
+class OnData(Conditioned):
     """Work on samples that are there, by a solver that can invert.
 
-    input: a file or a folder (see `sources.opened`), by default held-out data of the model. resize: pictures. double:
-    work in float64, as some exactly reversible solvers must.
+    Args:
+        input: A file or a folder (see `sources.open_source`), by default held-out data of the model.
+        resize: Scale pictures to the model's size.
 
-    Raises `NotInvertibleError` for a solver without inverse.
+    Raises:
+        NotInvertibleError: The solver has no inverse.
     """
 
     input: str | None = None
     resize: bool = False
-    double: bool = False
 
     def __post_init__(self):
         super().__post_init__()
-        registry.from_spec(self.solver).check_invertible()
+        resolved = self.resolved()
+        if resolved.auto is None:
+            resolved.method.check_invertible()
 
-    def source(self, model):
+    def data_of(self, model):
         return open_source(model, self.input, self.n, self.resize, self.label)
 
 
 @dataclass(frozen=True)
-class Inverting(OnData):
-    """Find the latents of samples; a shard is a saved inversion, which `steadyflow.Inversion.load` reads.
+class Sampling(Addressed, Conditioned):
+    """Draw samples; sample i depends on the seed and i alone.
 
-    strength, noise: as in `invert`.
+    Args:
+        guidance: The scale of classifier-free guidance.
     """
 
-    strength: float = 1.0
-    noise: str = "brownian"
+    guidance: float | None = None
+    task: ClassVar[str] = "sample"
+
+    @property
+    def draws(self):
+        return True
+
+    def call(self, block: Block) -> Solution:
+        how = {**self.options(block.start), "device": self.device, "dtype": self.dtype, "progress": block.progress}
+        return sample(block.model, n=block.stop - block.start, **self.words("guidance"), **how)
+
+    def part(self, found: Solution) -> Part:
+        return Part("samples", {"x": found.x.cpu()}, made(found))
+
+    def figures(self, parts: Parts) -> dict[str, Any]:
+        facts = facts_of(next(parts()))
+        return {**facts, **moments(part.tensors["x"] for part in parts())}
+
+
+@dataclass(frozen=True)
+class Inverting(Addressed, OnData):
+    """Find the latents of samples; a shard is a saved inversion, which `steadyflow.Inversion.load` reads.
+
+    Args:
+        source_guidance: The scale of classifier-free guidance on the way up.
+    """
+
+    source_guidance: float | None = None
     task: ClassVar[str] = "invert"
 
-    def block_of(self, model, x, start, stop):
-        inversion = invert(
-            model,
-            x.double() if self.double else x,
-            index=start,
-            solver=registry.from_spec(self.solver),
-            steps=self.steps,
-            grid=self.grid,
-            strength=self.strength,
-            seed=self.seed,
-            noise=self.noise,
-            progress=False,
-        )
-        return Part("inversion", *inversion.packed())
+    def call(self, block: Block) -> Inversion:
+        assert block.x is not None
+        how = {**self.options(block.start), "progress": block.progress}
+        return invert(block.model, block.x, **self.words("source_guidance"), **how)
 
-    def joined(self, parts):
-        inversions = [Inversion.unpacked(part.tensors, part.metadata) for part in parts]
-        return Part("inversion", *Inversion.join(inversions).packed())
+    def part(self, found: Inversion) -> Part:
+        return Part("inversion", *found.packed())
 
-    def figures(self, parts):
-        first = next(iter(parts()))
-        nfe = Inversion.unpacked(first.tensors, first.metadata).nfe
-        latents = (Inversion.unpacked(part.tensors, part.metadata).latent for part in parts())
-        return {"nfe": nfe, **{f"latent {name}": value for name, value in _moments(latents).items()}}
+    def joined(self, parts: Sequence[Part]) -> Part:
+        if len(parts) == 1:
+            return parts[0]
+        whole = Inversion.concatenate([Inversion.unpacked(part.tensors, part.metadata) for part in parts])
+        return self.part(whole)
+
+    def samples(self, part: Part) -> Tensor:
+        return Inversion.unpacked(part.tensors, part.metadata).latent
+
+    def figures(self, parts: Parts) -> dict[str, Any]:
+        first = next(parts())
+        found = Inversion.unpacked(first.tensors, first.metadata)
+        latents = moments(self.samples(part) for part in parts())
+        return {
+            "solver": found.solver.name,
+            "steps": found.steps,
+            "nfe": found.nfe,
+            **{f"latent {name}": value for name, value in latents.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Reconstructing(Addressed, OnData):
+    """Invert samples and generate them again; what came back, and its error.
+
+    Args:
+        guidance: The scale of classifier-free guidance on the way back.
+        source_guidance: That of the way up.
+    """
+
+    guidance: float | None = None
+    source_guidance: float | None = None
+    task: ClassVar[str] = "reconstruct"
+
+    def call(self, block: Block) -> Reconstruction:
+        assert block.x is not None
+        how = {**self.options(block.start), "progress": block.progress}
+        return reconstruct(block.model, block.x, **self.words("guidance", "source_guidance"), **how)
+
+    def part(self, found: Reconstruction) -> Part:
+        inversion = found.inversion
+        latent = inversion.latent.double().flatten(1).cpu()
+        tensors = {"x": found.x.cpu(), "error": found.error.cpu()}
+        tensors |= {"latent.sum": latent.sum(1), "latent.squares": latent.square().sum(1)}
+        metadata = made(found, nfe=inversion.nfe)
+        return Part("reconstructions", tensors, metadata, dataclasses.replace(inversion, trajectory=None))
+
+    def figures(self, parts: Parts) -> dict[str, Any]:
+        first = next(parts())
+        facts = facts_of(first)
+        errors, sums, squares = (_column(parts, name) for name in ("error", "latent.sum", "latent.squares"))
+        count = self.n * first.tensors["x"][0].numel()
+        mean = math.fsum(sums) / count
+        return {
+            "solver": facts["solver"],
+            "steps each way": facts["steps"],
+            "nfe each way": facts["nfe"],
+            "error median": float(np.quantile(errors, 0.5)),
+            "error p95": float(np.quantile(errors, 0.95)),
+            "error max": float(errors.max()),
+            "latent std": max(math.fsum(squares) / count - mean**2, 0.0) ** 0.5,
+            "max |x|": max(part.tensors["x"].abs().max().item() for part in parts()),
+        }
 
 
 @dataclass(frozen=True)
 class Diagnosing(OnData):
-    """Take the error of round trips apart, block by block; a cause and a recommendation a block.
+    """Take the error of round trips apart, block by block; a cause and a recommendation per block.
 
-    back: guidance of the way back, if it differs.
+    Args:
+        guidance: The scale of classifier-free guidance on the way back.
+        source_guidance: That of the way up.
+        tolerance: Of the reference solves, as in `diagnose`.
+        verify: Carry every recommendation out.
     """
 
-    back: float | None = None
+    guidance: float | None = None
+    source_guidance: float | None = None
+    tolerance: float | None = None
+    verify: bool = False
     task: ClassVar[str] = "diagnose"
 
-    def block_of(self, model, x, start, stop):
-        found = diagnose(
-            model,
-            x.double() if self.double else x.float(),
-            solver=registry.from_spec(self.solver),
-            steps=self.steps,
-            grid=self.grid,
-            guidance=self.back,
-        )
-        columns = {"measured": found.measured, "total": found.total, "linear": found.linear}
+    def call(self, block: Block) -> Diagnosis:
+        assert block.x is not None
+        words = self.words("guidance", "source_guidance", "tolerance")
+        how = {**self.options(), "verify": self.verify, "progress": block.progress}
+        return diagnose(block.model, block.x, **words, **how)
+
+    def settled(self, first: Block) -> Job:
+        assert first.x is not None
+        up = first.model if self.source_guidance is None else first.model.with_guidance(self.source_guidance)
+        back = None if self.guidance is None else up.with_guidance(self.guidance)
+        options = {name: value for name, value in self.options().items() if name != "solver"}
+        if "steps" in options:
+            raise InputError("steps: solver 'auto' compares solvers at equal evaluations; give nfe instead")
+        choice = choose_solver(up, first.x, target=back, **options)
+        changes: dict[str, Any] = {"solver": choice.solver.spec(), "reason": choice.reason}
+        if not isinstance(choice.grid, Grid):
+            changes |= {"grid": choice.grid, "steps": choice.steps, "nfe": None}
+        return dataclasses.replace(self, **changes)
+
+    def part(self, found: Diagnosis) -> Part:
+        columns = {"measured": found.measured, "total": found.budget.total, "linear": found.linear}
         columns |= {f"terms.{name}": term for name, term in found.terms.items()}
         columns |= {"coefficient": found.budget.coefficient, "remainder": found.budget.remainder}
-        advice = {"cause": found.cause, "call": found.recommendation.call}
+        if found.verified is not None:
+            columns["verified"] = found.verified.error
         tensors = {name: value.detach().cpu().contiguous() for name, value in columns.items()}
-        return Part("diagnosis", tensors, {"advice": json.dumps([advice])})
+        advice = {"cause": found.cause, "call": found.recommendation.call}
+        facts = {"solver": found.setting.solver.name, "steps": found.setting.steps}
+        return Part("diagnosis", tensors, {"made": json.dumps(facts), "advice": json.dumps([advice])}, found)
 
-    def joined(self, parts):
+    def joined(self, parts: Sequence[Part]) -> Part:
         advice = [entry for part in parts for entry in json.loads(part.metadata["advice"])]
-        return super().joined(parts)._replace(metadata={"advice": json.dumps(advice)})
+        whole = super().joined(parts)
+        return whole._replace(metadata={**whole.metadata, "advice": json.dumps(advice)})
 
-    def figures(self, parts):
+    def samples(self, part: Part) -> Tensor:
+        raise InputError("export: a run of 'diagnose' has no samples; see `steadyflow runs show`")
+
+    def figures(self, parts: Parts) -> dict[str, Any]:
         whole = self.joined(list(parts()))
-        causes: dict[str, int] = {}
-        for entry in json.loads(whole.metadata["advice"]):
-            causes[entry["cause"]] = causes.get(entry["cause"], 0) + 1
+        advice = json.loads(whole.metadata["advice"])
         terms = {name: v.mean().item() for name, v in whole.tensors.items() if name.startswith("terms.")}
-        return {
+        figures = {
+            **facts_of(whole),
             "error median": whole.tensors["measured"].median().item(),
             "error max": whole.tensors["measured"].max().item(),
             "budget mean": whole.tensors["total"].mean().item(),
             **{name.replace("terms.", "  "): value for name, value in terms.items()},
-            "causes, by blocks": ", ".join(f"{name} {count}" for name, count in sorted(causes.items())),
+            "causes, by blocks": _counted(entry["cause"] for entry in advice),
+            "recommended, by blocks": _counted(entry["call"] for entry in advice),
         }
+        if "verified" in whole.tensors:
+            figures["verified error median"] = whole.tensors["verified"].median().item()
+        return figures
 
 
-JOBS: dict[str, type[Job]] = {job.task: job for job in (Sampling, Inverting, Diagnosing)}
+JOBS: dict[str, type[Job]] = {job.task: job for job in (Sampling, Inverting, Reconstructing, Editing, Diagnosing)}
 
 
 def from_spec(spec: dict[str, Any]) -> Job:
-    """The job that `Job.spec` described. Raises `CorruptFileError` where it does not describe one."""
+    """The job that `Job.spec` described.
+
+    Args:
+        spec: The description, also as JSON gives it back.
+
+    Raises:
+        UnknownNameError: There is no such task.
+        InputError: A value is not accepted.
+        CorruptFileError: It does not describe a job.
+    """
     options = dict(spec)
     task = options.pop("task", None)
     if task not in JOBS:
         raise UnknownNameError("task", task, JOBS)
     try:
         return JOBS[task](**options)
-    except TypeError as error:
+    except InputError:
+        raise
+    except MALFORMED as error:
         raise CorruptFileError(f"job: {error}") from error
 
 
-def spec_of(solver: str | solvers.Solver) -> dict[str, Any]:
+def spec_of(solver: str | Solver[Any]) -> dict[str, Any]:
     """What a job keeps of a solver given by name or as an object."""
     return registry.get(solver).spec()
 
@@ -289,15 +289,14 @@ def digest(part: Part) -> str:
     return files.digest((part.kind, sorted(part.metadata.items())), part.tensors)
 
 
-def _moments(batches: Any) -> dict[str, float]:
-    """Mean, standard deviation and largest |x| over batches that need not be in memory together."""
-    count, largest = 0, 0.0
-    sums: list[float] = []
-    squares: list[float] = []
-    for x in batches:
-        values = x.double().flatten(1)
-        count, largest = count + x.numel(), max(largest, values.abs().max().item())
-        sums += values.sum(1).tolist()  # a sample each, so that their exact sum is the same however they are cut up
-        squares += values.square().sum(1).tolist()
-    mean = math.fsum(sums) / count
-    return {"mean": mean, "std": max(math.fsum(squares) / count - mean**2, 0.0) ** 0.5, "max |x|": largest}
+def _column(parts: Parts, name: str) -> np.ndarray:
+    """One number per sample, of all parts."""
+    return torch.cat([part.tensors[name] for part in parts()]).double().numpy()
+
+
+def _counted(words: Iterable[str]) -> str:
+    """Each word once, with how often it occurred."""
+    counts: dict[str, int] = {}
+    for word in words:
+        counts[word] = counts.get(word, 0) + 1
+    return ", ".join(f"{word} {count}" for word, count in sorted(counts.items()))

@@ -25,7 +25,7 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -98,7 +98,7 @@ class Schedule(ABC):
         for _ in range(80):
             middle = 0.5 * (low + high)
             low, high = (middle, high) if self.log_snr(middle) > log_snr else (low, middle)
-        return 0.5 * (low + high)
+        return cast(Any, 0.5 * (low + high))
 
     @abstractmethod
     def _alpha(self, log_snr: Scalar) -> Scalar: ...

@@ -64,12 +64,17 @@ class Step:
     index: int
     """0 for the step at the noisy end, count - 1 for the one at the clean end, whatever the direction."""
     count: int
-    """The number of steps of the whole grid."""
+    """The number of the method's own steps over the whole grid; the reading of clean data is none of them."""
     noise: NoiseSource | None = None
     defined_at_zero_noise: bool = False
     """Whether the model can be asked at sigma = 0; else a last step that would ask there is DDIM's."""
     reads_clean: bool = False
     """Whether this is no step of the method but the last evaluation of a run, read as the clean estimate."""
+
+    @classmethod
+    def between(cls, schedule: Schedule, t0: float, t1: float, index: int = 0, count: int = 1, **others: Any) -> Step:
+        """A step between two times of a path."""
+        return cls(schedule, schedule.at(t0), schedule.at(t1), index, count, **others)
 
     @property
     def t0(self) -> float:
@@ -231,13 +236,13 @@ def each_step(
     defined_at_zero_noise: bool = False,
 ) -> Iterator[Step]:
     """The steps of a run over a grid, from step `first` on; `defined_at_zero_noise` as in `Step`."""
-    path, n = levels(schedule, grid.times), grid.steps
-    between = len(path) - 1
-    for k in range(first, between):
+    path = levels(schedule, grid.times)
+    n = len(path) - 1
+    for k in range(first, n):
         index = n - 1 - k if grid.rising else k
         yield Step(schedule, path[k], path[k + 1], index, n, noise, defined_at_zero_noise)
-    if grid.clean and first < n:
-        yield Step(schedule, path[-1], clean_level(schedule, path[-1]), n - 1, n, noise, defined_at_zero_noise, True)
+    if grid.clean and first <= n:
+        yield Step(schedule, path[-1], clean_level(schedule, path[-1]), n, n, noise, defined_at_zero_noise, True)
 
 
 def clean_level(schedule: Schedule, last: Level) -> Level:

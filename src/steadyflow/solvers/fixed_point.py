@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .._internal.tensors import broadcast, combine, dot
-from ..coordinates import FLOW, CoordinatesName
+from ..coordinates import FLOW
 from ..errors import ConvergenceError, InputError
 from ..schedules import Schedule
 from .base import Properties, Queries, Query, Solver, Step, ddim_factors, ddim_step
@@ -137,7 +137,7 @@ class FireFlow(Solver[Moving]):
     """
 
     name: ClassVar[str] = "fireflow"
-    coordinates: ClassVar[CoordinatesName] = "flow"
+    coordinates = "flow"
 
     @property
     def properties(self) -> Properties:

@@ -83,11 +83,11 @@ def _make(
     after: int = 0,
 ) -> Hybrid:
     """A hybrid, whose parts are given by name, as solvers, or as they were saved."""
-    parts = (
+    quiet, loud = (
         registry.from_spec(part) if isinstance(part, dict) else registry.get(part)
         for part in (deterministic, stochastic)
     )
-    return Hybrid(*parts, noisy, after)
+    return Hybrid(quiet, loud, noisy, after)
 
 
 registry.register(Hybrid.name, _make)

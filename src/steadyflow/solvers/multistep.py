@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 
 from .._internal.tensors import combine
-from ..coordinates import DATA, Coordinates, CoordinatesName, by_name
+from ..coordinates import DATA, Coordinates, by_name
 from ..errors import InputError
 from ..prediction import Scaled
 from ..schedules import Level, Schedule
@@ -92,7 +92,7 @@ class Multistep(Solver[History]):
 
     highest: ClassVar[int] = 4
     source: ClassVar[str] = ""
-    coordinates: ClassVar[CoordinatesName] = "noise"
+    coordinates = "noise"
     stochastic: ClassVar[bool] = False
 
     @property
@@ -352,7 +352,7 @@ class UniPC(Solver[Predicted]):
     order: int = 2
     kind: Literal["bh1", "bh2"] = "bh2"
     name: ClassVar[str] = "unipc"
-    coordinates: ClassVar[CoordinatesName] = "data"
+    coordinates = "data"
 
     def __post_init__(self):
         if self.order not in (1, 2, 3):

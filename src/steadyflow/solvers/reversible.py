@@ -272,7 +272,7 @@ class BELM(TwoStep):
 class Auxiliary(Solver[Moving]):
     """What Reversible Heun and ALF share: one coordinates for the whole journey, and a slope kept between steps."""
 
-    coordinates: Literal["noise", "data"] = "noise"
+    coordinates: CoordinatesName = "noise"
 
     def __post_init__(self):
         if self.coordinates not in ("noise", "data"):
@@ -322,42 +322,42 @@ class ReversibleHeun(Auxiliary):
 
 @dataclass(frozen=True)
 class ALF(Auxiliary):
-    """Asynchronous leapfrog (MALI), damped by a coupling c: k = u + h/2 v,  v1 = v + 2 c (f(k) - v),  u1 = k + h/2 v1.
+    """Asynchronous leapfrog (MALI), damped by c: k = u + h/2 v,  v1 = v + 2 c (f(k) - v),  u1 = k + h/2 v1.
 
     One evaluation a step and one to start. Order 2 at c = 1, else 1; determinant 1 - 2 c, so that c = 1/2 has no
     inverse. Source: Zhuang et al. 2021.
     """
 
-    coupling: float = 1.0
+    damping: float = 1.0
     name: ClassVar[str] = "alf"
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0.5 < self.coupling <= 1.0:
-            raise InputError(f"alf: got coupling {self.coupling}, expected a number in (0.5, 1]")
+        if not 0.5 < self.damping <= 1.0:
+            raise InputError(f"alf: got damping {self.damping}, expected a number in (0.5, 1]")
 
     @property
     def properties(self) -> Properties:
         return Properties(
-            order=2 if self.coupling == 1.0 else 1,
+            order=2 if self.damping == 1.0 else 1,
             evaluations=1,
             inverse="exact",
             startup_evaluations=1,
             states=2,
-            real_interval=2 * (1 - self.coupling) / self.coupling,
-            imaginary_interval=1.0 if self.coupling == 1.0 else 0.0,
+            real_interval=2 * (1 - self.damping) / self.damping,
+            imaginary_interval=1.0 if self.damping == 1.0 else 0.0,
             source="Zhuang et al. 2021 (2102.04668)",
         )
 
     def determinant(self, step: Step) -> float:
-        return 1.0 - 2.0 * self.coupling
+        return 1.0 - 2.0 * self.damping
 
     def step(self, state: Moving, step: Step) -> Queries[Moving]:
-        return self._move(state, step, 1 - 2 * self.coupling, 2 * self.coupling)
+        return self._move(state, step, 1 - 2 * self.damping, 2 * self.damping)
 
     def inverse_step(self, state: Moving, step: Step) -> Queries[Moving]:
-        back = 2 * self.coupling - 1
-        return self._move(state, step, -1 / back, 2 * self.coupling / back)
+        back = 2 * self.damping - 1
+        return self._move(state, step, -1 / back, 2 * self.damping / back)
 
     def _move(self, state: Moving, step: Step, of_v: float, of_f: float) -> Queries[Moving]:
         """Half a step along v, v1 = of_v v + of_f f(middle), half a step along v1."""

@@ -138,7 +138,7 @@ class RexSDE(TwoStates):
     """
 
     method: Literal["euler-maruyama", "shark"] = "euler-maruyama"
-    coordinates: Literal["noise", "data"] = "data"
+    coordinates: CoordinatesName = "data"
     coupling: float = 0.999
 
     def __post_init__(self):

@@ -19,7 +19,6 @@ from typing import ClassVar
 from torch import Tensor
 
 from .._internal.tensors import combine
-from ..coordinates import CoordinatesName
 from ..schedules import Schedule
 from .base import Properties, Queries, Query, Solver, Step, ddim_step
 from .registry import register
@@ -98,7 +97,7 @@ class DPMpp2S(Exponential):
     """DPM-Solver++(2S): order 2, two evaluations, in terms of x0."""
 
     name: ClassVar[str] = "dpmpp-2s"
-    coordinates: ClassVar[CoordinatesName] = "data"
+    coordinates = "data"
 
     @property
     def properties(self) -> Properties:

@@ -1,10 +1,10 @@
 """The verbs that go once over the path or there and back: sample, invert, reconstruct; and the choice of a solver."""
 
 from ._options import Auto, Options
-from .choose_solver import Choice, choose_solver
-from .invert import DecodeOptions, Inversion, invert
-from .reconstruct import Reconstruction, reconstruct
-from .sample import sample
+from .choosing import Choice, choose_solver
+from .inversion import DecodeOptions, Inversion, invert
+from .reconstruction import Reconstruction, reconstruct
+from .sampling import sample
 
 __all__ = [
     "Auto",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping
+import inspect
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast
 
 from .. import grids, solvers
 from .._integrate import Callback, Correction, PIDController, Progress, Record
@@ -123,7 +124,7 @@ class Resolved:
     def of(
         cls,
         options: Mapping[str, Any],
-        verb: str,
+        verb: str | Callable[..., Any],
         *,
         refused: Collection[str] = (),
         defaults: Mapping[str, Any] | None = None,
@@ -132,7 +133,7 @@ class Resolved:
 
         Args:
             options: The keyword arguments.
-            verb: Who was given them, for messages.
+            verb: Who was given them, for messages: the function, or words.
             refused: The options that have no meaning for the verb.
             defaults: Where the verb's own differ; only for methods that were published with others.
 
@@ -143,9 +144,11 @@ class Resolved:
         known = [name for name in Options.__annotations__ if name not in refused]
         for name in options:
             if name not in Options.__annotations__:
-                raise UnknownNameError("option", name, known)
+                own = [] if isinstance(verb, str) else [*inspect.signature(verb).parameters][:-1]
+                raise UnknownNameError("option", name, [*known, *own])
             if name in refused:
-                raise InputError(f"{name}: has no meaning for {verb}; it takes {', '.join(known)}")
+                who = verb if isinstance(verb, str) else verb.__name__
+                raise InputError(f"{name}: has no meaning for {who}; it takes {', '.join(known)}")
         values = {**(defaults or {}), **options}
         if "corrections" in values:
             values["corrections"] = tuple(values["corrections"])
@@ -192,8 +195,7 @@ class Resolved:
     def count(self, clean: bool) -> int:
         """The number of steps; `clean` where the last of them is the reading of the clean estimate."""
         if self.steps is not None:
-            assert isinstance(self.steps, int)
-            return self.steps
+            return cast(int, self.steps)  # anything else is refused where the grid is made
         if self.nfe is not None:
             return steps_for(self.method, self.nfe, clean=clean)
         if self.method.properties.evaluations is None:

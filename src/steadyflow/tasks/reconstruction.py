@@ -12,7 +12,7 @@ from .._integrate import Solution, check_state
 from ..denoisers.base import Denoiser
 from ..metrics.images import rmse
 from ._options import Options, Resolved
-from .invert import Inversion, run_inversion
+from .inversion import Inversion, run_inversion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ def reconstruct(
     """
     check_state("x", x, model.shape)
     model = model if source_guidance is None else model.with_guidance(source_guidance)
-    resolved = Resolved.of(options, "reconstruct")
+    resolved = Resolved.of(options, reconstruct)
     inversion = run_inversion(model, x, resolved)
     back = inversion.decode(
         guidance=guidance,

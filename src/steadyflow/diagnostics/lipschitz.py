@@ -27,7 +27,7 @@ from ..denoisers.base import Denoiser
 from ..errors import InputError
 from ..grids import Grid
 from ..jacobians.maps import StepMap
-from ..jacobians.singular_values import singular_values
+from ..jacobians.spectra import singular_values
 from ..noise import NoiseSource
 from ..solvers import registry
 from ..solvers.base import Solver

@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..grids import Grid
 from ._batched import run_batched
 from ._options import Options, Resolved
-from .choose_solver import resolved_for_sampling
+from .choosing import resolved_for_sampling
 
 Moments = tuple[float | Tensor, float | Tensor]
 
@@ -65,7 +65,7 @@ def sample(
     if (n is None) == (x is None):
         raise InputError("sample: give either n (how many to draw) or x (starting latents)")
     model = model if guidance is None else model.with_guidance(guidance)
-    chosen, clean = Resolved.of(options, "sample"), end == "clean"
+    chosen, clean = Resolved.of(options, sample), end == "clean"
 
     def start(grid: Grid) -> Tensor:
         return _latents(model, n, grid, chosen, moments, dtype, device) if x is None else x

@@ -15,7 +15,7 @@ def test_a_total_is_the_sum_and_leaves_its_terms_alone(factors):
     terms = list(torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
     before = [term.clone() for term in terms]
     wanted = sum(f * term for f, term in zip(factors, terms, strict=True))
-    assert torch.allclose(tensors.total(factors, terms), wanted, rtol=1e-15, atol=1e-15)
+    assert torch.allclose(tensors.linear_combination(factors, terms), wanted, rtol=1e-15, atol=1e-15)
     assert all(torch.equal(a, b) for a, b in zip(terms, before, strict=True))
 
 
@@ -32,11 +32,11 @@ def test_what_is_taken_a_sample_keeps_samples_apart():
     for k in range(3):
         assert tensors.norm(x)[k] == x[k].norm()
         assert torch.isclose(tensors.rms(x)[k], x[k].square().mean().sqrt())
-        assert tensors.largest(x)[k] == x[k].abs().max()
+        assert tensors.max_abs(x)[k] == x[k].abs().max()
         assert torch.isclose(tensors.dot(x, x)[k], x[k].square().sum())
     assert torch.allclose(tensors.norm(tensors.unit(x)), torch.tensor([1.0, 0.0, 1.0]))
-    assert tensors.with_negative(torch.arange(3), x).shape == (3, 1, 1)
-    assert torch.equal(sum(a * (a * x).flatten(1).sum(1).view(-1, 1, 1) for a in tensors.axes(x)), x)
+    assert tensors.broadcast(torch.arange(3), x).shape == (3, 1, 1)
+    assert torch.equal(sum(a * (a * x).flatten(1).sum(1).view(-1, 1, 1) for a in tensors.basis_vectors(x)), x)
 
 
 def test_bisection_finds_the_last_float_where_a_condition_holds():

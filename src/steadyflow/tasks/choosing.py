@@ -104,7 +104,7 @@ def choose_solver(
     Raises:
         InputError: The budget pays for no candidate.
     """
-    chosen = Resolved.of(options, "choose_solver", refused=("solver", "steps", "callback", "record"))
+    chosen = Resolved.of(options, choose_solver, refused=("solver", "steps", "callback", "record"))
     return _choose(Auto(exact, target, samples), chosen, model, x)
 
 

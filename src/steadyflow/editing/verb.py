@@ -14,7 +14,7 @@ from ..denoisers.base import Condition, Denoiser
 from ..denoisers.smoothing import Smoothing
 from ..errors import InputError
 from ..tasks._options import Auto, Options, Resolved
-from ..tasks.invert import Inversion
+from ..tasks.inversion import Inversion
 from .base import Edit, EditMethod, EditRequest, SmoothedWays, apply_smoothing, get
 
 
@@ -68,8 +68,15 @@ def edit(
     if not isinstance(options.get("grid", ""), str):
         defaults.pop("strength", None)  # a Grid fixes its range itself
     resolved = Resolved.of(options, f"method {chosen.name!r}", defaults=defaults)
+    if smoothing is None and smooth != "both":
+        raise InputError("smooth: only valid with smoothing, of which it says the way")
     if inversion is not None:
         _check_free(resolved)
+        for name, value in (("source", source), ("source_guidance", source_guidance)):
+            if value is not None:
+                raise InputError(f"{name}: the inversion that is given has fixed it")
+        if smoothing is not None and smooth != "generation":
+            raise InputError("smooth: the inversion that is given was made without; say smooth='generation'")
         if x is None:
             x = torch.full_like(inversion.latent, torch.nan)  # so that the distance is not a number
     if x is None:

@@ -23,7 +23,7 @@ from ..errors import MALFORMED, CorruptFileError, InputError
 from ..solvers.state import concat_states, deserialize_state, serialize_state
 from ._batched import run_batched
 from ._options import Options, Resolved
-from .choose_solver import resolved_for_inversion
+from .choosing import resolved_for_inversion
 
 
 class DecodeOptions(TypedDict, total=False):
@@ -172,7 +172,7 @@ def invert(
     """
     check_state("x", x, model.shape)
     model = model if source_guidance is None else model.with_guidance(source_guidance)
-    return run_inversion(model, x, Resolved.of(options, "invert"))
+    return run_inversion(model, x, Resolved.of(options, invert))
 
 
 def run_inversion(model: Denoiser, x: Tensor, options: Resolved) -> Inversion:

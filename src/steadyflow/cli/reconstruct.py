@@ -1,0 +1,55 @@
+"""`steadyflow reconstruct`."""
+
+from . import options as o
+from .runs import RunLocation, figures_of, perform
+
+
+def reconstruct(
+    model: o.Model = "digits",
+    input: o.Input = None,
+    n: o.Number = None,
+    resize: o.Resize = False,
+    label: o.Label = None,
+    prompt: o.Prompt = None,
+    guidance: o.Guidance = None,
+    source_guidance: o.SourceGuidance = None,
+    solver: o.Solver = None,
+    coordinates: o.Coordinates = None,
+    steps: o.Steps = None,
+    nfe: o.Nfe = None,
+    grid: o.Grid = None,
+    strength: o.Strength = None,
+    t_min: o.TimeMin = None,
+    t_max: o.TimeMax = None,
+    seed: o.Seed = None,
+    index: o.Index = None,
+    noise: o.Noise = None,
+    batch_size: o.BatchSize = None,
+    device: o.Device = "cpu",
+    double: o.Double = False,
+    save: o.Save = None,
+    out: o.Out = None,
+    run: o.Run = None,
+    engine: o.Engine = None,
+    address: o.Address = None,
+    workers: o.Workers = None,
+    shard: o.Shard = None,
+    as_json: o.Json = False,
+) -> None:
+    """Invert samples, generate them again, and say how well they came back."""
+    from ..loading import load_model
+    from ..runs import Reconstructing
+    from ..tasks import Inversion
+
+    place = RunLocation(run, engine, address, workers, shard)
+    place.refuse(save=save)
+    words = o.given(input=input, resize=resize, label=label, prompt=prompt, guidance=guidance)
+    words |= o.given(source_guidance=source_guidance, steps=steps, nfe=nfe, grid=grid, strength=strength)
+    words |= o.given(t_min=t_min, t_max=t_max, seed=seed, index=index, noise=noise, block=batch_size, double=double)
+    words["solver"] = o.solver_spec(solver, coordinates)
+    denoiser = load_model(model, device)
+    job = Reconstructing(model, n=o.count_samples(denoiser, input, n, resize, label), device=device, **words)
+    done = perform(job, place, denoiser, out=out)
+    if save is not None:
+        Inversion.concatenate([part.kept for part in done.parts()]).save(save)
+    o.print_figures(figures_of(done, place), as_json, out or save)

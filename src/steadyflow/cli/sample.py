@@ -1,0 +1,45 @@
+"""`steadyflow sample`."""
+
+from . import options as o
+from .runs import RunLocation, figures_of, perform
+
+
+def sample(
+    model: o.Model = "digits",
+    n: o.Number = None,
+    label: o.Label = None,
+    prompt: o.Prompt = None,
+    guidance: o.Guidance = None,
+    solver: o.Solver = None,
+    coordinates: o.Coordinates = None,
+    steps: o.Steps = None,
+    nfe: o.Nfe = None,
+    grid: o.Grid = None,
+    strength: o.Strength = None,
+    t_min: o.TimeMin = None,
+    t_max: o.TimeMax = None,
+    seed: o.Seed = None,
+    index: o.Index = None,
+    noise: o.Noise = None,
+    batch_size: o.BatchSize = None,
+    device: o.Device = "cpu",
+    double: o.Double = False,
+    out: o.Out = None,
+    run: o.Run = None,
+    engine: o.Engine = None,
+    address: o.Address = None,
+    workers: o.Workers = None,
+    shard: o.Shard = None,
+    as_json: o.Json = False,
+) -> None:
+    """Draw samples from a model."""
+    from ..loading import load_model
+    from ..runs import Sampling
+
+    place = RunLocation(run, engine, address, workers, shard)
+    words = o.given(label=label, prompt=prompt, guidance=guidance, steps=steps, nfe=nfe, grid=grid, strength=strength)
+    words |= o.given(t_min=t_min, t_max=t_max, seed=seed, index=index, noise=noise, block=batch_size, double=double)
+    words["solver"] = o.solver_spec(solver, coordinates)
+    job = Sampling(model, n=16 if n is None else n, device=device, **words)
+    done = perform(job, place, load_model(model, device), out=out)
+    o.print_figures(figures_of(done, place), as_json, out)

@@ -1,0 +1,36 @@
+"""`steadyflow solvers`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Json, print_json, table
+
+
+def solvers(
+    plot: Annotated[Path | None, typer.Option(help="Draw the stability regions into this file.")] = None,
+    names: Annotated[str | None, typer.Option(help="Which solvers, separated by commas; all by default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the solvers with their facts, or draw their stability regions."""
+    from ..solvers import registry
+
+    chosen = None if names is None else [name.strip() for name in names.split(",")]
+    if plot is not None:
+        from .._internal import plots
+        from ..diagnostics import stability_region
+
+        plots.save(stability_region.figure(chosen), plot)
+        if as_json:
+            print_json({"written to": str(plot)})
+        else:
+            typer.echo(f"written to {plot}")
+        return
+    facts = {name: dataclasses.asdict(registry.get(name).properties) for name in chosen or registry.names()}
+    if as_json:
+        print_json(facts)
+        return
+    heads, rows = registry.properties_table()
+    typer.echo(table(heads, [row for row in rows if row[0] in facts], left=(0, 3, 6)))
