@@ -90,7 +90,8 @@ class StepLoop(Generic[S]):
             yield from self._controller.steps(self)
             return
         for step in self.fixed(self.grid, self._first):
-            yield self.take(step)
+            self.take(step)
+            yield step
 
     def fixed(self, grid: Grid, first: int = 0) -> Iterator[Step]:
         """The steps of a grid, not yet made."""

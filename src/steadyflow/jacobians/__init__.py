@@ -1,4 +1,4 @@
-"""Jacobians of steps and runs: products, divergence, singular values. What corrections and diagnoses are made of."""
+"""Jacobians of steps and runs: products, divergence and singular values, for the corrections and the diagnostics."""
 
 from .divergences import DivergenceMethod, divergence
 from .maps import DENSE_LIMIT, FlowMap, StepMap, Tangent

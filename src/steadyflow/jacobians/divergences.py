@@ -1,6 +1,6 @@
-"""The divergence of a map's output with respect to its input, a sample: four ways to estimate tr J.
+"""The divergence of a map's output with respect to its input, per sample: four ways to estimate tr J.
 
-exact         the sum over all axes of e^T J e, one product an axis
+exact         the sum over all axes of e^T J e, with one product per axis
 vjp, jvp      Hutchinson: the mean of v^T J v over random signs v, unbiased; its variance is 2 sum_{i != j} of the
               squared symmetric part of J (Hutchinson 1990)
 difference    the same with J v = (f(x + h v) - f(x - h v)) / 2h, for models without derivatives
@@ -23,15 +23,18 @@ METHODS: tuple[DivergenceMethod, ...] = ("exact", "vjp", "jvp", "difference")
 
 
 class Differentiable(Protocol):
-    """A map from (B, ...) to (B, ...), samples apart, with its Jacobian's products."""
+    """A map from (B, ...) to (B, ...) that treats each sample by itself, with the products of its Jacobian."""
 
-    def __call__(self, x: Tensor) -> Tensor: ...
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply the map to x."""
+        ...
+
     def jvp(self, x: Tensor, u: Tensor) -> Tensor:
-        """J u at x."""
+        """Multiply the Jacobian J at x by a direction: J u, shape (B, ...)."""
         ...
 
     def pullback(self, x: Tensor) -> Callable[[Tensor], Tensor]:
-        """v -> J^T v at x."""
+        """The function v -> J^T v at x, which may be called more than once."""
         ...
 
 
@@ -44,10 +47,22 @@ def divergence(
     seed: int = 0,
     samples: Sequence[int] | None = None,
 ) -> Tensor:
-    """Estimates of tr J at x, shape (probes, B); a single row for "exact".
+    """Estimate the divergence tr J of a map, per sample.
 
-    probes: random sign vectors. They are addressed by seed, probe and sample, so that the same are used again for the
-    same seed; samples: the indices of the rows, 0, 1, ... by default.
+    Args:
+        field: The map.
+        x: Where to take the Jacobian, shape (B, ...).
+        method: "exact", "vjp", "jvp" or "difference"; see the top of this module.
+        probes: The number of random sign vectors. "exact" needs none.
+        seed: Of the sign vectors, which are addressed by seed, probe and sample: the same seed draws the same ones.
+        samples: The indices of the rows of x, which address their sign vectors; 0, 1, ... by default.
+
+    Returns:
+        One estimate per probe and sample, shape (probes, B); shape (1, B) for "exact".
+
+    Raises:
+        UnknownNameError: There is no such method.
+        InputError: There are fewer than one probe.
     """
     if method not in METHODS:
         raise UnknownNameError("divergence", method, METHODS)
@@ -65,11 +80,30 @@ def divergence(
 
 
 def signs(x: Tensor, probes: int, seed: int, use: int, samples: Sequence[int] | None = None) -> Iterator[Tensor]:
-    """Random signs, each of x's shape, addressed by seed, probe, what they are for, and sample."""
+    """Draw vectors of random signs, one after the other.
+
+    Args:
+        x: The batch whose shape, type and device they take, shape (B, ...).
+        probes: How many to draw.
+        seed: Of the signs.
+        use: A number that separates the signs of one purpose from those of another.
+        samples: The indices of the rows of x; 0, 1, ... by default.
+
+    Yields:
+        Signs of x's shape, which depend on seed, probe, use and sample alone.
+    """
     for k in range(probes):
         yield like(x, seed, PERTURBATION, (k, use, 0), samples).sign()
 
 
 def along(product: Callable[[Tensor], Tensor], directions: Iterable[Tensor]) -> Tensor:
-    """v . product(v) for each direction v of shape (B, ...), shape (directions, B)."""
+    """Project a linear map's products onto their own directions.
+
+    Args:
+        product: The map v -> J v, or v -> J^T v.
+        directions: The directions v, each of shape (B, ...).
+
+    Returns:
+        v . product(v) for each direction and sample, shape (directions, B).
+    """
     return torch.stack([dot(product(v), v) for v in directions])

@@ -1,15 +1,15 @@
-"""A whole run over a grid as a differentiable map, with its Jacobian's products.
+"""Runs and single steps as differentiable maps, with the products of their Jacobians.
 
-`jvp` carries a tangent along, step by step, so that its memory does not grow with the number of steps. `vjp` keeps one
-state a step on the way there and runs each step again on the way back. Never is more than one step's graph alive
-(checkpointing; Chen et al. 2016).
+`FlowMap.jvp` carries a tangent along, step by step, so that its memory does not grow with the number of steps.
+`FlowMap.vjp` stores one state per step on the way there and runs each step again on the way back. The graph of no more
+than one step is alive at any time (checkpointing; Chen et al. 2016).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -34,25 +34,31 @@ _LARGE = 2**14
 """The size of a state from which products of the Jacobian are made without a graph."""
 
 _Function = Callable[..., list[Tensor]]
+"""A function from tensors to tensors."""
 _Build = Callable[[Sequence[Tensor]], Any]
+"""How to build a solver's state from its tensors."""
+
+_make_dual: Callable[[Tensor, Tensor], Tensor] = cast(Any, forward_ad).make_dual
+_unpack_dual: Callable[[Tensor], forward_ad.UnpackedDualTensor] = cast(Any, forward_ad).unpack_dual
 
 
 @dataclass(frozen=True)
 class Tangent:
-    """A tangent carried along a run."""
+    """The end of a run, with a tangent that was carried along it."""
 
     x: Tensor
     """Where the run ends, shape (B, ...)."""
     change: Tensor
     """The Jacobian times the direction, shape (B, ...)."""
     times: tuple[float, ...]
+    """The times of the grid, steps + 1 of them."""
     norms: Tensor
     """The tangent's Euclidean norm in model space at each time, shape (steps + 1, B)."""
 
 
 @dataclass(frozen=True, eq=False)
 class FlowMap:
-    """z -> x: a solver's run over a grid; the generation map G of a model over a falling grid.
+    """z -> x: a solver's run over a grid; over a falling grid, the generation map G of a model.
 
     All methods take z of shape (B, ...) and treat the samples of the batch as separate maps.
 
@@ -60,7 +66,11 @@ class FlowMap:
         model: The model of the data.
         grid: The times of the run.
         solver: The method, or its name.
-        noise: Of a stochastic solver, whose map for these draws it then is.
+        noise: The noise source of a stochastic solver, whose draws the map then has fixed.
+
+    Raises:
+        InputError: The grid leaves the path, or the solver is stochastic and has no noise.
+        NotInvertibleError: The grid rises and the solver has no inverse.
     """
 
     model: Denoiser
@@ -78,7 +88,18 @@ class FlowMap:
 
     @no_grad_unless("z")
     def __call__(self, z: Tensor) -> Tensor:
-        """The end of the run, shape (B, ...)."""
+        """Run from z.
+
+        Args:
+            z: The start of the run, shape (B, ...).
+
+        Returns:
+            The end of the run, shape (B, ...).
+
+        Raises:
+            InputError: z does not fit the model.
+            NonFiniteError: NaN or infinity appeared.
+        """
         check_state("z", z, self.model.shape)
         state = self.solver.start(z, self.model.schedule, self.grid.times[0])
         loop = StepLoop(self.model, self.solver, self.model.schedule, self.grid, state, **self._how)
@@ -87,11 +108,31 @@ class FlowMap:
         return _finite(self.solver.output(loop.state))
 
     def jvp(self, z: Tensor, u: Tensor) -> Tensor:
-        """The Jacobian at z times u, shape (B, ...)."""
+        """Multiply the Jacobian at z by a direction.
+
+        Args:
+            z: The start of the run, shape (B, ...).
+            u: The direction, shape (B, ...).
+
+        Returns:
+            J u, shape (B, ...).
+        """
         return self.carry(z, u).change
 
     def carry(self, z: Tensor, u: Tensor) -> Tangent:
-        """The Jacobian at z times u, and the tangent's norm at every time of the grid."""
+        """Multiply the Jacobian at z by a direction, and measure the tangent at every time of the grid.
+
+        Args:
+            z: The start of the run, shape (B, ...).
+            u: The direction, shape (B, ...).
+
+        Returns:
+            The end of the run, J u, and the tangent's norms.
+
+        Raises:
+            InputError: z or u does not fit the model.
+            NonFiniteError: NaN or infinity appeared.
+        """
         check_state("z", z, self.model.shape)
         check_state("u", u, tuple(z.shape[1:]))
         norms = [norm(u)]
@@ -104,7 +145,19 @@ class FlowMap:
         return Tangent(_finite(x), change, self.grid.times, torch.stack(norms))
 
     def vjp(self, z: Tensor, w: Tensor) -> Tensor:
-        """The transposed Jacobian at z times w, shape (B, ...)."""
+        """Multiply the transposed Jacobian at z by a cotangent.
+
+        Args:
+            z: The start of the run, shape (B, ...).
+            w: The cotangent, in the space of the run's end, shape (B, ...).
+
+        Returns:
+            J^T w, shape (B, ...).
+
+        Raises:
+            InputError: z or w does not fit the model.
+            NonFiniteError: NaN or infinity appeared.
+        """
         check_state("z", z, self.model.shape)
         check_state("w", w, tuple(z.shape[1:]))
         tape: list[tuple[_Function, list[Tensor]]] = []
@@ -119,13 +172,20 @@ class FlowMap:
         pulled = [w]
         while tape:
             function, values = tape.pop()
-            pulled = pullback(function, values, keep=False)(pulled)
+            pulled = pullback(function, values, retain=False)(pulled)
         return _finite(pulled[0])
 
     def dense(self, z: Tensor) -> Tensor:
-        """The Jacobian at z, shape (B, n, n), n the dimensions of a sample; one `jvp` a column.
+        """Build the whole Jacobian at z, with one `jvp` per column.
 
-        Raises `InputError` beyond `DENSE_LIMIT` dimensions.
+        Args:
+            z: The start of the run, shape (B, ...).
+
+        Returns:
+            J, shape (B, n, n), with n the number of dimensions of a sample.
+
+        Raises:
+            InputError: A sample has more than `DENSE_LIMIT` dimensions.
         """
         n = z[0].numel()
         if n > DENSE_LIMIT:
@@ -137,7 +197,7 @@ class FlowMap:
         return {"noise": self.noise, "defined_at_zero_noise": self.model.defined_at_zero_noise}
 
     def _functions(self) -> Iterator[_StepFunction]:
-        """The run as functions of the state's tensors; the first takes z itself."""
+        """The steps of the run as functions of the state's tensors; the first takes z itself."""
 
         def start(tensors: Sequence[Tensor]) -> Any:
             return self.solver.start(tensors[0], self.model.schedule, self.grid.times[0])
@@ -151,9 +211,15 @@ class FlowMap:
 
 @dataclass(frozen=True, eq=False)
 class StepMap:
-    """x -> x1: one solver step as a map of the sample alone; what else the solver carries is held.
+    """x -> x1: one solver step as a map of the sample alone; whatever else the solver carries is held fixed.
 
-    state: the solver's state before the step. All methods take x of shape (B, ...) and keep samples apart.
+    All methods take x of shape (B, ...) and treat the samples of the batch as separate maps.
+
+    Args:
+        model: The model of the data.
+        solver: The method.
+        step: The step.
+        state: The solver's state before the step.
     """
 
     model: Denoiser
@@ -167,19 +233,42 @@ class StepMap:
         return self.solver.output(self.state)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The sample after the step, shape (B, ...)."""
+        """Take the step from the sample x, shape (B, ...), to the sample after it, of the same shape."""
         return self._run(x)[0]
 
     def jvp(self, x: Tensor, u: Tensor) -> Tensor:
-        """The Jacobian at x times u, shape (B, ...)."""
+        """Multiply the Jacobian at x by a direction.
+
+        Args:
+            x: The sample before the step, shape (B, ...).
+            u: The direction, shape (B, ...).
+
+        Returns:
+            J u, shape (B, ...).
+        """
         return _forward(self._run, [x], [u])[1][0]
 
     def vjp(self, x: Tensor, w: Tensor) -> Tensor:
-        """The transposed Jacobian at x times w, shape (B, ...)."""
+        """Multiply the transposed Jacobian at x by a cotangent.
+
+        Args:
+            x: The sample before the step, shape (B, ...).
+            w: The cotangent, shape (B, ...).
+
+        Returns:
+            J^T w, shape (B, ...).
+        """
         return self.pullback(x)(w)
 
     def pullback(self, x: Tensor) -> Callable[[Tensor], Tensor]:
-        """w -> the transposed Jacobian at x times w, for as many w as are asked, on one graph."""
+        """Evaluate the step once, and return the function w -> J^T w at x.
+
+        Args:
+            x: The sample before the step, shape (B, ...).
+
+        Returns:
+            A function of a cotangent w of shape (B, ...), which may be called any number of times on the one graph.
+        """
         pull = pullback(self._run, [x])
         return lambda w: pull([w])[0]
 
@@ -193,12 +282,12 @@ class _StepFunction:
     """One solver step as a function from the tensors of the state before to those of the state after."""
 
     def __init__(self, model: Denoiser, solver: Solver[Any], step: Step, before: _Build):
-        self._model, self._solver, self._leg, self._before = model, solver, step, before
+        self._model, self._solver, self._step, self._before = model, solver, step, before
         self.after: _Build = before
         """How to build the state after the step from its tensors; known once the step has run."""
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
-        state, _ = drive(self._solver.advance(self._before(tensors), self._leg), self._model)
+        state, _ = drive(self._solver.advance(self._before(tensors), self._step), self._model)
         self.after, parts = flatten_state(state)
         return parts
 
@@ -208,38 +297,43 @@ class _StepFunction:
 
 
 def _forward(run: _Function, values: Sequence[Tensor], changes: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """The function's values, and its derivative along the changes: the fast way, or for large states the lean one."""
+    """The function's values, and its derivative along the changes: for large states in the way that takes less memory.
+    """
     with sdpa_kernel(SDPBackend.MATH):  # fused attention has neither a forward nor a second derivative
-        way = _forward_mode if values[0].numel() > _LARGE else _twice_transposed
-        return way(run, values, changes)
+        if values[0].numel() > _LARGE:
+            return _forward_mode(run, values, changes)
+        return _twice_transposed(run, values, changes)
 
 
-def _forward_mode(run: _Function, values: Sequence[Tensor], changes: Sequence[Tensor]) -> tuple[list, list]:
-    """By torch's forward mode, which keeps no graph."""
+def _forward_mode(
+    run: _Function, values: Sequence[Tensor], changes: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The values and the derivative by torch's forward mode, which records no graph."""
     with torch.no_grad(), forward_ad.dual_level():
-        duals = [forward_ad.make_dual(value, change) for value, change in zip(values, changes, strict=True)]
-        parts = [forward_ad.unpack_dual(part) for part in run(*duals)]
+        duals = [_make_dual(value, change) for value, change in zip(values, changes, strict=True)]
+        parts = [_unpack_dual(part) for part in run(*duals)]
     return (
         [part.primal for part in parts],
         [torch.zeros_like(part.primal) if part.tangent is None else part.tangent for part in parts],
     )
 
 
-def _twice_transposed(run: _Function, values: Sequence[Tensor], changes: Sequence[Tensor]) -> tuple[list, list]:
-    """J^T w is linear in w, and the derivative of that along the changes is J times them.
+def _twice_transposed(
+    run: _Function, values: Sequence[Tensor], changes: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The values and the derivative by two transposed products: J^T w is linear in w, and its transpose in w is J.
 
-    On small models two to six times as fast as forward mode, many of whose formulas run in Python; keeps a graph.
+    On small models this is two to six times as fast as forward mode, many of whose formulas run in Python; it records
+    a graph.
     """
     with torch.enable_grad():
         leaves = [value.detach().requires_grad_() for value in values]
         parts = run(*leaves)
         moving = [part for part in parts if part.requires_grad]
         weights = [torch.zeros_like(part).requires_grad_() for part in moving]
-        pulled = torch.autograd.grad(moving, leaves, weights, create_graph=True, allow_unused=True) if moving else []
+        pulled = _gradients(moving, leaves, weights, create_graph=True) if moving else []
         used = [(g, change) for g, change in zip(pulled, changes, strict=False) if g is not None and g.requires_grad]
-        pushed = iter(
-            torch.autograd.grad([g for g, _ in used], weights, [c for _, c in used], allow_unused=True) if used else []
-        )
+        pushed = iter(_gradients([g for g, _ in used], weights, [c for _, c in used]) if used else [])
     tangents = [next(pushed, None) if part.requires_grad else None for part in parts]
     return (
         [part.detach() for part in parts],
@@ -247,10 +341,34 @@ def _twice_transposed(run: _Function, values: Sequence[Tensor], changes: Sequenc
     )
 
 
+def _gradients(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    *,
+    create_graph: bool = False,
+    retain_graph: bool | None = None,
+) -> Sequence[Tensor | None]:
+    """The weighted gradients of the outputs; None for an input that has none, which torch's own types leave out."""
+    found = torch.autograd.grad(
+        outputs, inputs, weights, create_graph=create_graph, retain_graph=retain_graph, allow_unused=True
+    )
+    return cast("Sequence[Tensor | None]", found)
+
+
 def pullback(
-    run: _Function, values: Sequence[Tensor], *, keep: bool = True
+    run: _Function, values: Sequence[Tensor], *, retain: bool = True
 ) -> Callable[[Sequence[Tensor]], list[Tensor]]:
-    """What makes cotangents of the function's arguments from those of its values; once, unless the graph is kept."""
+    """Evaluate a function once, and return its transposed derivative.
+
+    Args:
+        run: The function, from tensors to tensors.
+        values: Its arguments.
+        retain: Whether to retain the graph, so that the result may be called more than once.
+
+    Returns:
+        A function from cotangents of the function's values to cotangents of its arguments.
+    """
     with torch.enable_grad():
         leaves = [value.detach().requires_grad_() for value in values]
         parts = run(*leaves)
@@ -260,7 +378,7 @@ def pullback(
         if not wanted:
             return [torch.zeros_like(value) for value in values]
         ends, weights = [p for p, _ in wanted], [w for _, w in wanted]
-        grads = torch.autograd.grad(ends, leaves, weights, allow_unused=True, retain_graph=keep)
+        grads = _gradients(ends, leaves, weights, retain_graph=retain)
         return [torch.zeros_like(v) if g is None else g for v, g in zip(values, grads, strict=True)]
 
     return pull

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -13,31 +15,44 @@ from ..errors import InputError
 from ..noise import PERTURBATION, like
 from .maps import FlowMap, StepMap
 
+_svd: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]] = cast(Any, torch.linalg).svd
+
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The largest singular values of a map's Jacobian, a sample."""
+    """The largest singular values of a map's Jacobian, per sample."""
 
     values: Tensor
-    """Shape (B, k), falling."""
+    """The singular values, falling, shape (B, k)."""
     directions: Tensor
     """The right singular vectors: directions in the latent, unit norm, shape (B, k, ...)."""
     residuals: Tensor
-    """|J^T J v - s^2 v| / s for each, shape (B, k): about how far J^T J's eigenvector v is from being one."""
+    """|J^T J v - s^2 v| / s for each, shape (B, k): about how far v is from being an eigenvector of J^T J."""
     products: int
-    """Jacobian products spent, of each kind."""
+    """The number of Jacobian products spent, and of transposed ones."""
 
 
 def singular_values(
     generation: FlowMap | StepMap, z: Tensor, k: int = 1, *, products: int | None = None, seed: int = 0
 ) -> Spectrum:
-    """The k largest singular values of J at z, a sample, with their directions.
+    """Find the k largest singular values of a map's Jacobian J, with their directions, per sample.
 
-    By Golub-Kahan-Lanczos bidiagonalisation with full reorthogonalisation: power iteration on J^T J (one Jacobian
-    product and one transposed product a round) that keeps what it has seen. With as many rounds as dimensions it is
-    exact.
+    This is Golub-Kahan-Lanczos bidiagonalisation with full reorthogonalisation: power iteration on J^T J that uses all
+    directions seen so far. A round takes one Jacobian product, one transposed product, and the memory of two vectors
+    of z's size. With as many rounds as dimensions the result is exact.
 
-    products: rounds; by default the smaller of the dimension and 2 k + 16. Memory: two vectors of z's size a round.
+    Args:
+        generation: The map.
+        z: Where to take the Jacobian, shape (B, ...).
+        k: The number of singular values.
+        products: The number of rounds; by default the smaller of the dimension and 2 k + 16.
+        seed: Of the direction that the iteration starts from.
+
+    Returns:
+        The singular values with their directions and residuals.
+
+    Raises:
+        InputError: Not 1 <= k <= products <= the dimension of a sample.
     """
     n = z[0].numel()
     rounds = min(n, 2 * k + 16) if products is None else products
@@ -60,16 +75,26 @@ def singular_values(
             right.append(r)
             core[:, j, j + 1] = beta
     # J V = U B and J^T U = V B^T + beta r e^T, with B upper bidiagonal
-    u, values, vt = torch.linalg.svd(core)
+    u, values, vt = _svd(core)
     basis = torch.stack(right, 1)
     directions = (vt[:, :k] @ basis).view(len(z), k, *shape[1:])
     return Spectrum(values[:, :k], directions, beta[:, None] * u[:, -1, :k].abs(), rounds)
 
 
 def largest_singular_value(model: Denoiser, x: Tensor, t: float, products: int = 2) -> Tensor:
-    """The largest singular value of alpha d x0_hat / d x at (x, t), shape (B,), by power iteration with A transposed.
+    """Estimate the largest singular value of A = alpha d x0_hat / d x, per sample.
 
-    From a fixed direction; with `products` products it is a lower bound that is close once one direction dominates.
+    This is power iteration with A transposed from a fixed direction, which uses that A is symmetric for an exact score.
+    The result is then a lower bound, close once one direction dominates.
+
+    Args:
+        model: The model, whose clean prediction x0_hat is differentiated.
+        x: The state, shape (B, ...).
+        t: The path time.
+        products: The number of transposed products.
+
+    Returns:
+        The estimates, shape (B,).
     """
     v = unit(like(x, 0, PERTURBATION, (0, 3, 0), range(1)).expand_as(x))
     size = x.new_zeros(len(x))
@@ -83,12 +108,16 @@ def largest_singular_value(model: Denoiser, x: Tensor, t: float, products: int =
 
 
 def _next(p: Tensor, basis: list[Tensor], core: Tensor, seed: int, draw: int) -> tuple[Tensor, Tensor]:
-    """p made orthogonal to the basis and of unit norm, with the norm; a fresh direction where nothing is left of it."""
+    """Make p orthogonal to the basis and of unit norm; where nothing is left of it, take a fresh direction instead.
+
+    Returns:
+        The direction, shape (B, n), and the norm that it had, shape (B,); 0 for a fresh one.
+    """
     p = _orthogonal(p, basis)
-    size = p.norm(dim=1)
+    size = norm(p)
     spent = size <= 1e3 * torch.finfo(p.dtype).eps * core.abs().amax((1, 2)).clamp_min(torch.finfo(p.dtype).tiny)
     fresh = _orthogonal(_random(p, seed, draw), basis)
-    fresh = fresh / fresh.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    fresh = fresh / norm(fresh)[:, None].clamp_min(1e-30)
     onward = torch.where(spent[:, None], fresh, p / size.clamp_min(1e-300)[:, None])
     return onward, size.masked_fill(spent, 0.0)
 

@@ -70,9 +70,10 @@ class Schedule(ABC):
         super().__init_subclass__(**options)
         _TYPES[cls.__name__] = cls
 
+    @lru_cache(maxsize=4096)  # noqa: B019  # a path is a value: equal ones share their levels
     def at(self, t: float) -> Level:
         """The numbers of the path at time t, worked out once for each time."""
-        return _level(self, t)
+        return Level(t, self.alpha(t), self.sigma(t), self.log_snr(t), self.ratio(t))
 
     @property
     def domain(self) -> tuple[float, float]:
@@ -153,12 +154,6 @@ class Schedule(ABC):
 
 _TYPES: dict[str, type[Schedule]] = {}
 """Every class of paths by its name."""
-
-
-@lru_cache(maxsize=4096)
-def _level(schedule: Schedule, t: float) -> Level:
-    log_snr = schedule.log_snr(t)
-    return Level(t, schedule.alpha(t), schedule.sigma(t), log_snr, schedule.ratio(t))
 
 
 @lru_cache(maxsize=256)

@@ -4,7 +4,7 @@ import bisect
 import itertools
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ class Tabulated(VariancePreserving):
             raise InputError(
                 f"alphas_cumprod: expected values in [0, 1) from large to small, got {table[0]}..{table[-1]}"
             )
-        object.__setattr__(self, "alphas_cumprod", table)
+        object.__setattr__(self, "alphas_cumprod", _shared(table))
         if math.isnan(self.t_max):
             object.__setattr__(self, "t_max", float(len(table) - 1))
 
@@ -121,3 +121,9 @@ class Tabulated(VariancePreserving):
 
     def _last_time(self, alpha):
         return len(self.alphas_cumprod) - 1 - alpha / math.sqrt(self.alphas_cumprod[-2])
+
+
+@lru_cache(maxsize=256)
+def _shared(table: tuple[float, ...]) -> tuple[float, ...]:
+    """The one tuple for all equal tables, so that equal paths are compared at once where levels are looked up."""
+    return table
