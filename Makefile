@@ -28,7 +28,7 @@ benchmarks: $(VENV)/.dev  ## all published figures, into benchmarks/RESULTS.md
 picture: $(VENV)/.lab  ## the picture of the README
 	$(BIN)/python scripts/readme_picture.py
 
-table: $(VENV)/.lab  ## the table of solvers in the README, from the registry
+table: $(VENV)/.lab  ## the table of solvers in docs/solvers.md, from the registry
 	$(BIN)/python scripts/readme_table.py
 
 $(VENV)/bin/python:

@@ -11,57 +11,54 @@ from pathlib import Path
 
 import pytest
 
+import fences
 import steadyflow as sf
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+import layers
+
 SOURCE = Path(sf.__file__).parent
-
-# The floors of the house, from the ground up; a module may import from lower floors and its own room.
-FLOORS = [
-    ["errors", "_version", "batches", "bisection"],
-    ["schedules"],
-    ["prediction", "noise", "files", "gradients"],
-    ["arrays", "plots"],
-    ["variables", "grids", "denoisers", "metrics"],
-    ["solvers"],
-    ["integrate"],
-    ["adaptive"],
-    ["tasks", "models", "datasets"],
-    ["diagnostics"],
-    ["corrections"],
-    ["adapters"],
-    ["runs"],
-    ["lab", "diffusers"],
-    ["cli"],
-    ["__main__", "__init__"],
-]
-
-
-def room(module):
-    return module.split(".")[0]
-
-
-def imports(path):
-    """The rooms that a module imports from, within the package."""
-    parts = path.relative_to(SOURCE).with_suffix("").parts
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = parts[: len(parts) - node.level]
-            names = [node.module] if node.module else [alias.name for alias in node.names]
-            for name in names:
-                yield room(".".join([*base, name]))
+ROOT = Path(__file__).parents[1]
+LAB = ROOT / "lab" / "src" / "steadyflow_lab"
+ABOVE = ["cli", "runs", "diagnostics", "tasks", "_integrate", "solvers", "coordinates", "schedules", "errors"]
+EDITING = ["editing", "corrections", "jacobians", "_integrate"]
 
 
 def test_imports_go_down_only():
-    floor = {name: k for k, names in enumerate(FLOORS) for name in names}
-    wrong = []
-    for path in SOURCE.rglob("*.py"):
-        here = path.relative_to(SOURCE).with_suffix("").parts[0]
-        wrong += [
-            f"{path.relative_to(SOURCE)} imports {target}"
-            for target in imports(path)
-            if target != here and target in floor and floor[target] >= floor[here] and here not in ("__init__",)
-        ]
-    assert not wrong
+    """In no circle, and the rooms in the order in which they are explained."""
+    graph = layers.imports()
+    height = {room: k for k, rooms in enumerate(layers.floors(graph)) for room in rooms}
+    for order in (ABOVE, EDITING):
+        assert [height[room] for room in order] == sorted((height[room] for room in order), reverse=True)
+    assert all(height[target] < height[room] for room, targets in graph.items() for target in targets)
+    assert not any(re.search(r"(from|import) steadyflow_lab", path.read_text()) for path in SOURCE.rglob("*.py"))
+
+
+def test_a_circle_of_imports_would_be_found():
+    with pytest.raises(ValueError, match="a circle of imports among a, b"):
+        layers.floors({"a": {"b"}, "b": {"a"}, "c": set()})
+
+
+def test_the_drawing_of_the_layers_is_that_of_the_imports():
+    assert layers.page() == layers.PAGE.read_text(encoding="utf-8")
+
+
+def test_no_package_hands_on_what_a_higher_one_defines():
+    """What a package names as its own is defined in it or below it."""
+    height = {room: k for k, rooms in enumerate(layers.floors(layers.imports())) for room in rooms}
+    for module in modules():
+        here = module.__name__.split(".")[1]
+        for name in getattr(module, "__all__", ()):
+            home = getattr(getattr(module, name), "__module__", None)
+            if isinstance(home, str) and home.startswith("steadyflow."):
+                assert height[home.split(".")[1]] <= height[here], f"{module.__name__}.{name} is defined in {home}"
+
+
+def test_the_lab_uses_of_the_private_rooms_only_those_that_it_may():
+    private = set()
+    for path in LAB.rglob("*.py"):
+        private |= set(re.findall(r"steadyflow\.((?:\w+\.)*_\w+)", path.read_text()))
+    assert {name.split(".")[0] for name in private} <= {"_internal", "_integrate", "_version"}
 
 
 def test_importing_loads_none_of_the_optional_packages_and_starts_no_thread():
@@ -86,15 +83,48 @@ def test_a_missing_extra_says_what_to_install(package, code):
     assert f"pip install 'steadyflow[{extra}]'" in out.stdout, out.stderr
 
 
+def shown_names():
+    """The names of the library that the code of the pages and examples uses: `sf.name`, or imported from it."""
+    code = [block for page in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")] for block in fences.blocks(page)]
+    code += [path.read_text() for path in ROOT.glob("examples/*.py")]
+    used = set()
+    for text in code:
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "sf":
+                used.add(node.attr)
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "steadyflow":
+                used |= {alias.name for alias in node.names} | set((node.module or "").split(".")[1:2])
+    return used
+
+
 def test_every_public_name_exists_is_documented_and_is_used_in_an_example():
-    root = SOURCE.parents[1]
-    pages = [root / "README.md", *root.glob("docs/**/*.md"), *root.glob("examples/*.py")]
-    shown = "\n".join(path.read_text() for path in pages)
+    used = shown_names()
     for name in sf.__all__:
         assert getattr(sf, name) is not None
         if name != "__version__":
             assert inspect.getdoc(getattr(sf, name)), name
-            assert re.search(rf"\b{name}\b", shown), f"{name} is in no example"
+    quiet = {"__version__", "Options"}  # the second is a type, which nobody calls
+    assert set(sf.__all__) - used - quiet == set()
+
+
+def test_an_editor_sees_every_public_name():
+    assert set(sf.__all__) <= set(dir(sf))
+    tree = ast.parse((SOURCE / "__init__.py").read_text())
+    imported = {
+        alias.asname or alias.name for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for alias in n.names
+    }
+    assert set(sf.__all__) <= imported  # in plain sight, or for type checkers alone
+
+
+def test_all_solver_classes_can_be_imported():
+    for module in modules():
+        if not module.__name__.startswith("steadyflow.solvers."):
+            continue
+        for name, thing in vars(module).items():
+            own = inspect.isclass(thing) and thing.__module__ == module.__name__ and not name.startswith("_")
+            if own and issubclass(thing, sf.Solver) and not inspect.isabstract(thing):
+                assert getattr(sf.solvers, name) is thing
+                assert name in sf.solvers.__all__
 
 
 def modules():
@@ -102,43 +132,41 @@ def modules():
             if not info.name.endswith("__main__")]  # fmt: skip
 
 
-def test_everything_without_an_underscore_has_a_docstring():
-    bare = []
+def public():
+    """(name, thing) for every function and class that a public module names as its own."""
     for module in modules():
-        bare += [] if module.__doc__ else [module.__name__]
-        for name, thing in vars(module).items():
-            public = not name.startswith("_") and (inspect.isfunction(thing) or inspect.isclass(thing))
-            if not public or thing.__module__ != module.__name__:
-                continue
-            bare += [] if inspect.getdoc(thing) else [f"{module.__name__}.{name}"]
-            methods = vars(thing).items() if inspect.isclass(thing) else ()
-            bare += [
-                f"{module.__name__}.{name}.{method}"
-                for method, of in methods
-                if not method.startswith("_") and (inspect.isfunction(of) or isinstance(of, property | classmethod))
-                if not inspect.getdoc(getattr(thing, method)) and not _told_above(thing, method)
-            ]
-    assert not bare
+        if any(part.startswith("_") for part in module.__name__.split(".")):
+            continue
+        for name in getattr(module, "__all__", ()):
+            thing = getattr(module, name)
+            if (inspect.isfunction(thing) or inspect.isclass(thing)) and thing.__module__.startswith("steadyflow"):
+                yield f"{module.__name__}.{name}", thing
 
 
-def _told_above(kind, name):
-    """Whether a base class or the protocol that a class keeps says what this is."""
-    from steadyflow.metrics.features import Extractor
+def test_every_module_and_public_function_says_what_it_is_and_what_it_takes():
+    """Modules have a docstring; a public function or class with more than two parameters lists them."""
+    assert [module.__name__ for module in modules() if not module.__doc__] == []
+    bare, unlisted = [], []
+    for name, thing in public():
+        text = inspect.getdoc(thing) or ""
+        bare += [] if text else [name]
+        own = "__init__" in vars(thing) or hasattr(thing, "__dataclass_params__") if inspect.isclass(thing) else True
+        described = '\n    """' in inspect.getsource(thing).split("def ")[0] if inspect.isclass(thing) else False
+        try:
+            count = len([p for p in inspect.signature(thing).parameters if p not in ("self", "cls")])
+        except (TypeError, ValueError):
+            continue
+        if own and count > 2 and not described and "Args:" not in text and not issubclass_of_error(thing):
+            unlisted.append(name)
+    assert bare == []
+    assert sorted(set(unlisted)) == []
 
-    fields = getattr(kind, "__dataclass_fields__", {})
-    return (
-        any(name in {**vars(base), **base.__annotations__} for base in (*kind.__mro__[1:-1], Extractor))
-        or name in fields
-    )
+
+def issubclass_of_error(thing):
+    return inspect.isclass(thing) and issubclass(thing, Exception)
 
 
 def test_modules_are_short_enough_to_hold_in_the_head():
-    reasons = {
-        "schedules.py": "all paths, side by side",
-        "integrate.py": "both drivers, and what a run keeps",
-        "multistep.py": "one family",
-        "reversible.py": "one family",
-        "commands.py": "the options of every command",
-    }
+    reasons = {"multistep.py": "one family", "reversible.py": "one family", "_scheduler_base.py": "one class"}
     long = [path.name for path in SOURCE.rglob("*.py") if len(path.read_text().splitlines()) > 400]
     assert set(long) <= set(reasons)

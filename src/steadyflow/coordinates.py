@@ -6,9 +6,9 @@
 | data        | x / sigma           | alpha/sigma           | x0_hat           | sigma = 0      |
 | flow        | x / (alpha + sigma) | sigma/(alpha + sigma) | eps_hat - x0_hat | nowhere        |
 
-The last make every path a rectified flow, u = (1 - tau) x0 + tau eps.
+In flow coordinates every path is a rectified flow, u = (1 - tau) x0 + tau eps.
 
-A Runge-Kutta method stepping in one of them is a diffusion solver; Euler in any of them is DDIM.
+A Runge-Kutta method that steps in one of them is a diffusion solver; Euler's method in any of them is DDIM.
 Sources: Song et al. 2021 (DDIM, app. B), Karras et al. 2022, Lu et al. 2022 (DPM-Solver++).
 """
 
@@ -26,7 +26,7 @@ CoordinatesName = Literal["noise", "data", "flow"]
 
 
 class Coordinates(ABC):
-    """A change of variables u = x / scale(t), with its own time tau(t)."""
+    """A change of variables u = x / scale(t), with its own time tau(t), in which du/dtau is a prediction."""
 
     name: CoordinatesName
     prediction: tuple[float, float]
@@ -34,18 +34,22 @@ class Coordinates(ABC):
 
     @abstractmethod
     def scale(self, level: Level) -> float:
-        """The factor between model space and these coordinates at a level of the path: x = scale * u."""
+        """Return the factor between model space and these coordinates at a level of the path: x = scale * u."""
 
     @abstractmethod
     def time(self, level: Level) -> float:
-        """tau at a level of the path; infinite where the coordinates are singular."""
+        """Return tau at a level of the path; infinite where the coordinates are singular."""
 
     @abstractmethod
     def when(self, schedule: Schedule, tau: float) -> float:
-        """The path time at which the coordinates' own time is tau."""
+        """Return the path time at which the time of these coordinates is tau, the inverse of `time`."""
 
     def slope(self, prediction: Prediction) -> Tensor:
-        """du/dtau, shape (B, ...)."""
+        """Return du/dtau, shape (B, ...), from the prediction at a state.
+
+        Raises:
+            SingularTimeError: The prediction does not determine it at this time.
+        """
         return prediction.mix(*self.prediction)
 
 
@@ -102,19 +106,33 @@ _BY_NAME: dict[str, Coordinates] = {coordinates.name: coordinates for coordinate
 
 
 def check_name(name: str) -> None:
-    """Raise `UnknownNameError` unless `name` is "noise", "data" or "flow"."""
+    """Check that a name is "noise", "data" or "flow".
+
+    Raises:
+        UnknownNameError: It is none of them.
+    """
     if name not in _BY_NAME:
         raise UnknownNameError("coordinates", name, _BY_NAME)
 
 
 def by_name(name: str) -> Coordinates:
-    """The coordinates of a name. Raises `UnknownNameError` for another."""
+    """Return the coordinates with the name "noise", "data" or "flow".
+
+    Raises:
+        UnknownNameError: It is none of them.
+    """
     check_name(name)
     return _BY_NAME[name]
 
 
 def regular_between(name: CoordinatesName, start: Level, end: Level) -> Coordinates | None:
-    """The coordinates for the interval between two levels, or None where they are singular at an end."""
+    """Return the coordinates with a name, or None if they are singular at one of two levels.
+
+    Args:
+        name: The name of the coordinates; flow coordinates are regular everywhere.
+        start: One end of a step.
+        end: The other end.
+    """
     coordinates = _BY_NAME[name]
     if coordinates is FLOW:
         return coordinates

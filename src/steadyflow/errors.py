@@ -1,14 +1,14 @@
-"""The errors a user meets. Each names the argument, the value it got, and what is accepted.
+"""The errors that steadyflow raises. A message names the argument, the value it got, and what is accepted.
 
-All derive from `SteadyflowError`, and from the built-in that fits, so that
-`except ValueError` keeps working.
+All errors derive from `SteadyflowError` and from the built-in exception that fits, so that
+`except ValueError` works as well.
 """
 
 import difflib
 from collections.abc import Iterable
 
 MALFORMED = (ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError, RuntimeError)
-"""What taking apart the contents of a file may raise where they are not what they should be."""
+"""The exceptions that parsing the contents of a malformed file may raise."""
 
 
 class SteadyflowError(Exception):
@@ -20,7 +20,14 @@ class InputError(SteadyflowError, ValueError):
 
 
 class UnknownNameError(InputError):
-    """A name (of a solver, a grid, a model) that is not registered."""
+    """A name (of a solver, a grid, a model) is not registered.
+
+    Args:
+        what: What is named, e.g. "solver".
+        name: The name that was given.
+        known: The registered names; the nearest ones are suggested.
+        hint: A sentence, without its full stop, to show instead of that suggestion.
+    """
 
     def __init__(self, what: str, name: object, known: Iterable[str], hint: str = ""):
         known = sorted(known)
@@ -28,12 +35,12 @@ class UnknownNameError(InputError):
         if hint:
             hint += "."
         else:
-            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "it is none of them."
+            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "no known name is similar."
         super().__init__(f"unknown {what} {name!r}: {hint} Known: {', '.join(known)}")
 
 
 class SingularTimeError(SteadyflowError, ArithmeticError):
-    """The model, or a change of variable, was asked for at a time where it has no value."""
+    """A prediction or a change of variables was requested at a time at which it does not exist."""
 
 
 class NonFiniteError(SteadyflowError, ArithmeticError):
@@ -45,19 +52,25 @@ class ConvergenceError(SteadyflowError, ArithmeticError):
 
 
 class NotInvertibleError(SteadyflowError, TypeError):
-    """A solver that has no inverse (a stochastic one, say) was asked to invert."""
+    """A solver without an inverse, such as a stochastic one, was used to invert."""
 
 
 class CorruptFileError(SteadyflowError, ValueError):
-    """A file is damaged, truncated, or not of the kind it was taken for."""
+    """A file is damaged, truncated, or not of the expected kind."""
 
 
 class StorageError(SteadyflowError, OSError):
-    """A file or a run could not be written: the disk is full, or not ours to write."""
+    """A file or a run could not be written: the disk is full, or write permission is missing."""
 
 
 class MissingExtraError(SteadyflowError, ImportError):
-    """An optional package is not installed."""
+    """An optional package is not installed.
+
+    Args:
+        package: The package that is missing.
+        extra: The extra of steadyflow that installs it.
+        purpose: What the package is needed for, as the subject of "... needs <package>".
+    """
 
     def __init__(self, package: str, extra: str, purpose: str):
         super().__init__(f"{purpose} needs {package}; install it with: pip install 'steadyflow[{extra}]'")

@@ -1,7 +1,7 @@
 """Time grids: the points between which a solver steps.
 
-A `Grid` is an immutable strictly monotone sequence of path times. Falling times denoise (sampling),
-rising times add noise (inversion); `reversed()` retraces a grid exactly.
+A `Grid` is an immutable, strictly monotone sequence of path times. Falling times denoise (sampling),
+rising times add noise (inversion); `reversed()` returns the same times in the opposite order.
 
 With s running from 0 to 1 in equal steps, the named grids are
 
@@ -10,7 +10,7 @@ With s running from 0 to 1 in equal steps, the named grids are
     quadratic   sqrt(t) linear in s
     karras      (sigma/alpha)^(1/rho) linear in s, rho = 7     (Karras et al. 2022, eq. 5)
 
-The ends of a named grid are the schedule's own `t_max` and `t_min`, to the bit.
+The ends of a named grid are exactly the schedule's `t_max` and `t_min`, unless others are given.
 """
 
 import itertools
@@ -27,9 +27,13 @@ class Grid:
     """Path times in the order of a run, strictly falling or strictly rising.
 
     Args:
-        times: At least two of them; one is enough with `clean`.
-        clean: Whether a run ends with one more model evaluation at the last time, which is read as the clean estimate
-            x0_hat, so that what it returns is data and not a state with noise in it. Only for falling times.
+        times: At least two path times; with `clean`, at least one.
+        clean: Whether a run ends with one more model evaluation, at the last time, and returns the clean estimate
+            x0_hat instead of the state there, which still has noise in it. Only valid for falling times.
+
+    Raises:
+        InputError: There are too few times, one is not finite, they are not strictly monotone, or a rising grid has
+            `clean`.
     """
 
     times: tuple[float, ...]
@@ -52,21 +56,36 @@ class Grid:
                     f"but entry {k} is {a} and entry {k + 1} is {b}"
                 )
         if self.clean and sign > 0.0:
-            raise InputError("grid: only falling times (sampling) can end with the clean estimate")
+            raise InputError("grid: clean is only valid for falling times (sampling)")
 
     @classmethod
     def from_timesteps(cls, timesteps: Iterable[float], final: float | None = None) -> "Grid":
-        """The grid through the given path times, with `final` appended where the list leaves it out."""
+        """Create a grid from path times.
+
+        Args:
+            timesteps: The times, in the order of a run.
+            final: A time to append, for lists that leave out the last one.
+
+        Raises:
+            InputError: The times do not form a grid.
+        """
         times = [float(t) for t in timesteps]
         return cls(tuple(times if final is None else [*times, float(final)]))
 
     @classmethod
     def from_sigmas(cls, sigmas: Iterable[float], schedule: Schedule, final: float | None = None) -> "Grid":
-        """The grid whose noise-to-signal ratios sigma/alpha are the given numbers (k-diffusion's `sigmas`).
+        """Create a grid from noise-to-signal ratios sigma/alpha (the `sigmas` of k-diffusion).
 
-        A last 0 (the clean end) is accepted where the schedule reaches it. A level that misses an end of the path
-        by single-precision rounding counts as that end. For the sigmas of a flow model, which are its own
-        sigma(t), use `from_timesteps` with `schedule.t_from_sigma`.
+        A ratio that differs from an end of the path only by single-precision rounding counts as that end. The sigmas
+        of a flow model are sigma(t) instead: use `from_timesteps` with `schedule.t_from_sigma` for them.
+
+        Args:
+            sigmas: The ratios, in the order of a run. A last 0 (the clean end) is valid if the schedule reaches it.
+            schedule: The path.
+            final: A time to append, for lists that leave out the last one.
+
+        Raises:
+            InputError: The times do not form a grid.
         """
         ends = [(schedule.ratio(t), t) for t in schedule.domain]
 
@@ -86,7 +105,7 @@ class Grid:
 
     @property
     def steps(self) -> int:
-        """The number of steps: one between each two times, and the reading of the clean estimate."""
+        """The number of steps: one between each two times, plus the clean estimate if the grid ends with it."""
         return len(self.times) - 1 + self.clean
 
     @property
@@ -95,23 +114,27 @@ class Grid:
         return self.times[-1] > self.times[0]
 
     def reversed(self) -> "Grid":
-        """The same times in the opposite order; the reading of a clean estimate is no step that can be retraced."""
+        """Return the same times in the opposite order, without the clean estimate, which no step can retrace."""
         return Grid(self.times[::-1])
 
     def sigmas(self, schedule: Schedule) -> tuple[float, ...]:
-        """The noise-to-signal ratios sigma/alpha at the grid's times, with a last 0 for a clean end.
+        """Return the noise-to-signal ratios sigma/alpha at the grid's times, and a last 0 for the clean estimate.
 
-        These are k-diffusion's `sigmas`; `from_sigmas` is the inverse.
+        These are the `sigmas` of k-diffusion; `from_sigmas` is the inverse.
         """
         ratios = tuple(schedule.at(t).ratio for t in self.times)
         return (*ratios, 0.0) if self.clean else ratios
 
     def log_snr(self, schedule: Schedule) -> tuple[float, ...]:
-        """The log-SNR at the grid's times."""
+        """Return the log-SNR at the grid's times."""
         return tuple(schedule.at(t).log_snr for t in self.times)
 
     def check_domain(self, schedule: Schedule) -> "Grid":
-        """This grid, if all its times lie where the schedule is defined; else `InputError`."""
+        """Check that the schedule is defined at all times of the grid, and return the grid.
+
+        Raises:
+            InputError: A time lies outside the schedule's domain.
+        """
         low, high = schedule.domain
         first, last = min(self.times), max(self.times)
         if first < low or last > high:
@@ -124,7 +147,7 @@ class Grid:
 def _interpolated(
     to: Callable[[float], float], back: Callable[[float], float], t_max: float, t_min: float, steps: int
 ) -> tuple[float, ...]:
-    """Times from t_max to t_min, equally spaced after the map `to`, with both ends kept to the bit."""
+    """Return times from t_max to t_min, both exact, that are equally spaced after the map `to` with inverse `back`."""
     a, b = to(t_max), to(t_min)
     inner = (back(a + (b - a) * k / steps) for k in range(1, steps))
     return (t_max, *inner, t_min)
@@ -142,7 +165,7 @@ def _log_snr(schedule: Schedule, steps: int, t_max: float, t_min: float) -> tupl
     for t in (t_max, t_min):
         if not math.isfinite(schedule.log_snr(t)):
             raise InputError(
-                f"grid 'log-snr': the log-SNR is infinite at t = {t}; give t_min and t_max inside the path"
+                f"grid 'log-snr': the log-SNR is infinite at t = {t}; give a t_min and a t_max at which it is finite"
             )
     return _interpolated(schedule.log_snr, schedule.t_from_log_snr, t_max, t_min, steps)
 
@@ -163,7 +186,7 @@ _MAKERS = {"uniform": _uniform, "quadratic": _quadratic, "log-snr": _log_snr, "k
 
 
 def names() -> list[str]:
-    """The names that `make` accepts."""
+    """Return the names that `make` accepts."""
     return sorted(_MAKERS)
 
 
@@ -177,38 +200,37 @@ def make(
     rho: float | None = None,
     clean: bool = False,
 ) -> Grid:
-    """A falling grid of `steps` steps over [t_min, t_max] (the schedule's own range by default).
-
-    A `Grid` is passed through, turned so that it falls; its own times count, not `steps`.
+    """Create a falling grid.
 
     Args:
-        grid: The name of a spacing, or a grid.
+        grid: The name of a spacing. A `Grid` keeps its own times, in falling order, and ignores `steps`.
         schedule: The path.
-        steps: How many steps there are in all.
-        t_max: Where a named grid begins.
-        t_min: Where a named grid ends.
+        steps: The total number of steps.
+        t_max: The first time of a named grid; the schedule's by default.
+        t_min: The last time of a named grid; the schedule's by default.
         rho: The exponent of "karras", 7 by default; only valid with it.
-        clean: Where the path still has noise at its last time, make the last of the steps the reading of the clean
-            estimate there (see `Grid`); for a `Grid` it comes on top.
+        clean: Whether to end with the clean estimate (see `Grid`), if the path still has noise at the last time. It
+            takes the place of one of the `steps` of a named grid, and is added to a `Grid`.
 
     Raises:
         UnknownNameError: There is no such spacing.
-        InputError: There is no step, the range is empty or beyond the path, or the spacing cannot cover it.
+        InputError: There is no step, the range is empty or leaves the path, or the spacing cannot cover the range.
     """
     if isinstance(grid, Grid):
         if not (t_max is None and t_min is None and rho is None):
-            raise InputError("grid: t_max, t_min and rho are only valid with a grid's name; a Grid has its own times")
+            raise InputError(
+                "grid: t_max, t_min and rho are only valid with the name of a grid; a Grid has its own times"
+            )
         falling = (grid.reversed() if grid.rising else grid).check_domain(schedule)
         noisy = schedule.at(falling.times[-1]).sigma > 0.0
         return Grid(falling.times, clean=True) if clean and noisy else falling
     if grid not in _MAKERS:
         raise UnknownNameError("grid", grid, _MAKERS)
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise InputError(f"steps: got {steps!r}, expected a whole number of at least 1")
+    _check_steps(steps)
     if rho is not None and not rho > 0:
         raise InputError(f"rho: got {rho}, expected a positive number")
     if rho is not None and grid != "karras":
-        raise InputError(f"rho: only the grid 'karras' takes it, not {grid!r}")
+        raise InputError(f"rho: only valid with the grid 'karras', got {grid!r}")
     default_min, default_max = schedule.t_range
     top, bottom = default_max if t_max is None else t_max, default_min if t_min is None else t_min
     if not bottom < top:
@@ -216,12 +238,17 @@ def make(
     low, high = schedule.domain
     if bottom < low or top > high:
         raise InputError(f"grid: got [{bottom}, {top}], but {type(schedule).__name__} is defined on [{low}, {high}]")
-    reads_clean = clean and schedule.at(bottom).sigma > 0.0
-    if reads_clean and steps == 1:
+    clean = clean and schedule.at(bottom).sigma > 0.0
+    if clean and steps == 1:
         return Grid((top,), clean=True)
     options = {} if rho is None else {"rho": rho}
-    times = _MAKERS[grid](schedule, steps - reads_clean, top, bottom, **options)
-    return Grid(times, reads_clean).check_domain(schedule)
+    times = _MAKERS[grid](schedule, steps - clean, top, bottom, **options)
+    return Grid(times, clean).check_domain(schedule)
+
+
+def _check_steps(steps: object) -> None:
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise InputError(f"steps: got {steps!r}, expected a whole number of at least 1")
 
 
 def partway(
@@ -234,15 +261,25 @@ def partway(
     t_min: float | None = None,
     clean: bool = False,
 ) -> Grid:
-    """A falling grid that begins the share `strength` of the way from t_min to t_max; the rest is as in `make`.
+    """Create a falling grid over part of the range, from `start_time(schedule, strength)` down to t_min.
+
+    Args:
+        grid: The name of a spacing, or a `Grid` (see `make`).
+        schedule: The path.
+        steps: The total number of steps.
+        strength: The share of the range from t_min to t_max that the grid covers; all of it for None.
+        t_max: The noisy end of the range; the schedule's by default.
+        t_min: The clean end of the range; the schedule's by default.
+        clean: Whether to end with the clean estimate (see `make`).
 
     Raises:
-        InputError: The strength is not in (0, 1], or is given with a `Grid`, which already fixes its range.
+        UnknownNameError: There is no such spacing.
+        InputError: The strength is not in (0, 1], it is given with a `Grid`, or `make` refuses the rest.
     """
     if strength is None:
         return make(grid, schedule, steps, t_max=t_max, t_min=t_min, clean=clean)
     if isinstance(grid, Grid):
-        raise InputError("strength: only valid with a named grid; a Grid already fixes its range")
+        raise InputError("strength: only valid with the name of a grid; a Grid already fixes its range")
     top = start_time(schedule, strength, t_max=t_max, t_min=t_min)
     return make(grid, schedule, steps, t_max=top, t_min=t_min, clean=clean)
 
@@ -250,7 +287,13 @@ def partway(
 def start_time(
     schedule: Schedule, strength: float | None, *, t_max: float | None = None, t_min: float | None = None
 ) -> float:
-    """The time the share `strength` of the way from t_min to t_max; all the way to t_max for None.
+    """Return the time t_min + strength (t_max - t_min).
+
+    Args:
+        schedule: The path.
+        strength: A share in (0, 1]; None stands for 1.
+        t_max: The noisy end of the range; the schedule's by default.
+        t_min: The clean end of the range; the schedule's by default.
 
     Raises:
         InputError: The strength is not in (0, 1].

@@ -1,4 +1,4 @@
-"""Models by name, as the command line and the workers of a run find them."""
+"""Models by name, as the command line and the workers of a run load them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ._internal import files
 from .denoisers import Denoiser, GaussianMixture
+from .denoisers.base import Condition
 from .denoisers.mixtures import MixtureDenoiser
 from .errors import InputError
 from .models import load, pipeline_folder
@@ -22,14 +23,14 @@ PIPELINES = ("ink",)
 """Bundled models that are diffusers pipelines."""
 
 
-def load_model(name: str, device: str = "cpu") -> Any:
-    """A model by name, on a device.
+def load_model(name: str, device: str = "cpu") -> Denoiser:
+    """Load a model.
 
     Args:
         name: A bundled model ("digits"); "mixture", 25 exact modes; the path of a saved .safetensors model; a diffusers
             pipeline, by its folder or its name on the hub; or "module:function", which returns a `Denoiser` of your
             own.
-        device: Such as "cpu" or "cuda".
+        device: The device of its network, such as "cpu" or "cuda".
 
     Raises:
         UnknownNameError: The name is none of these.
@@ -40,7 +41,7 @@ def load_model(name: str, device: str = "cpu") -> Any:
     return model if device == "cpu" else _moved(model, device)
 
 
-def _find(name: str) -> Any:
+def _find(name: str) -> Denoiser:
     if name == "mixture":
         return GaussianMixture.grid().denoiser(VPLinear())
     module, colon, function = name.partition(":")
@@ -69,7 +70,7 @@ def _made(module: str, function: str) -> Denoiser:
     return model
 
 
-def _moved(model: Any, device: str) -> Any:
+def _moved(model: Denoiser, device: str) -> Denoiser:
     """The model with its network on a device."""
     if isinstance(model, MixtureDenoiser):
         return model  # goes where the states are
@@ -83,37 +84,40 @@ def _moved(model: Any, device: str) -> Any:
     return model
 
 
-def _pipeline(model: Any) -> Any:
-    """The diffusers pipeline under a model, or None."""
+def _pipeline(model: Denoiser) -> Any:
+    """The diffusers pipeline of a model, or None."""
     family = getattr(model, "family", None)
     return None if family is None else family.pipe
 
 
-def takes_prompts(model: Any) -> bool:
-    """Whether conditions are words."""
+def takes_prompts(model: Denoiser) -> bool:
+    """Whether a model's conditions are prompts."""
     return getattr(model, "embed", None) is not None
 
 
 def apply_condition(
-    model: Any,
-    label: Any,
+    model: Denoiser,
+    label: Condition,
     prompt: str | None = None,
     *,
     guidance: float | None = None,
     source_guidance: float | None = None,
-) -> Any:
-    """The model under a class or a prompt, if one is given.
+) -> Denoiser:
+    """Set a model's condition, if one is given.
 
     Args:
         model: The model.
-        label: A class, one per sample, or captions that are known of the samples.
-        prompt: What a model of prompts is told instead.
-        guidance: The scale that the verb will be given; only checked.
-        source_guidance: The same of the way up.
+        label: A class, one per sample, or the captions of the samples.
+        prompt: The condition of a model that takes prompts, in place of a label.
+        guidance: The scale of guidance that the verb will be given, which is only checked.
+        source_guidance: The scale of guidance on the way up, which is only checked.
+
+    Returns:
+        The model under the condition; the model itself if there is none.
 
     Raises:
-        InputError: A prompt is given to a model of classes or the other way about, or a scale of guidance without
-            anything to guide to.
+        InputError: A prompt is given to a model of classes or a class to a model of prompts, or there is a scale of
+            guidance without a condition.
     """
     if prompt is not None and not takes_prompts(model):
         raise InputError(f"prompt: the model {model.name!r} takes none; give --label")
@@ -131,15 +135,18 @@ def apply_condition(
     return model
 
 
-def fingerprint(model: Any) -> str:
-    """Sixteen hexadecimal digits that stand for a model's path, prediction and numbers.
+def fingerprint(model: Denoiser) -> str:
+    """Hash a model's path, prediction, shape and numbers.
 
-    Numbers are those of a torch module, of a mixture, or of the modules of a pipeline; a function has none.
+    The numbers are those of a torch module, of a mixture, or of the modules of a pipeline; a function has none.
+
+    Returns:
+        Sixteen hexadecimal digits.
     """
     return files.digest((model.schedule.spec(), model.prediction, model.shape), _numbers(model))
 
 
-def _numbers(model: Any) -> dict[str, Tensor]:
+def _numbers(model: Denoiser) -> dict[str, Tensor]:
     if isinstance(model, MixtureDenoiser):
         mixture = model.mixture
         return {"means": mixture.means, "std": mixture.std, "weights": mixture.weights}

@@ -1,19 +1,20 @@
-"""Random numbers with addresses: the same sample gets the same noise, however the work is cut up.
+"""Addressed random numbers: a sample gets the same noise, however the work is divided into batches.
 
-Every number is a function of (seed, stream, where in the path, sample index, position in the sample). The
-generator is PCG64 DXSM, which can leap to any place of its sequence: the SHA-256 of seed, stream and node chooses
-a sequence among 2^255, the sample and the position a place in it, and the Box-Muller transform makes the bits
-normal. Nothing depends on batch size, order, chunking, thread or device, and nothing is stored. The bits are the
-same on every machine; the last digits of logarithm, sine and cosine depend on the processor and NumPy's version.
+Every number is a function of (seed, stream, place in the path, sample index, position in the sample). The
+generator is PCG64 DXSM, which can jump to any place of its sequence: the SHA-256 of seed, stream and node selects
+one of 2^255 sequences, the sample and the position select a place in it, and the Box-Muller transform turns the bits
+into normal numbers. Nothing depends on batch size, order, chunking, thread or device, and nothing is stored. The bits
+are the same on every machine; the last digits of logarithm, sine and cosine depend on the processor and NumPy's
+version.
 
-`Brownian` is a Brownian motion W over a clock c >= 0 of any range. The clock's axis is cut at the powers of
+`Brownian` is a Brownian motion W over a clock c >= 0 of any range. The clock's axis is divided at the powers of
 two. Within a binade [2^k, 2^(k+1)] the path is built by halving (Levy's construction), down to 2^-20 of the
 binade: the midpoint of an interval of length h is the mean of its ends plus N(0, h/4). Clock values are
 rounded to that lattice, so increments over adjoining intervals add up to rounding, and a finer grid refines
 the same path.
 
-`White` draws fresh noise for every interval: cheaper (one draw a query instead of about ten to twenty), with
-the same addressing, but two grids then see unrelated noise.
+`White` draws independent noise for every interval. It is cheaper (one draw per query instead of about ten to twenty)
+and addressed in the same way, but two grids then see unrelated noise.
 """
 
 import hashlib
@@ -21,8 +22,8 @@ import math
 import struct
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Callable, Sequence
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from torch import Tensor
 from .errors import InputError
 
 INITIAL, BROWNIAN, WHITE, PERTURBATION, AREA, RENOISING, SMOOTHING = 0, 1, 2, 3, 4, 5, 6
-"""Streams: what the noise is for. Different streams of one seed are independent."""
+"""Streams, one for each use of noise. Different streams of one seed are independent."""
 
 _CELL = 2**9  # numbers drawn together, at least
 _AT_ONCE = 2**16 // _CELL  # cells at a time: their intermediate values stay in a core's cache
@@ -40,6 +41,8 @@ _HALF, _LARGEST, _RADIANS = (np.array(x, dtype=np.float32) for x in (0.5, 2.0**6
 _LEVELS = 20  # halvings within a binade
 _FLOOR = -60  # [0, 2^_FLOOR] is one cell
 _WORD = (1 << 64) - 1
+
+_from_numpy: Callable[[np.ndarray], Tensor] = cast(Any, torch).from_numpy  # which torch leaves untyped
 
 
 def normal(
@@ -52,16 +55,27 @@ def normal(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Standard normal numbers of shape (len(samples), *shape), the row of a sample fixed by its index.
+    """Return standard normal numbers, shape (len(samples), *shape); the row of a sample depends on its index alone.
 
-    `node` is three integers of 64 bits that say where in the stream. Values are drawn in float32 (tails reach
-    6.66: of 4e10 numbers, one should lie beyond) and are then cast, so that runs in different precisions see the
-    same noise.
+    Values are drawn in float32 (tails reach 6.66: of 4e10 numbers, one should lie beyond) and are then cast, so that
+    runs in different precisions see the same noise.
+
+    Args:
+        seed: Any integer; its low 64 bits count.
+        stream: What the noise is for, one of the streams above.
+        node: Three integers of 64 bits, the place in the stream.
+        samples: The indices of the samples, one per row.
+        shape: The shape of one sample.
+        dtype: The type of the result.
+        device: The device of the result.
+
+    Raises:
+        InputError: An index is negative.
     """
     size = math.prod(shape)
     rows = [_rows(seed, stream, node, run, size) for run in _runs(samples)]
     flat = rows[0] if len(rows) == 1 else np.concatenate(rows)
-    numbers = torch.from_numpy(flat.reshape(len(samples), *shape))
+    numbers = _from_numpy(flat.reshape(len(samples), *shape))
     device = torch.device(device)
     if device.type == "cpu":
         return numbers if dtype == torch.float32 else numbers.to(dtype)
@@ -73,13 +87,21 @@ def normal(
 def like(
     x: Tensor, seed: int, stream: int, node: tuple[int, int, int], samples: range | Sequence[int] | None = None
 ) -> Tensor:
-    """`normal` numbers of x's sample shape, type and device, for the given samples, 0, 1, ... len(x) - 1 by default."""
+    """Return `normal` numbers with x's shape, type and device.
+
+    Args:
+        x: A batch, shape (B, ...).
+        seed: The seed.
+        stream: What the noise is for.
+        node: The place in the stream.
+        samples: The indices of the rows; 0 to B - 1 by default.
+    """
     rows = range(len(x)) if samples is None else samples
     return normal(seed, stream, node, rows, x.shape[1:], dtype=x.dtype, device=x.device)
 
 
 def _runs(samples: range | Sequence[int]) -> list[range]:
-    """The sample indices as a list of contiguous ranges, in their own order."""
+    """Return the sample indices as a list of contiguous ranges, in the given order."""
     if isinstance(samples, range) and samples.step == 1:
         return [samples]
     runs: list[range] = []
@@ -92,9 +114,9 @@ def _runs(samples: range | Sequence[int]) -> list[range]:
 
 
 def _rows(seed: int, stream: int, node: tuple[int, int, int], run: range, size: int) -> np.ndarray:
-    """The samples' numbers, flat: a part of the endless sequence at this node, one sample after the other."""
+    """Return the numbers of a range of samples, flat: samples follow each other in the endless sequence of a node."""
     if run.start < 0:
-        raise InputError(f"samples: got the index {run.start}, below 0")
+        raise InputError(f"samples: got the index {run.start}, expected indices >= 0")
     start, stop = run.start * size, run.stop * size
     first = start // _CELL
     cells = np.empty((-(-stop // _CELL) - first, 2, _CELL // 2), dtype=np.float32)
@@ -109,10 +131,11 @@ def _rows(seed: int, stream: int, node: tuple[int, int, int], run: range, size: 
 
 
 def _fill(cells: np.ndarray, generator: np.random.PCG64DXSM) -> None:
-    """Fills cells, float32 of shape (n, 2, _CELL / 2), with standard normal numbers by the Box-Muller transform.
+    """Fill cells, float32 of shape (n, 2, _CELL / 2), with standard normal numbers by the Box-Muller transform.
 
     The first half of a cell's 32-bit words gives radii, the second half angles; the cosines fill the cell's first
-    half, the sines the second. The functions thus see the same whole vectors, wherever a batch begins and ends.
+    half, the sines the second. NumPy's vectorised functions thus work on the same whole cells, and give the same last
+    digits, wherever a batch begins and ends.
     """
     words = generator.random_raw(cells.size // 2).view(np.int32).reshape(cells.shape)
     radius, angle = words[:, 0].astype(np.float32), words[:, 1].astype(np.float32)
@@ -128,13 +151,13 @@ def _fill(cells: np.ndarray, generator: np.random.PCG64DXSM) -> None:
 
 
 class _Threads(threading.local):
-    """A bit generator for each thread: to set its state takes less time than to make a new one."""
+    """One bit generator per thread, as setting the state of one takes less time than creating one."""
 
     def __init__(self) -> None:
         self._generator = np.random.PCG64DXSM(0)
 
     def generator(self, address: tuple[int, ...], place: int) -> np.random.PCG64DXSM:
-        """The thread's generator, about to draw 64-bit word `place` of the sequence at six integers of 64 bits."""
+        """Return the thread's generator, set to word `place` (of 64 bits) of the sequence at an address of six words."""
         digest = hashlib.sha256(struct.pack("<6Q", *[a & _WORD for a in address])).digest()
         state, step = int.from_bytes(digest[:16], "little"), int.from_bytes(digest[16:], "little") | 1
         self._generator.state = {
@@ -154,15 +177,33 @@ def initial(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """The starting latents of the given samples: standard normal, shape (len(samples), *shape)."""
+    """Return the starting latents of samples: standard normal numbers, shape (len(samples), *shape).
+
+    Args:
+        seed: The seed.
+        samples: The indices of the samples, one per row.
+        shape: The shape of one sample.
+        dtype: The type of the result.
+        device: The device of the result.
+
+    Raises:
+        InputError: An index is negative.
+    """
     return normal(seed, INITIAL, (0, 0, 0), samples, shape, dtype=dtype, device=device)
 
 
 class NoiseSource(ABC):
     """Gaussian increments over intervals of a clock, for a fixed set of samples.
 
-    `samples` are the indices of the batch's rows, `shape` that of one sample. `seed` is any integer; its low
-    64 bits count.
+    Args:
+        seed: Any integer; its low 64 bits count.
+        samples: The indices of the samples, one per row of the batch.
+        shape: The shape of one sample.
+        dtype: The type of the noise.
+        device: The device of the noise.
+
+    Raises:
+        InputError: There are no samples, or an index is negative.
     """
 
     def __init__(
@@ -181,33 +222,66 @@ class NoiseSource(ABC):
 
     @abstractmethod
     def increment(self, a: float, b: float) -> Tensor:
-        """Gaussian of variance |b - a| and shape (B, *shape); `increment(b, a)` is its negative."""
+        """Return a Gaussian of variance |b - a|, shape (B, *shape); `increment(b, a)` is its negative.
+
+        Args:
+            a: The clock at one end of the interval, finite and at least 0.
+            b: The clock at the other end.
+
+        Raises:
+            InputError: An end is negative or not finite.
+        """
 
     @abstractmethod
     def unit(self, a: float, b: float) -> Tensor:
-        """`increment(a, b)` divided by its standard deviation."""
+        """Return `increment(a, b)` divided by its standard deviation, shape (B, *shape).
+
+        Args:
+            a: The clock at one end of the interval, finite and at least 0.
+            b: The clock at the other end.
+
+        Raises:
+            InputError: An end is negative or not finite, or the interval is shorter than the clock's resolution.
+        """
 
     def area(self, a: float, b: float) -> Tensor:
-        """The space-time Levy area H over the interval: Gaussian of variance |b - a| / 12, independent of W; (B, ...).
+        """Return the space-time Levy area H over the interval, shape (B, *shape); `area(b, a)` is the same.
 
-        H = (1/h) * integral of (W - the chord of W). It is drawn for each interval by itself, which is its exact law
-        on one grid; the areas of a refined grid belong to other paths. The same both ways along the interval.
+        H = (1/h) * integral of (W - the chord of W) is a Gaussian of variance |b - a| / 12, independent of W. It is
+        drawn for each interval separately, which is its exact law on one grid; the areas on a refined grid belong to
+        other paths.
+
+        Args:
+            a: The clock at one end of the interval, finite and at least 0.
+            b: The clock at the other end.
+
+        Raises:
+            InputError: An end is negative or not finite.
         """
         _check_clock(a, b)
         ends = struct.unpack("<QQ", struct.pack("<dd", min(a, b), max(a, b)))
         return self._normal(AREA, (*ends, 0)).mul_(math.sqrt(abs(b - a) / 12.0))
 
     def _normal(self, stream: int, node: tuple[int, int, int]) -> Tensor:
-        """Standard normal numbers of the batch's shape, in memory of their own."""
+        """Return standard normal numbers of the batch's shape, in new memory."""
         return normal(self.seed, stream, node, self.samples, self.shape, dtype=self.dtype, device=self.device)
 
 
 class Addressed(NoiseSource):
-    """Noise that is a function of seed, sample and interval."""
+    """Noise that is a function of seed, sample and interval alone."""
 
     @classmethod
     def of(cls, x: Tensor, seed: int = 0, samples: range | Sequence[int] | None = None) -> Self:
-        """A source for the batch x, (B, ...), whose rows are the given samples, 0 to B - 1 by default."""
+        """Create a source with the shape, type and device of a batch.
+
+        Args:
+            x: The batch, shape (B, ...).
+            seed: The seed.
+            samples: The indices of the rows; 0 to B - 1 by default.
+
+        Raises:
+            InputError: There are no samples, or an index is negative.
+        """
         rows = range(len(x)) if samples is None else samples
         return cls(seed, rows, x.shape[1:], dtype=x.dtype, device=x.device)
 
@@ -215,46 +289,56 @@ class Addressed(NoiseSource):
 class White(Addressed):
     """Independent noise for every interval, addressed by the interval's two ends."""
 
-    def unit(self, a, b):
+    def unit(self, a: float, b: float) -> Tensor:
         _check_clock(a, b)
         low, high = (a, b) if a <= b else (b, a)
         ends = struct.unpack("<QQ", struct.pack("<dd", low, high))
         draw = self._normal(WHITE, (*ends, 0))
         return draw if a <= b else draw.neg_()
 
-    def increment(self, a, b):
+    def increment(self, a: float, b: float) -> Tensor:
         return self.unit(a, b).mul_(math.sqrt(abs(b - a)))
 
 
 class Brownian(Addressed):
-    """A Brownian motion over the clock c >= 0: increments over sub-intervals add up to the whole's.
+    """A Brownian motion over the clock c >= 0: increments over sub-intervals add up to that of the whole interval.
 
-    Times closer than 2^-20 of their size count as one: the increment between them is 0. Keeps the path down
-    to the last queried times, so that sequential queries cost few draws; the memory is bounded (about forty
-    tensors of the batch's shape).
+    Times that differ by less than 2^-20 of their size count as equal: the increment between them is 0. The path to the
+    last queried times is cached, so that sequential queries cost few draws; the cache is bounded (about forty tensors
+    of the batch's shape). The arguments are those of `NoiseSource`.
     """
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        seed: int,
+        samples: range | Sequence[int],
+        shape: Sequence[int],
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ):
+        super().__init__(seed, samples, shape, dtype=dtype, device=device)
         self._binades: dict[int, Tensor] = {}
         self._descents: dict[int, list[tuple[int, int, Tensor | float, Tensor | float]]] = {}
 
-    def increment(self, a, b):
+    def increment(self, a: float, b: float) -> Tensor:
         _check_clock(a, b)
         (ka, ma), (kb, mb) = _locate(a), _locate(b)
-        at_a = self._within(ka, ma)  # before b: the path to a is still there if the last query ended at a
+        at_a = self._within(ka, ma)  # before b: the path to a is still cached if the last query ended at a
         at_b = self._within(kb, mb)
         return self._between(ka, at_a, kb, at_b) if a <= b else self._between(kb, at_b, ka, at_a).neg_()
 
-    def unit(self, a, b):
+    def unit(self, a: float, b: float) -> Tensor:
         _check_clock(a, b)
         variance = abs(_rounded(b) - _rounded(a))
         if variance == 0.0:
-            raise InputError(f"noise: the interval [{a}, {b}] is shorter than the clock's resolution (2^-20)")
+            raise InputError(
+                f"noise: got the interval [{a}, {b}], which is shorter than the clock's resolution (2^-20)"
+            )
         return self.increment(a, b).mul_(1.0 / math.sqrt(variance))
 
     def _between(self, low: int, at_low: Tensor | float, high: int, at_high: Tensor | float) -> Tensor:
-        """The increment, in memory of its own, between points of two binades with these values of W in the binades."""
+        """Return the increment, in new memory, between two points, each given by its binade and `_within` of it."""
         if low < high:
             total = self._whole(low) - at_low
             for k in range(low + 1, high):
@@ -265,7 +349,7 @@ class Brownian(Addressed):
         return torch.zeros(len(self.samples), *self.shape, dtype=self.dtype, device=self.device)
 
     def _whole(self, k: int) -> Tensor:
-        """The increment over binade k, of variance equal to the binade's length."""
+        """Return the increment over binade k, of variance equal to the binade's length."""
         if k not in self._binades:
             if len(self._binades) > 4:
                 self._binades.pop(next(iter(self._binades)))
@@ -273,7 +357,7 @@ class Brownian(Addressed):
         return self._binades[k]
 
     def _within(self, k: int, m: int) -> Tensor | float:
-        """W at cell m of binade k, less W at the binade's start."""
+        """Return W at cell m of binade k minus W at the start of the binade."""
         if m == 0:
             return 0.0
         path = self._descents.get(k)
@@ -302,7 +386,7 @@ class Brownian(Addressed):
 def _check_clock(a: float, b: float) -> None:
     for value in (a, b):
         if not 0.0 <= value < math.inf:
-            raise InputError(f"noise: a clock runs over finite times >= 0, got {value}")
+            raise InputError(f"noise: got the clock value {value}, expected a finite number >= 0")
 
 
 def _length(k: int) -> float:
@@ -310,7 +394,7 @@ def _length(k: int) -> float:
 
 
 def _locate(c: float) -> tuple[int, int]:
-    """The binade of c and the nearest of its cells' starts. Binade _FLOOR - 1 is [0, 2^_FLOOR]."""
+    """Return the binade of c and the nearest start of a cell in it. Binade _FLOOR - 1 is [0, 2^_FLOOR]."""
     if c < 2.0**_FLOOR:
         return _FLOOR - 1, round(c / 2.0**_FLOOR * (1 << _LEVELS))
     mantissa, exponent = math.frexp(c)  # c = mantissa 2^exponent, mantissa in [1/2, 1)
@@ -318,10 +402,11 @@ def _locate(c: float) -> tuple[int, int]:
 
 
 def _rounded(c: float) -> float:
-    """The lattice point that stands for c."""
+    """Return the lattice point to which c is rounded."""
     k, m = _locate(c)
     start = 0.0 if k < _FLOOR else 2.0**k
     return start + _length(k) * m / (1 << _LEVELS)
 
 
 SOURCES: dict[str, type[Addressed]] = {"brownian": Brownian, "white": White}
+"""The noise sources by name."""

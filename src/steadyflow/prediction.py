@@ -1,7 +1,7 @@
-"""What a model says of a noisy state: its estimate of the data (`x0`) and of the noise (`eps`).
+"""Predictions: what a model estimates from a noisy state, as data (`x0`) and as noise (`eps`).
 
-A network predicts one of five things; every one of them is affine in (x0, eps), and with
-x = alpha x0 + sigma eps each gives both:
+A network outputs one of five quantities. Each of them is affine in (x0, eps), so that with
+x = alpha x0 + sigma eps each determines both:
 
     epsilon        o = eps                     x0 = (x - sigma o) / alpha
     sample         o = x0                      eps = (x - alpha o) / sigma
@@ -13,7 +13,7 @@ x = alpha x0 + sigma eps each gives both:
 Sources: Ho et al. 2020; Salimans & Ho 2022 (v); Liu et al. 2022 (flow); Song et al. 2021 (score).
 """
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args, overload
 
 import torch
 from torch import Tensor
@@ -25,39 +25,49 @@ PredictionType = Literal["epsilon", "sample", "v_prediction", "flow", "score"]
 
 
 def check_type(name: str) -> None:
-    """Raise `UnknownNameError` unless `name` is one of the five prediction types."""
+    """Check that a name is one of the five prediction types.
+
+    Raises:
+        UnknownNameError: It is none of them.
+    """
     if name not in get_args(PredictionType):
         raise UnknownNameError("prediction", name, get_args(PredictionType))
 
 
 def defined_at_zero_noise(kind: PredictionType) -> bool:
-    """Whether a network of this prediction type can be asked at sigma = 0, where data and noise both follow from it.
+    """Return whether a network of this prediction type can be evaluated at sigma = 0 and determines x0 and eps there.
 
-    A sample prediction leaves the noise open there; epsilon networks are not trained so far.
+    A sample prediction does not determine the noise there; epsilon networks are not trained that close to the data.
     """
     return kind in ("flow", "v_prediction")
 
 
 def linear(a: float | Tensor, x: Tensor, b: float | Tensor, y: Tensor) -> Tensor:
-    """a x + b y; a and b are numbers, or tensors that broadcast against x and y."""
+    """Return a x + b y; a and b are numbers, or tensors that broadcast against x and y."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return a * x + b * y
     return linear_combination((a, b), (x, y))
 
 
 class Scaled(NamedTuple):
-    """A reading as a tensor, shape (B, ...), and the factor that is still to be applied to it."""
+    """A quantity (B, ...) as the product factor * tensor, which is not carried out yet."""
 
     tensor: Tensor
     factor: float
 
 
 class Prediction:
-    """A model's output at (x, t), read as data or as noise.
+    """A model's output at (x, t), converted on request to an estimate of the data or of the noise.
 
-    `x` and `output` have shape (B, ...); `alpha` and `sigma` are floats, or tensors that broadcast against
-    them when each sample has its own time. Both readings are computed when asked for; where one is the output or the
-    state itself, it is that tensor and no copy, so readings are not to be written to.
+    Estimates are computed when they are accessed. An estimate that equals the output or the state is that same tensor,
+    not a copy, so do not modify estimates in place.
+
+    Args:
+        x: The state, shape (B, ...).
+        output: What the network returned, of x's shape.
+        kind: What the network predicts.
+        alpha: The factor of the data: a float, or a tensor that broadcasts against x if each sample has its own time.
+        sigma: The factor of the noise, likewise.
     """
 
     __slots__ = ("alpha", "kind", "output", "sigma", "x")
@@ -75,17 +85,29 @@ class Prediction:
 
     @property
     def x0(self) -> Tensor:
-        """The estimate of the data, E[x0 | x] for a perfect model; shape (B, ...)."""
+        """The estimate of the data, E[x0 | x] for a perfect model; shape (B, ...).
+
+        Raises:
+            SingularTimeError: alpha is 0 and the prediction type is "epsilon" or "score".
+        """
         return self.mix(1.0, 0.0)
 
     @property
     def eps(self) -> Tensor:
-        """The estimate of the noise; shape (B, ...)."""
+        """The estimate of the noise; shape (B, ...).
+
+        Raises:
+            SingularTimeError: sigma is 0 and the prediction type is "sample".
+        """
         return self.mix(0.0, 1.0)
 
     @property
     def score(self) -> Tensor:
-        """The gradient of the log density at this time, -eps / sigma; shape (B, ...)."""
+        """The gradient of the log density at this time, -eps / sigma; shape (B, ...).
+
+        Raises:
+            SingularTimeError: sigma is 0, unless the network predicts the score.
+        """
         if self.kind == "score":
             return self.output
         _check_nonzero(self.sigma, "a score", "sigma")
@@ -93,16 +115,36 @@ class Prediction:
 
     @property
     def flow(self) -> Tensor:
-        """The velocity of the straight path, eps - x0; shape (B, ...)."""
+        """The velocity of the straight path, eps - x0; shape (B, ...).
+
+        Raises:
+            SingularTimeError: x0 or eps does not exist at this time.
+        """
         return self.mix(-1.0, 1.0)
 
     def mix(self, data: float, noise: float) -> Tensor:
-        """data * x0 + noise * eps; `mix(alpha', sigma')` is the DDIM step to that time."""
+        """Return data * x0 + noise * eps, shape (B, ...); `mix(alpha', sigma')` is the DDIM step to that time.
+
+        Args:
+            data: The factor of x0.
+            noise: The factor of eps.
+
+        Raises:
+            SingularTimeError: The output does not determine this combination at this time.
+        """
         of_x, of_output = self.factors(data, noise)
         return linear(of_x, self.x, of_output, self.output)
 
     def scaled(self, data: float, noise: float) -> Scaled:
-        """data * x0 + noise * eps up to a factor, which saves a pass where all samples have one time."""
+        """Return data * x0 + noise * eps as a tensor and a factor, which saves a pass if all samples share one time.
+
+        Args:
+            data: The factor of x0.
+            noise: The factor of eps.
+
+        Raises:
+            SingularTimeError: The output does not determine this combination at this time.
+        """
         of_x, of_output = self.factors(data, noise)
         if isinstance(of_x, Tensor) or isinstance(of_output, Tensor):
             return Scaled(linear(of_x, self.x, of_output, self.output), 1.0)
@@ -114,17 +156,39 @@ class Prediction:
             return Scaled(torch.add(self.x, self.output, alpha=of_output / of_x), of_x)
         return Scaled(torch.add(self.output, self.x, alpha=of_x / of_output), of_output)
 
-    def factors(self, data: float, noise: float) -> tuple[Any, Any]:
-        """The factors of x and of the output in data * x0 + noise * eps."""
+    def factors(self, data: float, noise: float) -> tuple[float | Tensor, float | Tensor]:
+        """Return the factors of x and of the output in data * x0 + noise * eps; floats if alpha and sigma are.
+
+        Args:
+            data: The factor of x0.
+            noise: The factor of eps.
+
+        Raises:
+            SingularTimeError: The output does not determine this combination at this time.
+        """
         return factors(self.kind, self.alpha, self.sigma, data, noise)
 
 
+@overload
+def factors(kind: PredictionType, alpha: float, sigma: float, data: float, noise: float) -> tuple[float, float]: ...
+@overload
 def factors(
     kind: PredictionType, alpha: float | Tensor, sigma: float | Tensor, data: float, noise: float
-) -> tuple[Any, Any]:
-    """The factors of x and of a model's output of this kind in data * x0 + noise * eps.
+) -> tuple[float | Tensor, float | Tensor]: ...
+def factors(
+    kind: PredictionType, alpha: float | Tensor, sigma: float | Tensor, data: float, noise: float
+) -> tuple[float | Tensor, float | Tensor]:
+    """Return the factors of x and of a model's output in data * x0 + noise * eps; floats if alpha and sigma are.
 
-    Floats where alpha and sigma are. Raises `SingularTimeError` where the output does not say what is read.
+    Args:
+        kind: What the network predicts.
+        alpha: The factor of the data in x.
+        sigma: The factor of the noise in x.
+        data: The factor of x0 in the result.
+        noise: The factor of eps in the result.
+
+    Raises:
+        SingularTimeError: The output does not determine this combination at this time.
     """
     match kind:
         case "epsilon":
@@ -151,6 +215,6 @@ def factors(
 
 
 def _check_nonzero(value: float | Tensor, what: str, name: str) -> None:
-    # per-sample times stay on their device: a zero among them shows as infinity in the result
+    # per-sample times are not checked, as that would read from their device: a zero gives infinity in the result
     if not isinstance(value, Tensor) and value == 0.0:
         raise SingularTimeError(f"{what} needs {name} > 0, but {name} is 0 at this time; stop short of that end")

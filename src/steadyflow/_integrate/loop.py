@@ -8,12 +8,15 @@ accelerator the sums stay there and are read after the last step. Memory does no
 steps unless recording is asked for.
 """
 
+# What a user gives is checked where the program runs:
+# pyright: reportUnnecessaryIsInstance=false
+
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -75,7 +78,12 @@ class StepInfo(NamedTuple):
         return self.total - self.done
 
 
-Progress = bool | None | tqdm
+if TYPE_CHECKING:
+    Bar = tqdm[Any]
+else:
+    Bar = tqdm  # which takes no parameters where the program runs
+
+Progress = bool | None | Bar
 """Show a bar (True), never (False), on long work at a terminal (None); or a bar of the caller's to advance."""
 
 Callback = Callable[[StepInfo], None]
@@ -233,7 +241,8 @@ def check_state(name: str, x: Tensor, shape: tuple[int, ...] | None = None) -> N
     if shape is not None and tuple(x.shape[1:]) != tuple(shape):
         raise InputError(f"{name}: got samples of shape {tuple(x.shape[1:])}, but the model's are {tuple(shape)}")
     if not finite(x):
-        rows = x.flatten(1).isfinite().all(1).logical_not().nonzero().flatten().tolist()
+        broken = x.flatten(1).isfinite().all(1).logical_not().nonzero()
+        rows = cast(list[int], broken.flatten().tolist())  # pyright: ignore[reportUnknownMemberType]
         raise InputError(f"{name}: NaN or infinity in sample(s) {', '.join(map(str, rows[:5]))}")
 
 
@@ -252,7 +261,8 @@ class _Watch:
 
     def close(self, grid: Grid, first: int) -> None:
         if self._sums:
-            whole = torch.stack(self._sums).isfinite().tolist()
+            finite_sums = torch.stack(self._sums).isfinite()
+            whole = cast(list[bool], finite_sums.tolist())  # pyright: ignore[reportUnknownMemberType]
             if not all(whole):
                 k = first + whole.index(False)
                 times = (*grid.times, grid.times[-1])
@@ -293,7 +303,7 @@ class _Recorder:
         return Trajectory(tuple(t for t, _ in self._kept), torch.stack([x for _, x in self._kept]))
 
 
-def progress_bar(progress: Progress, total: int | None, unit: str = "step") -> tqdm:
+def progress_bar(progress: Progress, total: int | None, unit: str = "step") -> Bar:
     """A progress bar: shown after two seconds on a terminal, at once if asked for, never if refused."""
     if isinstance(progress, tqdm):
         return progress
@@ -303,6 +313,6 @@ def progress_bar(progress: Progress, total: int | None, unit: str = "step") -> t
 
 
 @cache
-def _hidden() -> tqdm:
+def _hidden() -> Bar:
     """The bar of work that shows none; a new one each time would take as long as a step."""
     return tqdm(disable=True)

@@ -1,1 +1,11 @@
-"""Helpers without a public interface; the lab, which is released together with this package, uses them too."""
+"""Helpers without a public interface, which steadyflow-lab, released together with this package, uses too.
+
+tensors       arithmetic on batches
+numerics      root finding
+autograd      when gradients are recorded
+files         writing files whole or not at all, and reading them safely
+extensions    what installed extension packages register
+plots         matplotlib figures
+pictures      images as arrays of eight bits
+html          HTML reports
+"""

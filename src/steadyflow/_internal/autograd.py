@@ -1,9 +1,9 @@
-"""When gradients are recorded: where the start asks for them, whatever a model's parameters do."""
+"""When gradients are recorded: only where the start of a run requires them, whatever a model's parameters do."""
 
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,16 +12,24 @@ Result = TypeVar("Result")
 Given = ParamSpec("Given")
 
 
-def grad_enabled_by(x: Any) -> torch.set_grad_enabled:
-    """A context that records gradients only where the start x is a tensor that requires them."""
+def grad_enabled_by(x: object) -> torch.set_grad_enabled:
+    """Make a context that records gradients only where they are recorded outside and the start requires them.
+
+    Args:
+        x: The start; anything but a tensor requires none.
+    """
     wanted = isinstance(x, Tensor) and x.requires_grad
     return torch.set_grad_enabled(torch.is_grad_enabled() and wanted)
 
 
 def no_grad_unless(name: str) -> Callable[[Callable[Given, Result]], Callable[Given, Result]]:
-    """Makes a function record gradients only where the tensor given for one of its parameters requires them.
+    """Make a decorator for functions that record gradients only where one of their arguments requires them.
 
-    A user's network may well have parameters that do; without this, a loop over its answers would keep them all.
+    A user's network may well have parameters that do; without this, a loop over its outputs would retain the graph of
+    them all.
+
+    Args:
+        name: The name of the function's parameter.
     """
 
     def decorate(function: Callable[Given, Result]) -> Callable[Given, Result]:

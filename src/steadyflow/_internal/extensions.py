@@ -1,6 +1,6 @@
-"""What installed extension packages register by entry points, and what is said where one is not installed.
+"""What installed extension packages register by entry points, and hints where such a package is not installed.
 
-An entry point's group says what it adds, and its name under which name:
+The group of an entry point says what it adds, and its name says under which name:
 
 - `steadyflow.models`: a function that takes the name and returns the `Denoiser`;
 - `steadyflow.datasets`: for the model of that name, a function of the part, "train" or "held-out", that returns samples
@@ -25,22 +25,45 @@ LAB = {
     DATASETS: ("faces",),
     COMMANDS: ("demo", "lab"),
 }
-"""What steadyflow-lab registers, for the sake of messages where it is not installed."""
+"""What steadyflow-lab registers, for messages where it is not installed."""
 
 
 def registered(group: str) -> dict[str, metadata.EntryPoint]:
-    """The entry points of a group by their names, in the order of names; nothing is imported."""
+    """List the entry points of a group; nothing is imported.
+
+    Args:
+        group: `MODELS`, `DATASETS` or `COMMANDS`.
+
+    Returns:
+        The entry points by their names, in the order of names.
+    """
     return {entry.name: entry for entry in sorted(metadata.entry_points(group=group), key=lambda entry: entry.name)}
 
 
 def find(group: str, name: str) -> Any:
-    """What an extension registered under a name, imported; None where there is nothing."""
+    """Import what an extension package registers under a name.
+
+    Args:
+        group: `MODELS`, `DATASETS` or `COMMANDS`.
+        name: The name.
+
+    Returns:
+        What is registered; None if there is nothing.
+    """
     entry = registered(group).get(name)
     return None if entry is None else entry.load()
 
 
 def hint(group: str, name: str) -> str:
-    """How to get a name that nothing registers, where the lab has it; else an empty text."""
+    """Say how to get something that is not registered.
+
+    Args:
+        group: `MODELS`, `DATASETS` or `COMMANDS`.
+        name: The name that was asked for.
+
+    Returns:
+        What to install, if steadyflow-lab has something of this name; else an empty text.
+    """
     if name not in LAB[group]:
         return ""
     return f"{name!r} is in steadyflow-lab: pip install steadyflow-lab (from a copy of the repository, ./lab)"

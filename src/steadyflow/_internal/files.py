@@ -1,4 +1,7 @@
-"""Files written whole or not at all; safetensors files with a kind, refused with a reason when damaged or foreign."""
+"""Writing files whole or not at all, and reading them safely.
+
+Our own files are safetensors with a kind in the header; a damaged or foreign one is refused with a reason.
+"""
 
 import contextlib
 import hashlib
@@ -17,13 +20,20 @@ from ..errors import CorruptFileError, StorageError
 _FORMAT = "steadyflow"
 _VERSION = "1"
 PART = ".part"
-"""How the names of files end that are being written."""
+"""The suffix of files that are being written."""
 
 
 def write(path: str | Path, kind: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors and text to `path`; an existing file is replaced whole or not at all.
+    """Write tensors and text to a safetensors file; an existing file is replaced whole or not at all.
 
-    Raises `StorageError` where it cannot be written.
+    Args:
+        path: The file.
+        kind: What the file is, such as "model".
+        tensors: The tensors by name.
+        metadata: The text by name.
+
+    Raises:
+        StorageError: The file cannot be written.
     """
     header = {**metadata, "format": _FORMAT, "version": _VERSION, "kind": kind}
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
@@ -32,13 +42,21 @@ def write(path: str | Path, kind: str, tensors: Mapping[str, Tensor], metadata: 
 
 
 def content(x: Tensor) -> bytes:
-    """The bytes of a tensor, its type and shape before them: what is hashed of it."""
+    """The bytes of a tensor, preceded by its type and shape, to be hashed."""
     flat = x.detach().cpu().contiguous().flatten().view(torch.uint8)
     return f"{x.dtype}{tuple(x.shape)}".encode() + flat.numpy().tobytes()
 
 
 def digest(about: object, tensors: Mapping[str, Tensor]) -> str:
-    """Sixteen hexadecimal digits that stand for named tensors, and for the text of what they are."""
+    """Hash named tensors together with a description of them.
+
+    Args:
+        about: The description, of which the `repr` is hashed.
+        tensors: The tensors by name.
+
+    Returns:
+        Sixteen hexadecimal digits.
+    """
     hashed = hashlib.sha256(repr(about).encode())
     for name, value in sorted(tensors.items()):
         hashed.update(name.encode())
@@ -48,9 +66,18 @@ def digest(about: object, tensors: Mapping[str, Tensor]) -> str:
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A file beside `path` to write, which takes its place once it is written and on the disk; else it goes.
+    """Make a context in which to write a file beside another, which takes its place at the end.
 
-    Raises `StorageError` where it cannot be written.
+    It does so once it is on the disk; if an error is raised, it is deleted and the other file is untouched.
+
+    Args:
+        path: The file to replace.
+
+    Yields:
+        The file to write.
+
+    Raises:
+        StorageError: The file cannot be written.
     """
     path = Path(path)
     part: Path | None = None
@@ -72,13 +99,21 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file; an existing one is replaced whole or not at all. Raises `StorageError`."""
+    """Write a text file; an existing file is replaced whole or not at all.
+
+    Args:
+        path: The file.
+        text: The text.
+
+    Raises:
+        StorageError: The file cannot be written.
+    """
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def _flush(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
+    """Flush a file, or the names in a folder, to the disk."""
     if os.name == "nt" and path.is_dir():
         return  # folders cannot be opened there
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -96,10 +131,18 @@ def _umask() -> int:
 
 
 def read(path: str | Path, kind: str | None) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the text of a file that `write` made, of any kind for None.
+    """Read a file that `write` wrote.
 
-    Raises `FileNotFoundError` where there is none, `CorruptFileError` for a damaged or truncated file, one
-    that steadyflow did not write, or one of another kind.
+    Args:
+        path: The file.
+        kind: What the file must be; None for any kind.
+
+    Returns:
+        The tensors and the text, each by name.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        CorruptFileError: The file is damaged or truncated, of another kind, or not written by steadyflow.
     """
     path = Path(path)
     if not path.is_file():

@@ -1,16 +1,21 @@
-"""What the HTML reports share: one self-contained file, pictures inside, nothing fetched."""
+"""HTML reports: self-contained files with their pictures inside, which fetch nothing."""
+
+from __future__ import annotations
 
 import base64
 import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from .._version import __version__
-from ..datasets.arrays import pillow, sheet
 from ..errors import MissingExtraError
 from . import files
+from .pictures import pillow, sheet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _STYLE = """
 :root { color-scheme: light }
@@ -74,13 +79,23 @@ for (const box of document.querySelectorAll('.compare')) {
 """
 
 
-def write(path: str | Path, template: str, **values: Any) -> Path:
-    """Render a jinja2 template, which also sees `style`, `script` and `version`, into a file and return its path.
+def write(path: str | Path, template: str, **values: object) -> Path:
+    """Render a jinja2 template into a file.
 
-    The script lets a reader sort tables of class "sortable", and choose which two of the sections in a div of class
-    "compare" to see side by side; without it all are shown.
+    The template also sees `style`, `script` and `version`. The script lets one sort tables of class "sortable", and
+    choose which two of the sections in a div of class "compare" to see side by side; without it all are shown.
 
-    Raises `MissingExtraError` without jinja2.
+    Args:
+        path: The file.
+        template: The template.
+        **values: What the template sees.
+
+    Returns:
+        The path.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
+        StorageError: The file cannot be written.
     """
     try:
         import jinja2
@@ -94,17 +109,23 @@ def write(path: str | Path, template: str, **values: Any) -> Path:
     return Path(path)
 
 
-def png(figure: Any) -> str:
-    """A matplotlib figure as base64 text."""
+def png(figure: Figure) -> str:
+    """A matplotlib figure as a PNG in base64 text."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
 def strip(x: Tensor, width: int = 1024, columns: int | None = None) -> str:
-    """Images (B, 1 or 3, h, w) as base64 text, side by side or in so many columns, about `width` pixels wide.
+    """Arrange images on one PNG in base64 text.
 
-    Raises `MissingExtraError` without Pillow.
+    Args:
+        x: Images in [-1, 1], shape (B, 1 or 3, h, w).
+        width: About how many pixels wide the PNG is to be.
+        columns: The number of images in a row; all by default.
+
+    Raises:
+        MissingExtraError: Pillow is not installed.
     """
     image_module = pillow()
     pixels = sheet(x, columns=columns or len(x))

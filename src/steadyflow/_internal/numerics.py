@@ -1,12 +1,19 @@
-"""Bisection, for all that looks for an edge."""
+"""Root finding: bisection for the edge of a condition."""
 
 from collections.abc import Callable
 
 
 def last_where(holds: Callable[[float], bool], low: float, high: float, rounds: int = 200) -> float:
-    """Where a condition that holds at `low` and not at `high` ceases to: halved `rounds` times, or as far as floats go.
+    """Find where a condition that holds at one end of an interval and not at the other ceases to hold.
 
-    The end at which it was last seen to hold.
+    Args:
+        holds: The condition.
+        low: The end at which it holds.
+        high: The end at which it does not, above or below the other.
+        rounds: How often to halve the interval; it ends earlier where floats can be halved no further.
+
+    Returns:
+        The last number at which it was found to hold.
     """
     for _ in range(rounds):
         middle = 0.5 * (low + high)

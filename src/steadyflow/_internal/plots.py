@@ -1,14 +1,23 @@
-"""Figures, where matplotlib is installed."""
+"""Plots: matplotlib figures, made and saved without pyplot."""
+
+from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..errors import InputError, MissingExtraError
 from . import files
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def require() -> Any:
-    """matplotlib's `Figure`; for long work to ask beforehand. Raises `MissingExtraError` without matplotlib."""
+
+def require() -> type[Figure]:
+    """matplotlib's class `Figure`; long work calls this before it begins.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -16,15 +25,30 @@ def require() -> Any:
     return Figure
 
 
-def figure(width: float, height: float) -> Any:
-    """An empty matplotlib figure of a size in inches. Raises `MissingExtraError` without matplotlib."""
+def figure(width: float, height: float) -> Figure:
+    """Make an empty matplotlib figure.
+
+    Args:
+        width: In inches.
+        height: In inches.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
     return require()(figsize=(width, height), layout="constrained")
 
 
-def save(drawn: Any, path: str | Path, dpi: int = 120) -> None:
-    """Write a figure to a file of the kind that its name says, else a PNG, whole or not at all.
+def save(drawn: Figure, path: str | Path, dpi: int = 120) -> None:
+    """Write a figure; an existing file is replaced whole or not at all.
 
-    Raises `InputError` for a kind that matplotlib does not write, `StorageError` where it cannot be written.
+    Args:
+        drawn: The figure.
+        path: The file, whose suffix says the kind; PNG without a suffix.
+        dpi: Pixels per inch.
+
+    Raises:
+        InputError: matplotlib does not write this kind of file.
+        StorageError: The file cannot be written.
     """
     kind = Path(path).suffix[1:] or "png"
     kinds = drawn.canvas.get_supported_filetypes()

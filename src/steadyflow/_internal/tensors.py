@@ -1,14 +1,23 @@
-"""Arithmetic on batches (B, ...): linear combinations in few passes, and what is taken a sample."""
+"""Arithmetic on batches (B, ...): linear combinations in few passes over memory, and norms and products per sample."""
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
 
 def linear_combination(factors: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
-    """The sum of factors * tensors, one fused pass a term; the tensors are left alone, and those of factor 0 unread."""
+    """The sum of factors * tensors, in one fused pass per term.
+
+    Args:
+        factors: One number per tensor; a tensor of factor 0 is not read.
+        tensors: Tensors of one shape, which are not written to.
+
+    Returns:
+        The sum. It is the tensor itself, not a copy, where only one counts and its factor is 1.
+    """
     first, start, result = 0.0, tensors[0], None
     for factor, tensor in zip(factors, tensors, strict=True):
         if factor == 0.0:
@@ -27,47 +36,70 @@ def linear_combination(factors: Sequence[float], tensors: Sequence[Tensor]) -> T
 
 
 def combine(first: float, x: Tensor, factors: Sequence[float], others: Sequence[Tensor]) -> Tensor:
-    """first * x + sum of factors * others, as `linear_combination` does it."""
+    """The sum first * x + factors * others.
+
+    Args:
+        first: The factor of x.
+        x: A tensor.
+        factors: The factors of the others.
+        others: Tensors of x's shape.
+
+    Returns:
+        The sum, as `linear_combination` computes it.
+    """
     return linear_combination((first, *factors), (x, *others))
 
 
 def finite(x: Tensor) -> bool:
-    """Whether no number is NaN or infinite; reads from the device."""
+    """Whether no number is NaN or infinite. Waits for the device, from which it reads."""
     return math.isfinite(x.sum().item()) or bool(x.isfinite().all())  # the sum of large numbers may overflow
 
 
 def broadcast(value: Tensor, x: Tensor) -> Tensor:
-    """A value a sample, (B,), shaped to go with x, (B, ...), and numbers in its type; one value for all as it is."""
+    """Shape one value per sample so that it broadcasts against a batch.
+
+    Args:
+        value: One value per sample, shape (B,), or one for all, shape ().
+        x: The batch, shape (B, ...).
+
+    Returns:
+        The values, shape (B, 1, ..., 1), or () where there is one for all; floating-point values in x's type.
+    """
     value = value.to(x.dtype) if value.is_floating_point() else value
     return value.view(-1, *[1] * (x.ndim - 1)) if value.ndim else value
 
 
 def dot(x: Tensor, y: Tensor) -> Tensor:
-    """The scalar product of each sample, (B,)."""
+    """The scalar product of each sample of x with that of y, shape (B,)."""
     return (x * y).flatten(1).sum(1)
 
 
 def norm(x: Tensor) -> Tensor:
-    """The Euclidean norm of each sample, (B,)."""
+    """The Euclidean norm of each sample, shape (B,)."""
     return x.flatten(1).norm(dim=1)
 
 
 def unit(x: Tensor) -> Tensor:
-    """Each sample over its norm; zero where that is zero."""
+    """Each sample divided by its Euclidean norm; zero where the sample is zero."""
     return x / broadcast(norm(x).clamp_min(torch.finfo(x.dtype).tiny), x)
 
 
 def rms(x: Tensor) -> Tensor:
-    """The root mean square of each sample's numbers, (B,)."""
+    """The root mean square of each sample's numbers, shape (B,)."""
     return x.flatten(1).square().mean(1).sqrt()
 
 
 def max_abs(x: Tensor) -> Tensor:
-    """The largest absolute value of each sample's numbers, (B,)."""
+    """The largest absolute value of each sample's numbers, shape (B,)."""
     return x.flatten(1).abs().amax(1)
 
 
+def integers(x: Tensor) -> list[int]:
+    """The numbers of an integer tensor of shape (n,), as a list."""
+    return cast("list[int]", x.tolist())
+
+
 def basis_vectors(x: Tensor) -> list[Tensor]:
-    """Every axis of a sample, each of x's shape."""
+    """The unit vectors along all axes of a sample, each expanded to x's shape (B, ...)."""
     units = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
     return [one.view(1, *x.shape[1:]).expand_as(x) for one in units]

@@ -1,4 +1,4 @@
-"""What may change a state between steps."""
+"""Corrections: what may change the state of a run between its steps."""
 
 from .anchor import Anchor
 from .escape import Escape, EscapeRecord

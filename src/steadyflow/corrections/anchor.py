@@ -2,9 +2,9 @@
 
 "Direct" or PnP inversion (Ju et al. 2023, 2310.01506) adds to the source branch, after every step, the offset between
 the inversion's state and what the step gave; the branch then retraces the inversion exactly, whatever the solver. It
-costs the memory of one state a step. With `share` below 1 a part of the offset is added: an edit that is held near
-its source. With `keep`, a map of where to hold, an edit is confined to a region (blended diffusion, Avrahami et al.
-2022).
+costs the memory of one state per step. With `share` below 1 only a part of the offset is added, which holds an edit
+near its source. With `keep`, a map of where to hold, an edit is confined to a region (blended diffusion, Avrahami et
+al. 2022).
 """
 
 import bisect
@@ -19,17 +19,19 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class Anchor:
-    """A correction that moves the state the given share of the way to a recorded trajectory's at the same time.
+    """A correction that moves the state a share of the way to the state that a trajectory has at the same time.
 
-    Histories of multistep solvers go on.
+    With `keep`, the history of a multistep solver goes on; without it, the solver starts afresh from the new state.
 
     Args:
-        trajectory: That of the inversion, recorded with `record="all"`.
+        trajectory: The states of the inversion, recorded with `record="all"`.
         share: How far to move the state towards the recorded one, in (0, 1].
-        keep: Weights in [0, 1] that broadcast against the samples, (B or 1, ...), times the share: 1 holds, 0 lets go.
+        keep: Weights in [0, 1] by which the share is multiplied, shape (B or 1, ...), broadcast against the samples:
+            1 holds the recorded state, 0 lets go. None holds everywhere.
 
     Raises:
-        InputError: Nothing was recorded at a time of the run, or the map does not fit the samples.
+        InputError: The share is out of range, nothing was recorded at a time of the run, or the weights do not fit the
+            samples.
     """
 
     trajectory: Trajectory

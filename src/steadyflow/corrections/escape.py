@@ -1,4 +1,4 @@
-"""Trap-aware noise: find the samples that are held between two modes, and free those alone.
+"""Trap-aware noise: find the samples that are held between two modes, and free only those.
 
 Late in sampling the clean prediction of a sample near a mode hardly depends on the state, while half way between two
 modes at distance l a small change of the state moves it from the one to the other: the largest singular value of
@@ -7,9 +7,9 @@ modes at distance l a small change of the state moves it from the one to the oth
 
 is below 1 at a mode, and l^2 / (4 s2) at the saddle of 2605.06831, P4.7, whose eigenvalue is one less. So 1 is the
 threshold, with no knowledge of the modes. It is found by a few transposed products with one graph of the model (A is
-symmetric for an exact score, and nearly so for a good one). What is held is renoised up the grid and denoised again
-(`Restart` for these samples alone), which keeps the marginals to first order in the share of samples treated, and
-looked at again.
+symmetric for an exact score, and nearly so for a good one). The samples that are held are renoised up the grid and
+denoised again (`Restart` for these samples alone), which preserves the marginals to first order in the share of samples
+treated, and are examined again.
 """
 
 from dataclasses import astuple, dataclass, field
@@ -28,13 +28,14 @@ from .restart import check_rounds, renoise
 
 @dataclass
 class EscapeRecord:
-    """What an `Escape` has done, over all batches since it was made."""
+    """What an `Escape` has done, summed over all batches of all runs since it was created."""
 
     samples: int = 0
+    """Samples that were examined."""
     flagged: int = 0
-    """Samples that were held at the first look."""
+    """Samples that were held at the first examination."""
     held: int = 0
-    """Samples that were still held at the last."""
+    """Samples that were still held at the last examination, before they were renoised for the last time."""
     evaluations: float = 0.0
     """Extra evaluations, of all samples together; a transposed product counts as two."""
 
@@ -44,25 +45,32 @@ class EscapeRecord:
         return self.evaluations / max(self.samples, 1)
 
     def __add__(self, other: "EscapeRecord") -> "EscapeRecord":
-        """What both have done, each with samples of its own."""
+        """Add up what two corrections have done to different samples."""
         return EscapeRecord(*map(add, astuple(self), astuple(other)))
 
 
 @dataclass(frozen=True)
 class Escape:
-    """A correction that frees samples held between modes, once, `remaining` solver steps before the end.
+    """A correction that frees samples held between modes, once per run, `remaining` steps before the end.
+
+    The options are frozen, but the object carries a record that changes as it acts.
 
     Args:
         remaining: The number of steps that are left when it acts.
         back: How many steps of the grid to renoise.
-        rounds: How often at most.
-        threshold: For the largest singular value of alpha d x0_hat / d x, above which a sample is held.
-        products: Transposed products per look, apart from one forward evaluation.
-        solver: That of the way down again.
-        record: What it did and cost, over all runs that it was given to.
+        rounds: How often to examine and renoise, at most.
+        threshold: The largest singular value of alpha d x0_hat / d x above which a sample counts as held.
+        products: Transposed products per examination, apart from one forward evaluation.
+        solver: The solver of the way down again, or its name.
+        record: The record to add to; a new one by default.
+
+    Attributes:
+        record: What the correction has done and cost. It is mutable and accumulates over all batches of all runs that
+            the object is given to; it has no part in comparisons. Give each run an object of its own to tell their
+            records apart.
 
     Raises:
-        InputError: The grid has fewer steps than `back`.
+        InputError: An option is out of range, or the run has made fewer than `back` steps when the correction acts.
     """
 
     remaining: int = 8

@@ -1,7 +1,10 @@
 """Restart: go back up with fresh noise and come down again (Xu et al. 2023, 2306.14878).
 
-Forward noise from time t to a noisier t' keeps the marginals: x' = (alpha'/alpha) x + sqrt(sigma'^2 - (alpha'/alpha)^2
-sigma^2) eps. What the run had decided between t' and t is decided anew, so that errors made there are forgotten.
+Forward noise from time t to a noisier t' preserves the marginals:
+
+    x' = (alpha'/alpha) x + sqrt(sigma'^2 - (alpha'/alpha)^2 sigma^2) eps.
+
+What the run had decided between t' and t is decided again, so that errors made there are forgotten.
 """
 
 import math
@@ -12,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .._integrate import StepInfo, integrate
+from .._internal.tensors import integers
 from ..errors import InputError
 from ..grids import Grid
 from ..noise import RENOISING, White, like
@@ -21,18 +25,18 @@ from ..solvers.base import Solver
 
 @dataclass(frozen=True)
 class Restart:
-    """A correction that renoises every sample once, late in a run, and denoises it again over the grid's own times.
+    """A correction that renoises every sample late in a run, and denoises it again over the grid's own times.
 
     It costs rounds * back steps per sample.
 
     Args:
         remaining: The number of steps that are left when it acts.
         back: How many steps of the grid to go back up.
-        rounds: How often.
-        solver: That of the way down again, any with one state.
+        rounds: How often to do so, one time after the other.
+        solver: The solver of the way down again, or its name; any that carries one state.
 
     Raises:
-        InputError: The grid has fewer steps than `back`.
+        InputError: An option is out of range, or the run has made fewer than `back` steps when the correction acts.
     """
 
     remaining: int = 5
@@ -53,7 +57,16 @@ class Restart:
 
 
 def check_rounds(remaining: int, back: int, rounds: int) -> None:
-    """Raise `InputError` unless the numbers say when to act, how far to go back, and how often."""
+    """Refuse options out of range.
+
+    Args:
+        remaining: The number of steps that are left when a correction acts.
+        back: How many steps it goes back.
+        rounds: How often.
+
+    Raises:
+        InputError: A number is too small.
+    """
     if remaining < 0 or back < 1 or rounds < 1:
         raise InputError(
             f"restart: expected remaining >= 0, back >= 1 and rounds >= 1, got {remaining}, {back} and {rounds}"
@@ -61,18 +74,33 @@ def check_rounds(remaining: int, back: int, rounds: int) -> None:
 
 
 class _Round(White):
-    """Noise for the way down again, of a round by itself: neither the run's own, nor that of another round."""
+    """Noise for the way down again, which depends on the round: neither the run's own, nor that of another round."""
 
     where: int
+    """A number that stands for the step and the round."""
 
-    def _normal(self, stream, node):
+    def _normal(self, stream: int, node: tuple[int, int, int]) -> Tensor:
         return super()._normal(RENOISING, (node[0], node[1], self.where))
 
 
 def renoise(info: StepInfo, x: Tensor, rows: Tensor, back: int, number: int, solver: str | Solver[Any]) -> Tensor:
-    """Samples `rows` of the batch, x of shape (m, ...), renoised `back` steps up the grid and denoised again.
+    """Renoise some samples of a batch and denoise them again.
 
-    number: of the round; the noise of a sample is addressed by its index, the step and the round.
+    The noise of a sample is addressed by its index, the step and the round.
+
+    Args:
+        info: Where the run stands.
+        x: The samples, shape (m, ...).
+        rows: Their numbers in the batch, shape (m,).
+        back: How many steps of the grid to go back up.
+        number: The number of the round.
+        solver: The solver of the way down again, or its name.
+
+    Returns:
+        The samples, denoised again, shape (m, ...).
+
+    Raises:
+        InputError: The run inverts, has made fewer than `back` steps, or has no noise source.
     """
     if info.grid.rising:
         raise InputError("restart: only valid in sampling; on the way up there is nothing to denoise")
@@ -85,12 +113,10 @@ def renoise(info: StepInfo, x: Tensor, rows: Tensor, back: int, number: int, sol
     ratio = start.alpha / end.alpha
     spread = math.sqrt(max(start.sigma**2 - (ratio * end.sigma) ** 2, 0.0))
     source = info.noise
-    samples = [source.samples[i] for i in rows.tolist()]
+    samples = [source.samples[i] for i in integers(rows)]
     address = (info.done, number, 0)
     fresh = like(x, source.seed, RENOISING, address, samples)
     noise = _Round.of(x, source.seed, samples)
     noise.where = 1 + number + (info.done << 32)
     model = info.model.select(rows)
-    return integrate(
-        model, ratio * x + spread * fresh, grid, registry.get(solver), noise=noise, progress=False
-    ).x
+    return integrate(model, ratio * x + spread * fresh, grid, registry.get(solver), noise=noise, progress=False).x

@@ -16,9 +16,16 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class Relaxed:
-    """Every step between two noise levels taken `factor` times as far: no Stein, no cost. A control, and a remedy.
+    """A correction that takes every step between two noise levels `factor` times as far, at no cost.
 
-    Raises `InputError` unless 0 < factor < 2.
+    It is a control for `Stein`, and a remedy of its own.
+
+    Args:
+        factor: How many times as far to go, in (0, 2).
+        levels: The noise levels sigma/alpha, of a step's beginning, between which it acts.
+
+    Raises:
+        InputError: The factor is out of range.
     """
 
     factor: float = 1.05
@@ -36,13 +43,18 @@ class Relaxed:
 
 @dataclass(frozen=True)
 class MomentMatching:
-    """Each step scaled so that the batch has the second moment that the path has at the new level; no evaluations.
+    """A correction that scales each step so that the batch has the second moment of the path at the new level.
 
-    On the path E|y|^2 / d = m + chi^2, m the data's mean square. Few-step flows contract too little or too much; this
-    puts the size right, and only that. The scale gamma solves E|y - gamma u|^2 = d (m + chi1^2), the root nearer to 1.
+    It needs no evaluations. On the path E|y|^2 / d = m + chi^2, with m the data's mean square. Few-step flows contract
+    too little or too much; this puts the size right, and only that. The scale gamma solves E|y - gamma u|^2 =
+    d (m + chi1^2); of two roots the one nearer to 1 is taken. A batch should hold a few hundred numbers at least.
 
-    mean_square: m, of the training data's numbers. trust: gamma is kept in [1 - trust, 1 + trust]. A batch should hold
-    a few hundred numbers at least. Raises `InputError` for a mean square or a trust that is not positive.
+    Args:
+        mean_square: m, the mean square of the numbers in the training data.
+        trust: How far gamma may depart from 1: it is clipped to [1 - trust, 1 + trust].
+
+    Raises:
+        InputError: The mean square or the trust is not positive.
     """
 
     mean_square: float
@@ -67,12 +79,27 @@ class MomentMatching:
 
 
 def residual(info: StepInfo) -> Tensor:
-    """u = y - T(y) of the step that was made, in y = x / alpha, shape (B, ...)."""
+    """The residual u = y - T(y) of the step that was made, in y = x / alpha.
+
+    Args:
+        info: Where the run stands.
+
+    Returns:
+        u, shape (B, ...).
+    """
     return info.solver.output(info.before) / info.step.start.alpha - info.x / info.step.end.alpha
 
 
 def rescaled(info: StepInfo, gamma: Tensor) -> Any:
-    """The solver's state at y - gamma u, gamma a number or of shape (B,)."""
+    """Take the step that was made gamma times as far.
+
+    Args:
+        info: Where the run stands.
+        gamma: The factor, a number or one per sample, shape (B,).
+
+    Returns:
+        The solver's state at y - gamma u.
+    """
     end = info.step.end
     # y - gamma u = T(y) + (1 - gamma) u
     x = info.x + (1.0 - broadcast(gamma, info.x)) * residual(info) * end.alpha
@@ -80,6 +107,11 @@ def rescaled(info: StepInfo, gamma: Tensor) -> Any:
 
 
 def acts_between(info: StepInfo, levels: tuple[float, float]) -> bool:
-    """Whether the step denoises from a finite noise level between the given ones."""
+    """Whether the step that was made denoises from a finite noise level within a range.
+
+    Args:
+        info: Where the run stands.
+        levels: The lowest and the highest noise level sigma/alpha.
+    """
     level = info.step.start.ratio
     return levels[0] <= level <= levels[1] and math.isfinite(level) and not info.step.rising

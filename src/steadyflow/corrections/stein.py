@@ -31,34 +31,48 @@ from ..jacobians.maps import StepMap
 from .scaling import acts_between, rescaled, residual
 
 Form = Literal["next", "clean", "inverse"]
-FORMS = ("next", "clean", "inverse")
-_COST = {"vjp": 2.0, "jvp": 1.0, "difference": 2.0}  # evaluations a probe, beside one to build the graph
+FORMS: tuple[Form, ...] = ("next", "clean", "inverse")
+_COST = {"vjp": 2.0, "jvp": 1.0, "difference": 2.0}
+"""Evaluations per probe, beside one to build the graph."""
 
 
 @dataclass
 class SteinRecord:
-    """What a correction has measured and cost, over all steps since it was made."""
+    """What a `Stein` has measured and cost, over all steps of all runs since it was created."""
 
-    coefficients: list[tuple[float, Tensor]] = field(default_factory=list)
-    """The noise level chi0 and the coefficient before the trust region, a step: a number or (B,)."""
+    coefficients: list[tuple[float, Tensor]] = field(default_factory=list[tuple[float, Tensor]])
+    """Per step, the noise level chi0 and the coefficient before the trust region, a number or of shape (B,)."""
     evaluations: float = 0.0
-    """Extra evaluations a sample: one for the graph of a step, two for a transposed product, one for a Jacobian's."""
+    """Extra evaluations per sample: one for the graph of a step, two for a transposed product, one for a Jacobian
+    product."""
 
 
 @dataclass(frozen=True)
 class Stein:
     """A correction that scales each step by Stein's coefficient, within a trust region.
 
-    form: "next" or "clean" (see above), or "inverse", 1 / gamma_next, which goes on where the state has contracted too
-        little. trust: the coefficient is kept in [1 - trust, 1 + trust].
-    levels: the noise levels sigma/alpha, of a step's beginning, between which it acts.
-    per: one coefficient a "batch" (the paper's) or a "sample". probes, method, reuse: of the divergence's estimate;
-        with `reuse` all steps share their probes. ridge: shrinks the coefficient towards 1 by this share.
+    It works with every deterministic solver, and the history of a multistep one goes on. See docs/papers/stein.md for
+    what it is worth. The options are frozen, but the object carries a record that changes as it acts.
 
-    Works with every deterministic solver; multistep ones keep their history. `record` tells coefficients and cost.
-    See docs/papers/stein.md for what it is worth.
+    Args:
+        form: "next" or "clean" (see the top of this module), or "inverse", 1 / gamma_next, which steps further where
+            the state has contracted too little.
+        trust: How far the coefficient may depart from 1: it is clipped to [1 - trust, 1 + trust].
+        levels: The noise levels sigma/alpha, of a step's beginning, between which it acts.
+        per: Whether there is one coefficient per "batch" (the paper's) or per "sample".
+        probes: The number of random vectors in the estimate of the divergence.
+        method: How to estimate the divergence; see `jacobians.divergence`.
+        reuse: Whether all steps share their random vectors.
+        ridge: The share by which the coefficient is shrunk towards 1, in [0, 1).
+        record: The record to add to; a new one by default.
 
-    Raises `InputError` for options out of range, and for stochastic solvers.
+    Attributes:
+        record: The coefficients and the cost. It is mutable and accumulates over all steps of all runs that the object
+            is given to; it has no part in comparisons. Give each run an object of its own to tell their records apart.
+
+    Raises:
+        UnknownNameError: There is no such form, method or "per".
+        InputError: An option is out of range, or the solver of the run is stochastic.
     """
 
     form: Form = "inverse"
@@ -95,11 +109,22 @@ class Stein:
         return rescaled(info, gamma)
 
     def acts(self, info: StepInfo) -> bool:
-        """Whether the step that was taken is one to correct."""
+        """Whether the step that was made begins between the noise levels.
+
+        Args:
+            info: Where the run stands.
+        """
         return acts_between(info, self.levels)
 
     def coefficient(self, info: StepInfo) -> Tensor:
-        """The coefficient of the step that was taken, before the trust region: a number, or one a sample, (B,)."""
+        """Estimate the coefficient of the step that was made, and add the cost to the record.
+
+        Args:
+            info: Where the run stands.
+
+        Returns:
+            The coefficient before the trust region: a number, or one per sample, shape (B,).
+        """
         start, end = info.step.start, info.step.end
         step = StepMap(info.model, info.solver, info.step, info.before)
         x = step.x

@@ -1,4 +1,4 @@
-"""Data that ships in packages or is drawn: nothing is downloaded."""
+"""Data sets that ship in packages or are drawn at random; nothing is downloaded."""
 
 from .digits import digits
 from .ink import ink

@@ -1,26 +1,27 @@
-"""Batches of samples from and to the user's files: PNG and other pictures, .npy, .safetensors.
+"""Reading and writing batches of samples: PNG and other pictures, .npy, .safetensors.
 
 Pictures are mapped from [0, 255] to [-1, 1] and back. Nothing is unpickled.
 """
 
 import io
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from .._internal import files
-from ..errors import CorruptFileError, InputError, MissingExtraError
+from .._internal.pictures import pillow, sheet
+from ..errors import CorruptFileError, InputError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-"""How the names of pictures end that are read and written."""
+"""The suffixes of the pictures that are read and written."""
 _NAMES = {".jpg": "JPEG", ".tif": "TIFF"}
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 _MAX_PIXELS = 64_000_000
@@ -30,14 +31,23 @@ _MAX_BYTES = 2**28
 def read(
     path: str | Path, shape: tuple[int, ...], *, resize: bool = False, rows: tuple[int, int] | None = None
 ) -> Tensor:
-    """A batch (B, *shape), float32 or float64, from a file.
+    """Read a batch of samples.
 
-    A picture gives one sample; its channels follow `shape` (1 is grey, 3 colour), and its size must be the
-    model's unless `resize`. Arrays may leave the batch out. A .safetensors file must hold one tensor, or one
-    named "x". rows: of an array, only the samples [start, stop); the others are not read.
+    Args:
+        path: A picture, which gives one sample; a .npy file; or a .safetensors file with one tensor, or one named "x".
+            Arrays of one sample need no batch dimension.
+        shape: The shape of one sample. For pictures, (1, H, W) is grey and (3, H, W) is colour.
+        resize: Whether to scale a picture to the shape; else one of another size is refused.
+        rows: Of an array, only the samples [start, stop); the others are not read.
 
-    Raises `FileNotFoundError`, `CorruptFileError` for a file that is not what its name says, `InputError` for
-    another shape, `MissingExtraError` for pictures without Pillow.
+    Returns:
+        The samples, float32 or float64, shape (B, *shape).
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        CorruptFileError: The file is damaged, or not what its name says.
+        InputError: The samples have another shape.
+        MissingExtraError: It is a picture and Pillow is not installed.
     """
     path = Path(path)
     if path.suffix.lower() in PICTURES:
@@ -51,15 +61,30 @@ def read(
 
 
 def length(path: str | Path, shape: tuple[int, ...]) -> int:
-    """How many samples of a shape an array file holds; raises as `read` does."""
+    """Count the samples in an array file.
+
+    Args:
+        path: A .npy or .safetensors file.
+        shape: The shape of one sample.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        CorruptFileError: The file is damaged, or not what its name says.
+        InputError: The samples have another shape.
+    """
     with _stored(Path(path)) as (size, _):
         return 1 if _check_fits(Path(path), size, shape) else size[0]
 
 
 def pictures(folder: str | Path) -> list[Path]:
-    """The pictures of a folder in the order of their names.
+    """List the pictures in a folder in the order of their names.
 
-    Raises `FileNotFoundError` for a folder that is none, `InputError` for one without pictures.
+    Args:
+        folder: The folder.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        InputError: It holds no pictures.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -71,10 +96,17 @@ def pictures(folder: str | Path) -> list[Path]:
 
 
 def write(path: str | Path, x: Tensor) -> None:
-    """Write a batch (B, ...) to .npy, to .safetensors (as "x"), or to a picture (one, or a sheet of them).
+    """Write a batch of samples; an existing file is replaced whole or not at all.
 
-    An existing file is replaced whole or not at all. Raises `InputError` for another kind of file, `StorageError` where
-    it cannot be written.
+    Args:
+        path: A file whose suffix says the kind: .npy; .safetensors, in which the tensor is named "x"; or a picture, of
+            one sample or of a sheet of them.
+        x: The samples, shape (B, ...).
+
+    Raises:
+        InputError: The suffix is unknown, or the samples are not images.
+        StorageError: The file cannot be written.
+        MissingExtraError: It is a picture and Pillow is not installed.
     """
     path = Path(path)
     kind = path.suffix.lower()
@@ -89,30 +121,6 @@ def write(path: str | Path, x: Tensor) -> None:
             save_file({"x": x.detach().cpu().contiguous()}, part)
         elif picture is not None:
             picture.save(part, format=_NAMES.get(kind, kind[1:].upper()))
-
-
-def sheet(x: Tensor, columns: int | None = None) -> np.ndarray:
-    """A batch of images (B, 1 or 3, h, w) in [-1, 1] as one picture, uint8, (H, W) or (H, W, 3)."""
-    if x.ndim != 4 or x.shape[1] not in (1, 3):
-        raise InputError(f"x: got shape {tuple(x.shape)}, expected images of shape (B, 1 or 3, h, w)")
-    n, channels, h, w = x.shape
-    columns = columns or math.ceil(math.sqrt(n))
-    rows = -(-n // columns)
-    canvas = torch.full((rows * columns, channels, h, w), -1.0)
-    canvas[:n] = x.detach().cpu().float()
-    canvas = canvas.view(rows, columns, channels, h, w).permute(0, 3, 1, 4, 2)
-    canvas = canvas.reshape(rows * h, columns * w, channels)
-    pixels = ((canvas + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
-    return pixels[:, :, 0] if channels == 1 else pixels
-
-
-def pillow() -> Any:
-    """Pillow's module `Image`. Raises `MissingExtraError` without Pillow."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise MissingExtraError("Pillow", "data", "reading and writing pictures") from error
-    return Image
 
 
 def _read_picture(path: Path, shape: tuple[int, ...], resize: bool) -> Tensor:
@@ -154,8 +162,8 @@ def _stored(path: Path) -> Iterator[Stored]:
     if kind == ".npy":
         array = _mapped(path)
         wide = array.dtype.kind == "f" and array.dtype.itemsize >= 8
-        kept = np.float64 if wide else np.float32
-        yield array.shape, lambda start, stop: torch.from_numpy(np.array(array[start:stop], dtype=kept))
+        precision = np.float64 if wide else np.float32
+        yield array.shape, lambda start, stop: torch.from_numpy(np.array(array[start:stop], dtype=precision))
     elif kind == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
@@ -172,7 +180,7 @@ def _check_there(path: Path) -> None:
         raise FileNotFoundError(f"{path}: no such file")
 
 
-def _mapped(path: Path) -> np.ndarray:
+def _mapped(path: Path) -> npt.NDArray[Any]:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header cannot make it allocate
     except Exception as error:  # numpy's reading of headers raises whatever it meets: SyntaxError, TokenError, ...

@@ -1,4 +1,4 @@
-"""The 1,797 real handwritten digits that ship with scikit-learn, 8x8, split once and for all.
+"""The 1,797 real handwritten digits of 8x8 pixels that ship with scikit-learn, with a fixed split.
 
 Source: Alpaydin & Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
 """
@@ -15,9 +15,16 @@ TRAIN, HELD_OUT = 1500, 297
 
 
 def digits(part: Literal["train", "held-out"]) -> tuple[Tensor, Tensor]:
-    """Images (n, 1, 8, 8), float32 in [-1, 1], and labels (n,) of the 1,500 training or 297 held-out digits.
+    """Load the 1,500 training or the 297 held-out digits.
 
-    Raises `MissingExtraError` without scikit-learn.
+    Args:
+        part: Which of the two.
+
+    Returns:
+        Images, float32 in [-1, 1], shape (n, 1, 8, 8), and labels 0 to 9, shape (n,).
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
     """
     try:
         from sklearn.datasets import load_digits

@@ -18,31 +18,47 @@ SIZE = 32
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures and all that is known of them."""
+    """Pictures, with what they show."""
 
     images: Tensor
-    """(n, 3, 32, 32), float32 in [-1, 1]."""
+    """The pictures, float32 in [-1, 1], shape (n, 3, 32, 32)."""
     digits: Tensor
-    """(n,), 0 to 9."""
+    """The digit of each picture, 0 to 9, shape (n,)."""
     inks: Tensor
-    """(n,), the place in `INKS`."""
+    """The index in `INKS` of each picture's ink, shape (n,)."""
     strokes: Tensor
-    """(n, 1, 32, 32), bool: where there is ink, and two pixels around."""
+    """Where there is ink, and two pixels around, bool, shape (n, 1, 32, 32)."""
 
     def caption(self, k: int, *, ink: bool = True) -> str:
-        """Of picture k, such as "a handwritten seven in red ink"; without the ink, "a handwritten seven"."""
+        """The caption of a picture, such as "a handwritten seven in red ink".
+
+        Args:
+            k: The number of the picture.
+            ink: Whether to name the ink; else "a handwritten seven".
+        """
         return caption(int(self.digits[k]), list(INKS)[int(self.inks[k])] if ink else None)
 
 
 def caption(digit: int, ink: str | None = None) -> str:
-    """The words for a digit and, where given, an ink."""
+    """The caption for a digit.
+
+    Args:
+        digit: 0 to 9.
+        ink: The name of an ink, to be named in the caption.
+    """
     return f"a handwritten {WORDS[digit]}" + (f" in {ink} ink" if ink else "")
 
 
 def ink(part: Literal["train", "held-out"], n: int, generator: torch.Generator) -> Pictures:
-    """n pictures of random digits of a part, in random inks, sizes and places, on paper of two random tints.
+    """Draw pictures of random digits in random inks, sizes and places, on paper of two random tints.
 
-    Raises `MissingExtraError` without scikit-learn.
+    Args:
+        part: Which of the digits to draw from.
+        n: The number of pictures.
+        generator: The source of random numbers.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
     """
     known, labels = digits(part)
     rows = torch.randint(len(known), (n,), generator=generator)

@@ -1,4 +1,4 @@
-"""What answers a solver's query: a `Denoiser` around a network, or an exact mixture."""
+"""Models of the data: a `Denoiser` around a network, or an exact mixture."""
 
 from .base import Denoiser
 from .mixtures import GaussianMixture, MixtureDenoiser

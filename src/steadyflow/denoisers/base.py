@@ -1,7 +1,7 @@
-"""`Denoiser`: anything that answers `model(x, t) -> Prediction` along a Gaussian path.
+"""`Denoiser`: a model of the data along a Gaussian path, called as `model(x, t) -> Prediction`.
 
-A network of the user's own, an exact mixture and a diffusers pipeline all become this one class, which adds
-what they share: the schedule, the reading of the output, a condition, and classifier-free guidance
+A user's network, an exact mixture and a diffusers pipeline are all wrapped in this one class, which adds
+what they share: the schedule, the prediction type, a condition, and classifier-free guidance
 
     output = output_null + guidance (output_condition - output_null)        (Ho & Salimans 2022)
 
@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, Self
+from typing import Any, Self, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,33 +25,45 @@ from ..schedules import Schedule
 from .smoothing import Smoothing
 
 Condition = int | str | Tensor | Mapping[str, Tensor] | Sequence[int] | Sequence[str] | None
-"""A label for the whole batch, a label or an embedding a sample (leading dimension B), or a dict of them; for models
-over pipelines, a prompt or a list of one a sample."""
+"""A label for the whole batch, one label or embedding per sample (leading dimension B), or a dict of them; for models
+over pipelines, a prompt or a list of one prompt per sample."""
+
+PerSample = Tensor | Sequence[int] | Sequence[str]
+"""A condition with one entry per sample."""
+
+_Rows: TypeAlias = "Tensor | Mapping[str, _Rows]"
+"""A condition with one row per sample, as a network takes it."""
 
 _TIMES = 4096
-"""How many times a model keeps as tensors."""
+"""How many times a model caches as tensors."""
 _STRONGEST = 1e6
-"""Guidance beyond this is a mistake, and overflows."""
+"""A guidance scale beyond this is a mistake, and overflows."""
 
 
 @dataclass(frozen=True, eq=False)
 class Denoiser:
     """A model of the data along a Gaussian path.
 
-    net: called as `net(x, time)` or, with a condition, `net(x, time, condition)`; x has shape (B, ...), time
-        is a tensor of shape (B,), the result has x's shape. `time` is the schedule's `model_time`, times
-        `time_scale`.
-    schedule: the path.
-    prediction: what the network predicts: "epsilon", "sample" (x0), "v_prediction", "flow" or "score".
-    shape: of one sample, without the batch; needed to draw samples.
-    null: the condition that stands for "none", for guidance.
-    time_scale: 1000 for networks that expect their time in [0, 1000) on a schedule over [0, 1].
-    dtype: what the network computes in; its first parameter's by default. The state keeps its own dtype.
-    classes: for messages and checks, the number of labels, where the condition is a label.
-    reuses_output: whether the network hands out the same memory at every call, as under CUDA graphs (torch.compile in
-        mode "reduce-overhead"); its answers are then copied, as solvers keep some.
+    Args:
+        net: Called as `net(x, time)` or, with a condition, `net(x, time, condition)`; x has shape (B, ...), time is a
+            tensor of shape (B,), the result has x's shape. `time` is the schedule's `model_time`, times `time_scale`.
+        schedule: The path.
+        prediction: What the network predicts: "epsilon", "sample" (x0), "v_prediction", "flow" or "score".
+        shape: The shape of one sample, without the batch; needed to draw samples.
+        null: The condition that stands for "none", for guidance.
+        time_scale: 1000 for networks that expect their time in [0, 1000) on a schedule over [0, 1].
+        dtype: The type in which the network computes; that of its first parameter by default. The state keeps its own.
+        classes: The number of labels, if the condition is a label; used to check labels.
+        condition: The condition of every call (see `with_condition`).
+        guidance: The scale of classifier-free guidance (see `with_guidance`).
+        name: What messages and reports call the model.
+        smoothing: How to average the field over neighbours (see `with_smoothing`); None for the plain field.
+        reuses_output: Whether the network returns the same memory at every call, as under CUDA graphs (torch.compile
+            in mode "reduce-overhead"). Its outputs are then copied, as solvers carry some of them over to later steps.
 
-    Raises `UnknownNameError` for a prediction type that is none of the five.
+    Raises:
+        UnknownNameError: The prediction type is none of the five.
+        InputError: The schedule is not a `Schedule`.
     """
 
     net: Callable[..., Tensor]
@@ -70,7 +82,7 @@ class Denoiser:
 
     def __post_init__(self):
         check_type(self.prediction)
-        if not isinstance(self.schedule, Schedule):
+        if not isinstance(cast(object, self.schedule), Schedule):
             raise InputError(f"schedule: got {self.schedule!r}, expected a steadyflow schedule, e.g. VPLinear()")
         if self.shape is not None:
             object.__setattr__(self, "shape", tuple(self.shape))
@@ -79,13 +91,28 @@ class Denoiser:
             object.__setattr__(self, "dtype", None if parameter is None else parameter.dtype)
 
     def with_condition(self, condition: Condition, *, guidance: float | None = None) -> Self:
-        """This model under a condition (and, if given, under a guidance scale)."""
+        """Return this model under a condition.
+
+        Args:
+            condition: A label or an embedding, one per batch or one per sample (see `Condition`).
+            guidance: The guidance scale; unchanged by default.
+
+        Raises:
+            InputError: The condition does not fit the model, or `with_guidance` refuses the scale.
+        """
         self._check_labels(condition)
         model = self._replace(condition=condition)
         return model if guidance is None else model.with_guidance(guidance)
 
     def with_guidance(self, guidance: float) -> Self:
-        """This model with another guidance scale; 1 is the plain conditional model."""
+        """Return this model with another scale of classifier-free guidance.
+
+        Args:
+            guidance: The scale; 1 is the plain conditional model.
+
+        Raises:
+            InputError: The scale is too large or not a number, or the model has no null condition to guide from.
+        """
         if not abs(guidance) <= _STRONGEST:
             raise InputError(f"guidance: got {guidance}, expected a number within +-{_STRONGEST:g}")
         if guidance != 1.0 and self.null is None:
@@ -93,45 +120,77 @@ class Denoiser:
         return self._replace(guidance=float(guidance))
 
     def with_negative(self, negative: Condition) -> Self:
-        """This model with guidance that starts from another condition than "none" (a negative prompt).
+        """Return this model with guidance that starts from another condition than "none" (a negative prompt).
 
-        With the source's condition, and the target's by `condition`, this is negative-prompt inversion (Miyake et al.
-        2023): at guidance 1 of the source it is the plain conditional model, so that the latent stays valid.
+        With the source's condition here, and the target's in `with_condition`, this is negative-prompt inversion
+        (Miyake et al. 2023). Where both are equal the result is the plain conditional model at any guidance scale, so
+        that a latent inverted at guidance 1 remains valid.
+
+        Args:
+            negative: The condition to start from.
         """
         return self._replace(null=negative)
 
     def slice(self, start: int, stop: int) -> Self:
-        """This model for the samples [start, stop) of a batch: conditions given a sample are cut alike."""
+        """Return this model for the samples [start, stop) of a batch; a condition per sample is sliced alike.
+
+        Args:
+            start: The first sample.
+            stop: One past the last sample.
+        """
         return self._replace(condition=_select(self.condition, lambda values: values[start:stop]))
 
     def select(self, rows: Tensor) -> Self:
-        """This model for some samples of a batch, by their numbers, shape (m,); conditions are picked alike."""
+        """Return this model for some samples of a batch; a condition per sample is indexed alike.
 
-        def chosen(values: Any) -> Tensor:
+        Args:
+            rows: The indices of the samples, shape (m,).
+        """
+
+        def chosen(values: PerSample) -> PerSample:
             values = torch.as_tensor(values)
             return values[rows.to(values.device)]
 
         return self._replace(condition=_select(self.condition, chosen))
 
     def with_smoothing(self, smoothing: Smoothing | float | None) -> Self:
-        """This model with its field averaged over neighbours, a radius in noise levels; None is the plain field."""
+        """Return this model with its field averaged over neighbours of the state (see `Smoothing`).
+
+        Args:
+            smoothing: How to average, or just the radius in noise levels; None for the plain field.
+
+        Raises:
+            InputError: The radius is not positive.
+        """
         return self._replace(smoothing=Smoothing(smoothing) if isinstance(smoothing, int | float) else smoothing)
 
     @property
     def cost(self) -> int:
-        """Network evaluations a call; the two branches of guidance count as one."""
+        """The number of network evaluations per call; the two branches of guidance count as one."""
         return 1 if self.smoothing is None else 2 * self.smoothing.pairs
 
     @property
     def defined_at_zero_noise(self) -> bool:
-        """Whether the model can be asked at sigma = 0: flow and v predictions are defined and trained up to there."""
+        """Whether the model can be evaluated at sigma = 0, where only flow and v predictions are defined and trained."""
         return defined_at_zero_noise(self.prediction)
 
     def _replace(self, **changes: Any) -> Self:
         return dataclasses.replace(self, **changes)
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Prediction:
-        """The prediction at state x, shape (B, ...), and path time t, a float or a tensor of shape (B,)."""
+        """Evaluate the model.
+
+        Args:
+            x: The state, shape (B, ...).
+            t: The path time, a float or a tensor of shape (B,).
+
+        Returns:
+            The prediction, from which x0, eps and the score can be computed.
+
+        Raises:
+            InputError: The condition does not fit the batch, or the network returns something else than a tensor of
+                x's shape.
+        """
         if isinstance(t, Tensor):
             alpha, sigma = broadcast(self.schedule.alpha(t), x), broadcast(self.schedule.sigma(t), x)
         else:
@@ -141,7 +200,7 @@ class Denoiser:
         return Prediction(x, output, self.prediction, alpha, sigma)
 
     def _averaged(self, x: Tensor, t: float | Tensor, sigma: float | Tensor, over: Smoothing) -> Tensor:
-        """The mean output over neighbours of x (see `smoothing`)."""
+        """Return the mean output over neighbours of x (see `smoothing`)."""
         total: Tensor | None = None
         for k in range(over.pairs):
             step = (over.radius * sigma) * _direction(over.seed, k, tuple(x.shape[1:]), x.dtype, x.device)
@@ -163,27 +222,26 @@ class Denoiser:
         return output
 
     def _evaluate(self, x: Tensor, t: float | Tensor, given: Any) -> Tensor:
-        """The network's output in x's precision; one call for the whole batch."""
+        """Return the network's output in x's precision; one call for the whole batch."""
         inputs = x if self.dtype is None else x.to(self.dtype)
-        schedule = self.schedule
-        value = (schedule.model_time(t) if isinstance(t, Tensor) else schedule.model_time(t)) * self.time_scale
         half = inputs.dtype in (torch.float16, torch.bfloat16)  # which would round timesteps
         precision = torch.float32 if half else inputs.dtype
-        if isinstance(value, Tensor):
-            time = value.to(precision)
+        if isinstance(t, Tensor):
+            time = (self.schedule.model_time(t) * self.time_scale).to(precision)
         else:
-            time = self._time(value, precision, x.device)
+            time = self._time(self.schedule.model_time(t) * self.time_scale, precision, x.device)
             n = x.shape[0]
-            time = time if n == 1 else time.expand(n)  # a network may see that it is one time
+            time = time if n == 1 else time.expand(n)  # stride 0 lets a network see that there is one time
         if self.reuses_output:
             torch.compiler.cudagraph_mark_step_begin()
+        net = cast(Callable[..., object], self.net)  # a network may return anything
         try:
-            output = self.net(inputs, time) if given is None else self.net(inputs, time, given)
+            output = net(inputs, time) if given is None else net(inputs, time, given)
         except RuntimeError as error:
             if self.dtype is None and inputs.dtype == torch.float64 and "dtype" in str(error):
                 raise InputError(
-                    f"dtype: the network cannot compute in float64 ({error}); say what it computes in, for example "
-                    "Denoiser(dtype=torch.float32)"
+                    f"dtype: the network cannot compute in float64 ({error}); give the type in which it computes, "
+                    "for example Denoiser(dtype=torch.float32)"
                 ) from error
             raise
         if not isinstance(output, Tensor):
@@ -191,14 +249,14 @@ class Denoiser:
         if output.shape != x.shape:
             raise InputError(
                 f"prediction: the network returned shape {tuple(output.shape)} for a state of shape "
-                f"{tuple(x.shape)}; both must be equal"
+                f"{tuple(x.shape)}; the shapes must be equal"
             )
         if output.dtype is x.dtype and not self.reuses_output:
             return output
         return output.to(x.dtype, copy=self.reuses_output)
 
     def _time(self, value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """A time as a tensor of shape (1,): solvers ask for the same few over and over."""
+        """Return a time as a tensor of shape (1,), from a cache, as solvers use the same few times again and again."""
         key, cached = (value, dtype, device), self._times
         time = cached.get(key)
         if time is not None and not torch.is_inference_mode_enabled() and time._version == 0:  # not written to
@@ -216,36 +274,38 @@ class Denoiser:
 
     def _check_labels(self, given: Condition) -> None:
         if is_words(given):
-            raise InputError(f"condition: got words, but the model {self.name!r} takes labels or embeddings")
+            raise InputError(f"condition: got {given!r}, but the model {self.name!r} takes labels or embeddings")
         if self.classes is None or given is None or isinstance(given, Mapping):
             return
         try:
             labels = torch.as_tensor(given)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"condition: got {given!r}, expected a label, or one a sample") from error
+            raise InputError(f"condition: got {given!r}, expected a label, or one per sample") from error
         if labels.ndim > 1 or labels.is_floating_point() or labels.dtype == torch.bool:
             raise InputError(
-                f"condition: got {labels.dtype} of shape {tuple(labels.shape)}, expected a label, or one a sample: (B,)"
+                f"condition: got {labels.dtype} of shape {tuple(labels.shape)}, expected an integer label, or one per "
+                "sample: (B,)"
             )
         allowed = [*range(self.classes), self.null]
-        wrong = [v for v in labels.flatten().tolist() if v not in allowed]
+        given_labels: list[int] = cast(Any, labels.flatten()).tolist()
+        wrong = [v for v in given_labels if v not in allowed]
         if wrong:
             raise InputError(f"condition: got label {wrong[0]}, expected 0..{self.classes - 1}")
 
 
-def is_words(given: Any) -> bool:
-    """Whether a condition is a prompt or a list of them."""
+def is_words(given: Condition) -> bool:
+    """Return whether a condition is a prompt or a list of prompts."""
     return isinstance(given, str) or (isinstance(given, Sequence) and bool(given) and isinstance(given[0], str))
 
 
 @lru_cache(maxsize=32)
 def _direction(seed: int, k: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The k-th direction of smoothing, shape (1, *shape)."""
+    """Return the k-th direction of smoothing, shape (1, *shape)."""
     return noise.normal(seed, noise.SMOOTHING, (k, 0, 0), (0,), shape, dtype=dtype, device=device)
 
 
-def _expand(condition: Any, x: Tensor) -> Any:
-    """The condition with one row a sample of x."""
+def _expand(condition: Condition, x: Tensor) -> _Rows:
+    """Return the condition with one row per sample of x."""
     if isinstance(condition, Mapping):
         return {key: _expand(value, x) for key, value in condition.items()}
     value = torch.as_tensor(condition, device=x.device)
@@ -258,21 +318,28 @@ def _expand(condition: Any, x: Tensor) -> Any:
     raise InputError(f"condition: got {len(value)} rows for a batch of {len(x)} samples")
 
 
-def _join(null: Any, given: Any) -> Any:
+def _join(null: _Rows, given: _Rows) -> _Rows:
+    """Return the rows of the null condition followed by those of the condition."""
     if isinstance(given, Mapping):
         if not isinstance(null, Mapping) or null.keys() != given.keys():
-            raise InputError(f"guidance: the null condition has other entries than the condition's {sorted(given)}")
+            raise InputError(f"guidance: the null condition does not have the condition's entries {sorted(given)}")
         return {key: _join(null[key], value) for key, value in given.items()}
+    if not isinstance(null, Tensor):
+        raise InputError(f"guidance: the null condition has the entries {sorted(null)}, the condition is one tensor")
     if null.shape[1:] != given.shape[1:]:
         raise InputError(
-            f"guidance: a sample's condition has shape {tuple(given.shape[1:])}, the null one {tuple(null.shape[1:])}"
+            f"guidance: per sample, the condition has shape {tuple(given.shape[1:])}, but the null condition "
+            f"{tuple(null.shape[1:])}"
         )
     return torch.cat([null.to(given.dtype), given])
 
 
-def _select(condition: Any, choose: Callable[[Any], Any]) -> Any:
-    """The condition of some samples of a batch: what is given a sample is chosen from, what is shared stays."""
+def _select(condition: Condition, choose: Callable[[PerSample], PerSample]) -> Condition:
+    """Return the condition of some samples of a batch: `choose` applies to entries per sample, shared ones remain."""
     if isinstance(condition, Mapping):
-        return {key: _select(value, choose) for key, value in condition.items()}
-    given = condition.ndim > 0 if isinstance(condition, Tensor) else isinstance(condition, Sequence)
-    return choose(condition) if given and len(condition) > 1 else condition
+        return {key: cast(Tensor, _select(value, choose)) for key, value in condition.items()}
+    if isinstance(condition, Tensor):
+        return choose(condition) if condition.ndim > 0 and len(condition) > 1 else condition
+    if isinstance(condition, Sequence):
+        return choose(condition) if len(condition) > 1 else condition
+    return condition

@@ -5,52 +5,75 @@ and variance v_k = alpha^2 s_k^2 + sigma^2 at time t. With responsibilities g_k(
 
     eps_hat = sigma sum_k g_k (x - alpha mu_k) / v_k,        x0_hat = (x - sigma eps_hat) / alpha.
 
-The denoiser hands out v = alpha eps - sigma x0, which loses no digits at either end:
+The denoiser returns v = alpha eps - sigma x0, which loses no digits at either end:
 
     v = sum_k g_k (c_k x - d_k mu_k),    c_k = alpha sigma (1 - s_k^2) / v_k,    d_k = sigma + alpha c_k.
 """
 
+import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Self, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import InputError
 from ..noise import INITIAL, normal
 from ..schedules import Schedule
-from .base import Denoiser
+from .base import Condition, Denoiser
+
+Numbers = Tensor | np.ndarray | float | Sequence[float] | Sequence[Sequence[float]]
+"""What `torch.as_tensor` makes a tensor of real numbers from."""
+
+# functions of torch that it leaves untyped
+_ndtr: Callable[[Tensor], Tensor] = cast(Any, torch.special).ndtr
+_split: Callable[[Tensor, int], Sequence[Tensor]] = cast(Any, Tensor).split
+_to_list: Callable[[Tensor], list[int]] = cast(Any, Tensor).tolist
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class GaussianMixture:
     """A mixture of K Gaussians in d dimensions.
 
-    means: shape (K, d).
-    std: a number, shape (K,) (one a component) or (K, d) (diagonal covariances); positive.
-    weights: shape (K,), positive, normalised here; equal by default.
-    labels: shape (K,), the class of each component, for conditional models; none by default.
+    Args:
+        means: The means, shape (K, d).
+        std: The standard deviations: a number, shape (K,) (one per component) or (K, d) (diagonal covariances).
+        weights: The weights, shape (K,), which are normalised; equal by default.
+        labels: The class of each component, integers of shape (K,), for conditional models; none by default.
 
-    Raises `InputError` for other shapes, values that are not finite, or scales and weights not positive.
+    Raises:
+        InputError: A shape does not fit, a number is not finite, or a standard deviation or weight is not positive.
     """
 
     means: Tensor
-    std: Any
-    weights: Any = None
-    labels: Any = None
+    """The means, shape (K, d)."""
+    std: Tensor
+    """The standard deviations, shape (), (K,) or (K, d)."""
+    weights: Tensor
+    """The weights, shape (K,); they sum to 1."""
+    labels: Tensor | None
+    """The class of each component, shape (K,)."""
 
-    def __post_init__(self):
-        means = torch.as_tensor(self.means)
+    def __init__(
+        self,
+        means: Numbers,
+        std: Numbers,
+        weights: Numbers | None = None,
+        labels: Tensor | np.ndarray | Sequence[int] | None = None,
+    ):
+        means = torch.as_tensor(means)
         if not means.is_floating_point():
             means = means.double()
         if means.ndim != 2 or 0 in means.shape:
             raise InputError(f"means: got shape {tuple(means.shape)}, expected (K, d)")
-        std = torch.as_tensor(self.std, dtype=means.dtype)
+        std = torch.as_tensor(std, dtype=means.dtype)
         if std.shape not in ((), means.shape[:1], means.shape):
             raise InputError(f"std: got shape {tuple(std.shape)}, expected a number, (K,) or (K, d)")
-        weights = torch.ones(len(means)) if self.weights is None else torch.as_tensor(self.weights)
+        weights = torch.ones(len(means)) if weights is None else torch.as_tensor(weights)
         weights = weights.to(means.dtype)
         if weights.shape != means.shape[:1]:
             raise InputError(f"weights: got shape {tuple(weights.shape)}, expected ({len(means)},)")
@@ -60,11 +83,10 @@ class GaussianMixture:
         for name, value in (("means", means), ("std", std), ("weights", weights)):
             if not bool(value.isfinite().all()):
                 raise InputError(f"{name}: expected finite numbers, got NaN or infinity")
-        labels = self.labels
         if labels is not None:
             labels = torch.as_tensor(labels)
             if labels.shape != weights.shape or labels.is_floating_point() or bool((labels < 0).any()):
-                raise InputError(f"labels: expected {len(means)} integers >= 0, one a component")
+                raise InputError(f"labels: expected {len(means)} integers >= 0, one per component")
         object.__setattr__(self, "means", means)
         object.__setattr__(self, "std", std)
         object.__setattr__(self, "weights", weights / weights.sum())
@@ -74,7 +96,14 @@ class GaussianMixture:
     def grid(
         cls, side: int = 5, *, spacing: float = 2.0, std: float = 0.02, dtype: torch.dtype = torch.float64
     ) -> "GaussianMixture":
-        """side x side equal modes on a square grid centred at 0 (the 25 modes of the literature at side 5)."""
+        """Create side x side equal modes on a square grid centred at 0; the literature's 25 modes are those of side 5.
+
+        Args:
+            side: The number of modes along an axis.
+            spacing: The distance between neighbouring modes.
+            std: The standard deviation of every mode.
+            dtype: The type of the numbers.
+        """
         axis = (torch.arange(side, dtype=dtype) - (side - 1) / 2) * spacing
         return cls(torch.cartesian_prod(axis, axis), std)
 
@@ -91,18 +120,32 @@ class GaussianMixture:
         seed: int = 0,
         dtype: torch.dtype = torch.float64,
     ) -> "GaussianMixture":
-        """Modes chosen from the lattice {0..side-1}^dim * spacing, centred, each the farthest from those before.
+        """Create modes on the centred lattice spacing * {0..side-1}^dim, each the farthest from the ones before.
 
-        Small lattices are searched whole, large ones over `candidates` random points. The first is the
-        lattice point nearest to a corner.
+        The first mode is the candidate with the smallest sum of coordinates.
+
+        Args:
+            modes: The number of modes.
+            dim: d, the dimension.
+            spacing: The distance between neighbouring lattice points.
+            std: The standard deviation of every mode.
+            side: The number of lattice points along an axis.
+            candidates: Lattices of at most this many points are searched completely, larger ones at this many random
+                points.
+            seed: The seed of those random points.
+            dtype: The type of the numbers.
+
+        Raises:
+            InputError: The lattice has fewer points than modes.
         """
         if modes > side**dim:
-            raise InputError(f"modes: a lattice of {side}^{dim} points holds no {modes} modes")
+            raise InputError(f"modes: got {modes}, but the lattice has only {side}^{dim} points")
         if side**dim <= candidates:
             lattice = torch.cartesian_prod(*[torch.arange(side)] * dim).view(-1, dim)
         else:
             generator = torch.Generator().manual_seed(seed)
-            lattice = torch.randint(side, (candidates, dim), generator=generator).unique(dim=0)
+            drawn = torch.randint(side, (candidates, dim), generator=generator)
+            lattice = cast(Tensor, cast(Any, drawn).unique(dim=0))
         points = (lattice.to(dtype) - (side - 1) / 2) * spacing
         chosen = [int(points.sum(1).argmin())]
         distance = (points - points[chosen[0]]).square().sum(1)
@@ -118,10 +161,14 @@ class GaussianMixture:
 
     @cached_property
     def spread(self) -> float:
-        """The one spread of all components. Raises `InputError` where they differ."""
+        """The standard deviation that all components share.
+
+        Raises:
+            InputError: The components differ in it.
+        """
         first = self.std.flatten()[0]
         if not bool((self.std == first).all()):
-            raise InputError("spread: expected a mixture whose components share one spread")
+            raise InputError("spread: expected a mixture whose components share one spread (std)")
         return first.item()
 
     @property
@@ -130,15 +177,25 @@ class GaussianMixture:
         return None if self.labels is None else int(self.labels.max()) + 1
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "GaussianMixture":
-        """This mixture in another precision or on another device."""
+        """Return this mixture in another precision or on another device, each unchanged by default."""
         labels = None if self.labels is None else self.labels.to(device=device)
         means, std, weights = (v.to(dtype=dtype, device=device) for v in (self.means, self.std, self.weights))
         return GaussianMixture(means, std, weights, labels)
 
     def sample(self, n: int, seed: int = 0, label: int | None = None, *, index: int = 0) -> Tensor:
-        """n exact draws, shape (n, d); draw i depends on the seed and `index` + i alone."""
+        """Draw exact samples, shape (n, d); row i depends on the seed and `index` + i alone.
+
+        Args:
+            n: The number of samples.
+            seed: The seed.
+            label: Draw only from the components of this class.
+            index: The index of the first sample.
+
+        Raises:
+            InputError: No component has that label.
+        """
         rows = range(index, index + n)
-        uniform = torch.special.ndtr(normal(seed, INITIAL, (1, 0, 0), rows, (), dtype=torch.float64))
+        uniform = _ndtr(normal(seed, INITIAL, (1, 0, 0), rows, (), dtype=torch.float64))
         chance = (self.weights * self._chosen(label)).double().cpu().cumsum(0)
         pick = torch.searchsorted(chance / chance[-1], uniform).clamp(max=len(chance) - 1)
         pick = pick.to(self.means.device)
@@ -147,43 +204,60 @@ class GaussianMixture:
         return self.means[pick] + std * noise
 
     def log_prob(self, x: Tensor, label: int | None = None) -> Tensor:
-        """The exact log density in nats of each row of x, shape (n, d) -> (n,)."""
+        """Return the exact log density, in nats, at each row of x, shape (n,).
+
+        Args:
+            x: Points, shape (n, d).
+            label: Take only the components of this class.
+
+        Raises:
+            InputError: x has another shape, or no component has that label.
+        """
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise InputError(f"x: got shape {tuple(x.shape)}, expected (n, {self.dim})")
         weights = self.weights * self._chosen(label)
         logs = (weights / weights.sum()).log()
-        parts = x.split(_rows_at_a_time(len(self.means)))
+        parts = _split(x, _rows_at_a_time(len(self.means)))
         return torch.cat([_log_joint(part, self, logs, 1.0, 0.0).logsumexp(1) for part in parts])
 
     def _chosen(self, label: int | None) -> Tensor:
         if label is None:
             return torch.ones_like(self.weights)
-        if self.labels is None or label not in self.labels.tolist():
-            known = "no labels" if self.labels is None else f"labels {sorted(set(self.labels.tolist()))}"
+        known = [] if self.labels is None else sorted(set(_to_list(self.labels)))
+        if self.labels is None or label not in known:
+            known = f"labels {known}" if known else "no labels"
             raise InputError(f"label: got {label}, but the mixture has {known}")
         return (self.labels == label).to(self.weights)
 
     def marginal(self, schedule: Schedule, t: float) -> "GaussianMixture":
-        """The exact distribution of the state at path time t: means alpha mu, variances alpha^2 s^2 + sigma^2."""
+        """Return the exact distribution at path time t: means alpha mu, variances alpha^2 s^2 + sigma^2."""
         level = schedule.at(t)
         alpha, sigma = level.alpha, level.sigma
         std = ((alpha * self.std) ** 2 + sigma**2).sqrt()
         return GaussianMixture(alpha * self.means, std, self.weights, self.labels)
 
     def denoiser(self, schedule: Schedule) -> "MixtureDenoiser":
-        """The exact model of this mixture along a path; conditional where the mixture has labels."""
+        """Return the exact model of this mixture along a path; it is conditional if the mixture has labels."""
         return MixtureDenoiser(self, schedule)
 
 
 class MixtureDenoiser(Denoiser):
-    """The exact denoiser of a mixture; used like any other, differentiable, in the state's own precision.
+    """The exact denoiser of a mixture: differentiable, and computed in the precision of the state.
 
     Under a condition only the components with that label count. Cost: one product of (n, d) by (d, K), a
     softmax and one of (n, K) by (K, d) for isotropic components.
+
+    Args:
+        mixture: The distribution of the data.
+        schedule: The path.
+        **options: Other fields of `Denoiser`, such as `condition` and `guidance`.
     """
 
-    def __init__(self, mixture: GaussianMixture, schedule: Schedule, **options):
-        fields = {
+    mixture: GaussianMixture
+    """The distribution of the data."""
+
+    def __init__(self, mixture: GaussianMixture, schedule: Schedule, **options: Any):
+        fields: dict[str, Any] = {
             "net": mixture,
             "schedule": schedule,
             "prediction": "v_prediction",
@@ -193,29 +267,25 @@ class MixtureDenoiser(Denoiser):
             "name": "mixture",
         }
         super().__init__(**{**fields, **options})
+        object.__setattr__(self, "mixture", mixture)
 
-    def _replace(self, **changes):
-        options = {name: changes.get(name, getattr(self, name)) for name in ("condition", "guidance", "null")}
-        return MixtureDenoiser(self.mixture, self.schedule, **options)
+    def _replace(self, **changes: Any) -> Self:
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(Denoiser)} | changes
+        return type(self)(options.pop("net"), options.pop("schedule"), **options)
 
-    def _check_labels(self, given):
+    def _check_labels(self, given: Condition) -> None:
         if given is not None and self.mixture.labels is None:
             raise InputError(
                 f"condition: got {given!r}, but the mixture has no labels; give GaussianMixture(labels=...)"
             )
         super()._check_labels(given)
 
-    @property
-    def mixture(self) -> GaussianMixture:
-        """The distribution of the data."""
-        return self.net  # type: ignore[return-value]  # here the net is the mixture
-
     @cached_property
     def _versions(self) -> dict[tuple[torch.dtype, torch.device], GaussianMixture]:
         return {}
 
     def _at(self, x: Tensor) -> GaussianMixture:
-        """The mixture in x's precision, on x's device."""
+        """Return the mixture in x's precision, on x's device."""
         key = (x.dtype, x.device)
         if key not in self._versions:
             self._versions[key] = self.mixture.to(*key)
@@ -247,7 +317,7 @@ class MixtureDenoiser(Denoiser):
 
     @staticmethod
     def _part(x: Tensor, mixture: GaussianMixture, alpha: Any, sigma: Any, given: Any) -> Tensor:
-        """v at x, (n, d), for alpha and sigma that are numbers or of shape (n,), and given, labels (n,) or None."""
+        """Return v at x, (n, d), for alpha and sigma that are numbers or of shape (n,), and labels (n,) or None."""
         if isinstance(alpha, Tensor) and isinstance(sigma, Tensor):
             alpha, sigma = alpha.to(x.dtype)[:, None], sigma.to(x.dtype)[:, None]
         log_weights = mixture.weights.log()
@@ -272,16 +342,16 @@ class MixtureDenoiser(Denoiser):
 
 
 _CACHED = 2**16
-"""Logits at a time, in numbers: they stay in a core's cache, and memory does not grow with the number of samples."""
+"""How many logits to compute at a time, so that they fit a core's cache and memory does not grow with the batch."""
 
 
 def _rows_at_a_time(components: int) -> int:
-    """How many samples; fewer than 64 would make products slow."""
+    """Return how many samples to compute at a time; fewer than 64 would make products slow."""
     return max(64, _CACHED // components)
 
 
 def _shared_spread(x: Tensor, mixture: GaussianMixture, alpha: float, sigma: float) -> Tensor:
-    """v of a mixture of one spread at one time: it leaves the sum, and |x|^2 leaves the softmax."""
+    """Return v of a mixture of one spread at one time, which leaves the sum over k, as |x|^2 leaves the softmax."""
     spread = mixture.spread
     variance = (alpha * spread) ** 2 + sigma**2
     of_x = alpha * sigma * (1.0 - spread**2) / variance
@@ -290,7 +360,7 @@ def _shared_spread(x: Tensor, mixture: GaussianMixture, alpha: float, sigma: flo
     scaled = mixture.means.T * (alpha / variance)
     parts = [
         torch.addmm(part, torch.addmm(bias, part, scaled).softmax(1), mixture.means, beta=of_x, alpha=-of_mean)
-        for part in x.split(_rows_at_a_time(len(mixture.means)))
+        for part in _split(x, _rows_at_a_time(len(mixture.means)))
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -298,9 +368,14 @@ def _shared_spread(x: Tensor, mixture: GaussianMixture, alpha: float, sigma: flo
 def _log_joint(
     x: Tensor, mixture: GaussianMixture, log_weights: Tensor, alpha: float | Tensor, sigma: float | Tensor
 ) -> Tensor:
-    """ln w_k + ln N(x; alpha mu_k, alpha^2 s_k^2 + sigma^2), shape (n, K), by matrix products.
+    """Return ln w_k + ln N(x; alpha mu_k, alpha^2 s_k^2 + sigma^2), shape (n, K), by matrix products.
 
-    alpha and sigma are numbers, or of shape (n, 1).
+    Args:
+        x: Points, shape (n, d).
+        mixture: The means and standard deviations.
+        log_weights: ln w_k, shape (K,) or (n, K).
+        alpha: A number, or shape (n, 1).
+        sigma: A number, or shape (n, 1).
     """
     means, d = mixture.means, mixture.dim
     if mixture.std.ndim < 2:  # isotropic

@@ -4,8 +4,8 @@
 
 Over all z this is f convolved with a Gaussian, whose Lipschitz constant in x is at most sqrt(2/pi) sup|f| / (r sigma):
 the peaks that amplify errors are cut, as Smooth Diffusion (Guo et al. 2024, 2312.04410) trains a LoRA to do. The z_k
-are fixed, the same at all times and for all samples, so that the smoothed field is deterministic and an inversion finds
-the latent of the same field; pairs of opposite signs cancel all odd orders.
+are fixed, the same at all times and for all samples, so that the smoothed field is deterministic and an inversion
+finds the latent of that same field; pairs of opposite signs cancel all odd orders.
 """
 
 from dataclasses import dataclass
@@ -15,9 +15,15 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class Smoothing:
-    """radius: r, in noise levels; pairs: m, two evaluations each; seed: of the directions.
+    """How to average a model's field over neighbours of the state.
 
-    Raises `InputError` unless the radius is positive and there is a pair.
+    Args:
+        radius: r, the distance of the neighbours in noise levels.
+        pairs: m, the number of pairs of neighbours; each pair costs two model evaluations.
+        seed: The seed of the directions z_k.
+
+    Raises:
+        InputError: The radius is not positive, or there is no pair.
     """
 
     radius: float = 0.1

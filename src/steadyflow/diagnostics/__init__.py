@@ -1,4 +1,4 @@
-"""Diagnoses: what a solver and a model do to each other, in numbers."""
+"""Diagnostics: what a solver and a model do to each other, in numbers."""
 
 from ..jacobians import FlowMap
 from . import amplification, detectors, stability_region

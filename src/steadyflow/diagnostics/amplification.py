@@ -1,6 +1,6 @@
-"""How much the generation map stretches: the instability coefficients of arXiv 2506.18290.
+"""How much a model's generation map amplifies: the instability coefficients of arXiv 2506.18290.
 
-With G: z -> x a journey over a falling grid (`FlowMap`) and J its Jacobian at z, the coefficient of a direction u is
+With G: z -> x a run over a falling grid (`FlowMap`) and J its Jacobian at z, the coefficient of a direction u is
 
     E(z, u) = |J u| / |u|,      unstable along u where E > 1.
 
@@ -8,6 +8,8 @@ It is measured by perturbation, |G(z + d u) - G(z - d u)| / (2 d |u|), in the ra
 d, or exactly by a Jacobian-vector product. Over all directions there are the largest singular values, the isotropic
 coefficient |J|_F / sqrt(n) = sqrt(E_u [E(z, u)^2]) for u uniform on the sphere, and the geometric mean |det J|^(1/n),
 which the likelihood gives without any derivative of G: p_gen(G(z)) |det J| = p_prior(z).
+
+How much a step of a method amplifies, whatever the model, is the subject of `stability_region`.
 """
 
 from __future__ import annotations
@@ -26,16 +28,17 @@ from ..noise import PERTURBATION, like
 from .likelihood import log_likelihood
 
 SIZES = tuple(10.0**k for k in (-5, -4.5, -4, -3.5, -3, -2.5, -2, -1.5, -1, -0.5))
+"""The sizes of perturbations that `sweep` tries, as root mean squares in the latent's units."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The coefficient by perturbation against the perturbation's size."""
+    """The coefficient by perturbation, as a function of the perturbation's size."""
 
     sizes: tuple[float, ...]
-    """Root mean square of the perturbation, in the latent's units."""
+    """The S root mean squares of the perturbation, in the latent's units."""
     coefficients: Tensor
-    """Shape (S, B)."""
+    """The coefficient for each size and sample, shape (S, B)."""
     linear: Tensor
     """Whether a size belongs to a sample's linear regime, shape (S, B)."""
     coefficient: Tensor
@@ -52,12 +55,31 @@ class Sweep:
 
 
 def coefficient(generation: FlowMap, z: Tensor, u: Tensor) -> Tensor:
-    """E(z, u) = |J u| / |u| a sample, shape (B,), by a Jacobian-vector product. z and u have shape (B, ...)."""
+    """The coefficient of a direction, E(z, u) = |J u| / |u|, by a Jacobian-vector product.
+
+    Args:
+        generation: The map.
+        z: The latents, shape (B, ...).
+        u: The directions, shape (B, ...).
+
+    Returns:
+        The coefficient of each sample, shape (B,).
+    """
     return norm(generation.jvp(z, u)) / norm(u)
 
 
 def perturbed(generation: FlowMap, z: Tensor, u: Tensor, size: float | Tensor) -> Tensor:
-    """E(z, u) a sample, shape (B,), by the central difference over a perturbation of root mean square `size`."""
+    """The coefficient of a direction, E(z, u), by the central difference over a perturbation.
+
+    Args:
+        generation: The map.
+        z: The latents, shape (B, ...).
+        u: The directions, shape (B, ...).
+        size: The root mean square of the perturbation, a number or one per sample, shape (B,).
+
+    Returns:
+        The coefficient of each sample, shape (B,).
+    """
     step = unit(u) * z[0].numel() ** 0.5 * broadcast(torch.as_tensor(size, dtype=z.dtype, device=z.device), z)
     return norm(generation(z + step) - generation(z - step)) / (2.0 * norm(step))
 
@@ -65,11 +87,21 @@ def perturbed(generation: FlowMap, z: Tensor, u: Tensor, size: float | Tensor) -
 def sweep(
     generation: FlowMap, z: Tensor, u: Tensor, *, sizes: Sequence[float] = SIZES, tolerance: float = 0.02
 ) -> Sweep:
-    """The coefficient for each of several sizes, and the linear regime: where it does not depend on the size.
+    """Measure the coefficient for several sizes, and find the linear regime, where it does not depend on the size.
 
     A size belongs to a sample's linear regime where its coefficient differs from that of a neighbouring size by less
-    than `tolerance`, relatively; of several such stretches the longest counts, which lies between rounding at small
-    sizes and curvature at large ones.
+    than `tolerance`, relatively; of several such ranges the longest counts, which lies between rounding at small sizes
+    and curvature at large ones.
+
+    Args:
+        generation: The map.
+        z: The latents, shape (B, ...).
+        u: The directions, shape (B, ...).
+        sizes: The root mean squares of the perturbation, at least two, rising.
+        tolerance: The largest relative difference between neighbours in the linear regime.
+
+    Raises:
+        InputError: The sizes are fewer than two, not rising or not positive.
     """
     if len(sizes) < 2 or sorted(sizes) != list(sizes) or sizes[0] <= 0:
         raise InputError("sweep: sizes must be at least two rising positive numbers")
@@ -84,10 +116,20 @@ def sweep(
 
 
 def isotropic(generation: FlowMap, z: Tensor, *, probes: int | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """The isotropic coefficient |J|_F / sqrt(n) and its standard error, each of shape (B,).
+    """The isotropic coefficient |J|_F / sqrt(n).
 
-    probes: random directions for Hutchinson's estimate of |J|_F^2 = E|J u|^2; None takes every axis instead, which is
-    exact (and costs a Jacobian product a dimension).
+    Args:
+        generation: The map.
+        z: The latents, shape (B, ...).
+        probes: The number of random directions for Hutchinson's estimate of |J|_F^2 = E|J u|^2, at least 2. None takes
+            every axis instead, which is exact and costs one Jacobian product per dimension.
+        seed: Of the directions.
+
+    Returns:
+        The coefficient and its standard error, each of shape (B,).
+
+    Raises:
+        InputError: There are fewer than two probes, or too many dimensions for the exact value.
     """
     n = z[0].numel()
     if probes is None:
@@ -104,9 +146,22 @@ def isotropic(generation: FlowMap, z: Tensor, *, probes: int | None = None, seed
 def geometric_mean(
     model: Denoiser, x: Tensor, *, steps: int = 64, probes: int | None = None, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """|det J|^(1/n) of the generation map at the latent of x, and its standard error, each of shape (B,).
+    """The geometric mean |det J|^(1/n) of the singular values of the generation map at the latent of x.
 
-    (p_prior(z) / p_gen(x))^(1/n), from `log_likelihood`, with no perturbation and no derivative of the map.
+    It is (p_prior(z) / p_gen(x))^(1/n), from `log_likelihood`, with no perturbation and no derivative of the map.
+
+    Args:
+        model: The model of the data.
+        x: The samples, shape (B, ...).
+        steps: The number of steps of the likelihood's solve.
+        probes: The number of random sign vectors for the divergence; None for the exact one.
+        seed: Of the sign vectors.
+
+    Returns:
+        The geometric mean and its standard error, each of shape (B,).
+
+    Raises:
+        InputError: As in `log_likelihood`.
     """
     result = log_likelihood(model, x, steps=steps, probes=probes, seed=seed)
     n = x[0].numel()
@@ -115,7 +170,7 @@ def geometric_mean(
 
 
 def _longest(alike: Sequence[bool]) -> tuple[int, int]:
-    """The first and the last index of the longest stretch in which neighbours are alike."""
+    """The first and the last index of the longest range in which neighbours are alike."""
     best = start = 0, 0
     for k, same in enumerate(alike):
         start = (start[0], k + 1) if same else (k + 1, k + 1)

@@ -13,11 +13,11 @@ back,
 
 to first order in z^ - z (the mean value of J removes the second order too). Derived from arXiv 2506.18290. "Exact" is
 an adaptive solve in float64 whose own error is estimated by solving ten times less accurately. The terms are vectors;
-what is reported of each is its part along their sum, so that the parts add up, and the amplified part is divided into
-the latent's error as it stands and what the amplification E = |J (z^ - z)| / |z^ - z| adds to it.
+what is reported of each is its part along their sum, so that the parts add up. The amplified part is divided into the
+latent's error itself and what the amplification E = |J (z^ - z)| / |z^ - z| adds to it (see `amplification`).
 
 For an exactly reversible solver, with the same model both ways, the discretisation errors cancel by construction, and
-rounding is all there is.
+only rounding remains.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from ..solvers.base import Solver
 from ..tasks import invert
 
 TERMS = ("codec", "guidance", "inversion", "amplification", "regeneration", "rounding")
+"""The names of the terms of a budget; one without a codec has no "codec"."""
 _REFERENCE = registry.get("dopri5")
 _EXPLAINED = 0.5
 """The share of an error that the budget may leave unexplained where the linear theory is said to hold."""
@@ -54,11 +55,11 @@ class Codec(Protocol):
     """What turns images into a model's samples and back, such as a VAE."""
 
     def encode(self, images: Tensor) -> Tensor:
-        """The model's samples of images."""
+        """Encode images, shape (B, ...), into the model's samples."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The images of samples."""
+        """Decode the model's samples, shape (B, ...), into images."""
         ...
 
 
@@ -73,34 +74,42 @@ class Budget:
     terms: dict[str, Tensor]
     """Each term's part along the sum of all, shape (B,); negative where it works against the others."""
     uncertainty: dict[str, Tensor]
-    """What the reference solves leave open of each term, shape (B,)."""
+    """The uncertainty of each term due to the reference solves, shape (B,)."""
     remainder: Tensor
-    """Of the difference between the error and the sum of the terms, shape (B,)."""
+    """The difference between the error and the sum of the terms, shape (B,)."""
     linear: Tensor
     """Whether the linear theory holds: the Jacobian hardly changes between z and z^, and the terms explain more than
     half of the error; shape (B,)."""
     coefficient: Tensor
     """E along the inversion error, shape (B,)."""
     latent_error: Tensor
-    """Root mean square of z^ - z, in the latent's units, shape (B,)."""
+    """The root mean square of z^ - z, in the latent's units, shape (B,)."""
     times: tuple[float, ...]
-    """Of `growth`, from the noisy end."""
+    """The T times of `growth`, from the noisy end."""
     growth: Tensor
     """How a unit inversion error grows on the way down, shape (T, B)."""
     reconstruction: Tensor
     """x^, shape (B, ...)."""
     nfe: int
-    """Model evaluations per sample that the budget cost, Jacobian products counted as two."""
+    """Model evaluations per sample that the budget cost; a Jacobian product counts as two."""
 
     @property
     def shares(self) -> dict[str, float]:
-        """Median over the samples of each term over the total."""
+        """The share of each term in the total, as the median over the samples."""
         total = self.total.clamp_min(torch.finfo(self.total.dtype).tiny)
         return {name: (term / total).median().item() for name, term in self.terms.items()}
 
 
 def in_precision(model: Denoiser, dtype: torch.dtype) -> Denoiser:
-    """The same model computing in another precision; one that is no torch module computes in the state's."""
+    """Make a copy of a model that computes in another precision.
+
+    Args:
+        model: The model. One whose network is not a torch module computes in the state's precision.
+        dtype: The precision.
+
+    Returns:
+        A model with a network of its own; the model itself if its network is not a torch module.
+    """
     if not isinstance(model.net, nn.Module):
         return model
     return dataclasses.replace(model, net=copy.deepcopy(model.net).to(dtype), dtype=dtype)
@@ -116,10 +125,24 @@ def budget(
     codec: Codec | None = None,
     tolerance: float | None = None,
 ) -> Budget:
-    """The error budget of inverting images under `model` and generating them again under `back`.
+    """Compute the error budget of inverting images under `model` and generating them again under `back`.
 
-    images: shape (B, ...), float32 or float64: the working precision of the state. grid: falling. tolerance: of the
-    reference solves; by default a thousandth of the error found, within [1e-10, 1e-5].
+    Args:
+        model: The model of the inversion.
+        images: The images, shape (B, ...), float32 or float64, which is the working precision of the state.
+        solver: The method of both ways.
+        grid: The times of the way back, falling.
+        back: The model of the way back; that of the inversion by default.
+        codec: Encodes images to the model's samples and back, where the model works on latents.
+        tolerance: The tolerance of the reference solves; by default a thousandth of the error found, within
+            [1e-10, 1e-5].
+
+    Returns:
+        The terms of the error of each image.
+
+    Raises:
+        InputError: The codec decodes to another shape than that of the images.
+        ConvergenceError: A reference solve failed.
     """
     same = back is None
     back = model if back is None else back
@@ -198,7 +221,12 @@ class _Exact:
         self.model, self.grid, self.tolerance, self.nfe = model, grid, tolerance, 0
 
     def solve(self, x: Tensor, rising: bool = False) -> tuple[Tensor, Tensor, Solution]:
-        """The end of the solve, its difference to one ten times less accurate, and a run good enough for Jacobians."""
+        """Solve the ODE from x.
+
+        Returns:
+            The end of the solve, its difference from a solve ten times less accurate, and a run that is accurate
+            enough for Jacobians.
+        """
         fine, coarse = self._run(x, rising, self.tolerance), self._run(x, rising, 10.0 * self.tolerance)
         loose = coarse if rising or 10.0 * self.tolerance >= _JACOBIAN else self._run(x, rising, _JACOBIAN)
         return fine.x, fine.x - coarse.x, loose

@@ -1,4 +1,7 @@
-"""Whether each step of the way back contracts, in numbers, as a table and as a picture."""
+"""Whether each step of the way back contracts, in numbers, as a table and as a picture.
+
+The constants themselves come from `lipschitz`.
+"""
 
 from __future__ import annotations
 
@@ -40,12 +43,12 @@ class ContractivityReport:
         return [dict(zip(("t", "median", "largest", "contracts"), row, strict=True)) for row in self.rows()]
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """The rows as text: the headings, and a list of cells per step."""
+        """The rows as text: the headings, and one list of cells per step."""
         cells = [[f"{t:.4g}", f"{half:.3f}", f"{top:.3f}", f"{share:.0%}"] for t, half, top, share in self.rows()]
         return ["from t", "Lipschitz, median", "largest", "contracts"], cells
 
     def summary(self) -> str:
-        """What the numbers mean, and their product."""
+        """What the numbers mean, and their product, as text."""
         return (
             f"local Lipschitz constants of {self.solver.name!r} in the flow coordinates: below 1, a step contracts.\n"
             f"Their product, an upper bound on what the whole way adds: median {self.found.worst.median():.3g}"
@@ -88,14 +91,15 @@ def study(
     source_guidance: float | None = None,
     **options: Unpack[Options],
 ) -> ContractivityReport:
-    """The Lipschitz constants along the way back from the latents of samples, which a fine solve finds.
+    """Find the Lipschitz constants along the way back from the latents of samples, which a fine solve finds.
 
     Args:
         model: The model of the data, under the samples' own condition if it has one.
         x: Samples, shape (B, ...).
         guidance: The scale of classifier-free guidance on the way back; that of the way up by default.
-        source_guidance: That of the way up; the model's own by default.
-        **options: The way back that is studied; see `Options`.
+        source_guidance: The scale of guidance on the way up; the model's own by default.
+        **options: The way back that is studied; see `Options`. What addresses noise, looks at a run or changes it has
+            no meaning here.
 
     Raises:
         InputError: An argument does not fit.

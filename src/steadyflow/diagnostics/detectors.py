@@ -1,9 +1,9 @@
-"""Detectors of hallucinated samples that know no modes, and how well they tell them apart.
+"""Detectors of hallucinated samples that need no knowledge of the modes, and how well a score separates two classes.
 
-`TrajectoryVariance` is that of Aithal et al. 2024 (2406.09358): the variance of the predicted clean sample over a late
-window of the run, averaged over its dimensions, is large where a sample is between modes. `stretch` is the largest
-singular value of alpha d x0_hat / d x: below 1 at a mode, and one more than the eigenvalue of 2605.06831, P4.7, at
-the saddle between two.
+`TrajectoryVariance` is the detector of Aithal et al. 2024 (2406.09358): the variance of the predicted clean sample over
+a late window of the run, averaged over its dimensions, is large where a sample is between modes. Another is
+`jacobians.largest_singular_value` of alpha d x0_hat / d x: below 1 at a mode, and one more than the eigenvalue of
+2605.06831, P4.7, at the saddle between two.
 """
 
 import torch
@@ -14,11 +14,25 @@ from ..errors import InputError
 
 
 class TrajectoryVariance:
-    """A callback that gathers the variance over the steps from `last` + `window` to `last` before the end.
+    """A callback that gathers the variance of the clean prediction over a window of steps near the end of a run.
 
-    The clean prediction of a step is read from the two states around it (`StepInfo.clean`), so that it costs no
-    evaluations; of a stochastic solver it holds the noise as well. Keeps two tensors, whatever the number of steps. One
-    object serves one call of `sample`, with any batch size.
+    The clean prediction of a step follows from the two states around it (`StepInfo.denoised`), so that it costs no
+    evaluations; for a stochastic solver it includes the noise as well. The memory is that of two tensors, whatever the
+    number of steps.
+
+    An object collects the scores of all batches that it sees, so that it serves one call of `sample`, with any batch
+    size. For another call create a new one: the scores of a second call would be appended to those of the first.
+
+    Args:
+        window: The number of steps, at least 2.
+        last: The number of steps that are left after the window.
+
+    Attributes:
+        window: The number of steps.
+        last: The number of steps that are left after the window.
+
+    Raises:
+        InputError: The window is too short, or the run has too few steps for it.
     """
 
     def __init__(self, window: int = 10, last: int = 0):
@@ -31,7 +45,11 @@ class TrajectoryVariance:
 
     @property
     def scores(self) -> Tensor:
-        """The variance of each sample, shape (n,). Raises `InputError` before a run has ended."""
+        """The variance of each sample in the order of the batches, shape (n,).
+
+        Raises:
+            InputError: No run has ended yet.
+        """
         if not self._done:
             raise InputError("variance: no run has ended; give this as sample(callback=...)")
         return torch.cat(self._done)
@@ -58,7 +76,15 @@ class TrajectoryVariance:
 
 
 def roc_area(scores: Tensor, positive: Tensor) -> float:
-    """The area under the ROC curve: the chance that a positive scores above a negative, ties counted half."""
+    """The area under the ROC curve: the chance that a positive scores above a negative, with ties counted half.
+
+    Args:
+        scores: One score per sample, shape (n,).
+        positive: Which samples are positive, shape (n,), bool.
+
+    Raises:
+        InputError: There are no positives, or no negatives.
+    """
     high, low = scores[positive].double(), scores[~positive].double()
     if len(high) == 0 or len(low) == 0:
         raise InputError("roc_area: expected both positives and negatives")

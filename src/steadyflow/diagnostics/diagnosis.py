@@ -1,7 +1,8 @@
 """`diagnose`: why a reconstruction fails, and what to change.
 
 The error budget (`budget`) says where the error of a round trip comes from; the recommendation (`remedies`) names the
-cause and a remedy that was tried on a few of the images. `Diagnosis.verify` tries it on all of them.
+cause and a remedy that was tried on a few of the images. `Diagnosis.verify` tries it on all of them, and `report` shows
+everything on a page.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from .remedies import Recommendation, Setting, recommend
 
 @dataclass(frozen=True)
 class Verification:
-    """The recommendation, carried out on all images."""
+    """What the recommendation gained on all images."""
 
     error: Tensor
-    """Root mean square error of each image, shape (B,)."""
+    """The root mean square error of each image, shape (B,)."""
     gain: float
     """The median error before over the median error after."""
     predicted: float
-    """The gain that was predicted."""
+    """The gain that was found on the images on which remedies were tried."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,18 @@ class Diagnosis:
     """What `diagnose` found."""
 
     budget: Budget
+    """Where the error comes from."""
     recommendation: Recommendation
+    """The cause, and what to change."""
     setting: Setting
+    """The round trip that was diagnosed."""
     images: Tensor
+    """The images, shape (B, ...)."""
     model: Denoiser
+    """The model of the way up."""
     codec: Codec | None = None
     verified: Verification | None = None
+    """What the recommendation gained on all images; None where it was not verified."""
 
     @property
     def measured(self) -> Tensor:
@@ -58,33 +65,33 @@ class Diagnosis:
 
     @property
     def terms(self) -> dict[str, Tensor]:
-        """The budget's terms by name, each of shape (B,); they sum to `total`. See `TERMS` and `Budget.terms`."""
+        """The budget's terms by name, each of shape (B,); they sum to `total`. See `budget.TERMS`."""
         return self.budget.terms
 
     @property
     def cause(self) -> str:
-        """One of the names in `remedies.CAUSES`."""
+        """The name of the cause, one of those in `remedies.CAUSES`."""
         return self.recommendation.cause
 
     @property
     def linear(self) -> Tensor:
-        """For which images the linear theory behind the budget holds, shape (B,)."""
+        """Whether the linear theory behind the budget holds for each image, shape (B,)."""
         return self.budget.linear
 
     @property
     def reconstruction(self) -> Tensor:
-        """What came back, shape (B, ...)."""
+        """The images after the round trip, shape (B, ...)."""
         return self.budget.reconstruction
 
     def verify(self) -> Verification:
-        """Carry out the recommendation on all images and compare."""
+        """Carry out the recommendation on all images, and compare the errors before and after."""
         error = self.recommendation.setting.errors(self.model, self.images, self.codec)
         before, after = self.measured.median().item(), error.median().item()
         gain = before / max(after, 1e-300) if math.isfinite(before) else math.inf
         return Verification(error, gain, self.recommendation.gain)
 
     def figures(self) -> dict[str, Any]:
-        """Everything that is a number or a text, JSON-able."""
+        """Everything that is a number or a text, ready for JSON."""
         found, advice = self.budget, self.recommendation
         return {
             "measured": found.measured.tolist(),
@@ -146,20 +153,24 @@ def diagnose(
     verify: bool = False,
     **options: Unpack[Options],
 ) -> Diagnosis:
-    """Take the error of reconstructing images apart, name its cause and recommend a remedy.
+    """Find where the error of reconstructing images comes from, name its cause and recommend a remedy.
 
     It costs some hundreds to thousands of evaluations per sample, in float64.
 
     Args:
         model: The model of the data, under the images' own condition if it has one.
-        images: Shape (B, ...), float32 or float64.
+        images: The images, shape (B, ...), float32 or float64.
         guidance: The scale of classifier-free guidance on the way back; that of the way up by default.
-        source_guidance: That of the way up; the model's own by default.
+        source_guidance: The scale of guidance on the way up; the model's own by default.
         codec: Encodes images to the model's samples and back, where the model works on latents.
-        tolerance: Of the reference solves; by default a thousandth of the error found, within [1e-10, 1e-5].
-        verify: Carry out the recommendation on all images and report what it gained (`Diagnosis.verified`).
+        tolerance: The tolerance of the reference solves; by default a thousandth of the error found, within
+            [1e-10, 1e-5].
+        verify: Whether to carry out the recommendation on all images, to report what it gains (`Diagnosis.verified`).
         **options: The round trip that is to be explained; see `Options`. What addresses noise, looks at a run or
             changes it has no meaning here.
+
+    Returns:
+        The budget of the error, its cause, and the recommendation.
 
     Raises:
         NotInvertibleError: The solver is stochastic.

@@ -1,7 +1,7 @@
-"""Where a model puts z = h lambda along a run: what the stability region of a solver is held against.
+"""The stiffness of a model: where it puts z = h lambda along a run, to compare with a method's stability region.
 
-The dominant eigenvalue of the slope's Jacobian in the solver's coordinates, times the step, by power iteration with
-Jacobian-vector products.
+lambda is the dominant eigenvalue of the slope's Jacobian in the solver's coordinates, found by power iteration with
+Jacobian-vector products, and h the step. `stability_region` says for which z a method is stable.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from ..solvers.base import Solver
 
 @dataclass(frozen=True)
 class Stiffness:
-    """Where a model puts z = h lambda along a grid: one row per step."""
+    """Where a model puts z = h lambda along a grid."""
 
     times: tuple[float, ...]
     """The times where the steps begin."""
     z: Tensor
-    """Dominant real part of h J per step and sample, shape (steps, B)."""
+    """The dominant real part of h J for each step and sample, shape (steps, B); NaN where the coordinates are singular
+    or the time is infinite."""
 
 
 @no_grad_unless("x")
@@ -45,11 +46,21 @@ def stiffness(
     solver: str | Solver[Any] = "ees25",
     iterations: int = 20,
 ) -> Stiffness:
-    """The stiffest z that a sampling run from x over a falling grid meets, by power iteration.
+    """Find the stiffest z that a sampling run meets at each step, by power iteration.
 
-    x: starting latents, shape (B, ...). At each step's start J is the Jacobian of the slope in the solver's coordinates
-    (frame "noise": d eps_hat / d (x/alpha)), and z the Rayleigh quotient of its dominant direction, times the
-    step: negative where the field contracts. The solver only carries the state along.
+    Where a step begins, J is the Jacobian of the slope in the solver's coordinates (in the noise coordinates,
+    d eps_hat / d (x/alpha)), and z is the Rayleigh quotient of its dominant direction, times the step: negative where
+    the field contracts. The solver only carries the state along.
+
+    Args:
+        model: The model of the data.
+        x: The latents where the run begins, shape (B, ...).
+        grid: The times of the run, falling.
+        solver: The method, or its name.
+        iterations: Rounds of the power iteration per step, one Jacobian-vector product each.
+
+    Raises:
+        InputError: The grid rises.
     """
     if grid.rising:
         raise InputError("stiffness: expected a falling grid (a sampling run)")
@@ -71,7 +82,7 @@ def stiffness(
 
 
 def _dominant(field: Callable[[Tensor], Tensor], x: Tensor, iterations: int) -> Tensor:
-    """The Rayleigh quotient v.Jv of the dominant direction of the field's Jacobian, a sample; shape (B,)."""
+    """The Rayleigh quotient v . J v of the dominant direction of the field's Jacobian, per sample, shape (B,)."""
     v = like(x, 0, PERTURBATION, (0, 7, 0))
     quotient = torch.zeros(len(x), dtype=x.dtype, device=x.device)
     for _ in range(iterations):

@@ -1,11 +1,11 @@
-"""The log-likelihood of a model along its probability-flow ODE.
+"""The log-likelihood of samples under a model, along its probability-flow ODE.
 
 In the flow coordinates u = x / W with time tau and slope s = eps_hat - x0_hat, densities obey (Chen et al. 2018)
 
     d ln p(u) / dtau = -div_u s,   so   ln p_gen(x) = ln p_prior(z) + integral of W div_x s dtau + n ln(W1 / W0)
 
-over the way up, with W0 and W1 the scales at its two ends. The divergence is exact (one derivative a dimension) or
-Hutchinson's estimate v . (ds/dx) v with random signs v, drawn once a sample (Grathwohl et al. 2019).
+over the way up, with W0 and W1 the scales at its two ends. The divergence is exact (one derivative per dimension) or
+Hutchinson's estimate v . (ds/dx) v with random signs v, drawn once per sample (Grathwohl et al. 2019).
 """
 
 from __future__ import annotations
@@ -44,16 +44,22 @@ class Likelihood:
     prior: Tensor
     """ln p_prior(z) of the latent."""
     latent: Tensor
-    """z, shape (B, ...)."""
+    """The latent z, shape (B, ...)."""
     error: Tensor
-    """The standard error of Hutchinson's estimate; 0 where the divergence is exact."""
+    """The standard error of Hutchinson's estimate; 0 where the divergence is exact, NaN for a single probe."""
     nfe: int
-    """Model evaluations a sample, without those of the divergence."""
+    """Model evaluations per sample, without those of the divergence."""
 
     def bits_per_dimension(self, bin_width: float = 2.0 / 255.0) -> Tensor:
-        """-log2(p_gen(x) bin_width^n) / n, shape (B,): the density taken as constant over a pixel's quantisation bin.
+        """The bits per dimension, -log2(p_gen(x) bin_width^n) / n.
 
-        bin_width: of the data on the model's scale; 2/255 for 8-bit images on [-1, 1]. x is not dequantised.
+        The density is taken as constant over a pixel's quantisation bin; x is not dequantised.
+
+        Args:
+            bin_width: The width of a bin on the model's scale; 2/255 for 8-bit images on [-1, 1].
+
+        Returns:
+            The bits of each sample, shape (B,).
         """
         n = self.latent[0].numel()
         return -self.value / (n * math.log(2.0)) - math.log2(bin_width)
@@ -71,15 +77,25 @@ def log_likelihood(
     prior: Callable[[Tensor], Tensor] | None = None,
     seed: int = 0,
 ) -> Likelihood:
-    """ln p(x) under the model, in nats, by solving its ODE from data to noise.
+    """Compute ln p(x) under a model, in nats, by solving its ODE from data to noise.
 
-    x: shape (B, ...), float64 for best accuracy, taken as the state at the grid's clean end: the density is that of
-        generated samples at that level, which differs from the data's by the noise of sigma(t_min).
-    solver: a Runge-Kutta method; its weights integrate the divergence too.
-    probes: random sign vectors for Hutchinson's estimate; None is the exact divergence, n derivatives an evaluation.
-    prior: the log density of latents, (B, ...) -> (B,); by default that of N(0, sigma(t_max)^2).
+    Args:
+        model: The model of the data.
+        x: The samples, shape (B, ...), float64 for best accuracy. They are taken as the state at the grid's clean end:
+            the density is that of generated samples at that level, which differs from the data's by the noise of
+            sigma(t_min).
+        steps: The number of steps of a named grid.
+        solver: A Runge-Kutta method, or its name; its weights integrate the divergence too.
+        grid: The times from noise to data, or the name of a grid.
+        probes: The number of random sign vectors for Hutchinson's estimate; None for the exact divergence, with n
+            derivatives per evaluation.
+        prior: The log density of latents, (B, ...) -> (B,); by default that of N(0, sigma(t_max)^2).
+        seed: Of the sign vectors.
 
-    Raises `InputError` for a solver that is no Runge-Kutta method, or more dimensions than the exact divergence is for.
+    Raises:
+        InputError: x does not fit the model, the solver is not a Runge-Kutta method, or there are more than
+            `EXACT_LIMIT` dimensions and no probes.
+        SteadyflowError: The solve diverged.
     """
     check_state("x", x, model.shape)
     method, n = registry.get(solver), x[0].numel()
@@ -96,7 +112,7 @@ def log_likelihood(
     divergences: list[Tensor] = []
 
     def watched(x: Tensor, t: float) -> Prediction:
-        """The model's answer; the divergence of its field comes out of the same forward evaluation."""
+        """The model's prediction; the divergence of its field comes from the same forward evaluation."""
         answers: list[Prediction] = []
 
         def field(leaf: Tensor) -> list[Tensor]:

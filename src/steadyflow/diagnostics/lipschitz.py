@@ -1,8 +1,8 @@
-"""Does a step contract? The local Lipschitz constants of a solver's steps along a run (2606.07835).
+"""Contractivity: the local Lipschitz constants of a solver's steps along a run (2606.07835).
 
 Errors that have been made die out if every step map T contracts, |T(x) - T(y)| <= L |x - y| with L < 1. Locally L is
-the largest singular value of T's Jacobian, here in a variable's terms (see `variables`): in model space a step of a VP
-path also shrinks or grows by the schedule's own scale, which says nothing of stability.
+the largest singular value of T's Jacobian, here in terms of given coordinates (see `steadyflow.coordinates`): in model
+space a step of a VP path also shrinks or grows by the schedule's own scale, which says nothing about stability.
 
 For DDIM in the noise coordinates, with r = chi1 / chi0 the ratio of the noise levels and A = d x0_hat / d y,
 
@@ -10,6 +10,8 @@ For DDIM in the noise coordinates, with r = chi1 / chi0 the ratio of the noise l
 
 and where it is not, as between modes, L = r + (1 - r) |A| grows with the step: that is the trap. Guidance w adds
 (w - 1) times the difference of two such A.
+
+`contractivity_report` shows the constants of the way back from the latents of samples as a table and as a picture.
 """
 
 from __future__ import annotations
@@ -35,12 +37,12 @@ from ..solvers.base import Solver
 
 @dataclass(frozen=True)
 class Contractivity:
-    """The local Lipschitz constant of each step along a run, for each sample."""
+    """The local Lipschitz constant of each step along a run, per sample."""
 
     times: tuple[float, ...]
-    """The grid, steps + 1."""
+    """The times of the grid, steps + 1 of them."""
     lipschitz: Tensor
-    """Shape (steps, B): the largest singular value of the step's Jacobian."""
+    """The largest singular value of each step's Jacobian, shape (steps, B)."""
 
     @property
     def certified(self) -> Tensor:
@@ -49,7 +51,7 @@ class Contractivity:
 
     @property
     def worst(self) -> Tensor:
-        """The product over the steps, shape (B,): no error made at the start grows by more, to first order."""
+        """The product over the steps, shape (B,): to first order, no error made at the start grows by more."""
         return self.lipschitz.double().prod(0)
 
 
@@ -64,27 +66,27 @@ def contractivity(
     products: int = 6,
     noise: NoiseSource | None = None,
 ) -> Contractivity:
-    """The Lipschitz constants along the run from x, shape (B, ...), at the grid's first time.
+    """Find the local Lipschitz constant of each step of a run.
 
-    The history of a multistep solver is held.
+    The history of a multistep solver is held fixed.
 
     Args:
         model: The model of the data.
-        x: Where the run begins.
+        x: The state at the grid's first time, shape (B, ...).
         grid: The times of the run.
         solver: The method, or its name.
-        coordinates: Those in whose terms the constants are.
+        coordinates: The coordinates in terms of which the constants are.
         products: Rounds of the power iteration per step, one Jacobian product and one transposed product each; at most
             the dimension of a sample. With fewer than that many the constant is a lower bound.
         noise: The source for stochastic solvers.
 
     Raises:
-        InputError: The start has another shape, or the coordinates are singular at an end of the grid.
+        InputError: x does not fit the model, or the coordinates are singular at a time of the grid.
     """
     check_state("x", x, model.shape)
     grid.check_domain(model.schedule)
-    method, frame, schedule = registry.get(solver), by_name(coordinates), model.schedule
-    if any(frame.scale(schedule.at(t)) == 0.0 for t in grid):
+    method, used, schedule = registry.get(solver), by_name(coordinates), model.schedule
+    if any(used.scale(schedule.at(t)) == 0.0 for t in grid):
         raise InputError(f"contractivity: {coordinates} coordinates are singular on this grid; use coordinates='flow'")
     rounds = min(products, x[0].numel())
     state, defined = method.start(x, schedule, grid.times[0]), model.defined_at_zero_noise
@@ -93,5 +95,5 @@ def contractivity(
     for step in loop:
         stepping = StepMap(model, method, step, loop.before)
         values = singular_values(stepping, stepping.x, 1, products=rounds).values[:, 0]
-        rows.append(values * (frame.scale(step.start) / frame.scale(step.end)))
+        rows.append(values * (used.scale(step.start) / used.scale(step.end)))
     return Contractivity(grid.times, torch.stack(rows))

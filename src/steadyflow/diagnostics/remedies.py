@@ -1,14 +1,14 @@
 """From an error budget to its cause, and from the cause to a remedy that has been tried.
 
-The group of terms with the largest share names the kind of cause. Within the discretisation errors the cause is the
-change that would have mended it: a bad grid, if another grid gains more at the same cost than four times the steps do
-on this one; too few steps otherwise. Remedies are tried on a few of the images and the best is recommended; more steps
-or a wider state only where nothing at equal cost gains ten times.
+The group of terms with the largest share in the error names the kind of cause. Within the discretisation errors the
+cause is the change that would have mended it: a bad grid, if another grid gains more at the same cost than four times
+the steps do on this one; too few steps otherwise. Remedies are tried on a few of the images and the best is
+recommended; more steps or a more precise state only where nothing at equal cost gains ten times.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,10 +33,12 @@ CAUSES = {
     "grid": "The grid's steps lie in the wrong places",
     "steps": "The steps are too few, or the solver's order too low",
 }
-"""The causes that a diagnosis can name."""
+"""The causes that a diagnosis can name, and what they mean."""
 
 GRIDS = ("quadratic", "uniform", "log-snr", "karras")
+"""The grids that are tried."""
 SOLVERS = ("ees25", "ees27", "rk4", "midpoint")
+"""The solvers that are tried."""
 _DEARER = 4
 """How many times as many steps a dearer remedy takes."""
 _FLOOR = 1e-9
@@ -47,29 +49,37 @@ _ENOUGH = 10.0
 
 @dataclass(frozen=True)
 class Setting:
-    """A round trip: what `diagnose` was asked about, and what it recommends."""
+    """The options of a round trip: of the one that `diagnose` was asked about, or of one that it recommends."""
 
     solver: Solver[Any]
     steps: int
     grid: str | Grid = "quadratic"
     source_guidance: float | None = None
-    """Guidance of the way up; None leaves the model's own."""
+    """The guidance of the way up; None for the model's own."""
     guidance: float | None = None
-    """Guidance of the way back; None is that of the way up."""
+    """The guidance of the way back; None for that of the way up."""
     ends: tuple[float, float] | None = None
     """t_min and t_max of a named grid, where they are not the path's own."""
     model_dtype: torch.dtype | None = None
-    """What the network computes in; None leaves it."""
+    """The precision in which the network computes; None for its own."""
     dtype: torch.dtype | None = None
-    """The state's precision; None leaves it."""
+    """The precision of the state; None for that of the images."""
 
     def models(self, model: Denoiser) -> tuple[Denoiser, Denoiser | None]:
-        """The model of the inversion, and that of the way back where it is another."""
+        """Set up the models of both ways.
+
+        Args:
+            model: The model to start from.
+
+        Returns:
+            The model of the inversion, and that of the way back, None where it is the same.
+        """
         if self.model_dtype is not None:
             model = in_precision(model, self.model_dtype)
         here = model if self.source_guidance is None else model.with_guidance(self.source_guidance)
-        same = self.guidance is None or self.guidance == here.guidance
-        return here, None if same else model.with_guidance(self.guidance)  # type: ignore[arg-type]  # not None where another
+        if self.guidance is None or self.guidance == here.guidance:
+            return here, None
+        return here, model.with_guidance(self.guidance)
 
     @property
     def spacing(self) -> dict[str, Any]:
@@ -80,7 +90,16 @@ class Setting:
         return {"steps": self.steps, "grid": self.grid, **ends}
 
     def errors(self, model: Denoiser, images: Tensor, codec: Codec | None) -> Tensor:
-        """The root mean square error of the round trip of each image, shape (B,); infinite where the run fails."""
+        """Measure the error of the round trip.
+
+        Args:
+            model: The model to start from.
+            images: The images, shape (B, ...).
+            codec: Encodes images to the model's samples and back, where the model works on latents.
+
+        Returns:
+            The root mean square error of each image, shape (B,); infinite where the run fails.
+        """
         here, back = self.models(model)
         x = images if self.dtype is None else images.to(self.dtype)
         try:
@@ -93,7 +112,7 @@ class Setting:
         return rms((shown - x).double())
 
     def call(self) -> str:
-        """The call that makes this round trip."""
+        """The Python call that makes this round trip."""
         spec = self.solver.spec()
         plain = registry.get(spec.pop("name")).spec()
         changed = {key: value for key, value in spec.items() if plain[key] != value}
@@ -116,24 +135,37 @@ def _quoted(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One change, in words and as a call, with what it gained where it was tried."""
+    """The cause of an error and one change, in words and as a call, with what it gained where it was tried."""
 
     cause: str
+    """One of the names in `CAUSES`."""
     text: str
+    """The cause and the change in words."""
     call: str
+    """The Python call that makes the round trip with the change."""
     setting: Setting
+    """The round trip with the change."""
     error: float
-    """The median error that it is expected to leave: that of the images it was tried on."""
+    """The median error that it is expected to leave: that of the images on which it was tried."""
     gain: float
     """The factor by which it is expected to lower the median error; 1 where nothing is to be gained."""
-    tried: dict[str, float] = field(default_factory=dict)
-    """All that was tried: call -> median error."""
+    tried: dict[str, float] = field(default_factory=dict[str, float])
+    """The median error of every round trip that was tried, by its call."""
 
 
 def recommend(
     setting: Setting, found: Budget, model: Denoiser, images: Tensor, codec: Codec | None, *, samples: int = 8
 ) -> Recommendation:
-    """The cause of the error that `found` takes apart, and the best remedy of those that fit it."""
+    """Name the cause of an error, and find the best of the remedies that fit it.
+
+    Args:
+        setting: The round trip.
+        found: The budget of its error.
+        model: The model to start from.
+        images: The images, shape (B, ...).
+        codec: Encodes images to the model's samples and back, where the model works on latents.
+        samples: The number of images on which remedies are tried, the first ones.
+    """
     few = images[:samples]
     here = model.slice(0, len(few)) if len(images) > len(few) else model
     tried: dict[str, tuple[Setting, float]] = {}
@@ -188,7 +220,7 @@ def _group(setting: Setting, found: Budget, floor: float) -> str:
     return largest
 
 
-def _discretisation(setting: Setting, before: float, error: Any) -> str:
+def _discretisation(setting: Setting, before: float, error: Callable[[Setting], float]) -> str:
     """Whether the grid or the number of steps is to blame."""
     others = [replace(setting, grid=name) for name in GRIDS if name != setting.grid]
     regrid = before / max(min(map(error, others)), 1e-300)
@@ -198,7 +230,7 @@ def _discretisation(setting: Setting, before: float, error: Any) -> str:
     return "grid" if regrid > max(2.0, more) else "steps"
 
 
-def _finer(setting: Setting, before: float, error: Any) -> list[Setting]:
+def _finer(setting: Setting, before: float, error: Callable[[Setting], float]) -> list[Setting]:
     """Remedies for discretisation errors: grids, solvers at equal cost, and more steps."""
     budget = _cost(setting)
     grids = [replace(setting, grid=name) for name in GRIDS]
@@ -254,8 +286,8 @@ def _cost(setting: Setting) -> int:
 
 
 def _words(before: Setting, after: Setting) -> str:
-    """What changes from one setting to another."""
-    parts = []
+    """What changes from one setting to another, in words."""
+    parts: list[str] = []
     if after.solver != before.solver:
         options = ", ".join(f"{k} {v!r}" for k, v in after.solver.spec().items() if k in ("coupling", "coordinates"))
         parts.append(f"solver {after.solver.name}" + (f" ({options})" if options else ""))

@@ -1,12 +1,18 @@
 """The HTML report of a diagnosis: the budget of each image, the images, and the amplification along time."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from .._internal import html, plots
 from . import CAUSES, Diagnosis
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _COLOURS = {
     "codec": "#8c8c8c",
@@ -31,7 +37,7 @@ image's units (root mean square): parts below zero work against the others, and 
 contraction. The mark is the measured error; where it
 is hollow, the linear theory does not hold for that image and the budget is a guide only.</figcaption></figure>
 <h2>How an error in the latent grows on the way down</h2>
-<figure><img alt="Norm of the inversion error carried along the generation, against path time, a line an image"
+<figure><img alt="Norm of the inversion error carried along the generation, against path time, one line per image"
 src="data:image/png;base64,{{ growth }}"><figcaption>The inversion error carried along by the exact generation map,
 relative to its size in the latent. Above one the model amplifies it.</figcaption></figure>
 {% else %}<p>The round trip did not stay finite, so that there is no budget.</p>{% endif %}
@@ -57,9 +63,18 @@ src="data:image/png;base64,{{ strip.png }}"><figcaption>{{ strip.alt }}</figcapt
 
 
 def write(found: Diagnosis, path: str | Path) -> Path:
-    """Write the report to one self-contained HTML file and return its path.
+    """Write the report to one self-contained HTML file.
 
-    Raises `MissingExtraError` without jinja2, matplotlib or Pillow.
+    Args:
+        found: The diagnosis.
+        path: The file.
+
+    Returns:
+        The path.
+
+    Raises:
+        MissingExtraError: jinja2, matplotlib or Pillow is not installed.
+        StorageError: The file cannot be written.
     """
     finite = bool(found.measured.isfinite().all())
     verified = ""
@@ -93,8 +108,13 @@ def _rows(found: Diagnosis) -> list[list[str]]:
     ]
 
 
-def draw_budget(found: Diagnosis, axes: Any) -> None:
-    """Stacked bars of the terms, an image a bar, on matplotlib axes; parts below zero are stacked downwards."""
+def draw_budget(found: Diagnosis, axes: Axes) -> None:
+    """Draw the terms of the budget as stacked bars, one per image; parts below zero are stacked downwards.
+
+    Args:
+        found: The diagnosis.
+        axes: The matplotlib axes to draw on.
+    """
     rows = range(len(found.measured))
     up, down = torch.zeros_like(found.total), torch.zeros_like(found.total)
     for name, term in found.terms.items():
@@ -113,14 +133,19 @@ def draw_budget(found: Diagnosis, axes: Any) -> None:
     axes.legend(frameon=False, fontsize=8, ncol=6, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
-def draw_growth(found: Diagnosis, axes: Any) -> None:
-    """The inversion error on its way down, relative to its size in the latent, on matplotlib axes."""
+def draw_growth(found: Diagnosis, axes: Axes) -> None:
+    """Draw how the inversion error grows on its way down, relative to its size in the latent.
+
+    Args:
+        found: The diagnosis.
+        axes: The matplotlib axes to draw on.
+    """
     axes.plot(found.budget.times, found.budget.growth, lw=0.7, alpha=0.6, color="#e15759")
     axes.axhline(1.0, color="#444", lw=0.6)
     axes.set(yscale="log", xlabel="path time (generation runs to the left)", ylabel="growth")
 
 
-def _picture(found: Diagnosis, draw: Any, size: tuple[float, float]) -> str:
+def _picture(found: Diagnosis, draw: Callable[[Diagnosis, Axes], None], size: tuple[float, float]) -> str:
     figure = plots.figure(*size)
     draw(found, figure.subplots())
     return html.png(figure)

@@ -1,18 +1,20 @@
-"""The map of stability: how much a step amplifies, for any registered solver, from its own step code.
+"""The stability region of a method: how much its step amplifies, for any registered solver, from its own step code.
 
 On the test equation u' = lambda u a step of size h multiplies the solver's whole state (all its tensors) by a
 matrix that depends on z = h lambda alone; the method is stable where the matrix's spectral radius is at most 1. The
 matrix is found by running `Solver.step` on unit states, for many complex z at once, so that no formula is
 written twice.
 
-Where a model puts z along a run, `stiffness` finds.
+Where a model puts z along a run is found by `eigenvalues`, and how much a model's generation map amplifies by
+`amplification`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -29,15 +31,26 @@ from ..solvers.base import Solver, Step
 from ..solvers.state import flatten_state
 from .eigenvalues import Stiffness
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _STEP = 2.0**-20
 """The size of the steps, around 1/2 in the coordinates' time: small, so that they are equal in any clock."""
 _KINDS: dict[str, PredictionType] = {"noise": "epsilon", "data": "sample", "flow": "flow"}
 
 
-def spectral_radius(solver: str | Solver[Any], z: Any) -> np.ndarray:
-    """The spectral radius of one step of the solver at each z, an array of complex numbers; same shape.
+def spectral_radius(solver: str | Solver[Any], z: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Compute the spectral radius of a step of a solver on the test equation.
 
-    The steps are of equal size. Methods that alternate or remember are taken over two steps, and the square root.
+    It is the square root of the spectral radius of two successive steps of equal size, as some methods alternate or
+    remember.
+
+    Args:
+        solver: The method, or its name.
+        z: One or more complex numbers h lambda.
+
+    Returns:
+        The spectral radius at each z, in an array of its shape; shape (1,) for a single number.
     """
     method = solvers.get(solver)
     values = np.atleast_1d(np.asarray(z, dtype=complex))
@@ -71,9 +84,7 @@ def _matrices(solver: Solver[Any], z: Tensor) -> tuple[Tensor, Tensor]:
     return matrices[0], matrices[1]
 
 
-def _matrix(
-    solver: Solver[Any], before: Any, step: Step, coordinates: Coordinates, model: Model, z: Tensor
-) -> Tensor:
+def _matrix(solver: Solver[Any], before: Any, step: Step, coordinates: Coordinates, model: Model, z: Tensor) -> Tensor:
     """The matrix of one step on the tensors of the state before it, a column for each of them."""
     template, parts = flatten_state(before)
     scales = [_scale(solver, part, coordinates.scale(step.start)) for part in range(len(parts))]
@@ -97,19 +108,35 @@ def _scale(solver: Solver[Any], part: int, scale: float) -> float:
 
 
 def real_interval(solver: str | Solver[Any], limit: float = 20.0) -> float:
-    """The largest r such that the solver is stable on [-r, 0], found from its own steps, to 1e-5; at most `limit`."""
+    """Find the largest r such that a solver is stable on [-r, 0], from its own steps, to 1e-5.
+
+    Args:
+        solver: The method, or its name.
+        limit: Where to stop looking.
+
+    Returns:
+        r, at most `limit`.
+    """
     return _interval(solver, -1.0, limit)
 
 
 def imaginary_interval(solver: str | Solver[Any], limit: float = 20.0) -> float:
-    """The largest r such that the solver is stable on i [0, r], found from its own steps, to 1e-5; at most `limit`."""
+    """Find the largest r such that a solver is stable on i [0, r], from its own steps, to 1e-5.
+
+    Args:
+        solver: The method, or its name.
+        limit: Where to stop looking.
+
+    Returns:
+        r, at most `limit`.
+    """
     return _interval(solver, 1j, limit)
 
 
 def _interval(solver: str | Solver[Any], direction: complex, limit: float) -> float:
     method = solvers.get(solver)
 
-    def stable(r: np.ndarray) -> np.ndarray:
+    def stable(r: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
         return spectral_radius(method, direction * r) <= 1.0 + 1e-9
 
     radii = np.concatenate([np.geomspace(1e-4, 0.1, 60), np.linspace(0.1, limit, 800)[1:]])
@@ -127,11 +154,17 @@ def figure(
     *,
     stiffness: dict[str, Stiffness] | None = None,
     resolution: int = 121,
-) -> Any:
-    """A matplotlib figure of the stability regions: a panel a solver, per step and, dashed, per evaluation.
+) -> Figure:
+    """Draw stability regions, one panel per solver: per step and, dashed, per evaluation.
 
-    names: registered deterministic solvers; a selection by default. stiffness: marks of where models put z, by label.
-    Raises `MissingExtraError` without matplotlib.
+    Args:
+        names: Registered deterministic solvers; a selection by default.
+        stiffness: Where models put z, by label, to be marked in each panel.
+        resolution: The number of points along each side of a panel.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        UnknownNameError: A solver is not registered.
     """
     names = names or ["ddim", "midpoint", "rk4", "ees25", "ees27", "rex-euler", "edict", "bdia", "alf", "dpmpp-2m"]
     columns = min(5, len(names))

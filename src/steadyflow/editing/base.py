@@ -6,7 +6,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from torch import Tensor
 
@@ -96,10 +96,12 @@ def apply_smoothing(
     return up, target.with_smoothing(smoothing) if ways != "inversion" else target
 
 
+Kind = TypeVar("Kind", bound=type[EditMethod])
+
 _METHODS: dict[str, type[EditMethod]] = {}
 
 
-def register(kind: type[EditMethod]) -> type[EditMethod]:
+def register(kind: Kind) -> Kind:
     """Make a way of editing available by its name, which must be free."""
     if kind.name in _METHODS:
         raise InputError(f"editing method {kind.name!r} is taken")
@@ -126,7 +128,7 @@ def get(method: str | EditMethod, **options: Any) -> EditMethod:
     if method not in _METHODS:
         raise UnknownNameError("editing method", method, _METHODS)
     kind = _METHODS[method]
-    accepted = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+    accepted = list(getattr(kind, "__dataclass_fields__", {}))
     unknown = sorted(set(options) - set(accepted))
     if unknown:
         raise InputError(f"method {method!r}: no option {unknown[0]!r}; it takes {', '.join(accepted) or 'none'}")

@@ -11,6 +11,9 @@ RF-Inversion (Rout et al. 2024, 2410.10792): upwards  du/dtau = v + gamma ((y - 
 downwards  du/dtau = v + eta ((u - x)/tau - v) towards the source x, over a window of the way.
 """
 
+# What a user gives is checked where the program runs:
+# pyright: reportUnnecessaryIsInstance=false
+
 from __future__ import annotations
 
 import struct
@@ -149,7 +152,7 @@ class RFInversion(EditMethod):
     name: ClassVar[str] = "rf-inversion"
     draws_noise: ClassVar[bool] = True
     defaults: ClassVar[Mapping[str, Any]] = {"solver": "euler", "grid": "uniform"}
-    refuses: ClassVar[Mapping[str, str]] = {**_NO_INVERSION, "noise": "its one noise is what it is drawn to on the way up"}
+    refuses: ClassVar[Mapping[str, str]] = {**_NO_INVERSION, "noise": "its one noise is the goal of the way up"}
 
     def __post_init__(self):
         if not (0.0 <= self.gamma <= 1.0 and 0.0 <= self.eta <= 1.0):

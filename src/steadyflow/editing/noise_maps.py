@@ -68,7 +68,7 @@ class NoiseMaps(Inversion):
     def _run(self, model: Denoiser, options: Resolved) -> Solution:
         if options.batch_size is not None:
             raise InputError("batch_size: noise maps are replayed for the whole batch at once")
-        return integrate(
+        found = integrate(
             model,
             None,
             self.grid,
@@ -80,9 +80,10 @@ class NoiseMaps(Inversion):
             record=options.record,
             progress=options.progress,
         )
+        return replace(found, seed=options.seed, index=options.index)
 
     def save(self, path: str | Path) -> None:
-        """Not possible: raises `InputError`, as noise maps are as many times larger than a latent as there are steps."""
+        """Not possible, as noise maps are larger than a latent by the number of steps: raises `InputError`."""
         raise InputError("save: noise maps are not saved; keep the picture and make them again")
 
 

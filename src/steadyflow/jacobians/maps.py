@@ -172,7 +172,7 @@ class FlowMap:
         pulled = [w]
         while tape:
             function, values = tape.pop()
-            pulled = pullback(function, values, retain=False)(pulled)
+            pulled = pullback(function, values, keep=False)(pulled)
         return _finite(pulled[0])
 
     def dense(self, z: Tensor) -> Tensor:
@@ -297,8 +297,7 @@ class _StepFunction:
 
 
 def _forward(run: _Function, values: Sequence[Tensor], changes: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """The function's values, and its derivative along the changes: for large states in the way that takes less memory.
-    """
+    """The function's values, and its derivative along the changes; large states take the way without a graph."""
     with sdpa_kernel(SDPBackend.MATH):  # fused attention has neither a forward nor a second derivative
         if values[0].numel() > _LARGE:
             return _forward_mode(run, values, changes)
@@ -331,9 +330,9 @@ def _twice_transposed(
         parts = run(*leaves)
         moving = [part for part in parts if part.requires_grad]
         weights = [torch.zeros_like(part).requires_grad_() for part in moving]
-        pulled = _gradients(moving, leaves, weights, create_graph=True) if moving else []
+        pulled = _gradients(moving, leaves, weights, create_graph=True) if moving else ()
         used = [(g, change) for g, change in zip(pulled, changes, strict=False) if g is not None and g.requires_grad]
-        pushed = iter(_gradients([g for g, _ in used], weights, [c for _, c in used]) if used else [])
+        pushed = iter(_gradients([g for g, _ in used], weights, [c for _, c in used]) if used else ())
     tangents = [next(pushed, None) if part.requires_grad else None for part in parts]
     return (
         [part.detach() for part in parts],
@@ -357,14 +356,14 @@ def _gradients(
 
 
 def pullback(
-    run: _Function, values: Sequence[Tensor], *, retain: bool = True
+    run: _Function, values: Sequence[Tensor], *, keep: bool = True
 ) -> Callable[[Sequence[Tensor]], list[Tensor]]:
     """Evaluate a function once, and return its transposed derivative.
 
     Args:
         run: The function, from tensors to tensors.
         values: Its arguments.
-        retain: Whether to retain the graph, so that the result may be called more than once.
+        keep: Whether to retain the graph, so that the result may be called more than once.
 
     Returns:
         A function from cotangents of the function's values to cotangents of its arguments.
@@ -378,7 +377,7 @@ def pullback(
         if not wanted:
             return [torch.zeros_like(value) for value in values]
         ends, weights = [p for p, _ in wanted], [w for _, w in wanted]
-        grads = _gradients(ends, leaves, weights, retain_graph=retain)
+        grads = _gradients(ends, leaves, weights, retain_graph=keep)
         return [torch.zeros_like(v) if g is None else g for v, g in zip(values, grads, strict=True)]
 
     return pull

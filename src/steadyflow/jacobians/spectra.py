@@ -84,8 +84,8 @@ def singular_values(
 def largest_singular_value(model: Denoiser, x: Tensor, t: float, products: int = 2) -> Tensor:
     """Estimate the largest singular value of A = alpha d x0_hat / d x, per sample.
 
-    This is power iteration with A transposed from a fixed direction, which uses that A is symmetric for an exact score.
-    The result is then a lower bound, close once one direction dominates.
+    This is power iteration with A transposed, from a fixed direction. The result is a lower bound; as A is symmetric
+    for an exact score, and nearly so for a good model, it is close once one direction dominates.
 
     Args:
         model: The model, whose clean prediction x0_hat is differentiated.

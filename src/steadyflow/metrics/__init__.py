@@ -1,4 +1,4 @@
-"""Metrics on images and samples."""
+"""Metrics of images, pair by pair, and of sets of samples."""
 
 from .features import Clip, Dino, Extractor, frechet_distance, lpips, precision_recall, structure_distance
 from .images import ms_ssim, mse, psnr, rmse, ssim

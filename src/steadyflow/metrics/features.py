@@ -1,8 +1,8 @@
-"""Scores over features of a network that can be exchanged: alignment with prompts, structure, distributions.
+"""Scores over the features of an exchangeable network: alignment with prompts, structure, distributions.
 
-An `Extractor` says what it sees in images. Ours for the bundled pictures is in `steadyflow_lab.editing`; `Clip` and
+An `Extractor` turns images into features. The one for the bundled pictures is in `steadyflow_lab.editing`; `Clip` and
 `Dino` take weights that lie on this machine, through transformers; `lpips` and `inception_features` come from
-torchmetrics. Every extractor has a `hash` of its weights, which belongs beside every number that it gave.
+torchmetrics. Every extractor has a `hash` of its weights, to be reported with every number that it gives.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,30 +22,59 @@ from ..errors import InputError, MissingExtraError
 
 
 class Extractor(Protocol):
-    """What the scores need. All images are (B, 3, H, W) in [-1, 1]."""
+    """A network that sees images of shape (B, 3, H, W) in [-1, 1]: what the scores need."""
 
     name: str
 
     @property
     def hash(self) -> str:
-        """Of the weights."""
+        """A hash of the weights; see `weights_hash`."""
         ...
 
     def features(self, images: Tensor) -> Tensor:
-        """One vector an image, (B, d)."""
+        """Describe each image by one vector.
+
+        Args:
+            images: In [-1, 1], shape (B, 3, H, W).
+
+        Returns:
+            The vectors, shape (B, d).
+        """
         ...
 
     def patches(self, images: Tensor) -> Tensor:
-        """One vector a place, (B, places, d)."""
+        """Describe each patch of each image by one vector.
+
+        Args:
+            images: In [-1, 1], shape (B, 3, H, W).
+
+        Returns:
+            The vectors, shape (B, patches, d).
+        """
         ...
 
     def alignment(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """How well each image shows its prompt, (B,); larger is better."""
+        """Score how well each image shows its prompt.
+
+        Args:
+            images: In [-1, 1], shape (B, 3, H, W).
+            prompts: One per image.
+
+        Returns:
+            The scores, shape (B,); larger is better.
+        """
         ...
 
 
 def weights_hash(parts: Iterable[nn.Module]) -> str:
-    """The first sixteen digits of SHA-256 over all weights and their names."""
+    """Hash the weights of networks.
+
+    Args:
+        parts: The networks.
+
+    Returns:
+        The first sixteen hexadecimal digits of SHA-256 over all weights and their names.
+    """
     digest = hashlib.sha256()
     for part in parts:
         for name, value in sorted(part.state_dict().items()):
@@ -54,13 +84,30 @@ def weights_hash(parts: Iterable[nn.Module]) -> str:
 
 
 def structure_distance(extractor: Extractor, x: Tensor, y: Tensor) -> Tensor:
-    """Mean square difference of the self-similarities of patches, (B,) (Tumanyan et al. 2022, with DINO's keys)."""
+    """The structure distance: the mean square difference of the self-similarities of patches (Tumanyan et al. 2022).
+
+    Args:
+        extractor: What describes patches; `Dino` in the source.
+        x: Images in [-1, 1], shape (B, 3, H, W).
+        y: Images of the same shape.
+
+    Returns:
+        The distance of each pair, shape (B,).
+    """
     one, two = (_similarities(extractor.patches(images)) for images in (x, y))
     return (one - two).square().flatten(1).mean(1)
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> float:
-    """|mean difference|^2 + tr(A + B - 2 (A B)^1/2) of two sets of features, (n, d) and (m, d) (Heusel et al. 2017)."""
+    """The Frechet distance |mean difference|^2 + tr(A + B - 2 (A B)^1/2), with covariances A, B (Heusel et al. 2017).
+
+    Args:
+        x: Features of one set of images, shape (n, d).
+        y: Features of the other, shape (m, d).
+
+    Raises:
+        InputError: A set has fewer than two members.
+    """
     if min(len(x), len(y)) < 2:
         raise InputError(f"frechet_distance: got {len(x)} and {len(y)} samples, expected at least 2 of each")
     x, y = x.double(), y.double()
@@ -72,10 +119,19 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
 
 
 def precision_recall(found: Tensor, real: Tensor, k: int = 3) -> tuple[float, float]:
-    """Share of found samples within the real ones' balls of k nearest neighbours, and the reverse.
+    """Precision and recall of a set of samples (Kynkaanniemi et al. 2019).
 
-    Source: Kynkaanniemi et al. 2019.
-    found, real: features (n, d) and (m, d).
+    Args:
+        found: Features of the generated samples, shape (n, d).
+        real: Features of the real ones, shape (m, d).
+        k: A sample's ball reaches to its k-th nearest neighbour in its own set.
+
+    Returns:
+        The share of generated samples within the balls of real ones, and the share of real ones within the balls of
+        generated ones.
+
+    Raises:
+        InputError: A set has k members or fewer.
     """
     if min(len(found), len(real)) <= k:
         raise InputError(f"precision_recall: got {len(found)} and {len(real)} samples, expected more than k = {k}")
@@ -86,7 +142,15 @@ def precision_recall(found: Tensor, real: Tensor, k: int = 3) -> tuple[float, fl
 
 
 class Clip:
-    """CLIP (Radford et al. 2021): alignment is 100 times the cosine between image and prompt, at least 0."""
+    """CLIP (Radford et al. 2021): alignment is 100 times the cosine between image and prompt, at least 0.
+
+    Args:
+        path: A folder with the weights, or the name on the hub of weights that are cached on this machine.
+
+    Raises:
+        MissingExtraError: transformers is not installed.
+        InputError: There are no weights at the path.
+    """
 
     def __init__(self, path: str | Path = "openai/clip-vit-large-patch14"):
         transformers = _transformers("clip")
@@ -117,7 +181,17 @@ class Clip:
 
 
 class Dino:
-    """DINO's vision transformer (Caron et al. 2021); patches are the last layer's keys, as for structure distance."""
+    """DINO's vision transformer (Caron et al. 2021); its patches are the last layer's keys, as the structure distance
+    takes them. It cannot align images with prompts.
+
+    Args:
+        path: A folder with the weights, or the name on the hub of weights that are cached on this machine.
+        side: The side in pixels to which images are resized.
+
+    Raises:
+        MissingExtraError: transformers is not installed.
+        InputError: There are no weights at the path, or they have no layer of keys.
+    """
 
     def __init__(self, path: str | Path = "facebook/dino-vitb8", side: int = 224):
         transformers = _transformers("dino")
@@ -134,15 +208,15 @@ class Dino:
         return weights_hash([self._model])
 
     def _see(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        kept: list[Tensor] = []
-        handle = self._key.register_forward_hook(lambda module, inputs, output: kept.append(output))
+        keys: list[Tensor] = []
+        handle = self._key.register_forward_hook(lambda module, inputs, output: keys.append(output))
         try:
             with torch.no_grad():
                 pixels = _resized(images, self._side, _IMAGENET_MEAN, _IMAGENET_STD)
                 state = self._model(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state
         finally:
             handle.remove()
-        return state[:, 0], kept[0]
+        return state[:, 0], keys[0]
 
     def features(self, images: Tensor) -> Tensor:
         return self._see(images)[0]
@@ -154,15 +228,24 @@ class Dino:
         raise InputError("dino: reads no prompts; take clip for alignment")
 
 
-def lpips(x: Tensor, y: Tensor, *, net: str = "squeeze") -> Tensor:
-    """LPIPS (Zhang et al. 2018) of each pair of images (B, 3, H, W) in [-1, 1], (B,), by torchmetrics.
+def lpips(x: Tensor, y: Tensor, *, net: Literal["alex", "vgg", "squeeze"] = "squeeze") -> Tensor:
+    """LPIPS (Zhang et al. 2018) of each pair of images, by torchmetrics.
 
-    Raises `MissingExtraError` without torchmetrics and torchvision, whose weights it needs.
+    Args:
+        x: Images in [-1, 1], shape (B, 3, H, W).
+        y: Images of the same shape.
+        net: The network whose features are compared.
+
+    Returns:
+        The distance of each pair, shape (B,).
+
+    Raises:
+        MissingExtraError: torchmetrics is not installed, or torchvision, whose weights it needs.
     """
     try:
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-        measure = LearnedPerceptualImagePatchSimilarity(net_type=net, reduction="none")  # type: ignore[arg-type]
+        measure = LearnedPerceptualImagePatchSimilarity(net_type=net, reduction="none")
     except ImportError as error:
         raise MissingExtraError("torchmetrics with torchvision", "metrics", "LPIPS") from error
     with torch.no_grad():
@@ -170,11 +253,17 @@ def lpips(x: Tensor, y: Tensor, *, net: str = "squeeze") -> Tensor:
 
 
 def inception_features(images: Tensor, path: str | None = None) -> Tensor:
-    """The 2,048 features of Inception that FID is made of, (B, 2048), by torchmetrics with torch-fidelity.
+    """The 2,048 features of Inception from which FID is computed, by torchmetrics with torch-fidelity.
 
-    images: (B, 3, H, W) in [-1, 1]. path: of the weights, where they are not in torch-fidelity's cache.
+    Args:
+        images: In [-1, 1], shape (B, 3, H, W).
+        path: The file of the weights, where they are not in torch-fidelity's cache.
 
-    Raises `MissingExtraError` without these packages.
+    Returns:
+        The features, shape (B, 2048).
+
+    Raises:
+        MissingExtraError: torchmetrics or torch-fidelity is not installed.
     """
     try:
         from torchmetrics.image.fid import NoTrainInceptionV3
@@ -196,13 +285,13 @@ def _similarities(patches: Tensor) -> Tensor:
 
 
 def _resized(images: Tensor, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """The images in [-1, 1] as a network for photographs wants them."""
+    """Images in [-1, 1], resized and normalised as a network for photographs expects them."""
     values = functional.interpolate((images + 1.0) / 2.0, (side, side), mode="bicubic", antialias=True)
     center, scale = (values.new_tensor(v).view(1, 3, 1, 1) for v in (mean, std))
     return (values.clamp(0.0, 1.0) - center) / scale
 
 
-def _transformers(name: str) -> Any:
+def _transformers(name: str) -> ModuleType:
     try:
         import transformers
     except ImportError as error:

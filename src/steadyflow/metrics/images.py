@@ -1,7 +1,8 @@
-"""Distances between batches of images, a number a sample; over the whole frame or over a region."""
+"""Distances between batches of images, one number per pair, over whole images or over a region of them."""
 
 import math
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -12,30 +13,74 @@ from ..errors import InputError, MissingExtraError
 
 
 def rmse(x: Tensor, y: Tensor) -> Tensor:
-    """Root mean square difference of each sample, shape (B, ...) -> (B,)."""
+    """The root mean square difference of each pair.
+
+    Args:
+        x: Samples, shape (B, ...).
+        y: Samples of the same shape.
+
+    Returns:
+        The distance of each pair, shape (B,).
+
+    Raises:
+        InputError: The shapes differ.
+    """
     _check("rmse", x, y)
     return rms(x - y)
 
 
 def mse(x: Tensor, y: Tensor, *, region: Tensor | None = None) -> Tensor:
-    """Mean square difference of each sample over a region, (B, ...) -> (B,); NaN where the region is empty.
+    """The mean square difference of each pair.
 
-    region: weights that broadcast against the samples, (B or 1, ...); the whole frame by default.
+    Args:
+        x: Samples, shape (B, ...).
+        y: Samples of the same shape.
+        region: The weights of a mean over a region, shape (B or 1, ...), broadcast against the samples; by default all
+            numbers count alike.
+
+    Returns:
+        The distance of each pair, shape (B,); NaN where the region is empty.
+
+    Raises:
+        InputError: The shapes differ, or the region does not fit them.
     """
     _check("mse", x, y)
     return _mean((x - y).square(), region)
 
 
 def psnr(x: Tensor, y: Tensor, *, span: float, region: Tensor | None = None) -> Tensor:
-    """Peak signal-to-noise ratio of each sample in dB, for values that span an interval of length `span`."""
+    """The peak signal-to-noise ratio of each pair, in dB.
+
+    Args:
+        x: Samples, shape (B, ...).
+        y: Samples of the same shape.
+        span: The length of the interval of all possible values.
+        region: As in `mse`.
+
+    Returns:
+        The ratio of each pair, shape (B,).
+
+    Raises:
+        InputError: The shapes differ, or the region does not fit them.
+    """
     return 20.0 * math.log10(span) - 10.0 * torch.log10(mse(x, y, region=region))
 
 
 def ssim(x: Tensor, y: Tensor, *, span: float, region: Tensor | None = None) -> Tensor:
-    """Structural similarity (Wang et al. 2004) of each image, (B, C, H, W) -> (B,), by torchmetrics.
+    """The structural similarity (Wang et al. 2004) of each pair of images, by torchmetrics.
 
-    region: the local similarities are averaged over it, not over the frame. Raises `MissingExtraError` without
-    torchmetrics.
+    Args:
+        x: Images, shape (B, C, H, W).
+        y: Images of the same shape.
+        span: The length of the interval of all possible values.
+        region: The weights by which local similarities are averaged, as in `mse`.
+
+    Returns:
+        The similarity of each pair, shape (B,).
+
+    Raises:
+        InputError: The shapes differ, or the region does not fit them.
+        MissingExtraError: torchmetrics is not installed.
     """
     _check("ssim", x, y)
     torchmetrics = _torchmetrics()
@@ -45,11 +90,22 @@ def ssim(x: Tensor, y: Tensor, *, span: float, region: Tensor | None = None) -> 
 
 
 def ms_ssim(x: Tensor, y: Tensor, *, span: float) -> Tensor:
-    """SSIM over several scales (Wang et al. 2003) of each image, (B, C, H, W) -> (B,), by torchmetrics.
+    """The structural similarity over several scales (Wang et al. 2003) of each pair of images, by torchmetrics.
 
-    Five scales where the image has the size for them, else as many as fit, their weights scaled to a sum of 1.
+    There are five scales where the image has the size for them, else as many as fit, their weights scaled to a sum
+    of 1.
 
-    Raises `MissingExtraError` without torchmetrics, `InputError` for images of fewer than 11 pixels a side.
+    Args:
+        x: Images, shape (B, C, H, W).
+        y: Images of the same shape.
+        span: The length of the interval of all possible values.
+
+    Returns:
+        The similarity of each pair, shape (B,).
+
+    Raises:
+        InputError: The shapes differ, or the images have fewer than 11 pixels in a direction.
+        MissingExtraError: torchmetrics is not installed.
     """
     _check("ms_ssim", x, y)
     side = min(x.shape[-2:])
@@ -81,7 +137,7 @@ def _mean(values: Tensor, region: Tensor | None) -> Tensor:
     return (values.flatten(1) * weights).sum(1) / weights.sum(1)
 
 
-def _torchmetrics() -> Any:
+def _torchmetrics() -> ModuleType:
     try:
         from torchmetrics.functional import image
     except ImportError as error:

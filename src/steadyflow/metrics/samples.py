@@ -9,10 +9,22 @@ from ..noise import PERTURBATION, like
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, *, directions: int = 128, seed: int = 0) -> float:
-    """The sliced 2-Wasserstein distance of two samples, shapes (n, ...) and (m, ...) (Bonneel et al. 2015).
+    """The sliced 2-Wasserstein distance of two sets of samples (Bonneel et al. 2015).
 
-    The root mean square, over random directions, of the 2-Wasserstein distances of the projections, which on the line
-    are those between quantiles. In the samples' units; the same directions for the same seed.
+    It is the root mean square, over random directions, of the 2-Wasserstein distances of the projections, which on the
+    line are those between quantiles.
+
+    Args:
+        x: One set, shape (n, ...), n at least 2.
+        y: The other, shape (m, ...).
+        directions: The number of random directions.
+        seed: Of the directions.
+
+    Returns:
+        The distance, in the samples' units.
+
+    Raises:
+        InputError: A set does not fit the other, has fewer than two members, or is not finite.
     """
     x, y = _flat(x, y)
     along = unit(like(x, seed, PERTURBATION, (0, 4, 0), range(directions)))
@@ -26,9 +38,18 @@ def sliced_wasserstein(x: Tensor, y: Tensor, *, directions: int = 128, seed: int
 
 
 def energy_distance(x: Tensor, y: Tensor, *, chunk: int = 2048) -> float:
-    """The energy distance 2 E|X-Y| - E|X-X'| - E|Y-Y'| of two samples, (n, ...) and (m, ...) (Szekely & Rizzo 2013).
+    """The energy distance 2 E|X-Y| - E|X-X'| - E|Y-Y'| of two sets of samples (Szekely & Rizzo 2013).
 
-    The unbiased estimate, which may be below zero; zero in the mean where the two are of one distribution.
+    Args:
+        x: One set, shape (n, ...), n at least 2.
+        y: The other, shape (m, ...).
+        chunk: How many samples of x to compare with all of y at a time.
+
+    Returns:
+        The unbiased estimate, which may be below zero; its mean is zero where both sets come from one distribution.
+
+    Raises:
+        InputError: A set does not fit the other, has fewer than two members, or is not finite.
     """
     x, y = _flat(x, y)
     between = _mean_distance(x, y, chunk)

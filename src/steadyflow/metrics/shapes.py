@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,15 +12,24 @@ from ..errors import InputError, MissingExtraError
 
 
 def count_shapes(images: Tensor, *, contrast: float = 0.25, depth: float = 1.0) -> Tensor:
-    """How many solid convex shapes are in each image, shape (n,), integers.
+    """Count the solid convex shapes in each image.
 
-    images: (n, 1, h, w) in [-1, 1], bright shapes on black. What is brighter than `contrast` of the way from black to
-    white belongs to a shape. Within that, each peak of the distance to the background is one shape, if it stands out
-    by more than `depth` pixels from the saddle to a higher one: shapes that touch at a corner or over part of an edge
-    are told apart, as a convex shape has one peak. Specks with a peak of `depth` pixels or less do not count. The
-    image's edge is no background: a shape that it cuts counts.
+    What is brighter than `contrast` belongs to a shape. Within that, each peak of the distance to the background is one
+    shape, if it stands out by more than `depth` pixels from the saddle to a higher one: shapes that touch at a corner
+    or over part of an edge are counted separately, as a convex shape has one peak. Specks with a peak of `depth` pixels
+    or less do not count. The image's edge is not background: a shape that it cuts counts.
 
-    Raises `MissingExtraError` without scikit-image.
+    Args:
+        images: Bright shapes on black, in [-1, 1], shape (n, 1, h, w).
+        contrast: The brightness from which on a pixel belongs to a shape, 0 for black and 1 for white.
+        depth: By how many pixels a peak must stand out.
+
+    Returns:
+        The number of shapes in each image, integers, shape (n,).
+
+    Raises:
+        InputError: The images have another shape or are not finite, or an option is out of range.
+        MissingExtraError: scikit-image is not installed.
     """
     try:
         from scipy.ndimage import distance_transform_edt, label
@@ -29,9 +40,10 @@ def count_shapes(images: Tensor, *, contrast: float = 0.25, depth: float = 1.0) 
         raise InputError(f"images: got shape {tuple(images.shape)}, expected finite (n, 1, h, w)")
     if not 0.0 < contrast < 1.0 or depth <= 0.0:
         raise InputError(f"count_shapes: expected 0 < contrast < 1 and depth > 0, got {contrast} and {depth}")
-    counts = []
+    counts: list[int] = []
     for image in (images[:, 0].cpu().numpy() + 1.0) / 2.0:
         distance = np.asarray(distance_transform_edt(image > contrast))
         peaks = h_maxima(distance, depth) if (distance > depth).any() else distance * 0
-        counts.append(int(label(peaks, [[1, 1, 1]] * 3)[1]))  # pyright: ignore[reportIndexIssue, reportArgumentType]
+        _, count = cast("tuple[Any, int]", label(peaks, np.ones((3, 3), dtype=int)))
+        counts.append(int(count))
     return torch.tensor(counts, dtype=torch.long, device=images.device)

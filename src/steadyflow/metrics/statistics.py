@@ -1,4 +1,4 @@
-"""Correlations with bootstrap intervals, and intervals of rates."""
+"""Correlations, means and rates with confidence intervals."""
 
 import math
 from dataclasses import dataclass
@@ -23,17 +23,48 @@ class Estimate:
 
 
 def pearson(x: Tensor, y: Tensor, *, resamples: int = 2000, level: float = 0.95, seed: int = 0) -> Estimate:
-    """Pearson's correlation of two samples, each of shape (n,), with a percentile bootstrap interval."""
+    """Pearson's correlation of pairs of numbers, with a percentile bootstrap interval.
+
+    Args:
+        x: One number of each pair, shape (n,), n at least 3.
+        y: The other, shape (n,).
+        resamples: The number of bootstrap samples.
+        level: The confidence level of the interval.
+        seed: Of the bootstrap samples.
+
+    Raises:
+        InputError: The shapes do not fit, or a number is not finite.
+    """
     return _bootstrapped(x, y, resamples, level, seed)
 
 
 def spearman(x: Tensor, y: Tensor, *, resamples: int = 2000, level: float = 0.95, seed: int = 0) -> Estimate:
-    """Spearman's rank correlation of two samples, each of shape (n,), with a percentile bootstrap interval."""
+    """Spearman's rank correlation of pairs of numbers, with a percentile bootstrap interval.
+
+    Args:
+        x: One number of each pair, shape (n,), n at least 3.
+        y: The other, shape (n,).
+        resamples: The number of bootstrap samples.
+        level: The confidence level of the interval.
+        seed: Of the bootstrap samples.
+
+    Raises:
+        InputError: The shapes do not fit, or a number is not finite.
+    """
     return _bootstrapped(_ranks(x), _ranks(y), resamples, level, seed)
 
 
 def wilson(hits: int, n: int, level: float = 0.95) -> Estimate:
-    """The rate hits / n with Wilson's score interval (Wilson 1927)."""
+    """The rate hits / n with Wilson's score interval (Wilson 1927).
+
+    Args:
+        hits: The number of hits.
+        n: The number of trials.
+        level: The confidence level of the interval.
+
+    Raises:
+        InputError: Not 0 <= hits <= n, or no trials.
+    """
     if not 0 <= hits <= n or n < 1:
         raise InputError(f"wilson: expected 0 <= hits <= n and n >= 1, got {hits} of {n}")
     z = math.sqrt(2.0) * torch.erfinv(torch.tensor(level, dtype=torch.float64)).item()
@@ -44,7 +75,17 @@ def wilson(hits: int, n: int, level: float = 0.95) -> Estimate:
 
 
 def average(x: Tensor, *, resamples: int = 2000, level: float = 0.95, seed: int = 0) -> Estimate:
-    """The mean of a sample, shape (n,), with a percentile bootstrap interval."""
+    """The mean of numbers, with a percentile bootstrap interval.
+
+    Args:
+        x: The numbers, shape (n,), n at least 2.
+        resamples: The number of bootstrap samples.
+        level: The confidence level of the interval.
+        seed: Of the bootstrap samples.
+
+    Raises:
+        InputError: The shape does not fit, or a number is not finite.
+    """
     if x.ndim != 1 or len(x) < 2:
         raise InputError(f"average: expected a sample of at least 2 numbers, got shape {tuple(x.shape)}")
     if not finite(x):

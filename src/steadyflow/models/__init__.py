@@ -1,4 +1,4 @@
-"""Small networks, their training, and the bundled trained weights."""
+"""Small networks, their training, and the trained models that ship with the library."""
 
 from .bundled import load, names, pipeline_folder, save
 

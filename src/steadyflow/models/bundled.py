@@ -1,4 +1,4 @@
-"""The trained models that ship with the library: weights in safetensors, what they are in the file's header.
+"""The trained models that ship with the library: safetensors files with a description in the header.
 
 Extension packages register others; steadyflow-lab has the models of its experiments.
 """
@@ -24,14 +24,18 @@ _NETWORKS = {"ResidualMLP": ResidualMLP, "UNet": UNet}
 
 
 def names() -> list[str]:
-    """The bundled models, and those that installed extension packages register."""
+    """The names of the bundled models, and of those that installed extension packages register."""
     return sorted({*_own(), *extensions.registered(extensions.MODELS)})
 
 
 def pipeline_folder(name: str = "ink") -> Path:
-    """The folder of a bundled text-to-image pipeline, for diffusers or `pipeline_model.load_pipeline`.
+    """Find the folder of a bundled text-to-image pipeline, for diffusers or `pipeline_model.load_pipeline`.
 
-    Raises `UnknownNameError` for a name.
+    Args:
+        name: The name of the pipeline.
+
+    Raises:
+        UnknownNameError: There is no such pipeline.
     """
     known = sorted(p.name for p in _folder().iterdir() if (p / "model_index.json").is_file())
     if name not in known:
@@ -40,9 +44,16 @@ def pipeline_folder(name: str = "ink") -> Path:
 
 
 def load(name: str) -> Denoiser:
-    """A model by name, bundled or of an installed extension package, or one that `save` wrote, by the path of its file.
+    """Load a model.
 
-    Raises `UnknownNameError` for a name, `CorruptFileError` for a file that is damaged or no such model.
+    Args:
+        name: The name of a bundled model or of one that an installed extension package registers, or the path of a
+            .safetensors file that `save` wrote.
+
+    Raises:
+        UnknownNameError: There is no model of this name.
+        FileNotFoundError: There is no such file.
+        CorruptFileError: The file is damaged, or is not a model.
     """
     if str(name).endswith(".safetensors"):
         return _read(Path(name))
@@ -57,10 +68,19 @@ def load(name: str) -> Denoiser:
 def save(
     model: Denoiser, path: str | Path, network: dict[str, Any], *, dtype: torch.dtype | None = None, **facts: Any
 ) -> None:
-    """Write a model whose net is one of this package's, with the arguments that rebuild it.
+    """Write a model whose network is one of `networks`, with the arguments that rebuild it.
 
-    network: {"type": class name, **arguments}. dtype: what the weights are rounded to in the file, such as float16 for
-    half the size; `load` makes them float32 again. facts: anything worth telling of the training, JSON-able.
+    Args:
+        model: The model.
+        path: The file, whose name should end in .safetensors.
+        network: {"type": class name, **arguments of the class}.
+        dtype: The precision to which the weights are rounded in the file, such as float16 for half the size; `load`
+            returns them in float32.
+        **facts: What else to record about the model or its training, ready for JSON.
+
+    Raises:
+        TypeError: The network is not a torch module.
+        StorageError: The file cannot be written.
     """
     if not isinstance(model.net, nn.Module):
         raise TypeError("save: the denoiser's net must be a torch module")
@@ -83,7 +103,7 @@ def save(
 
 
 def _own() -> list[str]:
-    """The models that ship with this package."""
+    """The names of the models that ship with this package."""
     return [path.stem for path in _folder().glob("*.safetensors")]
 
 
@@ -111,7 +131,7 @@ def _read(path: Path) -> Denoiser:
 
 
 def _network(about: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
-    """The network that was described, which must have just these tensors: no memory is taken before that is known."""
+    """Build the network that a file describes; no memory is taken before it is known to have just these tensors."""
     make = partial(_NETWORKS[about.pop("type")], **about)
     for value in about.values():
         sizes = value if isinstance(value, list) else [value]

@@ -9,10 +9,15 @@ from torch import Tensor, nn
 class ResidualMLP(nn.Module):
     """A residual perceptron on flattened samples, conditioned on time and, optionally, on a label.
 
-    Each block is  h + W2 silu(scale(c) * norm(W1 h) + shift(c)),  with c the embedding of time and label, so the
+    Each block is  h + W2 silu((1 + scale(c)) * W1 norm(h) + shift(c)),  with c the embedding of time and label, so the
     network is smooth in x and in time. Label `classes` stands for "no label".
 
-    shape: of one sample. classes: the number of labels, 0 for an unconditional network.
+    Args:
+        shape: The shape of one sample.
+        hidden: The width of the blocks and of the embedding.
+        blocks: The number of blocks.
+        classes: The number of labels, 0 for an unconditional network.
+        frequencies: The number of frequencies in the embedding of time.
     """
 
     rates: Tensor
@@ -39,7 +44,16 @@ class ResidualMLP(nn.Module):
         nn.init.zeros_(self.leave.bias)
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
-        """x: (B, *shape); time: (B,) in [0, 1]; label: (B,) integers in 0..classes. Returns x's shape."""
+        """Predict from noisy samples.
+
+        Args:
+            x: The samples, shape (B, *shape).
+            time: The network's time in [0, 1], shape (B,).
+            label: Integers in 0..classes, shape (B,); "no label" by default.
+
+        Returns:
+            The prediction, of x's shape.
+        """
         context = _context(self, x, time, label)
         h = self.enter(x.flatten(1))
         for block in self.blocks:
@@ -50,12 +64,16 @@ class ResidualMLP(nn.Module):
 class UNet(nn.Module):
     """A small convolutional U-Net for images, conditioned on time and, optionally, on a label.
 
-    Residual blocks with group norm, modulated by the embedding of time and label; halves the image between
+    It has residual blocks with group norm, modulated by the embedding of time and label, and halves the image between
     levels. Label `classes` stands for "no label".
 
-    shape: (C, H, W), H and W divisible by patch * 2^(levels - 1). channels: of each level, multiples of 8, the finest
-    first. classes: the number of labels, 0 for an unconditional network. patch: the side of the squares of pixels that
-    become one position with more channels (Luhman & Luhman 2022, 2207.04316), which saves its square in time.
+    Args:
+        shape: The shape of one image, (C, H, W), with H and W divisible by patch * 2^(levels - 1).
+        channels: The number of channels at each level, multiples of 8, the finest level first.
+        classes: The number of labels, 0 for an unconditional network.
+        frequencies: The number of frequencies in the embedding of time.
+        patch: The side of the squares of pixels that become one position with more channels (Luhman & Luhman 2022,
+            2207.04316), which saves time by the square of the side.
     """
 
     rates: Tensor
@@ -86,14 +104,22 @@ class UNet(nn.Module):
         )
         self.middle = _ConvBlock(channels[-1], channels[-1], wide)
         self.up = nn.ModuleList(_ConvBlock(c + d, c, wide) for c, d in zip(channels, coarser, strict=True))
-        self.leave = nn.Sequential(
-            nn.GroupNorm(8, channels[0]), nn.SiLU(), nn.Conv2d(channels[0], colours, 3, padding=1)
-        )
-        nn.init.zeros_(self.leave[-1].weight)  # type: ignore[arg-type]
-        nn.init.zeros_(self.leave[-1].bias)  # type: ignore[arg-type]
+        last = nn.Conv2d(channels[0], colours, 3, padding=1)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
+        self.leave = nn.Sequential(nn.GroupNorm(8, channels[0]), nn.SiLU(), last)
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
-        """x: (B, C, H, W); time: (B,) in [0, 1]; label: (B,) integers in 0..classes. Returns x's shape."""
+        """Predict from noisy images.
+
+        Args:
+            x: The images, shape (B, C, H, W).
+            time: The network's time in [0, 1], shape (B,).
+            label: Integers in 0..classes, shape (B,); "no label" by default.
+
+        Returns:
+            The prediction, of x's shape.
+        """
         context = _context(self, x, time, label)
         functional = nn.functional
         h, skips = self.enter(functional.pixel_unshuffle(x, self.patch)), []
@@ -124,7 +150,7 @@ def _context(net: ResidualMLP | UNet, x: Tensor, time: Tensor, label: Tensor | N
 
 
 class _ConvBlock(nn.Module):
-    """h -> skip(h) + conv(silu(scale(c) * norm(conv(silu(norm h))) + shift(c)))."""
+    """h -> skip(h) + conv(silu((1 + scale(c)) * norm(conv(silu(norm(h)))) + shift(c)))."""
 
     def __init__(self, inner: int, outer: int, wide: int):
         super().__init__()
@@ -141,6 +167,8 @@ class _ConvBlock(nn.Module):
 
 
 class _Block(nn.Module):
+    """h -> h + W2 silu((1 + scale(c)) * W1 norm(h) + shift(c))."""
+
     def __init__(self, hidden: int):
         super().__init__()
         self.norm = nn.LayerNorm(hidden)

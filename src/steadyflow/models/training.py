@@ -1,4 +1,4 @@
-"""Training of the small bundled models: denoising score matching with an exponential moving average."""
+"""Training of the small models: denoising score matching with an exponential moving average of the weights."""
 
 import copy
 import math
@@ -23,7 +23,18 @@ _TARGETS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
 
 
 def target(kind: PredictionType, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """What a network of this kind should answer, shapes all broadcasting to (B, ...)."""
+    """What a network of a kind should predict. All shapes broadcast to (B, ...).
+
+    Args:
+        kind: The type of the prediction.
+        x0: The clean samples.
+        eps: The noise.
+        alpha: The scale of the samples at their times.
+        sigma: The scale of the noise at their times.
+
+    Raises:
+        KeyError: There is no training for this type.
+    """
     return _TARGETS[kind](x0, eps, alpha, sigma)
 
 
@@ -43,13 +54,32 @@ def train(
     checkpoint: str | Path | None = None,
     snapshot: Callable[[int, nn.Module], None] | None = None,
 ) -> nn.Module:
-    """Train `model.net` on batches of (x0, labels or None) and return the averaged network.
+    """Train a model's network in place, with AdamW and a gradient clip of 1.
 
-    The loss is the mean square of the prediction's error at times uniform in the schedule's range, stratified
-    over the batch. Adam with a gradient clip of 1, and a cosine decay to zero, or a linear one to `last_lr`. The
-    average of the weights forgets at the rate 1 - `average`; 0 is no average. Every `every` steps `report(step, loss)`
-    and `snapshot(step, averaged network)` are called and the run's state written to `checkpoint`, from which the same
-    call goes on.
+    The loss is the mean square of the prediction's error at times uniform in the schedule's range, stratified over the
+    batch.
+
+    Args:
+        model: The model, whose network is a torch module.
+        batch: Draws a batch from a generator: samples x0 of shape (B, ...), and labels of shape (B,) or None.
+        steps: The number of steps.
+        lr: The learning rate of the first step.
+        weight_decay: That of AdamW.
+        label_dropout: The share of labels that are replaced by the model's null label, for guidance.
+        average: The moving average of the weights forgets at the rate 1 - `average`; 0 is no average.
+        last_lr: Where the learning rate ends, falling linearly; by default it falls to zero as a cosine.
+        seed: Of the batches, the times, the noise and the dropout.
+        report: Called as report(step, mean loss since the last report).
+        every: The number of steps between reports, snapshots and checkpoints.
+        checkpoint: A file for the state of the training, from which the same call goes on.
+        snapshot: Called as snapshot(step, averaged network).
+
+    Returns:
+        The averaged network.
+
+    Raises:
+        TypeError: The network is not a torch module, or labels need a null label and the model has none.
+        CorruptFileError: The checkpoint is damaged or belongs to another training.
     """
     net = model.net
     if not isinstance(net, nn.Module):
@@ -76,7 +106,9 @@ def train(
         t = t[torch.randperm(n, generator=generator)]
         if labels is not None:
             dropped = torch.rand(n, generator=generator) < label_dropout
-            labels = labels.masked_fill(dropped, int(model.null))  # type: ignore[arg-type]
+            if not isinstance(model.null, int | Tensor):
+                raise TypeError("train: labels need a model with a null label, Denoiser(null=...)")
+            labels = labels.masked_fill(dropped, int(model.null))
         eps = torch.randn(x0.shape, generator=generator)
         alpha, sigma = (broadcast(f(t.double()), x0) for f in (model.schedule.alpha, model.schedule.sigma))
         time = model.schedule.model_time(t) * model.time_scale
@@ -99,12 +131,12 @@ def train(
             if snapshot is not None:
                 snapshot(step, averaged)
             if checkpoint is not None:
-                _keep(checkpoint, step, net, averaged, optimizer, generator)
+                _save(checkpoint, step, net, averaged, optimizer, generator)
             total = 0.0
     return averaged
 
 
-def _keep(
+def _save(
     path: str | Path,
     step: int,
     net: nn.Module,
@@ -112,7 +144,7 @@ def _keep(
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
 ) -> None:
-    """Write everything that training goes on from, atomically."""
+    """Write everything that is needed to go on with a training; the file is replaced whole or not at all."""
     tensors = {"generator": generator.get_state()}
     for part, module in (("net", net), ("averaged", averaged)):
         tensors |= {f"{part}.{name}": value for name, value in module.state_dict().items()}
@@ -128,7 +160,7 @@ def _resume(
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
 ) -> int:
-    """Take up what `_keep` wrote; the number of steps done."""
+    """Load what `_save` wrote, and return the number of steps done."""
     tensors, metadata = files.read(path, "training")
     try:
         generator.set_state(tensors["generator"])

@@ -1,26 +1,34 @@
-"""A path given by a table of alpha^2, as discrete-time models have it."""
+"""A path given by a table of alpha^2, as for discrete-time models."""
 
 import bisect
 import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ._functions import log
+from ._functions import Scalar, log
 from .continuous import VariancePreserving
 
 
 @dataclass(frozen=True)
 class Tabulated(VariancePreserving):
-    """A discrete variance-preserving model: `alphas_cumprod[i]` = alpha^2 at time t = i.
+    """A discrete variance-preserving path: `alphas_cumprod[i]` = alpha^2 at time t = i.
 
     Between the entries log_snr is linear in t, so that times may be any float in [0, N - 1]. A last entry
-    of 0 (zero terminal SNR) is allowed; there alpha, not log_snr, is linear over the last cell.
+    of 0 (zero terminal SNR) is allowed; over the last cell alpha, not log_snr, is then linear in t.
+
+    Args:
+        alphas_cumprod: N >= 2 strictly decreasing values in [0, 1); a tensor of shape (N,) is converted.
+        t_min: The last time of a default grid.
+        t_max: The first time of a default grid; N - 1 by default.
+
+    Raises:
+        InputError: The table is too short, does not decrease, or leaves [0, 1).
     """
 
     alphas_cumprod: tuple[float, ...]
@@ -28,10 +36,8 @@ class Tabulated(VariancePreserving):
     t_max: float = math.nan
 
     def __post_init__(self):
-        table = self.alphas_cumprod
-        if isinstance(table, Tensor):
-            table = table.double().tolist()
-        table = tuple(float(a) for a in table)
+        given = cast("tuple[float, ...] | Tensor", self.alphas_cumprod)
+        table = tuple(float(a) for a in (_numbers(given) if isinstance(given, Tensor) else given))
         if len(table) < 2:
             raise InputError(f"alphas_cumprod: got {len(table)} entries, expected at least 2")
         if not all(a > b for a, b in itertools.pairwise(table)):
@@ -49,7 +55,7 @@ class Tabulated(VariancePreserving):
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.alphas_cumprod, self.t_min, self.t_max))  # once: levels are looked up at every step
+        return hash((self.alphas_cumprod, self.t_min, self.t_max))  # computed once: levels are looked up at every step
 
     def __repr__(self) -> str:
         table = self.alphas_cumprod
@@ -57,21 +63,33 @@ class Tabulated(VariancePreserving):
 
     @classmethod
     def linear(cls, n: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> "Tabulated":
-        """The table of DDPM: n betas, linear."""
+        """Return the table of DDPM (Ho et al. 2020).
+
+        Args:
+            n: The number of betas, equally spaced.
+            beta_min: The first beta.
+            beta_max: The last beta.
+        """
         return cls._from_betas(torch.linspace(beta_min, beta_max, n, dtype=torch.float64))
 
     @classmethod
     def scaled_linear(cls, n: int = 1000, beta_min: float = 0.00085, beta_max: float = 0.012) -> "Tabulated":
-        """The table of Stable Diffusion: n betas whose square roots are linear."""
+        """Return the table of Stable Diffusion (Rombach et al. 2022).
+
+        Args:
+            n: The number of betas, whose square roots are equally spaced.
+            beta_min: The first beta.
+            beta_max: The last beta.
+        """
         roots = torch.linspace(math.sqrt(beta_min), math.sqrt(beta_max), n, dtype=torch.float64)
         return cls._from_betas(roots**2)
 
     @classmethod
     def _from_betas(cls, betas: Tensor) -> "Tabulated":
-        return cls(tuple((1.0 - betas).cumprod(0).tolist()))
+        return cls(tuple(_numbers((1.0 - betas).cumprod(0))))
 
     @property
-    def domain(self):
+    def domain(self) -> tuple[float, float]:
         return 0.0, float(len(self.alphas_cumprod) - 1)
 
     @property
@@ -80,14 +98,14 @@ class Tabulated(VariancePreserving):
 
     @cached_property
     def _falling(self) -> list[float]:
-        """log_snr at the entries, from the first to the last finite one."""
+        """log_snr at the entries where it is finite."""
         return [log(a) - math.log1p(-a) for a in self.alphas_cumprod if a > 0.0]
 
     @cached_property
     def _rising(self) -> list[float]:
         return [-level for level in self._falling]
 
-    def log_snr(self, t: Any) -> Any:
+    def log_snr(self, t: Scalar) -> Scalar:
         knots = self._falling
         if isinstance(t, Tensor):
             table = torch.tensor(knots, dtype=t.dtype, device=t.device)
@@ -101,11 +119,11 @@ class Tabulated(VariancePreserving):
         cell = min(max(int(t), 0), len(knots) - 2)
         return knots[cell] + (t - cell) * (knots[cell + 1] - knots[cell])
 
-    def _last_alpha(self, t):
-        """alpha in the last cell of a table that ends in 0: linear, from the last positive entry."""
+    def _last_alpha(self, t: Scalar) -> Scalar:
+        """Return alpha in the last cell of a table that ends in 0: linear, from the last positive entry."""
         return math.sqrt(self.alphas_cumprod[-2]) * (len(self.alphas_cumprod) - 1 - t)
 
-    def t_from_log_snr(self, log_snr: Any) -> Any:
+    def t_from_log_snr(self, log_snr: Scalar) -> Scalar:
         knots = self._rising
         if isinstance(log_snr, Tensor):
             table = torch.tensor(knots, dtype=log_snr.dtype, device=log_snr.device)
@@ -119,7 +137,8 @@ class Tabulated(VariancePreserving):
         cell = min(max(bisect.bisect_left(knots, -log_snr) - 1, 0), len(knots) - 2)
         return cell + (-log_snr - knots[cell]) / (knots[cell + 1] - knots[cell])
 
-    def _last_time(self, alpha):
+    def _last_time(self, alpha: Scalar) -> Scalar:
+        """Return the inverse of `_last_alpha`."""
         return len(self.alphas_cumprod) - 1 - alpha / math.sqrt(self.alphas_cumprod[-2])
 
 
@@ -127,3 +146,7 @@ class Tabulated(VariancePreserving):
 def _shared(table: tuple[float, ...]) -> tuple[float, ...]:
     """The one tuple for all equal tables, so that equal paths are compared at once where levels are looked up."""
     return table
+
+
+def _numbers(values: Tensor) -> list[float]:
+    return cast(Any, values.double()).tolist()  # torch leaves the type of `tolist` open

@@ -1,4 +1,4 @@
-"""Solvers: one family a file, tableaux as data, a registry with each solver's properties."""
+"""Solvers: one file per family, tableaux as data, and a registry with each solver's properties."""
 
 # isort: off  # the order of the families is that of the registry's table
 from .ancestral import DDIM, DDPM

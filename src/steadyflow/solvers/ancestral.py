@@ -6,9 +6,9 @@ With chi = sigma / alpha, one step from t0 down to t1 is
     x1 = alpha1 x0_hat + sqrt(sigma1^2 - s^2) eps_hat + s z,      z ~ N(0, I).
 
 eta = 0 is DDIM; eta = 1 is the ancestral sampler of DDPM (Song et al. 2021, eq. 16; Ho et al. 2020), which
-k-diffusion calls "Euler ancestral". At eta = 1 the mean is exact for fixed x0_hat, and z is the increment of a
-Brownian motion over the clock alpha^2 / sigma^2 (the signal-to-noise ratio, which grows along sampling), so that runs
-with different step counts can share one noise path.
+k-diffusion calls "Euler ancestral". At eta = 1 the mean is exact for fixed x0_hat, and z is the scaled increment of a
+Brownian motion over the clock alpha^2 / sigma^2 (the signal-to-noise ratio, which grows during sampling), so that runs
+with different numbers of steps can share one noise path.
 """
 
 import math
@@ -28,8 +28,13 @@ from .registry import register
 class DDIM(Solver[Tensor]):
     """DDIM (Song et al. 2021): deterministic at eta = 0, ancestral at eta = 1, stochastic in between.
 
-    inverse_time: the time at which the model is asked when inverting: that of the state ("start"), or that of the
-    level it goes to ("end"), as prompt-to-prompt and the inverse scheduler of diffusers do.
+    Args:
+        eta: The share of the ancestral noise, in [0, 1].
+        inverse_time: The time at which an inversion evaluates the model: that of the state ("start"), or that of the
+            level at which the step ends ("end"), as in prompt-to-prompt and in the inverse scheduler of diffusers.
+
+    Raises:
+        InputError: An option is out of range.
     """
 
     eta: float = 0.0
@@ -78,7 +83,7 @@ class DDIM(Solver[Tensor]):
 
 @dataclass(frozen=True)
 class DDPM(DDIM):
-    """The ancestral sampler (Ho et al. 2020): DDIM with eta = 1."""
+    """The ancestral sampler (Ho et al. 2020): DDIM with eta = 1 by default."""
 
     eta: float = 1.0
     name: ClassVar[str] = "ddpm"
@@ -89,10 +94,17 @@ class DDPM(DDIM):
 
 
 def unit_noise(step: Step) -> Tensor:
-    """Standard normal noise for a falling step: the increment over its signal-to-noise ratios, scaled to 1."""
+    """Return standard normal noise, shape (B, ...): the run's increment over the step's signal-to-noise ratios, scaled.
+
+    Args:
+        step: A falling step.
+
+    Raises:
+        InputError: The run has no noise source.
+    """
     before, after = (math.exp(min(level.log_snr, 600.0)) for level in (step.start, step.end))
     if before > 0.0:
-        after = min(after, before * 2.0**40)  # the beginning of a step to clean data will do, and is a finite number
+        after = min(after, before * 2.0**40)  # a step to clean data: its beginning, which is finite
     return step.source.unit(before, after)
 
 

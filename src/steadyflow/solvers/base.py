@@ -1,16 +1,16 @@
-"""What a solver is: a coroutine that *asks* for model evaluations and never calls a model.
+"""The base class of solvers. A step is a coroutine that *requests* model evaluations and never calls a model.
 
     def step(self, state, step):           # from step.start to step.end
-        prediction = yield Query(x, t)     # as often as it likes
+        prediction = yield Query(x, t)     # as often as needed
         return new_state
 
-One definition serves our own loop (`integrate`), an outside loop (`Stepper`), and the way back
-(`inverse_step`). A solver holds options and nothing of a run, so one object can serve many runs; what a run
+One definition thus serves our own loop (`integrate`), a caller's loop (`Stepper`), and inversion
+(`inverse_step`). A solver holds options and no data of a run, so one object can be used by many runs. What a run
 carries from step to step is its *state*, an immutable value: a tensor, or a named tuple of tensors and
 numbers registered with `@solver_state`.
 
-A step carries the path's numbers at both of its ends (`step.start.alpha`, `step.end.sigma`, ...). What is expensive to
-work out for a step is cached by pure functions, whose arguments are all that can matter.
+A step has the path's numbers at both of its ends (`step.start.alpha`, `step.end.sigma`, ...). Coefficients that are
+expensive to compute are cached by pure functions, whose results depend on nothing but their arguments.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from ..schedules import Level, Schedule, levels
 
 
 class Query(NamedTuple):
-    """A request for the model at a state and a time."""
+    """A request to evaluate the model at a state and a time."""
 
     x: Tensor
-    """In model space, shape (B, ...)."""
+    """The state in model space, shape (B, ...)."""
     t: float
-    """Path time."""
+    """The path time."""
 
 
 S = TypeVar("S")
@@ -52,38 +52,49 @@ Queries = Generator[Query, Prediction, Result]
 class Step:
     """One step of a run over a grid.
 
-    On the way down (sampling) t0 > t1. On the way up (inversion) t0 < t1, and the step is the one that
-    sampling would make from t1 to t0, with the same index.
+    In sampling t0 > t1. In inversion t0 < t1, and the step has the index of the sampling step from t1 to t0, which it
+    inverts.
     """
 
     schedule: Schedule
+    """The path."""
     start: Level
-    """The path where the step begins."""
+    """The numbers of the path at the beginning of the step."""
     end: Level
-    """The path where it ends."""
+    """The numbers of the path at its end."""
     index: int
-    """0 for the step at the noisy end, count - 1 for the one at the clean end, whatever the direction."""
+    """0 for the step at the noisy end, count - 1 for the one at the clean end, in both directions."""
     count: int
-    """The number of the method's own steps over the whole grid; the reading of clean data is none of them."""
+    """The number of the method's steps over the whole grid, without the final clean estimate."""
     noise: NoiseSource | None = None
+    """The noise of the run, for stochastic solvers."""
     defined_at_zero_noise: bool = False
-    """Whether the model can be asked at sigma = 0; else a last step that would ask there is DDIM's."""
+    """Whether the model can be evaluated at sigma = 0; if not, a step that would need that is a DDIM step."""
     reads_clean: bool = False
-    """Whether this is no step of the method but the last evaluation of a run, read as the clean estimate."""
+    """Whether this is not a step of the method but the final evaluation of a run, which returns the clean estimate."""
 
     @classmethod
     def between(cls, schedule: Schedule, t0: float, t1: float, index: int = 0, count: int = 1, **others: Any) -> Step:
-        """A step between two times of a path."""
+        """Create a step between two times of a path.
+
+        Args:
+            schedule: The path.
+            t0: The path time at the beginning.
+            t1: The path time at the end.
+            index: The position of the step in the run.
+            count: The number of steps in the run.
+            **others: The remaining fields.
+        """
         return cls(schedule, schedule.at(t0), schedule.at(t1), index, count, **others)
 
     @property
     def t0(self) -> float:
-        """The path time where the step begins."""
+        """The path time at the beginning of the step."""
         return self.start.t
 
     @property
     def t1(self) -> float:
-        """The path time where the step ends."""
+        """The path time at the end of the step."""
         return self.end.t
 
     @property
@@ -93,7 +104,11 @@ class Step:
 
     @property
     def source(self) -> NoiseSource:
-        """The noise of the run. Raises `InputError` where it has none."""
+        """The noise of the run.
+
+        Raises:
+            InputError: The run has none.
+        """
         if self.noise is None:
             raise InputError("noise: a stochastic solver needs a noise source (see steadyflow.noise.Brownian)")
         return self.noise
@@ -101,96 +116,153 @@ class Step:
 
 @dataclass(frozen=True)
 class Properties:
-    """What is known of a solver before it runs; each entry is checked by a test over the registry."""
+    """What is known about a solver before it runs; a test over the registry checks each entry."""
 
     order: int
-    """Order of accuracy as an ODE method; for a stochastic solver, in the mean."""
+    """The order of accuracy as an ODE method; for a stochastic solver, that of the mean."""
     evaluations: int | None
-    """Model evaluations per step; None where a step iterates until it converges."""
+    """Model evaluations per step; None if a step iterates until it converges."""
     inverse: Literal["exact", "approximate", "none"]
     """"exact" (to rounding), "approximate" (the same step backwards), or "none"."""
     antisymmetric_order: int | None = None
-    """p such that a step followed by its inverse is the identity up to O(h^(p+1)); None where exact."""
+    """p such that a step followed by its inverse is the identity up to O(h^(p+1)); None if it is exact or unknown."""
     stochastic: bool = False
+    """Whether steps draw noise."""
     strong_order: int | None = None
-    """The order path by path of a stochastic solver, over grids on one Brownian path; None where there is no such."""
+    """The strong (pathwise) order of a stochastic solver, over grids on one Brownian path; None if it has none."""
     inverse_evaluations: int | None = None
-    """Model evaluations per step upwards, where they differ from those downwards."""
+    """Model evaluations per step of an inversion; None if they equal `evaluations`."""
     startup_evaluations: int = 0
-    """Model evaluations once, before the first step."""
+    """Additional model evaluations in the first step."""
     states: int = 1
-    """Tensors carried between steps."""
+    """The number of tensors carried between steps."""
     real_interval: float | None = None
-    """Largest r such that the method is stable on [-r, 0] for y' = z y, on a grid of equal steps."""
+    """The largest r such that the method is stable on [-r, 0] for y' = z y, on a grid of equal steps; None if unknown."""
     imaginary_interval: float | None = None
-    """Largest r such that the method is stable on i [-r, r]."""
+    """The largest r such that the method is stable on i [-r, r]; None if unknown."""
     source: str = ""
-    """Where the method comes from."""
+    """The paper, with its arXiv number."""
 
 
 class Solver(ABC, Generic[S]):
-    """One step of a method, forwards and backwards. Subclasses are frozen dataclasses of hashable options."""
+    """A method: one step of it in sampling and in inversion. Subclasses are frozen dataclasses of hashable options."""
 
     name: ClassVar[str]
+    """The name in the registry."""
     coordinates: CoordinatesName = "noise"
-    """The coordinates in whose terms the method steps, and is stable or not."""
+    """The coordinates in which the method steps, and to which its stability intervals refer."""
 
     @property
     def points(self) -> int:
-        """How many of the state's tensors are states in model space; the others are slopes."""
+        """The number of the state's tensors that are states in model space; the others are slopes."""
         return 1
 
     @property
     @abstractmethod
     def properties(self) -> Properties:
-        """Order, cost, inverse and stability of the method with these options."""
+        """The order, cost, inverse and stability of the method with these options."""
 
     def start(self, x: Tensor, schedule: Schedule, t: float) -> S:
-        """The state at the start of a run at x, shape (B, ...)."""
+        """Return the state at the start of a run.
+
+        Args:
+            x: The sample in model space, shape (B, ...).
+            schedule: The path.
+            t: The path time of x.
+        """
         return cast(S, x)
 
     @abstractmethod
     def step(self, state: S, step: Step) -> Queries[S]:
-        """The state at step.end, from the one at step.start, towards less noise."""
+        """Make a step towards less noise.
+
+        Args:
+            state: The state at `step.start`.
+            step: The step.
+
+        Yields:
+            The points at which the model is needed; predictions are sent back.
+
+        Returns:
+            The state at `step.end`.
+
+        Raises:
+            SingularTimeError: The method is not defined between these two times.
+            ConvergenceError: An iteration within the step does not converge.
+        """
 
     def inverse_step(self, state: S, step: Step) -> Queries[S]:
-        """The state at step.end, noisier than step.start, that `step` would bring back to this one.
+        """Make a step towards more noise, to the state from which `step` would return to this one.
 
-        The same step taken the other way, by default: an inverse to the method's antisymmetric order.
-        Exactly reversible methods override it; those without an inverse refuse.
+        By default it is the same step in the other direction, an inverse to the method's antisymmetric order.
+        Exactly reversible methods override it.
+
+        Args:
+            state: The state at `step.start`.
+            step: The step, with `step.end` noisier than `step.start`.
+
+        Yields:
+            The points at which the model is needed; predictions are sent back.
+
+        Returns:
+            The state at `step.end`.
+
+        Raises:
+            NotInvertibleError: The method has no inverse.
+            SingularTimeError: The method is not defined between these two times.
+            ConvergenceError: An iteration within the step does not converge.
         """
         self.check_invertible()
         return self.step(state, step)
 
     def output(self, state: S) -> Tensor:
-        """The sample in model space, shape (B, ...)."""
+        """Return the sample in model space, shape (B, ...)."""
         return cast(Tensor, state)
 
     def with_sample(self, state: S, x: Tensor, schedule: Schedule, t: float) -> S:
-        """The state with its sample moved a little to x, at t; a history of predictions is kept.
+        """Return the state after a small change of its sample, as made by a correction between steps.
 
-        By default a fresh start, as there is nothing to keep or no telling how it would move.
+        Multistep methods retain their history of predictions; by default the state is that of a new start.
+
+        Args:
+            state: The state.
+            x: The changed sample, shape (B, ...).
+            schedule: The path.
+            t: The path time of the state.
         """
         return self.start(x, schedule, t)
 
     def for_decoding(self, state: S) -> S:
-        """The state at which an inversion ends, made ready for the way back.
+        """Return the state from which to sample after an inversion that ended in this state.
 
-        Exactly reversible methods need all of it; a history of predictions from the other direction is dropped.
+        Exactly reversible methods need all of it; multistep methods drop the predictions from the other direction.
+
+        Args:
+            state: The last state of the inversion.
         """
         return state
 
     def determinant(self, step: Step) -> float | None:
-        """The determinant of the step map, per dimension of a sample and in the solver's coordinates.
+        """Return the determinant of the step map, per dimension of a sample and in the solver's coordinates.
 
-        Only for exactly reversible methods, which carry two states; else None. Its inverse is the factor by
-        which the inverse step spreads rounding errors, and its negative logarithm is, to first order, the length of
-        the stability interval on the negative axis.
+        The inverse of its modulus is the factor by which the inverse step amplifies rounding errors, and minus the
+        logarithm of its modulus is, to first order, the length of the stability interval on the negative axis.
+
+        Args:
+            step: The step, in either direction.
+
+        Returns:
+            The determinant for exactly reversible methods, which carry two states; None for all others.
         """
         return None
 
     def inverse_growth(self, schedule: Schedule, grid: Grid) -> float:
-        """The predicted growth of rounding errors over an inversion: the product of 1 / |determinant|."""
+        """Return the predicted growth of rounding errors over an inversion: the product of 1 / |determinant|.
+
+        Args:
+            schedule: The path.
+            grid: The grid, in either direction.
+        """
         total = 0.0
         for step in each_step(schedule, grid if grid.rising else grid.reversed()):
             determinant = self.determinant(step)
@@ -198,7 +270,12 @@ class Solver(ABC, Generic[S]):
         return math.exp(min(total, 700.0))
 
     def advance(self, state: S, step: Step) -> Queries[S]:
-        """One step in its own direction: `step` downwards, `inverse_step` upwards, and the reading of clean data."""
+        """Make a step in its own direction: by `step`, by `inverse_step`, or by the final clean estimate of a run.
+
+        Args:
+            state: The state at `step.start`.
+            step: The step.
+        """
         if step.reads_clean:
             return self._read_clean(state, step)
         return self.inverse_step(state, step) if step.rising else self.step(state, step)
@@ -209,11 +286,15 @@ class Solver(ABC, Generic[S]):
 
     @property
     def invertible(self) -> bool:
-        """Whether `inverse_step` exists."""
+        """Whether the method has an inverse."""
         return self.properties.inverse != "none"
 
     def check_invertible(self) -> None:
-        """Raise `NotInvertibleError` if this solver has no inverse."""
+        """Check that the method has an inverse.
+
+        Raises:
+            NotInvertibleError: It has none.
+        """
         if not self.invertible:
             stochastic = self.properties.stochastic
             kind = "is stochastic: it adds fresh noise at every step" if stochastic else "has no inverse"
@@ -222,7 +303,7 @@ class Solver(ABC, Generic[S]):
             )
 
     def spec(self) -> dict[str, Any]:
-        """A JSON-able description: the name in the registry and the options."""
+        """Return a JSON-able description, the name and the options; `registry.from_spec` is the inverse."""
         options = dataclasses.asdict(self) if dataclasses.is_dataclass(self) else {}
         return {"name": self.name, **options}
 
@@ -235,7 +316,18 @@ def each_step(
     *,
     defined_at_zero_noise: bool = False,
 ) -> Iterator[Step]:
-    """The steps of a run over a grid, from step `first` on; `defined_at_zero_noise` as in `Step`."""
+    """Iterate over the steps of a run.
+
+    Args:
+        schedule: The path.
+        grid: The grid, falling or rising.
+        noise: The noise of the run.
+        first: How many steps to leave out at the beginning.
+        defined_at_zero_noise: Whether the model can be evaluated at sigma = 0.
+
+    Yields:
+        The steps, and last the clean estimate if the grid ends with it.
+    """
     path = levels(schedule, grid.times)
     n = len(path) - 1
     for k in range(first, n):
@@ -246,21 +338,26 @@ def each_step(
 
 
 def clean_level(schedule: Schedule, last: Level) -> Level:
-    """Data without noise, as a level: at the path's own clean end, or, where it has none, at its last time."""
+    """Return the level of data without noise.
+
+    Args:
+        schedule: The path.
+        last: The last level of a grid, whose time is used if the path has no end without noise.
+    """
     end = schedule.domain[0]
     return Level(end if schedule.at(end).sigma == 0.0 else last.t, 1.0, 0.0, math.inf, 0.0)
 
 
 def steps_for(solver: Solver[Any], nfe: int, *, clean: bool = False) -> int:
-    """The number of steps that a budget of model evaluations pays for.
+    """Return the number of steps that a budget of model evaluations allows.
 
     Args:
-        solver: The method; its evaluations before the first step count.
+        solver: The method; its additional evaluations in the first step count.
         nfe: The budget.
-        clean: Whether the last evaluation is the reading of the clean estimate, which counts as a step.
+        clean: Whether the last evaluation is the clean estimate, which counts as a step.
 
     Raises:
-        InputError: The budget pays for no step, or the solver's steps have no fixed cost.
+        InputError: The budget does not allow one step, or the solver's steps have no fixed cost.
     """
     properties = solver.properties
     cost = properties.evaluations
@@ -268,22 +365,35 @@ def steps_for(solver: Solver[Any], nfe: int, *, clean: bool = False) -> int:
         raise InputError(f"nfe: a step of {solver.name!r} has no fixed cost; give the number of steps")
     once = properties.startup_evaluations + clean
     if nfe < cost + once:
-        more = f", and {once} more" if once else ""
+        more = f", plus {once} per run" if once else ""
         raise InputError(f"nfe: got {nfe}, but one step of {solver.name!r} takes {cost} evaluations{more}")
     return (nfe - once) // cost + clean
 
 
 def ddim_step(x: Tensor, step: Step) -> Queries[Tensor]:
-    """x1 = alpha1 x0_hat + sigma1 eps_hat: Euler in any coordinates, defined at both ends of any path."""
+    """Make the DDIM step x1 = alpha1 x0_hat + sigma1 eps_hat: Euler in any coordinates, also at the ends of a path.
+
+    Args:
+        x: The state at `step.start`, shape (B, ...).
+        step: The step, in either direction.
+    """
     prediction = yield Query(x, step.t0)
     return prediction.mix(step.end.alpha, step.end.sigma)
 
 
 def ddim_factors(start: Level, end: Level) -> tuple[float, float]:
-    """A and B of the DDIM step x1 = A x0 + B eps. Raises `SingularTimeError` where alpha is 0 at the start."""
+    """Return A = alpha1 / alpha0 and B = sigma1 - A sigma0, with which the DDIM step is x1 = A x + B eps_hat.
+
+    Args:
+        start: The level of x, with index 0.
+        end: The level of x1, with index 1.
+
+    Raises:
+        SingularTimeError: alpha is 0 at the start.
+    """
     if start.alpha == 0.0:
         raise SingularTimeError(
-            f"alpha is 0 at t = {start.t:.6g}, from where this step is undefined; give a smaller t_max"
+            f"alpha is 0 at t = {start.t:.6g}, where this step is undefined; give a smaller t_max"
         )
     ratio = end.alpha / start.alpha
     return ratio, end.sigma - ratio * start.sigma

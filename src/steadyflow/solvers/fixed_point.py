@@ -1,22 +1,23 @@
-"""DDIM whose inversion solves for the state that DDIM would bring back, and FireFlow.
+"""DDIM with an implicit inversion, which solves for the state that a DDIM step maps to the given one; and FireFlow.
 
 The exact inverse of the DDIM step from (x1, t1) down to (x0, t0) is the solution x1 of
 
     x1 = A x0 + B eps_hat(x1, t1),        A = alpha1 / alpha0,  B = sigma1 - A sigma0,
 
-found by iteration from x1 = x0. It converges where |B| times the Lipschitz constant of eps_hat is below 1.
+computed by iteration from x1 = x0, which converges if |B| times the Lipschitz constant of eps_hat is below 1.
 
 - `aidi`: the plain iteration, or Anderson's with a memory of one (Pan et al. 2023, 2309.04907).
 - `renoise`: the plain iteration, with the eps_hat of the last few rounds averaged for the final step (Garibi et al.
   2024, 2403.14602; without its noise regularisation, which needs gradients).
 
-`fireflow` is the explicit midpoint rule in the flow coordinates that takes the slope at its middle state's predictor from
-the step before: two steps' order for one evaluation (Deng et al. 2024, 2412.07517).
+`fireflow` is the explicit midpoint rule in flow coordinates with the slope of its predictor taken from the step before,
+which gives second order for one evaluation per step (Deng et al. 2024, 2412.07517).
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -29,17 +30,23 @@ from .base import Properties, Queries, Query, Solver, Step, ddim_factors, ddim_s
 from .registry import register
 from .reversible import Moving
 
+# functions of torch that it leaves untyped
+_norm: Callable[[Tensor], Tensor] = cast(Any, Tensor).norm
+_to_list: Callable[[Tensor], list[float]] = cast(Any, Tensor).tolist
+
 
 class ImplicitDDIM(Solver[Tensor]):
-    """DDIM downwards; upwards, rounds of the fixed-point iteration above."""
+    """DDIM in sampling; in inversion, rounds of the fixed-point iteration above."""
 
     rounds: int
+    """The number of iterations after the first guess."""
+    source: ClassVar[str] = ""
+    """The paper."""
 
     @property
     def properties(self) -> Properties:
-        return Properties(1, 1, "approximate", inverse_evaluations=self.rounds + 1, real_interval=2.0, source=self.source)
-
-    source: ClassVar[str] = ""
+        cost = self.rounds + 1
+        return Properties(1, 1, "approximate", inverse_evaluations=cost, real_interval=2.0, source=self.source)
 
     def step(self, state: Tensor, step: Step) -> Queries[Tensor]:
         return (yield from ddim_step(state, step))
@@ -50,7 +57,15 @@ class ImplicitDDIM(Solver[Tensor]):
 
 @dataclass(frozen=True)
 class AIDI(ImplicitDDIM):
-    """Fixed-point inversion of DDIM. rounds: after the first guess, at one evaluation each. accelerate: Anderson."""
+    """AIDI: DDIM with a fixed-point inversion, by the plain or by Anderson's iteration (Pan et al. 2023).
+
+    Args:
+        rounds: The number of iterations after the first guess; each costs one evaluation.
+        accelerate: Whether to use Anderson's iteration with a memory of one.
+
+    Raises:
+        InputError: There are no rounds.
+    """
 
     rounds: int = 5
     accelerate: bool = True
@@ -81,16 +96,17 @@ class AIDI(ImplicitDDIM):
 
 def _check_convergence(name: str, step: Step, first: Tensor, last: Tensor, state: Tensor) -> None:
     """Raise `ConvergenceError` if the last round moved the state more than the first, beyond rounding."""
-    before, after, size = torch.stack([first.norm(), last.norm(), state.norm()]).tolist()  # the one look a step
+    norms = torch.stack([_norm(first), _norm(last), _norm(state)])
+    before, after, size = _to_list(norms)  # the only read from the device per step
     if not after <= before + 10 * torch.finfo(state.dtype).eps * size:
         raise ConvergenceError(
-            f"{name}: at t = {step.t1:.6g} the fixed point diverges: its rounds moved the state by {before:.1e} "
-            f"at first and by {after:.1e} at last; take more steps or another solver"
+            f"{name}: at t = {step.t1:.6g} the fixed point diverges: the first round moved the state by {before:.1e}, "
+            f"the last by {after:.1e}; use more steps or another solver"
         )
 
 
 def _anderson(image: Tensor, residual: Tensor, image_before: Tensor, residual_before: Tensor) -> Tensor:
-    """The mix of the last two images whose residuals, mixed alike, are smallest; a weight a sample."""
+    """Return the combination of the last two images with the smallest residual, with one weight per sample."""
     change = residual - residual_before
     size = dot(change, change).clamp_min(torch.finfo(change.dtype).tiny)
     weight = (dot(residual, change) / size).clamp(-2.0, 2.0)
@@ -99,7 +115,15 @@ def _anderson(image: Tensor, residual: Tensor, image_before: Tensor, residual_be
 
 @dataclass(frozen=True)
 class ReNoise(ImplicitDDIM):
-    """ReNoise: `rounds` rounds, of which the last `average` predictions are averaged for the step."""
+    """ReNoise: a fixed-point inversion of DDIM that averages its last predictions (Garibi et al. 2024).
+
+    Args:
+        rounds: The number of iterations after the first guess; each costs one evaluation.
+        average: The number of predictions to average for the step, the last ones.
+
+    Raises:
+        InputError: There are no rounds, or fewer predictions than to average.
+    """
 
     rounds: int = 9
     average: int = 3
@@ -109,7 +133,7 @@ class ReNoise(ImplicitDDIM):
     def __post_init__(self):
         _check_rounds(self.name, self.rounds)
         if not 1 <= self.average <= self.rounds + 1:
-            raise InputError(f"renoise: got average {self.average}, expected 1 to rounds + 1 = {self.rounds + 1}")
+            raise InputError(f"renoise: got average {self.average}, expected a number from 1 to rounds + 1 = {self.rounds + 1}")
 
     def inverse_step(self, state: Tensor, step: Step) -> Queries[Tensor]:
         a, b = ddim_factors(step.start, step.end)
@@ -123,17 +147,17 @@ class ReNoise(ImplicitDDIM):
         return combine(a, state, [b / self.average], [total])
 
 
-def _check_rounds(name: str, rounds: int) -> None:
+def _check_rounds(name: str, rounds: object) -> None:
     if not isinstance(rounds, int) or rounds < 1:
         raise InputError(f"{name}: got rounds {rounds!r}, expected a whole number of at least 1")
 
 
 @dataclass(frozen=True)
 class FireFlow(Solver[Moving]):
-    """FireFlow: the midpoint rule in the flow coordinates, its predictor's slope reused from the step before.
+    """FireFlow: the midpoint rule in flow coordinates, with its predictor's slope taken from the step before.
 
-    One evaluation a step and one to start; order 2 where steps are equal. The step back is the same, with a history
-    of its own.
+    One evaluation per step and one more in the first; order 2 if steps are equal. Inversion makes the same steps
+    upwards, with a history of its own.
     """
 
     name: ClassVar[str] = "fireflow"

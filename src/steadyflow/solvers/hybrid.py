@@ -1,7 +1,7 @@
 """A deterministic method with some stochastic steps late in the run (2605.06831, section 6).
 
-Noise in a few steps after the trajectory has come to the segment between two modes frees it from the midpoint, at the
-deterministic method's price: solver "a" down to that time, some steps of "b", then "a" again.
+Noise in a few steps after the trajectory has reached the segment between two modes moves it off the midpoint, at the
+cost of the deterministic method, which makes the steps before and after.
 """
 
 from dataclasses import dataclass, field
@@ -19,17 +19,28 @@ from .state import solver_state
 
 @solver_state
 class Staged(NamedTuple):
-    """The state of the method at work, and which of the two that is."""
+    """The state of one of the two methods."""
 
     noisy: bool
+    """Whether it is that of the stochastic method."""
     state: Any
+    """The state, of that method's kind."""
 
 
 @dataclass(frozen=True)
 class Hybrid(Solver[Staged]):
-    """`noisy` steps of a stochastic method before the last `after` steps of a run, the others deterministic.
+    """A deterministic method with `noisy` steps of a stochastic one before the last `after` steps of a run.
 
-    On a grid of fewer than noisy + after steps all that are not among the last `after` are stochastic.
+    On a grid of fewer than noisy + after steps, all steps before the last `after` are stochastic.
+
+    Args:
+        deterministic: The method of the other steps.
+        stochastic: The method of the noisy steps.
+        noisy: The number of stochastic steps.
+        after: The number of deterministic steps at the end.
+
+    Raises:
+        InputError: A method is of the wrong kind, or a number is out of range.
     """
 
     deterministic: Solver[Any] = field(default_factory=DDIM)
@@ -82,7 +93,7 @@ def _make(
     noisy: int = 5,
     after: int = 0,
 ) -> Hybrid:
-    """A hybrid, whose parts are given by name, as solvers, or as they were saved."""
+    """Create a hybrid from methods given by name, as solvers, or by their specs."""
     quiet, loud = (
         registry.from_spec(part) if isinstance(part, dict) else registry.get(part)
         for part in (deterministic, stochastic)

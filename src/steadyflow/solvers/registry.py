@@ -1,4 +1,4 @@
-"""The solvers by name. Registering one is all it takes to be listed, tested and usable everywhere.
+"""The solvers by name. A registered solver is listed, tested and usable everywhere.
 
 Each family registers its own methods where they are defined; `steadyflow.solvers` imports the families.
 """
@@ -15,25 +15,39 @@ _MAKERS: dict[str, Callable[..., Solver[Any]]] = {}
 
 
 def register(name: str, maker: Callable[..., Solver[Any]]) -> None:
-    """Make `maker(**options)` available under a name, which must be free."""
+    """Make a solver available under a name.
+
+    Args:
+        name: A name that is not taken.
+        maker: Called as `maker(**options)`, returns the solver; usually its class.
+
+    Raises:
+        InputError: The name is taken.
+    """
     if name in _MAKERS:
-        raise InputError(f"solver name {name!r} is taken")
+        raise InputError(f"solver: the name {name!r} is taken")
     _MAKERS[name] = maker
 
 
 def names() -> list[str]:
-    """All registered names, in the order of registration."""
+    """Return all registered names, in the order of registration."""
     return list(_MAKERS)
 
 
 def get(solver: str | Solver[Any], **options: Any) -> Solver[Any]:
-    """The solver of a name with the given options; a `Solver` passes through.
+    """Return the solver with a name.
 
-    Raises `UnknownNameError` (with the nearest names) for a name, `InputError` for an option it does not take.
+    Args:
+        solver: The name; a `Solver` is returned unchanged.
+        **options: The options of the solver with that name.
+
+    Raises:
+        UnknownNameError: No solver has that name; the message lists the nearest ones.
+        InputError: The solver does not have an option or does not accept its value, or options come with a `Solver`.
     """
     if isinstance(solver, Solver):
         if options:
-            raise InputError(f"solver: options {sorted(options)} go with a name, not with a solver object")
+            raise InputError(f"solver: the options {sorted(options)} are only valid with a solver's name, not with a Solver")
         return solver
     if solver not in _MAKERS:
         raise UnknownNameError("solver", solver, _MAKERS)
@@ -51,7 +65,15 @@ def get(solver: str | Solver[Any], **options: Any) -> Solver[Any]:
 
 
 def from_spec(spec: dict[str, Any]) -> Solver[Any]:
-    """The solver that `Solver.spec` described. Raises as `get` does."""
+    """Rebuild the solver that `Solver.spec` described.
+
+    Args:
+        spec: The name under "name", and the options.
+
+    Raises:
+        UnknownNameError: No solver has that name.
+        InputError: The solver does not have an option or does not accept its value.
+    """
     options = {str(key): value for key, value in spec.items()}
     name = options.pop("name", None)
     if not isinstance(name, str):
@@ -60,9 +82,9 @@ def from_spec(spec: dict[str, Any]) -> Solver[Any]:
 
 
 def properties_table() -> tuple[list[str], list[list[str]]]:
-    """All solvers and their facts as text: the headings, and a list of cells a solver."""
+    """Return a table of all solvers and their properties as text: the headings, and one list of cells per solver."""
     heads = ["solver", "order", "nfe/step", "inverse", "order back", "stable on", "source"]
-    rows = []
+    rows: list[list[str]] = []
     for name in names():
         facts = get(name).properties
         inverse = "none (stochastic)" if facts.inverse == "none" else facts.inverse
@@ -76,7 +98,7 @@ def properties_table() -> tuple[list[str], list[list[str]]]:
 
 
 def solver_table() -> str:
-    """The same in Markdown."""
+    """Return the table of all solvers and their properties in Markdown."""
     heads, rows = properties_table()
     lines = ["| " + " | ".join(cells) + " |" for cells in (heads, *([f"`{row[0]}`", *row[1:]] for row in rows))]
     return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:]])

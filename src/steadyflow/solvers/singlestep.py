@@ -1,14 +1,15 @@
 """Exponential one-step methods in lambda = ln(alpha / sigma): DPM-Solver and DPM-Solver++(2S).
 
 With h = lambda1 - lambda0 and intermediate points at lambda0 + r h, in terms of eps_hat (DPM-Solver-2, -3) or of
-x0_hat (DPM-Solver++ 2S):
+x0_hat (DPM-Solver++ 2S), where a and s stand for alpha and sigma, e and m for eps_hat and x0_hat, and the indices 0, s
+and 1 for the start, the intermediate point and the end:
 
     -2:  u = (as/a0) x - ss (e^(h/2) - 1) e0,      x1 = (a1/a0) x - s1 (e^h - 1) es
     -3:  r = 1/3, 2/3, with the finite differences of the two middle predictions
     2S:  u = (ss/s0) x + as (1 - e^(-h/2)) m0,     x1 = (s1/s0) x + a1 (1 - e^-h) ms
 
-Order 1 of either is DDIM. The step back is the same step with the ends exchanged. Where the log-SNR is infinite at
-an end of the step, the step is one DDIM step. Sources: Lu et al. 2022a (DPM-Solver), 2022b (DPM-Solver++).
+Order 1 of either is DDIM. The step back is the same step with the ends exchanged. A step with an infinite log-SNR at
+an end is a DDIM step. Sources: Lu et al. 2022a (DPM-Solver), 2022b (DPM-Solver++).
 """
 
 import math
@@ -25,7 +26,7 @@ from .registry import register
 
 
 class Exponential(Solver[Tensor]):
-    """What the methods share: lambda as the time, and DDIM where it is infinite."""
+    """The base of these methods: lambda is the time, and a step from or to an infinite lambda is a DDIM step."""
 
     def step(self, state: Tensor, step: Step) -> Queries[Tensor]:
         start, end = 0.5 * step.start.log_snr, 0.5 * step.end.log_snr
@@ -35,11 +36,18 @@ class Exponential(Solver[Tensor]):
 
     @abstractmethod
     def regular_step(self, x: Tensor, step: Step, start: float, end: float) -> Queries[Tensor]:
-        """The step between finite values of lambda."""
+        """Make a step between finite values of lambda.
+
+        Args:
+            x: The state at `step.start`, shape (B, ...).
+            step: The step.
+            start: lambda at its beginning.
+            end: lambda at its end.
+        """
 
 
 def _at(schedule: Schedule, value: float) -> tuple[float, float, float]:
-    """Time, alpha and sigma where lambda has this value."""
+    """Return time, alpha and sigma at the point where lambda has this value."""
     t = schedule.t_from_log_snr(2.0 * value)
     level = schedule.at(t)
     return t, level.alpha, level.sigma
@@ -47,7 +55,7 @@ def _at(schedule: Schedule, value: float) -> tuple[float, float, float]:
 
 @dataclass(frozen=True)
 class DPMSolver2(Exponential):
-    """DPM-Solver-2, with the middle at half the step in lambda: order 2, two evaluations."""
+    """DPM-Solver-2, with the intermediate point at half the step in lambda: order 2, two evaluations per step."""
 
     name: ClassVar[str] = "dpm-2"
 
@@ -57,7 +65,7 @@ class DPMSolver2(Exponential):
             2, 2, "approximate", antisymmetric_order=3, real_interval=2.0, source="Lu et al. 2022 (2206.00927)"
         )
 
-    def regular_step(self, x, step, start, end):
+    def regular_step(self, x: Tensor, step: Step, start: float, end: float) -> Queries[Tensor]:
         schedule, h = step.schedule, end - start
         a0, a1, s1 = step.start.alpha, step.end.alpha, step.end.sigma
         t, a, s = _at(schedule, start + h / 2)
@@ -69,7 +77,7 @@ class DPMSolver2(Exponential):
 
 @dataclass(frozen=True)
 class DPMSolver3(Exponential):
-    """DPM-Solver-3, with the middles at a third and two thirds in lambda: order 3, three evaluations."""
+    """DPM-Solver-3, with intermediate points at 1/3 and 2/3 of the step in lambda: order 3, three evaluations."""
 
     name: ClassVar[str] = "dpm-3"
 
@@ -79,7 +87,7 @@ class DPMSolver3(Exponential):
             3, 3, "approximate", antisymmetric_order=3, real_interval=2.5127453, source="Lu et al. 2022 (2206.00927)"
         )
 
-    def regular_step(self, x, step, start, end):
+    def regular_step(self, x: Tensor, step: Step, start: float, end: float) -> Queries[Tensor]:
         schedule, h = step.schedule, end - start
         r1, r2 = 1 / 3, 2 / 3
         a0, a1, s1 = step.start.alpha, step.end.alpha, step.end.sigma
@@ -94,7 +102,7 @@ class DPMSolver3(Exponential):
 
 @dataclass(frozen=True)
 class DPMpp2S(Exponential):
-    """DPM-Solver++(2S): order 2, two evaluations, in terms of x0."""
+    """DPM-Solver++(2S), in terms of x0_hat: order 2, two evaluations per step."""
 
     name: ClassVar[str] = "dpmpp-2s"
     coordinates = "data"
@@ -105,7 +113,7 @@ class DPMpp2S(Exponential):
             2, 2, "approximate", antisymmetric_order=3, real_interval=2.0, source="Lu et al. 2022 (2211.01095)"
         )
 
-    def regular_step(self, x, step, start, end):
+    def regular_step(self, x: Tensor, step: Step, start: float, end: float) -> Queries[Tensor]:
         schedule, h = step.schedule, end - start
         s0, a1, s1 = step.start.sigma, step.end.alpha, step.end.sigma
         t, a, s = _at(schedule, start + h / 2)

@@ -1,4 +1,4 @@
-"""What a solver carries from step to step, as data: it can be cut into batches, flattened to tensors, and saved.
+"""Operations on solver states, which are carried from step to step: slicing by sample, flattening, and saving.
 
 A state is a tensor, or a named tuple of tensors and numbers registered with `@solver_state`.
 """
@@ -19,22 +19,32 @@ _STATES: dict[str, type] = {}
 
 
 def solver_state(cls: Kind) -> Kind:
-    """Register a named tuple as a solver state, so that runs that carry it can be saved."""
+    """Register a named tuple as a solver state, so that runs with such a state can be saved; a class decorator."""
     _STATES[cls.__name__] = cls
     return cls
 
 
 def slice_state(state: S, start: int, stop: int) -> S:
-    """The state of the samples [start, stop) of a batch."""
+    """Return the state of the samples [start, stop) of a batch.
+
+    Args:
+        state: The state of the batch.
+        start: The first sample.
+        stop: One past the last sample.
+    """
     if isinstance(state, Tensor):
         return cast(S, state[start:stop])
     if isinstance(state, tuple):
-        return cast(S, _rebuild(state, [slice_state(part, start, stop) for part in cast(tuple[Any, ...], state)]))
+        return cast(S, _rebuild(cast(tuple[Any, ...], state), [slice_state(part, start, stop) for part in cast(tuple[Any, ...], state)]))
     return state
 
 
 def concat_states(states: Sequence[S]) -> S:
-    """One state of the states of successive batches; numbers in them must agree."""
+    """Return one state from those of successive batches.
+
+    Args:
+        states: At least one state; numbers in them are equal, as batches of a run make the same steps.
+    """
     first = states[0]
     if len(states) == 1:
         return first
@@ -51,7 +61,11 @@ def _rebuild(like: tuple[Any, ...], items: list[Any]) -> tuple[Any, ...]:
 
 
 def flatten_state(state: S) -> tuple[Callable[[Sequence[Tensor]], S], list[Tensor]]:
-    """How to build a state like this one from other tensors, and the tensors of this one."""
+    """Take a state apart into tensors.
+
+    Returns:
+        A function that builds a state of the same structure from other tensors, and the tensors of this state.
+    """
     found: list[Tensor] = []
 
     def walk(item: Any) -> Callable[[Sequence[Tensor]], Any]:
@@ -68,10 +82,18 @@ def flatten_state(state: S) -> tuple[Callable[[Sequence[Tensor]], S], list[Tenso
 
 
 def serialize_state(state: Any, prefix: str = "state") -> tuple[dict[str, Tensor], str]:
-    """A state as named tensors and a JSON text that says how they fit together."""
+    """Turn a state into named tensors and a JSON text that describes its structure.
+
+    Args:
+        state: A state, or a tuple or mapping of states.
+        prefix: The beginning of the tensors' names.
+
+    Raises:
+        TypeError: The state holds something that cannot be saved.
+    """
     tensors: dict[str, Tensor] = {}
 
-    def walk(item: Any, path: str) -> Any:
+    def walk(item: object, path: str) -> dict[str, Any]:
         if isinstance(item, Tensor):
             tensors[path] = item.detach().contiguous()
             return {"tensor": path}
@@ -92,7 +114,11 @@ def serialize_state(state: Any, prefix: str = "state") -> tuple[dict[str, Tensor
 
 
 def deserialize_state(tensors: Mapping[str, Tensor], text: str) -> Any:
-    """The state that `serialize_state` took apart.
+    """Rebuild the state that `serialize_state` took apart.
+
+    Args:
+        tensors: The tensors by name.
+        text: The description of the structure.
 
     Raises:
         CorruptFileError: The parts do not fit together.
@@ -117,4 +143,4 @@ def deserialize_state(tensors: Mapping[str, Tensor], text: str) -> Any:
     try:
         return build(json.loads(text))
     except MALFORMED as error:
-        raise CorruptFileError(f"the saved solver state cannot be put together: {error}") from error
+        raise CorruptFileError(f"the saved solver state cannot be rebuilt: {error}") from error

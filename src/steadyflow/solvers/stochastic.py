@@ -1,6 +1,6 @@
-"""Stochastic samplers beyond the ancestral ones: EDM's churn, a second-order SDE method, consistency steps.
+"""Stochastic samplers other than the ancestral ones: EDM's churn, a second-order SDE method, consistency steps.
 
-All take their noise from the run's addressed source. Sources: Karras et al. 2022, algorithm 2 (churn); Gonzalez et
+All draw their noise from the run's addressed source. Sources: Karras et al. 2022, algorithm 2 (churn); Gonzalez et
 al. 2023 (SEEDS) and Lu et al. 2022 (SDE-DPM-Solver++); Song et al. 2023, Luo et al. 2023 (consistency, LCM).
 """
 
@@ -22,10 +22,18 @@ from .runge_kutta import Heun
 
 @dataclass(frozen=True)
 class EDMStochastic(Solver[Tensor]):
-    """EDM's sampler: raise the noise level by the share gamma = min(churn / steps, sqrt 2 - 1), then a Heun step.
+    """EDM's sampler: raise the noise level by the share gamma = min(churn / steps, sqrt 2 - 1), then make a Heun step.
 
-    churn: S_churn of the paper, 0 is deterministic Heun. s_min, s_max: the noise levels sigma/alpha between which
-    noise is added. s_noise: the factor of the added noise. Levels above the path's noisiest are not raised.
+    A level that would be raised above the path's noisiest is not raised.
+
+    Args:
+        churn: S_churn of the paper; 0 gives the deterministic Heun method.
+        s_min: S_tmin, the lowest noise level sigma/alpha at which noise is added.
+        s_max: S_tmax, the highest such level.
+        s_noise: S_noise, the factor of the added noise.
+
+    Raises:
+        InputError: An option is out of range.
     """
 
     churn: float = 10.0
@@ -36,7 +44,10 @@ class EDMStochastic(Solver[Tensor]):
 
     def __post_init__(self):
         if not (self.churn >= 0 and 0 <= self.s_min <= self.s_max and self.s_noise > 0):
-            raise InputError("edm-churn: expected churn >= 0, 0 <= s_min <= s_max and s_noise > 0")
+            raise InputError(
+                "edm-churn: expected churn >= 0, 0 <= s_min <= s_max and s_noise > 0, got "
+                f"{self.churn}, {self.s_min}, {self.s_max} and {self.s_noise}"
+            )
 
     @property
     def properties(self) -> Properties:
@@ -58,10 +69,11 @@ class EDMStochastic(Solver[Tensor]):
 
 @dataclass(frozen=True)
 class SEEDS2(Solver[Tensor]):
-    """A second-order exponential method for the reverse SDE (SEEDS-2, SDE-DPM-Solver++ 2S), two evaluations a step.
+    """A second-order exponential method for the reverse SDE (SEEDS-2, SDE-DPM-Solver++ 2S); two evaluations per step.
 
-    In the data form dY = x0_hat drho + dB_rho, rho = (alpha/sigma)^2, Y = x alpha/sigma^2, the midpoint rule in
-    lambda: both the middle state and the end see the same Brownian path over rho.
+    It is the midpoint rule in lambda for the data form dY = x0_hat drho + dB_rho, rho = (alpha/sigma)^2,
+    Y = x alpha/sigma^2. The middle and the end of a step use increments of one Brownian path over rho. A step with an
+    infinite log-SNR at an end is a DDIM step.
     """
 
     name: ClassVar[str] = "seeds-2"
@@ -83,7 +95,7 @@ class SEEDS2(Solver[Tensor]):
         return self._move(state, second, step, step.end)
 
     def _move(self, x: Tensor, x0: Tensor, step: Step, end: Level) -> Tensor:
-        """The exact solution at a level for constant x0, from x at the step's start along the run's noise."""
+        """Return the exact solution at a level for constant x0, from x at the step's start, with the run's noise."""
         rho0, rho1 = (math.exp(level.log_snr) for level in (step.start, end))
         before, after = (level.sigma**2 / level.alpha for level in (step.start, end))
         drift = torch.add(x * (after / before), x0, alpha=after * (rho1 - rho0))
@@ -92,7 +104,7 @@ class SEEDS2(Solver[Tensor]):
 
 @dataclass(frozen=True)
 class LCM(Solver[Tensor]):
-    """Consistency steps: jump to x0_hat and add fresh noise of the next level; for consistency-distilled models."""
+    """Consistency steps for distilled models: x1 = alpha1 x0_hat + sigma1 z with independent noise z at every step."""
 
     name: ClassVar[str] = "lcm"
 

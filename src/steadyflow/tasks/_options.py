@@ -1,5 +1,8 @@
 """The words that every verb takes, typed and documented once."""
 
+# What a user gives is checked where the program runs:
+# pyright: reportUnnecessaryIsInstance=false
+
 from __future__ import annotations
 
 import dataclasses

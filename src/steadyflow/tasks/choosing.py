@@ -28,6 +28,9 @@ from ..solvers.base import Solver
 from ._batched import run_batched
 from ._options import DEFAULT_NFE, Auto, Options, Resolved
 
+_NO_MEANING = ("solver", "steps", "seed", "index", "noise", "batch_size", "callback", "record", "progress")
+"""The options that the choice of a deterministic solver has no use for."""
+
 _Named = tuple[tuple[str, dict[str, Any]], ...]
 
 APPROXIMATE: _Named = (
@@ -104,7 +107,7 @@ def choose_solver(
     Raises:
         InputError: The budget pays for no candidate.
     """
-    chosen = Resolved.of(options, choose_solver, refused=("solver", "steps", "callback", "record"))
+    chosen = Resolved.of(options, choose_solver, refused=_NO_MEANING)
     return _choose(Auto(exact, target, samples), chosen, model, x)
 
 

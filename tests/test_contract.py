@@ -1,0 +1,290 @@
+"""One contract for the verbs: the same words with the same meaning, each of which acts or is refused by its name."""
+
+import inspect
+import math
+import typing
+
+import pytest
+import torch
+from tqdm import tqdm
+
+import steadyflow as sf
+from steadyflow import editing, solvers
+from steadyflow.tasks._options import DEFAULT_NFE, Resolved
+
+PATH = sf.VPLinear()
+
+
+def mixture(path=PATH):
+    means = torch.tensor([[-1.5, 0.0], [1.5, 0.0], [0.0, 1.5], [0.0, -1.5]], dtype=torch.float64)
+    return sf.GaussianMixture(means, 0.25, labels=[0, 1, 1, 0]).denoiser(path)
+
+
+MODEL = mixture()
+X = MODEL.mixture.sample(6, seed=2, label=0)
+VERBS = {
+    "sample": lambda m=MODEL, **o: sf.sample(m.with_condition(0), n=6, dtype=torch.float64, **o),
+    "invert": lambda m=MODEL, **o: sf.invert(m.with_condition(0), X, **o),
+    "reconstruct": lambda m=MODEL, **o: sf.reconstruct(m.with_condition(0), X, **o),
+    "choose_solver": lambda m=MODEL, **o: sf.choose_solver(m.with_condition(0), X, **o),
+    "diagnose": lambda m=MODEL, **o: sf.diagnose(m.with_condition(0), X, **o),
+    **{
+        f"edit {name}": lambda m=MODEL, name=name, **o: sf.edit(m, X, 1, source=0, method=name, **o)
+        for name in editing.names()
+    },
+}
+RUNS = [name for name in VERBS if name not in ("choose_solver", "diagnose")]
+OTHERS = {
+    "solver": "midpoint",
+    "steps": 5,
+    "nfe": 30,
+    "grid": "log-snr",
+    "strength": 0.5,
+    "t_min": 0.02,
+    "t_max": 0.8,
+    "seed": 5,
+    "index": 3,
+    "noise": "white",
+    "batch_size": 2,
+    "corrections": [lambda info: 0.9 * info.x],
+    "callback": lambda info: None,
+    "record": "all",
+    "progress": None,
+}
+NOISY = {
+    "sample": "ddpm",
+    "edit noise-maps": "dpmpp-sde",
+    **dict.fromkeys(("invert", "reconstruct", "edit inversion", "edit direct"), "rex-sde"),
+}
+"""Solvers with which a verb draws noise, where it would not by default."""
+
+
+def seen(verb, **options):
+    """All that a user can see of a call: numbers, steps, trajectories, and for how many rows the model was asked."""
+    batches, told = set(), []
+
+    class Watched(type(MODEL)):
+        def __call__(self, x, t):
+            batches.add(len(x))
+            return super().__call__(x, t)
+
+    model = Watched(MODEL.mixture, PATH)
+    if "callback" in options:
+        options["callback"] = lambda info: told.append(info.done)
+    bar = None
+    if "progress" in options:
+        bar = options["progress"] = tqdm(disable=True)
+        bar.update = lambda n=1: told.append("bar")
+    found = VERBS[verb](model, **options)
+    if isinstance(found, sf.Solution):
+        trail = None if found.trajectory is None else found.trajectory.x.shape
+        inner = getattr(found, "inversion", None)
+        up = None if inner is None or inner.trajectory is None else inner.trajectory.x.shape
+        numbers = found.x.flatten().tolist(), found.grid, found.solver, found.nfe, trail, up
+        return numbers, found.seed, found.index, found.noise, max(batches), len(told) > 0
+    if isinstance(found, sf.Choice):
+        return sorted(found.errors.items()), found.nfe, max(batches), len(told) > 0
+    return found.measured.tolist(), found.setting.call(), max(batches), len(told) > 0
+
+
+def test_the_words_are_typed_and_given_their_defaults_once():
+    typed = list(typing.get_type_hints(sf.Options))
+    assert typed == [name for name in Resolved.__dataclass_fields__ if name != "given"]
+    assert set(OTHERS) == set(typed)
+    for verb in (sf.sample, sf.invert, sf.reconstruct, sf.edit, sf.diagnose, sf.choose_solver):
+        *named, options = inspect.signature(verb).parameters.values()
+        assert options.kind is inspect.Parameter.VAR_KEYWORD
+        assert "Unpack[Options]" in str(options.annotation)
+        assert not {parameter.name for parameter in named} & set(typed)
+        assert all(parameter.annotation is not inspect.Parameter.empty for parameter in named)
+        assert not any(str(parameter.annotation) == "Any" for parameter in named)
+
+
+@pytest.mark.parametrize("word", OTHERS)
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_word_acts_or_is_refused_by_its_name(verb, word):
+    base = {}
+    if verb not in ("sample", "diagnose", "choose_solver") and word == "nfe":
+        base = {"nfe": 24}
+    if word in ("seed", "index", "noise") and verb in NOISY:
+        base = {"solver": NOISY[verb], "nfe": 24}
+    value = OTHERS[word]
+    if word == "solver" and verb == "edit noise-maps":
+        value = "dpmpp-2m-sde"
+    said = ""
+    try:
+        changed = seen(verb, **{**base, word: value})
+    except sf.InputError as error:
+        said = str(error)
+    assert said.startswith((f"{word}:", f"solver {value!r}")) if said else changed != seen(verb, **base)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_steps_and_evaluations_together_are_an_error_everywhere(verb):
+    with pytest.raises(sf.InputError, match=r"steps.*(not both|has no meaning)"):
+        VERBS[verb](steps=4, nfe=12)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_word_that_does_not_exist_is_refused_with_the_nearest(verb):
+    with pytest.raises(sf.UnknownNameError, match="did you mean 'strength'"):
+        VERBS[verb](strenght=0.5)
+
+
+def test_a_guidance_in_the_wrong_verb_is_led_to_the_right_one():
+    with pytest.raises(sf.UnknownNameError, match="source_guidance"):
+        sf.invert(MODEL, X, guidance=2.0)
+
+
+@pytest.mark.parametrize("verb", RUNS)
+def test_without_steps_or_evaluations_a_way_costs_the_same_in_every_verb(verb):
+    found = VERBS[verb]()
+    ways = 1 if verb in ("sample", "invert", "edit flow-edit") else 2
+    pairs = 2 if verb == "edit flow-edit" else 1  # two fields per evaluation
+    assert ways * DEFAULT_NFE * pairs * 0.9 < found.nfe <= ways * DEFAULT_NFE * pairs
+
+
+@pytest.mark.parametrize("smoothing", [None, sf.denoisers.Smoothing(0.1, pairs=2)])
+@pytest.mark.parametrize("verb", RUNS)
+def test_evaluations_count_what_the_network_is_asked(verb, smoothing):
+    asked = [0]
+    plain = mixture()
+
+    def net(x, t, label=None):
+        asked[0] += 1
+        model = plain if label is None else plain.with_condition(label)
+        return model(x, float(t[0])).output
+
+    model = sf.Denoiser(net, PATH, prediction="v_prediction", shape=(2,), null=0)
+    found = VERBS[verb](model.with_smoothing(smoothing), nfe=24)
+    assert found.nfe == asked[0]
+
+
+@pytest.mark.parametrize("verb", RUNS)
+def test_a_seed_is_told_only_where_noise_was_drawn_from_it(verb):
+    found = VERBS[verb](seed=4)
+    draws = verb == "sample" or (verb.startswith("edit") and editing.get(verb.removeprefix("edit ")).draws_noise)
+    if verb != "invert":  # an inversion keeps the seed for the corrections of the way back
+        assert found.seed == (4 if draws else None)
+    if verb == "sample":
+        assert sf.sample(MODEL, x=X, solver="ddim").seed is None
+
+
+def test_both_guidances_are_named_and_mean_the_same_everywhere():
+    """guidance: on the way to data; source_guidance: on the way up."""
+    model = MODEL.with_condition(0)
+    inversion = sf.invert(model, X, source_guidance=1.5, steps=8)
+    assert inversion.guidance == 1.5
+    decoded = inversion.decode(guidance=3.0)
+    there_and_back = sf.reconstruct(model, X, source_guidance=1.5, guidance=3.0, steps=8)
+    assert torch.equal(there_and_back.x, decoded.x)
+    edited = sf.edit(MODEL, X, 0, source=0, source_guidance=1.5, guidance=3.0, steps=8)
+    assert torch.equal(edited.x, decoded.x)
+    diagnosed = sf.diagnose(model, X, source_guidance=1.5, guidance=3.0, steps=8)
+    assert torch.equal(diagnosed.reconstruction, decoded.x)
+    latents = decoded.grid.times[0] and inversion.latent
+    drawn = sf.sample(model, x=latents, guidance=3.0, steps=8, end="path")
+    assert torch.equal(drawn.x, decoded.x)
+    strong = MODEL.with_guidance(2.0)
+    named = sf.edit(MODEL, X, 1, source=0, guidance=2.0, source_guidance=2.0)
+    assert torch.equal(sf.edit(strong, X, 1, source=0).x, named.x)
+
+
+@pytest.mark.parametrize("path", [sf.VPLinear(), sf.VPCosine(), sf.VE(), sf.RectifiedFlow(), sf.Tabulated.scaled_linear()],
+                         ids=lambda p: type(p).__name__)  # fmt: skip
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m", "ees25", "ddpm"])
+def test_what_sample_returns_is_data(path, solver):
+    """Of modes much finer than the path's last noise: no noise is left, and the evaluations are those asked for."""
+    std = 0.1 * path.sigma(path.t_min) / path.alpha(path.t_min) or 0.01
+    model = sf.GaussianMixture.grid(3, std=std).denoiser(path)
+    options = {"n": 400, "solver": solver, "nfe": 40, "grid": "quadratic", "dtype": torch.float64}
+    found, state = sf.sample(model, **options), sf.sample(model, end="path", **options)
+    cost = solvers.get(solver).properties.evaluations
+    assert all(40 - cost < one.nfe <= 40 for one in (found, state))
+
+    def off(x):
+        return (torch.cdist(x, model.mixture.means).amin(1).median() / std).item()
+
+    assert off(found.x) < 1.3  # 1.18 spreads are the median of exact samples
+    if path.sigma(path.t_min) > 0.0:
+        assert found.grid.clean
+        assert off(state.x) > 5.0
+        seen = sf.sample(model, record="all", **options).trajectory.x  # the last but one is the state at the path's end
+        torch.testing.assert_close(model(seen[-2], found.grid.times[-1]).x0, found.x)
+
+
+def test_one_step_is_one_evaluation_read_as_data():
+    found = sf.sample(MODEL, n=3, steps=1, solver="ddim", dtype=torch.float64, record="all")
+    assert found.nfe == found.grid.steps == 1
+    torch.testing.assert_close(found.x, MODEL(found.trajectory.x[0], PATH.t_max).x0)
+
+
+def test_a_grid_of_the_callers_is_followed_and_the_reading_comes_on_top():
+    times = sf.Grid((1.0, 0.5, 0.1))
+    assert sf.sample(MODEL, n=2, solver="ddim", grid=times).nfe == 3
+    assert sf.sample(MODEL, n=2, solver="ddim", grid=times, end="path").nfe == 2
+    with pytest.raises(sf.InputError, match="end: got 'noise'"):
+        sf.sample(MODEL, n=2, end="noise")
+    for word, value in (("steps", 4), ("nfe", 12), ("strength", 0.5), ("t_min", 0.2), ("t_max", 0.8)):
+        with pytest.raises(sf.InputError, match=f"{word}: only valid with a named grid"):
+            sf.sample(MODEL, n=2, grid=times, **{word: value})
+
+
+def test_a_solution_of_any_verb_is_saved_and_read_again(tmp_path):
+    for verb in RUNS:
+        found = VERBS[verb](nfe=24)
+        if verb in ("invert",):
+            continue  # saved with more: see test_tasks
+        found.save(tmp_path / "solution.safetensors")
+        again = sf.Solution.load(tmp_path / "solution.safetensors")
+        assert torch.equal(again.x, found.x)
+        for name in ("solver", "grid", "step", "nfe", "seed", "index", "noise", "rejected", "reason"):
+            assert getattr(again, name) == getattr(found, name), name
+    assert math.isfinite(found.nfe)
+
+
+def test_what_a_given_inversion_has_fixed_is_refused():
+    inversion = sf.invert(MODEL.with_condition(0), X, steps=6)
+    again = sf.edit(MODEL, None, 1, inversion=inversion, guidance=2.0)
+    assert torch.equal(again.x, inversion.decode(MODEL.with_condition(1), guidance=2.0).x)
+    assert again.distance.isnan().all()
+    for options in ({"steps": 4}, {"source": 0}, {"source_guidance": 2.0}, {"seed": 1}, {"grid": "uniform"}):
+        with pytest.raises(sf.InputError, match=f"{next(iter(options))}: the inversion that is given has fixed it"):
+            sf.edit(MODEL, None, 1, inversion=inversion, **options)
+    with pytest.raises(sf.InputError, match="smooth"):
+        sf.edit(MODEL, None, 1, inversion=inversion, smoothing=0.1)
+    with pytest.raises(sf.InputError, match="inversion: method 'flow-edit' cannot honour it"):
+        sf.edit(MODEL, X, 1, inversion=inversion, method="flow-edit")
+    with pytest.raises(sf.InputError, match="smooth: only valid with smoothing"):
+        sf.edit(MODEL, X, 1, source=0, smooth="generation")
+
+
+def test_methods_of_editing_are_objects_with_options_of_their_own():
+    for name in editing.names():
+        method = editing.get(name)
+        assert editing.get(method) is method
+        assert method.spec()["name"] == name
+    with pytest.raises(sf.UnknownNameError, match="did you mean 'flow-edit'"):
+        sf.edit(MODEL, X, 1, source=0, method="flowedit")
+    with pytest.raises(sf.InputError, match="no option 'share'; it takes average"):
+        editing.get("flow-edit", share=0.5)
+    for wrong in ((0.5,), (0.7, 0.2), "ab", 3):
+        with pytest.raises(sf.InputError, match="window"):
+            editing.RFInversion(window=wrong)
+
+
+@pytest.mark.parametrize("solver", ["euler", "midpoint", "rk4"])
+def test_edits_along_a_field_run_on_every_solver_of_flow_coordinates(solver):
+    same = sf.edit(MODEL, X, 0, source=0, method="flow-edit", solver=solver, steps=6)
+    torch.testing.assert_close(same.x, X)
+    seen = []
+    moved = sf.edit(
+        MODEL, X, 1, source=0, method="rf-inversion", solver=solver, steps=6, callback=seen.append, record=2
+    )
+    assert len(seen) == 12
+    assert moved.trajectory is not None
+    with pytest.raises(sf.InputError, match="follows a field of flow coordinates"):
+        sf.edit(MODEL, X, 1, source=0, method="flow-edit", solver="dpmpp-2m")
+    whole = sf.edit(MODEL, X, 1, source=0, method="flow-edit", solver=solver, steps=6)
+    parts = sf.edit(MODEL, X, 1, source=0, method="flow-edit", solver=solver, steps=6, batch_size=4)
+    torch.testing.assert_close(whole.x, parts.x)
