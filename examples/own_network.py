@@ -33,6 +33,6 @@ model = sf.Denoiser(net.requires_grad_(False), schedule, prediction="v_predictio
 points = data.sample(100, seed=10_000).float()
 inversion = sf.invert(model, points, solver="auto", nfe=24)
 inversion.save("points.safetensors")
-again = sf.Inversion.load("points.safetensors", model).decode()
+back = sf.Inversion.load("points.safetensors", model).decode()
 print(inversion.reason)
-print(f"round trip: {(again.x - points).abs().max():.1e}")
+print(f"round trip: {(back.x - points).abs().max():.1e}")

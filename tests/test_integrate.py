@@ -108,7 +108,7 @@ def test_memory_does_not_grow_with_the_number_of_steps():
 
         def __call__(self, info):
             alive = sum(
-                isinstance(o, torch.Tensor) and o.numel() == info.x.numel() and o.shape == info.x.shape
+                type(o) is torch.Tensor and o.numel() == info.x.numel() and o.shape == info.x.shape
                 for o in gc.get_objects()
             )
             self.most = max(self.most, alive)

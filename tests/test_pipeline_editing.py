@@ -46,7 +46,8 @@ def test_a_picture_is_edited_from_the_command_line(call, folder, picture, tmp_pa
     assert status == 0, problem
     figures = json.loads(text)
     assert figures["nfe"] == 24
-    assert Image.open(out).size == (32, 32)
+    with Image.open(out) as drawn:
+        assert drawn.size == (32, 32)
     again = tmp_path / "again.png"
     status, text, problem = call("edit", "--model", folder, "--from", saved, *goal, "--out", again, "--json")
     assert status == 0, problem

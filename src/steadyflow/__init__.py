@@ -1,11 +1,11 @@
 """steadyflow: sample, invert, reconstruct, edit and diagnose diffusion and flow models, stably.
 
-    import steadyflow as sf
+import steadyflow as sf
 
-    model = sf.load("digits")
-    inversion = sf.invert(model.with_condition(labels), images, solver="ees25", steps=16)
-    same = inversion.decode()
-    edited = inversion.decode(model.with_condition(8), guidance=3.0)
+model = sf.load("digits")
+inversion = sf.invert(model.with_condition(labels), images, solver="ees25", steps=16)
+same = inversion.decode()
+edited = inversion.decode(model.with_condition(8), guidance=3.0)
 """
 
 from typing import TYPE_CHECKING

@@ -87,15 +87,7 @@ def normal(
 def like(
     x: Tensor, seed: int, stream: int, node: tuple[int, int, int], samples: range | Sequence[int] | None = None
 ) -> Tensor:
-    """Return `normal` numbers with x's shape, type and device.
-
-    Args:
-        x: A batch, shape (B, ...).
-        seed: The seed.
-        stream: What the noise is for.
-        node: The place in the stream.
-        samples: The indices of the rows; 0 to B - 1 by default.
-    """
+    """Return `normal` numbers with the shape, type and device of the batch x; `samples` are 0 to B - 1 by default."""
     rows = range(len(x)) if samples is None else samples
     return normal(seed, stream, node, rows, x.shape[1:], dtype=x.dtype, device=x.device)
 
@@ -157,7 +149,7 @@ class _Threads(threading.local):
         self._generator = np.random.PCG64DXSM(0)
 
     def generator(self, address: tuple[int, ...], place: int) -> np.random.PCG64DXSM:
-        """Return the thread's generator, set to word `place` (of 64 bits) of the sequence at an address of six words."""
+        """Return the thread's generator, set to 64-bit word `place` of the sequence at an address of six words."""
         digest = hashlib.sha256(struct.pack("<6Q", *[a & _WORD for a in address])).digest()
         state, step = int.from_bytes(digest[:16], "little"), int.from_bytes(digest[16:], "little") | 1
         self._generator.state = {
@@ -177,18 +169,7 @@ def initial(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Return the starting latents of samples: standard normal numbers, shape (len(samples), *shape).
-
-    Args:
-        seed: The seed.
-        samples: The indices of the samples, one per row.
-        shape: The shape of one sample.
-        dtype: The type of the result.
-        device: The device of the result.
-
-    Raises:
-        InputError: An index is negative.
-    """
+    """Return the starting latents of samples, shape (len(samples), *shape); the arguments are those of `normal`."""
     return normal(seed, INITIAL, (0, 0, 0), samples, shape, dtype=dtype, device=device)
 
 
@@ -235,10 +216,6 @@ class NoiseSource(ABC):
     @abstractmethod
     def unit(self, a: float, b: float) -> Tensor:
         """Return `increment(a, b)` divided by its standard deviation, shape (B, *shape).
-
-        Args:
-            a: The clock at one end of the interval, finite and at least 0.
-            b: The clock at the other end.
 
         Raises:
             InputError: An end is negative or not finite, or the interval is shorter than the clock's resolution.

@@ -295,6 +295,7 @@ def _piebench(
 
     from steadyflow import __version__, metrics
     from steadyflow._internal import files
+    from steadyflow.diffusers import PipelineModel
     from steadyflow.loading import load_model
     from steadyflow.solvers import get
     from steadyflow.solvers.base import steps_for
@@ -302,7 +303,7 @@ def _piebench(
     from . import piebench
 
     denoiser, method = load_model(model), get(solver)
-    if not hasattr(denoiser, "image_shape"):
+    if not isinstance(denoiser, PipelineModel):
         raise InputError(f"model: {model!r} is no diffusers pipeline; PIE-Bench needs one that takes prompts")
     extractors: dict[str, metrics.Extractor] = {}
     if clip is not None:

@@ -109,9 +109,7 @@ def plan(
         level = schedule.at(t)
         return Prediction(x, torch.zeros_like(x), "v_prediction", level.alpha, level.sigma)
 
-    loop = StepLoop(
-        model, solver, schedule, grid, begin, noise=noise, defined_at_zero_noise=defined_at_zero_noise
-    )
+    loop = StepLoop(model, solver, schedule, grid, begin, noise=noise, defined_at_zero_noise=defined_at_zero_noise)
     queries: list[tuple[int, float]] = []
     for number, _ in enumerate(loop):
         queries += [(number, t) for t in times[len(queries) :]]

@@ -21,7 +21,7 @@ from ..errors import InputError
 class Anchor:
     """A correction that moves the state a share of the way to the state that a trajectory has at the same time.
 
-    With `keep`, the history of a multistep solver goes on; without it, the solver starts afresh from the new state.
+    With `keep`, a multistep solver goes on with its history; without, it starts afresh from the new state.
 
     Args:
         trajectory: The states of the inversion, recorded with `record="all"`.

@@ -129,7 +129,7 @@ def _read_picture(path: Path, shape: tuple[int, ...], resize: bool) -> Tensor:
         raise InputError(f"{path}: the model's samples have shape {shape} and are no pictures")
     if path.stat().st_size > _MAX_BYTES:
         raise InputError(f"{path}: a picture of {path.stat().st_size} bytes, at most {_MAX_BYTES} accepted")
-    data = io.BytesIO(path.read_bytes())  # reading more than there is from it takes no memory, as from a file it does
+    data = io.BytesIO(path.read_bytes())  # a claim of more than there is takes no memory here, as it does in a file
     try:
         with image_module.open(data, formats=_FORMATS) as image:
             if image.width * image.height > _MAX_PIXELS:

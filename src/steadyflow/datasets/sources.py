@@ -66,7 +66,7 @@ def open_source(
         InputError: The samples do not fit the model, or the model has no data of its own.
     """
     if path is None and resize:
-        raise InputError("resize: held-out data have the model's size; it goes with the pictures of an input")
+        raise InputError("resize: held-out data have the model's size; give it for pictures of an input")
     if path is None:
         found = _held_out(model, 16 if n is None else n, label)
         if len(found) == 0:

@@ -171,7 +171,7 @@ class Denoiser:
 
     @property
     def defined_at_zero_noise(self) -> bool:
-        """Whether the model can be evaluated at sigma = 0, where only flow and v predictions are defined and trained."""
+        """Whether the model can be evaluated at sigma = 0, which is the case for flow and v predictions."""
         return defined_at_zero_noise(self.prediction)
 
     def _replace(self, **changes: Any) -> Self:
@@ -234,7 +234,7 @@ class Denoiser:
             time = time if n == 1 else time.expand(n)  # stride 0 lets a network see that there is one time
         if self.reuses_output:
             torch.compiler.cudagraph_mark_step_begin()
-        net = cast(Callable[..., object], self.net)  # a network may return anything
+        net = cast("Callable[..., object]", self.net)  # a network may return anything
         try:
             output = net(inputs, time) if given is None else net(inputs, time, given)
         except RuntimeError as error:

@@ -113,15 +113,15 @@ def log_likelihood(
 
     def watched(x: Tensor, t: float) -> Prediction:
         """The model's prediction; the divergence of its field comes from the same forward evaluation."""
-        answers: list[Prediction] = []
+        predictions: list[Prediction] = []
 
         def field(leaf: Tensor) -> list[Tensor]:
-            answers.append(model(leaf, t))
-            return [answers[0].flow]
+            predictions.append(model(leaf, t))
+            return [predictions[0].flow]
 
         pull = pullback(field, [x])
         divergences.append(FLOW.scale(schedule.at(t)) * along(lambda v: pull([v])[0], directions))
-        prediction = answers[0]
+        prediction = predictions[0]
         return Prediction(x, prediction.output.detach(), prediction.kind, prediction.alpha, prediction.sigma)
 
     method = replace(method, coordinates="flow")

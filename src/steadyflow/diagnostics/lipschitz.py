@@ -32,7 +32,7 @@ from ..jacobians.maps import StepMap
 from ..jacobians.spectra import singular_values
 from ..noise import NoiseSource
 from ..solvers import registry
-from ..solvers.base import Solver
+from ..solvers.base import Solver, clean_level
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,10 @@ class Contractivity:
     """The local Lipschitz constant of each step along a run, per sample."""
 
     times: tuple[float, ...]
-    """The times of the grid, steps + 1 of them."""
+    """The times of the grid."""
     lipschitz: Tensor
-    """The largest singular value of each step's Jacobian, shape (steps, B)."""
+    """The largest singular value of each step's Jacobian, shape (steps, B); on a clean grid the last row is that of the
+    last evaluation."""
 
     @property
     def certified(self) -> Tensor:
@@ -86,7 +87,10 @@ def contractivity(
     check_state("x", x, model.shape)
     grid.check_domain(model.schedule)
     method, used, schedule = registry.get(solver), by_name(coordinates), model.schedule
-    if any(used.scale(schedule.at(t)) == 0.0 for t in grid):
+    ends = [schedule.at(t) for t in grid]
+    if grid.clean:
+        ends.append(clean_level(schedule, ends[-1]))
+    if any(used.scale(level) == 0.0 for level in ends):
         raise InputError(f"contractivity: {coordinates} coordinates are singular on this grid; use coordinates='flow'")
     rounds = min(products, x[0].numel())
     state, defined = method.start(x, schedule, grid.times[0]), model.defined_at_zero_noise

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from ..corrections.anchor import Anchor
 from ..errors import InputError
-from ..tasks.inversion import Inversion, run_inversion
+from ..tasks.inversion import Inversion, decode_options, run_inversion
 from .base import Edit, EditMethod, EditRequest, finished, register
 
 
@@ -56,14 +56,8 @@ def _there_and_back(method: EditMethod, request: EditRequest, share: float | Non
         up = options.changed(record="all" if holds else options.record)
         inversion = run_inversion(request.source, request.x, up)
         spent = inversion.nfe
-    back = inversion.decode(
-        request.target,
-        corrections=(*options.corrections, *_anchors(inversion, request, share)),
-        callback=options.callback,
-        record=options.record,
-        progress=options.progress,
-        batch_size=options.batch_size,
-    )
+    held = options.changed(corrections=(*options.corrections, *_anchors(inversion, request, share)))
+    back = inversion.decode(request.target, **decode_options(held))
     return finished(request, method, back, nfe=spent + back.nfe, inversion=inversion)
 
 

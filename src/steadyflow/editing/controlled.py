@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -41,29 +41,31 @@ _NO_INVERSION = {
 }
 
 
+@dataclass(frozen=True, eq=False)
 class _Field(Denoiser):
-    """A velocity du/dtau of flow coordinates as a model of a rectified flow whose time is tau.
+    """A velocity du/dtau of flow coordinates as a model of a rectified flow, whose time is tau.
 
-    velocity(u, tau, rows) answers for the samples `rows` of the batch; `calls` evaluations of the data's models each.
+    `net(u, tau, rows)` answers for the samples `rows` of the batch, with `calls` evaluations of the data's models.
     """
 
-    def __init__(self, velocity: Callable[[Tensor, float, slice], Tensor], calls: int, rows: slice = slice(None)):
-        super().__init__(velocity, RectifiedFlow(), prediction="flow", name="edit")
-        object.__setattr__(self, "_calls", calls)
-        object.__setattr__(self, "_rows", rows)
+    calls: int = 1
+    rows: slice = field(default_factory=lambda: slice(None))
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Prediction:
         assert isinstance(t, float)
         level = self.schedule.at(t)
-        output = self.net(x, t, self._rows)  # type: ignore[attr-defined]
-        return Prediction(x, output, "flow", level.alpha, level.sigma)
+        return Prediction(x, self.net(x, t, self.rows), "flow", level.alpha, level.sigma)
 
     def slice(self, start: int, stop: int) -> Self:
-        return type(self)(self.net, self._calls, slice(start, stop))  # type: ignore[attr-defined]
+        return self._replace(rows=slice(start, stop))
 
     @property
     def cost(self) -> int:
-        return self._calls  # type: ignore[attr-defined]
+        return self.calls
+
+
+def _field(velocity: Callable[[Tensor, float, slice], Tensor], calls: int) -> _Field:
+    return _Field(velocity, RectifiedFlow(), prediction="flow", name="edit", calls=calls)
 
 
 def _velocity(model: Denoiser, u: Tensor, tau: float, rows: slice) -> Tensor:
@@ -128,9 +130,9 @@ class FlowEdit(EditMethod):
                 change += _velocity(target, z + noisy - mine, tau, rows) - _velocity(source, noisy, tau, rows)
             return change / self.average
 
-        field = _Field(velocity, self.average * (source.cost + target.cost))
+        model = _field(velocity, self.average * (source.cost + target.cost))
         grid = options.falling(source)
-        found = run_batched(field, _clock(schedule, grid), solver, options, x=x)
+        found = run_batched(model, _clock(schedule, grid), solver, options, x=x)
         found = replace(found, grid=grid, seed=options.seed)
         return finished(request, self, found, nfe=found.nfe)
 
@@ -183,8 +185,8 @@ class RFInversion(EditMethod):
                 slope = slope + self.eta * ((state - u[rows]) / tau - slope)
             return slope
 
-        rising = run_batched(_Field(up, source.cost), times.reversed(), solver, options, x=u)
-        found = run_batched(_Field(down, target.cost), times, solver, options, x=rising.x)
+        rising = run_batched(_field(up, source.cost), times.reversed(), solver, options, x=u)
+        found = run_batched(_field(down, target.cost), times, solver, options, x=rising.x)
         found = replace(found, state=found.state * scale, grid=grid, seed=options.seed)
         return finished(request, self, found, nfe=rising.nfe + found.nfe)
 

@@ -27,7 +27,7 @@ from ..errors import InputError, NotInvertibleError
 from ..noise import NoiseSource
 from ..prediction import Prediction
 from ..tasks._options import Options, Resolved
-from ..tasks.inversion import Inversion
+from ..tasks.inversion import Inversion, decode_options
 from .base import Edit, EditMethod, EditRequest, finished, register
 
 _DEFAULTS: dict[str, Any] = {"solver": "ddpm", "strength": 0.64, "grid": "uniform"}
@@ -186,11 +186,5 @@ class ByNoiseMaps(EditMethod):
     def edit(self, request: EditRequest) -> Edit:
         options = request.options
         maps = _find(request.source, request.x, options)
-        back = maps.decode(
-            request.target,
-            corrections=options.corrections,
-            callback=options.callback,
-            record=options.record,
-            progress=options.progress,
-        )
+        back = maps.decode(request.target, **decode_options(options))
         return finished(request, self, back, nfe=maps.nfe + back.nfe, inversion=maps)

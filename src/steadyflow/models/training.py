@@ -88,17 +88,20 @@ def train(
     averaged = copy.deepcopy(net).eval()
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=weight_decay)
     ratio = None if last_lr is None else last_lr / lr
-    decay = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda k: 0.5 * (1 + math.cos(math.pi * k / steps)) if ratio is None else 1.0 + (ratio - 1.0) * k / steps,
-    )
+
+    def factor(k: int) -> float:
+        """The learning rate of step k over that of the first."""
+        return 0.5 * (1 + math.cos(math.pi * k / steps)) if ratio is None else 1.0 + (ratio - 1.0) * k / steps
+
+    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     low, high = model.schedule.t_range
     net.train()
     total, first = 0.0, 0
     if checkpoint is not None and Path(checkpoint).is_file():
         first = _resume(checkpoint, net, averaged, optimizer, generator)
-        decay.last_epoch = first - 1
-        decay.step()
+        decay.last_epoch = first  # a step of the decay before one of the optimizer would warn
+        for group in optimizer.param_groups:
+            group["lr"] = lr * factor(first)
     for step in range(first + 1, steps + 1):
         x0, labels = batch(generator)
         n = len(x0)

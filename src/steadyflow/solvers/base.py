@@ -137,9 +137,9 @@ class Properties:
     states: int = 1
     """The number of tensors carried between steps."""
     real_interval: float | None = None
-    """The largest r such that the method is stable on [-r, 0] for y' = z y, on a grid of equal steps; None if unknown."""
+    """The largest r such that it is stable on [-r, 0] for y' = z y, on a grid of equal steps; None if unknown."""
     imaginary_interval: float | None = None
-    """The largest r such that the method is stable on i [-r, r]; None if unknown."""
+    """The largest r such that it is stable on i [-r, r]; None if unknown."""
     source: str = ""
     """The paper, with its arXiv number."""
 
@@ -392,8 +392,6 @@ def ddim_factors(start: Level, end: Level) -> tuple[float, float]:
         SingularTimeError: alpha is 0 at the start.
     """
     if start.alpha == 0.0:
-        raise SingularTimeError(
-            f"alpha is 0 at t = {start.t:.6g}, where this step is undefined; give a smaller t_max"
-        )
+        raise SingularTimeError(f"alpha is 0 at t = {start.t:.6g}, where this step is undefined; give a smaller t_max")
     ratio = end.alpha / start.alpha
     return ratio, end.sigma - ratio * start.sigma

@@ -133,7 +133,8 @@ class ReNoise(ImplicitDDIM):
     def __post_init__(self):
         _check_rounds(self.name, self.rounds)
         if not 1 <= self.average <= self.rounds + 1:
-            raise InputError(f"renoise: got average {self.average}, expected a number from 1 to rounds + 1 = {self.rounds + 1}")
+            most = self.rounds + 1
+            raise InputError(f"renoise: got average {self.average}, expected a number from 1 to rounds + 1 = {most}")
 
     def inverse_step(self, state: Tensor, step: Step) -> Queries[Tensor]:
         a, b = ddim_factors(step.start, step.end)

@@ -1,7 +1,7 @@
 """Multistep methods: each step reuses the predictions of the steps before it.
 
-In a variable of time tau (see `variables`) a step is u1 = u0 + integral of f dtau. The last `order` slopes are
-interpolated by a polynomial P in some clock s(tau), and P is integrated exactly (Gauss-Legendre, 16 nodes):
+In coordinates u with time tau (see `coordinates`) a step is u1 = u0 + integral of f dtau. The last `order` slopes f
+are interpolated by a polynomial P in some clock s(tau), and P is integrated exactly (Gauss-Legendre, 16 nodes):
 
 | name     | coordinates | slopes  | clock s             |                                                  |
 |----------|-------------|---------|---------------------|--------------------------------------------------|
@@ -9,19 +9,39 @@ interpolated by a polynomial P in some clock s(tau), and P is integrated exactly
 | deis     | noise       | eps_hat | ln(sigma/alpha)     | DEIS with exponential weights (log-rho)          |
 | dpmpp-3m | data        | x0_hat  | ln(alpha/sigma)     | DPM-Solver++(3M), exponential Adams-Bashforth    |
 
-`dpmpp-2m` keeps the published coefficient, which differs from the exact integral at second order only:
+`dpmpp-2m` uses the published coefficient, which differs from the exact integral at second order only:
 
     x1 = (sigma1/sigma0) x + alpha1 (1 - e^-h) [ m0 + (h / 2 h_1) (m0 - m_1) ],     h = lambda1 - lambda0,
 
-and `ipndm` takes the equal-step Adams-Bashforth weights whatever the grid (Liu et al. 2022).
+and `ipndm` uses the Adams-Bashforth weights of equal steps on any grid (Liu et al. 2022).
 
-The stochastic forms add the noise of the reverse SDE, or its share eta: with c = 1 + eta and J_k = c times the integral
-of s^k e^(-c(h - s)) over [0, h],
+A worked example: DPM-Solver++(2M), on the path `VE` (alpha = 1, sigma = t), from t = 4 to t = 2 with one prediction
+before, at t = 8. The model predicts the noise. The state is x = 10 and the network returns eps = 2; the step before
+had m_1 = 3.
+
+1. `Multistep.step` requests the prediction at (x, 4). `Prediction.scaled` converts it to the slope of data
+   coordinates, m0 = x0_hat = x - 4 eps = 2, as the tensor eps - x/4 and the factor -4. The multiplication is left
+   to the last item, where it costs no pass of its own.
+2. `_linear_step` returns the numbers of the step from its cache, or from `DPMpp2M.coefficients`:
+   - tau = alpha/sigma (`DATA.time`) is 1/4 at the start and 1/2 at the end, so `gain` = 1/4. In the formula this is
+     (alpha1/sigma1) (1 - e^-h), with h = lambda1 - lambda0 = ln 2.
+   - `_extrapolation` returns h / (2 h_1) = 1/2, as h_1, the step before in lambda, is also ln 2. The slope is then
+     m0 + (m0 - m_1) / 2, and the weights in data coordinates are 1/4 * 3/2 = 3/8 for m0 and -1/4 * 1/2 = -1/8 for m_1.
+   - `transfer` returns to model space, x = sigma u (`DATA.scale`): the state gets the factor sigma1/sigma0 = 1/2, and
+     the weights are multiplied by sigma1 = 2. The result is LinearStep(x=1/2, slopes=(3/4, -1/4)).
+3. `_sum` multiplies these by the factors of item 1 (3/4 * -4 = -3 for the tensor of m0) and adds up all terms:
+   x1 = 10/2 + 3/4 * 2 - 1/4 * 3 = 5.75. The new `History` has x1 and both slopes.
+
+The other methods differ in `coefficients` only: `lms`, `deis` and `dpmpp-3m` get their weights from
+`_lagrange_weights`, the integrals of the Lagrange polynomials of the past clock values.
+
+The stochastic forms add the noise of the reverse SDE, or a share eta of it: with c = 1 + eta and J_k = c times the
+integral of s^k e^(-c(h - s)) over [0, h],
 
     x1 = (sigma1/sigma0) e^(-eta h) x + alpha1 (m0 J_0 + m' J_1 + m'' J_2 / 2) + sigma1 sqrt(1 - e^(-2 eta h)) z.
 
-Where a step ends in sigma = 0 or starts at alpha = 0 the order drops to one, which is DDIM there. The first steps
-have lower order, as there is less history. Inversion runs the same method up the grid, with a history of its own.
+A step that ends at sigma = 0 or starts at alpha = 0 is a DDIM step, of first order. The first steps have lower order,
+as there is less history. Inversion runs the same method up the grid, with a history of its own.
 
 Sources: Zhang & Chen 2022 (DEIS); Lu et al. 2022 (DPM-Solver++); Liu et al. 2022 (PNDM); Karras et al. 2022.
 """
@@ -52,21 +72,23 @@ from .state import solver_state
 ADAMS_INTERVALS = (2.0, 1.0, 6 / 11, 3 / 10)
 """The real stability intervals of the Adams-Bashforth methods of order 1 to 4 (Hairer & Wanner, sec. V.1)."""
 
-
 solver_state(Scaled)
 
 
 @solver_state
 class History(NamedTuple):
-    """The sample, and the slopes of the last steps with their path times, the newest first."""
+    """A sample and the slopes of the last steps."""
 
     x: Tensor
+    """The sample, shape (B, ...)."""
     times: tuple[float, ...]
+    """The path times of the slopes, the newest first."""
     slopes: tuple[Scaled, ...]
+    """The slopes, shape (B, ...) each, the newest first."""
 
 
 class LinearStep(NamedTuple):
-    """The numbers of a step  x1 = x * state + sum of slopes * past slopes + noise_std * z."""
+    """The numbers of a step, x1 = x * state + sum of slopes * past slopes + noise_std * z."""
 
     x: float
     """The factor of the state."""
@@ -78,10 +100,16 @@ class LinearStep(NamedTuple):
 
 @dataclass(frozen=True)
 class Multistep(Solver[History]):
-    """What the multistep methods share: a history of at most `order` slopes, which is the method's own order.
+    """The base of the multistep methods, which carry a history of at most `order` slopes.
 
-    The first step of a run is of first order, so that a run converges with order two at most; the error of that
-    one step is small, and the higher orders pay all the same.
+    The first step of a run is of first order, so that a run converges with order two at most. The error of that
+    one step is small, so a higher order of the method improves results nevertheless.
+
+    Args:
+        order: The order of the method with a full history, from 1 to `highest`.
+
+    Raises:
+        InputError: The order is out of range.
     """
 
     order: int = 3
@@ -91,9 +119,12 @@ class Multistep(Solver[History]):
             raise InputError(f"{self.name}: got order {self.order!r}, expected a whole number from 1 to {self.highest}")
 
     highest: ClassVar[int] = 4
+    """The highest order."""
     source: ClassVar[str] = ""
+    """The paper."""
     coordinates = "noise"
     stochastic: ClassVar[bool] = False
+    """Whether steps draw noise."""
 
     @property
     def properties(self) -> Properties:
@@ -138,13 +169,23 @@ class Multistep(Solver[History]):
 
     @abstractmethod
     def coefficients(self, past: Sequence[Level], end: Level) -> LinearStep:
-        """The numbers of a step from past[0] to `end` with slopes at the levels `past`, the newest first.
+        """Return the numbers of a step from past[0] to `end`.
 
-        They are cached for a solver and these levels, which are all that they may depend on.
+        They are cached for each solver and these levels, and must not depend on anything else.
+
+        Args:
+            past: The levels of the slopes, the newest first, with finite log-SNR.
+            end: The level at the end of the step.
         """
 
     def transfer(self, start: Level, end: Level, weights: Iterable[float]) -> LinearStep:
-        """(W1/W0) x + W1 sum of weights * slopes: a step in the coordinates, expressed in model space."""
+        """Convert a step u1 = u0 + sum of weights * slopes to model space: (W1/W0) x + W1 sum of weights * slopes.
+
+        Args:
+            start: The level at the start of the step, where the coordinates have the scale W0.
+            end: The level at its end, with the scale W1.
+            weights: The weights of the slopes, the newest first.
+        """
         coordinates = by_name(self.coordinates)
         before, after = coordinates.scale(start), coordinates.scale(end)
         return LinearStep(after / before, tuple(after * w for w in weights))
@@ -152,35 +193,42 @@ class Multistep(Solver[History]):
 
 @lru_cache(maxsize=4096)
 def _linear_step(solver: Multistep, schedule: Schedule, times: tuple[float, ...], t1: float) -> LinearStep:
-    """The numbers of a step to t1 with slopes at the times, the newest first."""
+    """Return the numbers of a step to t1 with slopes at the given times, the newest first."""
     return solver.coefficients(_regular(schedule, times), schedule.at(t1))
 
 
 def _sum(numbers: LinearStep, x: Tensor, slopes: Sequence[Scaled]) -> Tensor:
-    """The step without its noise."""
+    """Return the end of a step without its noise."""
     factors = [weight * slope.factor for weight, slope in zip(numbers.slopes, slopes, strict=True)]
     return combine(numbers.x, x, factors, [slope.tensor for slope in slopes])
 
 
 def _regular(schedule: Schedule, times: Sequence[float]) -> list[Level]:
-    """The levels at which the log-SNR is finite; the others can only be the oldest, where a run began."""
+    """Return the levels with finite log-SNR; another one can only be the oldest, at the start of a run."""
     return [level for level in map(schedule.at, times) if math.isfinite(level.log_snr)]
 
 
 def _lambda(level: Level) -> float:
-    """ln(alpha / sigma)."""
+    """Return lambda = ln(alpha / sigma)."""
     return 0.5 * level.log_snr
 
 
 @cache
 def _gauss() -> tuple[np.ndarray, np.ndarray]:
+    """Return the nodes and weights of Gauss-Legendre quadrature on [0, 1]."""
     nodes, weights = np.polynomial.legendre.leggauss(16)
     return 0.5 * (nodes + 1.0), 0.5 * weights
 
 
 def _lagrange_weights(knots: list[float], clock: np.ndarray, measure: np.ndarray) -> list[float]:
-    """The integral of each Lagrange polynomial of the knots, given clock values and their measure."""
-    result = []
+    """Return the integral of each Lagrange polynomial of the knots, by quadrature.
+
+    Args:
+        knots: The clock values of the slopes.
+        clock: The clock values of the quadrature's nodes.
+        measure: The weights of these nodes.
+    """
+    result: list[float] = []
     for j, knot in enumerate(knots):
         others = np.array(knots[:j] + knots[j + 1 :])
         values = np.prod((clock[:, None] - others) / (knot - others), axis=1)
@@ -190,7 +238,7 @@ def _lagrange_weights(knots: list[float], clock: np.ndarray, measure: np.ndarray
 
 @dataclass(frozen=True)
 class LMS(Multistep):
-    """Linear multistep in the noise coordinates: variable-step Adams-Bashforth in sigma/alpha, order 1 to 4."""
+    """LMS: variable-step Adams-Bashforth in sigma/alpha, in noise coordinates; order 1 to 4."""
 
     order: int = 4
     name: ClassVar[str] = "lms"
@@ -204,7 +252,7 @@ class LMS(Multistep):
 
 @dataclass(frozen=True)
 class DEIS(Multistep):
-    """DEIS: the noise interpolated in log sigma/alpha and integrated exactly, order 1 to 4."""
+    """DEIS: the noise is interpolated in ln(sigma/alpha) and integrated exactly; order 1 to 4."""
 
     name: ClassVar[str] = "deis"
     source = "Zhang & Chen 2022 (2204.13902)"
@@ -214,7 +262,13 @@ class DEIS(Multistep):
 
 
 def _exponential_weights(coordinates: Coordinates, past: Sequence[Level], end: Level) -> list[float]:
-    """Weights of slopes interpolated in ln tau and integrated over dtau, in the coordinates' units."""
+    """Return the weights of slopes that are interpolated in ln tau and integrated over dtau, in these coordinates.
+
+    Args:
+        coordinates: The coordinates, with time tau.
+        past: The levels of the slopes, the newest first, which is also the start of the step.
+        end: The level at the end of the step.
+    """
     knots = [math.log(coordinates.time(level)) for level in past]
     h = math.log(coordinates.time(end)) - knots[0]
     nodes, weights = _gauss()
@@ -227,7 +281,7 @@ _ADAMS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 
 
 @dataclass(frozen=True)
 class IPNDM(Multistep):
-    """iPNDM: the Adams-Bashforth weights of equal steps, whatever the grid; order 1 unless the steps are equal."""
+    """iPNDM: the Adams-Bashforth weights of equal steps on any grid; of order 1 unless the steps are equal."""
 
     order: int = 4
     name: ClassVar[str] = "ipndm"
@@ -245,7 +299,7 @@ class IPNDM(Multistep):
 
 @dataclass(frozen=True)
 class DPMpp2M(Multistep):
-    """DPM-Solver++(2M): second order, one evaluation a step."""
+    """DPM-Solver++(2M): second order, one evaluation per step. The module works an example of a step."""
 
     order: int = 2
     name: ClassVar[str] = "dpmpp-2m"
@@ -260,7 +314,7 @@ class DPMpp2M(Multistep):
 
 
 def _extrapolation(past: Sequence[Level], end: Level) -> float:
-    """h / (2 h_1): how far half the step reaches in units of the step before; 0 without history."""
+    """Return h / (2 h_1), half the step in units of the step before, both in lambda; 0 without history."""
     if len(past) < 2:
         return 0.0
     here = _lambda(past[0])
@@ -269,7 +323,7 @@ def _extrapolation(past: Sequence[Level], end: Level) -> float:
 
 @dataclass(frozen=True)
 class DPMpp3M(Multistep):
-    """DPM-Solver++(3M): third order, one evaluation a step.
+    """DPM-Solver++(3M): third order, one evaluation per step.
 
     The quadratic through three predictions is integrated exactly. Implementations that halve its last coefficient
     (k-diffusion, diffusers) are of second order.
@@ -288,9 +342,15 @@ class DPMpp3M(Multistep):
 class DPMppSDE(Multistep):
     """DPM-Solver++ for the reverse SDE, multistep: `dpmpp-sde` (order 1), `dpmpp-2m-sde`, `dpmpp-3m-sde`.
 
-    The order is that of the drift. Order 1 at eta = 1 is the ancestral sampler, with twice the log-SNR step of the ODE.
+    Order 1 at eta = 1 is the ancestral sampler, with twice the log-SNR step of the ODE.
 
-    eta: the share of the reverse SDE's noise; 1 is all of it, towards 0 the ODE's multistep method.
+    Args:
+        order: The order of the drift, 1 to 3.
+        eta: The share of the reverse SDE's noise, a positive number: 1 is all of it, and the limit 0 is the multistep
+            method of the ODE.
+
+    Raises:
+        InputError: An option is out of range.
     """
 
     order: int = 2
@@ -307,7 +367,7 @@ class DPMppSDE(Multistep):
             raise InputError(f"{self.name}: got eta {self.eta}, expected a positive number; {quiet!r} has no noise")
 
     @property
-    def name(self) -> str:  # type: ignore[override]  # one class serves a name an order
+    def name(self) -> str:  # type: ignore[override]  # the name depends on the order
         return "dpmpp-sde" if self.order == 1 else f"dpmpp-{self.order}m-sde"
 
     def spec(self) -> dict[str, Any]:
@@ -333,20 +393,30 @@ class DPMppSDE(Multistep):
 
 @solver_state
 class Predicted(NamedTuple):
-    """UniPC's state: the sample, whether a step predicted it, and the x0 predictions so far, the newest first."""
+    """A sample and the x0 predictions of the last steps."""
 
     x: Tensor
+    """The sample, shape (B, ...)."""
     predicted: bool
+    """Whether the sample is the result of a step, so that the next step corrects it."""
     times: tuple[float, ...]
+    """The path times of the predictions, the newest first."""
     slopes: tuple[Scaled, ...]
+    """The predictions, shape (B, ...) each, the newest first."""
 
 
 @dataclass(frozen=True)
 class UniPC(Solver[Predicted]):
     """UniPC: a multistep predictor and a corrector that reuses the evaluation at the predicted point.
 
-    order: of the predictor, 1 to 3; the corrector gains one. kind: "bh2" (B(h) = e^-h - 1) or "bh1" (B(h) = -h). One
-    evaluation a step, x0 prediction. Source: Zhao et al. 2023.
+    One evaluation per step, in terms of x0_hat. Source: Zhao et al. 2023.
+
+    Args:
+        order: The order of the predictor, 1 to 3; the corrector adds one.
+        kind: The function B(h): "bh2" for B(h) = e^-h - 1, "bh1" for B(h) = -h.
+
+    Raises:
+        InputError: An option is not one of these.
     """
 
     order: int = 2
@@ -362,7 +432,7 @@ class UniPC(Solver[Predicted]):
 
     @property
     def properties(self) -> Properties:
-        # the last prediction is not corrected, which costs nothing: one local error of order + 1
+        # the last prediction is not corrected, but its single local error does not lower the order
         interval = ADAMS_INTERVALS[self.order]  # with equal steps the corrected method is Adams-Bashforth, one order up
         return Properties(
             self.order + 1,
@@ -389,7 +459,7 @@ class UniPC(Solver[Predicted]):
         prediction = yield Query(state.x, step.t0)
         known = [prediction.scaled(*DATA.prediction), *state.slopes]
         times, slopes = (step.t0, *state.times)[: self.order], tuple(known[: self.order])
-        if step.start.sigma == 0.0:  # the beginning of an inversion: no history, and DDIM in the network's terms
+        if step.start.sigma == 0.0:  # the start of an inversion, without history: a DDIM step, which also exists there
             x = prediction.mix(step.end.alpha, step.end.sigma)
         else:
             numbers = _predictor_corrector(self, step.schedule, state.times, state.predicted, step.t0, step.t1)
@@ -397,18 +467,18 @@ class UniPC(Solver[Predicted]):
         return Predicted(x, True, times, slopes)
 
     def coefficients(self, past: Sequence[Level], end: Level, known: int, history: Sequence[Level]) -> LinearStep:
-        """The numbers of a step from past[0] to `end`: the corrector's over the last step, and the predictor's.
+        """Return the numbers of a step from past[0] to `end`, which first corrects the last step, then predicts.
 
         Args:
             past: The levels of the predictions that the predictor uses, the newest first.
-            end: Where the step ends.
-            known: How many predictions there are.
-            history: The levels of those before the newest, if the sample was predicted; else none.
+            end: The level at the end of the step.
+            known: The number of predictions.
+            history: The levels of the predictions before the newest, if the sample was predicted; else none.
         """
         start, corrected = past[0], [0.0] * known  # factors in the corrected sample; that of the predicted one is 1
         if history:
             with_it, without = self._factors(history, start, True), self._factors(history, start)
-            # one from the other: the sample that both started from goes, so that it need not be kept
+            # corrected minus predicted sample: the sample from which both start cancels, so the state need not have it
             corrected[0] = with_it[-1]
             for k, (new, old) in enumerate(zip(with_it[1:-1], without[1:], strict=True), 1):
                 corrected[k] = new - old
@@ -423,9 +493,9 @@ class UniPC(Solver[Predicted]):
         return LinearStep(ahead, tuple(weights))
 
     def _factors(self, past: Sequence[Level], end: Level, ahead: bool = False) -> list[float]:
-        """The factors of the sample at past[0] and of the predictions at `past` in UniP's sample at `end`.
+        """Return the factors of the sample at past[0] and of the predictions at `past` in UniP's sample at `end`.
 
-        With `ahead`, those of UniC, with the factor of the prediction at `end` as the last.
+        With `ahead` they are those of UniC, and the last is that of the prediction at `end`.
         """
         here, there = _lambda(past[0]), _lambda(end)
         h = here - there  # "hh" of the paper: minus the step, for x0 prediction
@@ -444,21 +514,22 @@ class UniPC(Solver[Predicted]):
 def _predictor_corrector(
     solver: UniPC, schedule: Schedule, times: tuple[float, ...], predicted: bool, t0: float, t1: float
 ) -> LinearStep:
-    """The numbers of a step of UniPC from t0 to t1, with predictions at `times` before it, the newest first."""
+    """Return the numbers of a step of UniPC from t0 to t1, with predictions at `times` before it, the newest first."""
     past = [schedule.at(t) for t in (t0, *times)[: solver.order]]
     return solver.coefficients(past, schedule.at(t1), 1 + len(times), _regular(schedule, times if predicted else ()))
 
 
 def _unified_weights(h: float, scale: float, knots: tuple[float, ...]) -> tuple[float, ...]:
-    """The weights rho of UniPC: R rho = b with R_ij = r_j^(i-1), b_i = i! phi_(i+1)(h) h / B(h).
+    """Return the weights rho of UniPC: R rho = b with R_ij = r_j^(i-1), b_i = i! phi_(i+1)(h) h / B(h).
 
-    A single knot gets 1/2, as the authors have it, which keeps the order.
+    A single knot gets 1/2, as in the authors' code, which does not lower the order.
     """
     if not knots:
         return ()
     if len(knots) == 1:
         return (0.5,)
-    phi, factorial, rhs = math.expm1(h) / h - 1.0, 1.0, []
+    rhs: list[float] = []
+    phi, factorial = math.expm1(h) / h - 1.0, 1.0
     for i in range(1, len(knots) + 1):
         rhs.append(phi * factorial / scale)
         factorial *= i + 1

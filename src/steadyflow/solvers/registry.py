@@ -47,7 +47,7 @@ def get(solver: str | Solver[Any], **options: Any) -> Solver[Any]:
     """
     if isinstance(solver, Solver):
         if options:
-            raise InputError(f"solver: the options {sorted(options)} are only valid with a solver's name, not with a Solver")
+            raise InputError(f"solver: the options {sorted(options)} are only valid with a name, not with a Solver")
         return solver
     if solver not in _MAKERS:
         raise UnknownNameError("solver", solver, _MAKERS)

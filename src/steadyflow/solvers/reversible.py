@@ -1,17 +1,17 @@
 """Exactly reversible methods: two states, so that the step map has an algebraic inverse.
 
-Every method here is a linear map of two states when the field is linear, and the product of its two roots is
+On a linear field every method here is a linear map of two states; the product of its two roots is
 the *determinant* D of the step. The physical root is about e^z, so the parasitic one is about D e^-z: the method is
-stable for real z < 0 iff |z| is at most about -ln |D|, and its inverse spreads rounding errors by 1 / |D| a step.
-With D = 1 nothing contracts. `coupling` sets D; "auto" takes it from the step,
+stable for real z < 0 iff |z| is at most about -ln |D|, and its inverse amplifies rounding errors by 1 / |D| per step.
+With D = 1 nothing contracts. The option `coupling` determines D; "auto" sets it from the step,
 
     |D| = (tau1 / tau0)^c,        tau = sigma / alpha (noise coordinates) or sigma / (alpha + sigma) (flow coordinates),
 
-so that the method just follows the strongest contraction of its coordinates, dtau / tau, at every step, and the
-inversion's growth is (tau_T / tau_0)^c over the whole grid. For Rex over Euler and c = 1 the stability interval is
+so that the method can follow the strongest contraction of its coordinates, dtau / tau, at every step, and an
+inversion amplifies by (tau_T / tau_0)^c over the whole grid. For Rex over Euler and c = 1 the stability interval is
 then exactly 1 - tau1 / tau0, the largest |z| of the step.
 
-Rex, the coupling of any Runge-Kutta method, has a file of its own (`rex`). Sources of the others: EDICT: Wallace et
+Rex, the coupling of any Runge-Kutta method, is in the module `rex`. Sources of the others: EDICT: Wallace et
 al. 2023; BDIA: Zhang et al. 2023; O-BELM: Wang et al. 2024; Reversible Heun: Kidger et al. 2021 (2105.13493); ALF:
 Zhuang et al. 2021; implicit midpoint: Hairer, Lubich & Wanner, Geometric Numerical Integration.
 """
@@ -36,44 +36,65 @@ from .registry import register
 from .state import solver_state
 
 Coupling = float | Literal["auto"]
+"""A number in (0, 1], or "auto" to set it from each step."""
 
 
 @solver_state
 class Pair(NamedTuple):
-    """Two coupled states in model space, shape (B, ...) each; the first is the sample."""
+    """Two coupled states in model space, shape (B, ...) each."""
 
     x: Tensor
+    """The sample."""
     y: Tensor
+    """The other state."""
 
 
 @solver_state
 class Neighbours(NamedTuple):
-    """The sample, and the one at the neighbouring time of the grid; none before the first step."""
+    """Samples at two neighbouring times of the grid, shape (B, ...) each."""
 
     x: Tensor
+    """The sample."""
     other: Tensor | None
+    """The sample before the last step; None before the first."""
     t_other: float
+    """The path time of `other`."""
 
 
 @solver_state
 class Moving(NamedTuple):
-    """The sample, an auxiliary tensor, and the slope there; none before the first step."""
+    """A sample with an auxiliary state and a slope, shape (B, ...) each."""
 
     x: Tensor
+    """The sample."""
     aid: Tensor | None
+    """The auxiliary state; None before the first step, and for methods without one."""
     slope: Tensor | None
+    """The last slope; None before the first step."""
 
 
-def check_coupling(value: Coupling, name: str) -> None:
-    """Raise `InputError` unless a coupling is a number in (0, 1] or "auto"."""
+def check_coupling(value: object, name: str) -> None:
+    """Check that a coupling is a number in (0, 1] or "auto".
+
+    Args:
+        value: The coupling.
+        name: The solver's name, for the message.
+
+    Raises:
+        InputError: It is neither.
+    """
     if value != "auto" and not (isinstance(value, int | float) and 0.0 < value <= 1.0):
         raise InputError(f'{name}: got coupling {value!r}, expected a number in (0, 1] or "auto"')
 
 
 def contraction(step: Step, power: float, coordinates: Coordinates = NOISE) -> float:
-    """(tau_clean / tau_noisy)^power over a step, for a time that grows with noise; kept away from 0 at singular ends.
+    """Return (tau_clean / tau_noisy)^power for a step, or 0.05 if it is smaller, as at a singular end.
 
-    The data coordinates, in which sampling contracts nothing, is given the noise coordinates's.
+    Args:
+        step: The step, in either direction.
+        power: The exponent.
+        coordinates: The coordinates of the time tau, which grows with noise. For data coordinates, in which sampling
+            contracts nothing, it is the time of noise coordinates.
     """
     clock = NOISE if coordinates is DATA else coordinates
     low, high = sorted((clock.time(step.start), clock.time(step.end)))
@@ -81,18 +102,26 @@ def contraction(step: Step, power: float, coordinates: Coordinates = NOISE) -> f
 
 
 def regular_coordinates(name: CoordinatesName, step: Step) -> Coordinates:
-    """The coordinates of a name, for methods that are not defined without it; raises `SingularTimeError` at its ends."""
+    """Return the coordinates with a name, for methods that cannot replace a singular step by a DDIM step.
+
+    Args:
+        name: The name of the coordinates.
+        step: The step, in either direction.
+
+    Raises:
+        SingularTimeError: The coordinates are singular at an end of the step.
+    """
     coordinates = regular_between(name, step.start, step.end)
     if coordinates is None:
         raise SingularTimeError(
-            f"an exactly reversible solver cannot cross the step from t = {step.t0:.6g} to t = {step.t1:.6g}: its "
-            f"coordinates {name!r} is singular there; bound the grid with t_max or t_min, or take another coordinates"
+            f"an exactly reversible solver cannot step from t = {step.t0:.6g} to t = {step.t1:.6g}, where {name} "
+            f"coordinates are singular; bound the grid with t_max or t_min, or use other coordinates"
         )
     return coordinates
 
 
 class TwoStates(Solver[Pair]):
-    """What the pair methods share: a start from equal states, and the sample as output."""
+    """The base of methods with a pair of states, which are equal at the start."""
 
     def start(self, x: Tensor, schedule: Schedule, t: float) -> Pair:
         return Pair(x, x)
@@ -110,11 +139,17 @@ class TwoStates(Solver[Pair]):
 
 @dataclass(frozen=True)
 class EDICT(TwoStates):
-    """Two DDIM states that denoise each other and are then averaged with weight p, the coupling.
+    """EDICT: two DDIM states that denoise each other and are then averaged with weight p, the coupling.
 
     With A = alpha1/alpha0 and B = sigma1 - A sigma0:  x' = A x + B eps(y, t0),  y' = A y + B eps(x', t0),
-    x1 = p x' + (1 - p) y',  y1 = p y' + (1 - p) x1. `alternate` exchanges the two states' roles at every other
-    step, as the authors' code does. Order 1; determinant p^2. Source: Wallace et al. 2023.
+    x1 = p x' + (1 - p) y',  y1 = p y' + (1 - p) x1. Order 1; determinant p^2. Source: Wallace et al. 2023.
+
+    Args:
+        coupling: p, in (0, 1], or "auto" (see the module).
+        alternate: Whether to exchange the roles of the two states at every other step, as the authors' code does.
+
+    Raises:
+        InputError: The coupling is out of range.
     """
 
     coupling: Coupling = 0.93
@@ -160,19 +195,26 @@ class EDICT(TwoStates):
 
 
 class TwoStep(Solver[Neighbours]):
-    """Two-step methods in the noise coordinates w = x / alpha that are reversible as they stand.
+    """The base of two-step methods in noise coordinates w = x / alpha, which are reversible by construction.
 
     With chi- < chi < chi+ the times of three neighbours, clean to noisy,
 
         w- = k w+ + (1 - k) w + [(chi- - chi) - k (chi+ - chi)] eps(w),
 
-    solved for w- in sampling and for w+ in inversion. The first step is DDIM; a step back over the step just
-    travelled returns the neighbour, without an evaluation. Determinant -k.
+    solved for w- in sampling and for w+ in inversion. The first step is a DDIM step. A step back over the last step
+    returns the neighbour, without an evaluation. Determinant -k.
     """
 
     @abstractmethod
     def weight(self, schedule: Schedule, clean: float, middle: float, noisy: float) -> float:
-        """k, from the three times."""
+        """Return k.
+
+        Args:
+            schedule: The path.
+            clean: The cleanest of the three neighbouring path times.
+            middle: The one between.
+            noisy: The noisiest.
+        """
 
     def start(self, x: Tensor, schedule: Schedule, t: float) -> Neighbours:
         return Neighbours(x, None, t)
@@ -198,14 +240,14 @@ class TwoStep(Solver[Neighbours]):
         here, down, up = (step.schedule.at(t).ratio for t in (step.t0, clean, noisy))
         gain = (down - here) - k * (up - here)
         eps = (yield Query(x, step.t0)).eps
-        # the relation solved for the neighbour ahead: factors of the one behind, of this one, and of eps
+        # the relation solved for the next neighbour: the factors of the last one, of this one, and of eps
         behind, middle, slope = (1 / k, -(1 - k) / k, -gain / k) if step.rising else (k, 1 - k, gain)
         after = scale[step.t1]
         factors = [after * behind / scale[t_other], after * slope]
         return Neighbours(combine(after * middle / scale[step.t0], x, factors, [other, eps]), x, step.t0)
 
     def determinant(self, step: Step) -> float:
-        """-k of an interior step; the steps at hand do not show the neighbour, so equal steps are assumed."""
+        """Return -k of an interior step, with the third neighbour, which a step does not have, at an equal distance."""
         low, high = sorted((step.t0, step.t1))
         beyond = step.schedule.at(high).ratio * 2 - step.schedule.at(low).ratio
         noisy = step.schedule.t_from_ratio(beyond)
@@ -223,10 +265,16 @@ class TwoStep(Solver[Neighbours]):
 
 @dataclass(frozen=True)
 class BDIA(TwoStep):
-    """Bidirectional integration approximation: k = gamma alpha+ / alpha-, gamma the coupling.
+    """BDIA, bidirectional integration approximation: k = gamma alpha+ / alpha-, gamma the coupling.
 
-    One evaluation a step, order 1. The inverse amplifies by 1 / gamma a step, so that gamma below about 0.9 is
-    unusable for inversion in float32 (refused, with the predicted growth). Source: Zhang et al. 2023.
+    One evaluation per step, order 1. The inverse amplifies by 1 / gamma per step, so that gamma below about 0.9 is
+    unusable for inversion in float32, which is refused. Source: Zhang et al. 2023.
+
+    Args:
+        coupling: gamma, in (0, 1], or "auto" (see the module).
+
+    Raises:
+        InputError: The coupling is out of range.
     """
 
     coupling: Coupling = 0.96
@@ -241,7 +289,7 @@ class BDIA(TwoStep):
         real = None if gamma == "auto" else 2 * (1 - gamma) / (1 + gamma)
         return Properties(1, 1, "exact", states=2, real_interval=real, source="Zhang et al. 2023 (2307.10829)")
 
-    def weight(self, schedule, clean, middle, noisy):
+    def weight(self, schedule: Schedule, clean: float, middle: float, noisy: float) -> float:
         if self.coupling == "auto":
             return max((schedule.at(clean).ratio / schedule.at(middle).ratio) ** 1.4, 0.05)
         return self.coupling * schedule.at(noisy).alpha / schedule.at(clean).alpha
@@ -251,8 +299,8 @@ class BDIA(TwoStep):
 class BELM(TwoStep):
     """O-BELM: the two-step method of second order, k = q^2, q = (chi - chi-) / (chi+ - chi).
 
-    The variable-step leapfrog in the noise coordinates. One evaluation a step, order 2. Stable only where the steps
-    in chi shrink towards the data (q < 1). Source: Wang et al. 2024.
+    It is the variable-step leapfrog in noise coordinates. One evaluation per step, order 2. It is stable only if the
+    steps in chi shrink towards the data (q < 1). Source: Wang et al. 2024.
     """
 
     name: ClassVar[str] = "belm"
@@ -263,14 +311,21 @@ class BELM(TwoStep):
             2, 1, "exact", states=2, real_interval=0.0, imaginary_interval=1.0, source="Wang et al. 2024 (2410.07273)"
         )
 
-    def weight(self, schedule, clean, middle, noisy):
+    def weight(self, schedule: Schedule, clean: float, middle: float, noisy: float) -> float:
         down, here, up = (schedule.at(t).ratio for t in (clean, middle, noisy))
         return ((here - down) / (up - here)) ** 2
 
 
 @dataclass(frozen=True)
 class Auxiliary(Solver[Moving]):
-    """What Reversible Heun and ALF share: one coordinates for the whole journey, and a slope kept between steps."""
+    """The base of Reversible Heun and ALF, which carry a slope from step to step in one set of coordinates.
+
+    Args:
+        coordinates: The coordinates in which to step, "noise" or "data".
+
+    Raises:
+        InputError: The coordinates are neither.
+    """
 
     coordinates: CoordinatesName = "noise"
 
@@ -287,18 +342,32 @@ class Auxiliary(Solver[Moving]):
 
 @dataclass(frozen=True)
 class ReversibleHeun(Auxiliary):
-    """Reversible Heun: z1 = 2 u - z + h f(t0, z),  u1 = u + h/2 (f(t0, z) + f(t1, z1)); the step back is itself.
+    """Reversible Heun: z1 = 2 u - z + h f(t0, z),  u1 = u + h/2 (f(t0, z) + f(t1, z1)); it is its own inverse.
 
-    One evaluation a step and one to start, order 2, determinant 1 in modulus: stable on i [-1, 1] alone.
-    Source: Kidger et al. 2021.
+    One evaluation per step and one more in the first; order 2. The determinant is 1 in modulus: it is stable only on
+    i [-1, 1]. Source: Kidger et al. 2021.
+
+    Args:
+        coordinates: The coordinates in which to step, "noise" or "data".
+
+    Raises:
+        InputError: The coordinates are neither.
     """
 
     name: ClassVar[str] = "reversible-heun"
 
     @property
     def properties(self) -> Properties:
-        source = "Kidger et al. 2021 (2105.13493)"
-        return Properties(2, 1, "exact", startup_evaluations=1, states=3, real_interval=0.0, imaginary_interval=1.0, source=source)
+        return Properties(
+            order=2,
+            evaluations=1,
+            inverse="exact",
+            startup_evaluations=1,
+            states=3,
+            real_interval=0.0,
+            imaginary_interval=1.0,
+            source="Kidger et al. 2021 (2105.13493)",
+        )
 
     @property
     def points(self) -> int:
@@ -322,10 +391,17 @@ class ReversibleHeun(Auxiliary):
 
 @dataclass(frozen=True)
 class ALF(Auxiliary):
-    """Asynchronous leapfrog (MALI), damped by c: k = u + h/2 v,  v1 = v + 2 c (f(k) - v),  u1 = k + h/2 v1.
+    """ALF, the asynchronous leapfrog of MALI, damped by c: k = u + h/2 v,  v1 = v + 2 c (f(k) - v),  u1 = k + h/2 v1.
 
-    One evaluation a step and one to start. Order 2 at c = 1, else 1; determinant 1 - 2 c, so that c = 1/2 has no
-    inverse. Source: Zhuang et al. 2021.
+    One evaluation per step and one more in the first. Order 2 at c = 1, else 1; determinant 1 - 2 c, so that c = 1/2
+    has no inverse. Source: Zhuang et al. 2021.
+
+    Args:
+        coordinates: The coordinates in which to step, "noise" or "data".
+        damping: c, in (0.5, 1].
+
+    Raises:
+        InputError: An option is out of range.
     """
 
     damping: float = 1.0
@@ -360,7 +436,7 @@ class ALF(Auxiliary):
         return self._move(state, step, -1 / back, 2 * self.damping / back)
 
     def _move(self, state: Moving, step: Step, of_v: float, of_f: float) -> Queries[Moving]:
-        """Half a step along v, v1 = of_v v + of_f f(middle), half a step along v1."""
+        """Make half a step along v, set v1 = of_v v + of_f f(middle), and make half a step along v1."""
         coordinates = regular_coordinates(self.coordinates, step)
         x, _, v = state
         if v is None:
@@ -376,11 +452,19 @@ class ALF(Auxiliary):
 
 @dataclass(frozen=True)
 class ImplicitMidpoint(Solver[Tensor]):
-    """u1 = u + h f(t + h/2, (u + u1) / 2), solved by fixed-point iteration; symmetric, and stable everywhere.
+    """Implicit midpoint: u1 = u + h f(t + h/2, (u + u1) / 2), solved by fixed-point iteration; symmetric and A-stable.
 
-    One state. The iteration converges where |h| times the field's Lipschitz constant is below 2. It stops when
-    rounds change each sample's middle state by less than `tolerance` of its size (1e-12 in float64, 1e-6 in float32 by
-    default), and raises `ConvergenceError` after `iterations` rounds. The round trip is exact to that tolerance.
+    It carries one state. The iteration converges if |h| times the field's Lipschitz constant is below 2. The round trip
+    is exact to the tolerance. Source: Hairer, Lubich & Wanner 2006.
+
+    Args:
+        coordinates: The coordinates in which to step, "flow", "noise" or "data".
+        tolerance: The iteration stops when it changes each sample's middle state by less than this share of its size;
+            1e-12 in float64 and 1e-6 in float32 by default.
+        iterations: The number of iterations after which a step raises `ConvergenceError`.
+
+    Raises:
+        UnknownNameError: There are no such coordinates.
     """
 
     coordinates: CoordinatesName = "flow"
@@ -415,7 +499,7 @@ class ImplicitMidpoint(Solver[Tensor]):
         for _ in range(self.iterations):
             slope = coordinates.slope((yield Query(middle, t)))
             better = combine(ratio, state, [here * h / 2], [slope])
-            # a sample that has converged stays, so that it is the same in any batch
+            # a sample that has converged does not change any more, so that it is the same in any batch
             middle, before_it = torch.where(broadcast(moving, state), better, middle), middle
             change = norm(middle - before_it).detach() / norm(middle).detach().clamp_min(1e-30)
             moving = moving & ~(change <= tolerance)  # NaN moves
@@ -424,7 +508,7 @@ class ImplicitMidpoint(Solver[Tensor]):
         else:
             raise ConvergenceError(
                 f"implicit-midpoint: at t = {t:.6g} the fixed point still moved by {change.max():.1e} of its size "
-                f"after {self.iterations} rounds (asked for {tolerance:.1e}); take more steps or a larger tolerance"
+                f"after {self.iterations} rounds (tolerance {tolerance:.1e}); use more steps or a larger tolerance"
             )
         # u1 = 2 (middle) - u, which keeps the symmetry to rounding
         return combine(2 * after / here, middle, [-after / before], [state])

@@ -1,6 +1,6 @@
-"""Rex: McCallum-Foster coupling over a Runge-Kutta method, for ODEs, and over an SDE method.
+"""Rex: the McCallum-Foster coupling of a Runge-Kutta method, for ODEs, or of an SDE method.
 
-See `reversible` for what exactly reversible methods share: two states, a determinant, a coupling.
+See the module `reversible` for what exactly reversible methods share: two states, a determinant, a coupling.
 Sources: McCallum & Foster 2024 (2410.11648); Blasingame & Liu 2025 (2502.08834); Foster et al. 2024 (ShARK).
 """
 
@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -33,14 +33,23 @@ _REX_POWER = {"euler": 1.0}
 
 @dataclass(frozen=True)
 class Rex(TwoStates):
-    """McCallum-Foster coupling over a Runge-Kutta method in a variable: Rex, for ODEs.
+    """Rex: the McCallum-Foster coupling of a Runge-Kutta method.
 
     With P_h(t, x) the method's increment in the coordinates, and zeta the coupling,
 
         u1 = zeta u + (1 - zeta) v + P_h(t0, v),        v1 = v - P_-h(t1, u1),
 
-    and back: v = v1 + P_-h(t1, u1), u = (u1 - (1 - zeta) v - P_h(t0, v)) / zeta. Determinant zeta. Order that of the
-    method; twice its evaluations. Source: 2410.11648, 2502.08834.
+    and back: v = v1 + P_-h(t1, u1), u = (u1 - (1 - zeta) v - P_h(t0, v)) / zeta. Determinant zeta. It has the order of
+    the method and twice its evaluations. Source: 2410.11648, 2502.08834.
+
+    Args:
+        method: The name of a Runge-Kutta method without options.
+        coordinates: The coordinates in which to step, "flow", "noise" or "data".
+        coupling: zeta, in (0, 1], or "auto" (see the module `reversible`).
+
+    Raises:
+        UnknownNameError: There are no such coordinates.
+        InputError: The coupling is out of range.
     """
 
     method: str = "euler"
@@ -52,7 +61,7 @@ class Rex(TwoStates):
         check_coupling(self.coupling, self.name)
 
     @property
-    def name(self) -> str:  # type: ignore[override]  # one class serves a name a method
+    def name(self) -> str:  # type: ignore[override]  # the name depends on the method
         return f"rex-{self.method}"
 
     @property
@@ -99,15 +108,17 @@ class Rex(TwoStates):
         back = yield from base.stages(state.x, step.schedule, step.start, step.end, coordinates)
         y = combine(ratio, state.y, back.plan.coefficients(0.0, after, b), back.basis)
         forth = yield from base.stages(y, step.schedule, step.end, step.start, coordinates)
-        return Pair(combine(ratio / zeta, state.x, forth.plan.coefficients(1 - 1 / zeta, -after / zeta, b), forth.basis), y)
+        coefficients = forth.plan.coefficients(1 - 1 / zeta, -after / zeta, b)
+        return Pair(combine(ratio / zeta, state.x, coefficients, forth.basis), y)
 
 
 @cache
 def _coupled_interval(tableau: Tableau, zeta: float) -> float:
-    """The real stability interval of McCallum-Foster coupling, from the roots of its matrix on u' = z u,
+    """Return the real stability interval of the McCallum-Foster coupling.
 
-    [[zeta, 1 - zeta + a], [-b zeta, 1 - b (1 - zeta + a)]],  a = R(z) - 1,  b = R(-z) - 1: those of
-    r^2 - (zeta + 1 - b (1 - zeta + a)) r + zeta, R being the method's stability polynomial.
+    On u' = z u a step has the matrix [[zeta, 1 - zeta + a], [-b zeta, 1 - b (1 - zeta + a)]], a = R(z) - 1,
+    b = R(-z) - 1, with R the method's stability polynomial. Its eigenvalues are the roots of
+    r^2 - (zeta + 1 - b (1 - zeta + a)) r + zeta.
     """
     polynomial = np.poly1d(tableau.stability_polynomial()[::-1])
 
@@ -123,18 +134,27 @@ def _coupled_interval(tableau: Tableau, zeta: float) -> float:
 
 @dataclass(frozen=True)
 class RexSDE(TwoStates):
-    """Rex for the reverse SDE, over the addressed Brownian path of the run.
+    """Rex for the reverse SDE, on the addressed Brownian path of the run.
 
-    In the noise coordinates u = x / alpha the SDE is du = 2 eps_hat dchi + dB over chi^2, in the data coordinates
+    In noise coordinates u = x / alpha the SDE is du = 2 eps_hat dchi + dB over chi^2, in data coordinates
     u = x alpha / sigma^2 it is du = x0_hat drho + dB over rho = (alpha / sigma)^2. The coupling is that of `Rex`, with
-    the same increments W (and areas H) of B both ways, so that a sample's latent and seed give it back exactly. The
-    latent of an inversion is no draw of the prior: reverse-time sampling contracts strongly, its inverse expands.
+    the same increments W (and areas H) of B in both directions, so that a sample is reconstructed exactly from its
+    latent and seed. The latent of an inversion is not distributed like the prior: reverse-time sampling contracts
+    strongly, and its inverse expands.
 
     Increments of the base method: "euler-maruyama", or "shark" (Foster et al. 2024; data coordinates only),
 
         Z1 = u + H,  Z2 = u + 5/6 (h f(Z1) + W) + H,  P = h (2/5 f(Z1) + 3/5 f(Z2)) + W.
 
     Source: 2502.08834, section on SDEs.
+
+    Args:
+        method: "euler-maruyama" or "shark".
+        coordinates: "data" or, for "euler-maruyama", "noise".
+        coupling: zeta, in (0, 1].
+
+    Raises:
+        InputError: An option is not one of these.
     """
 
     method: Literal["euler-maruyama", "shark"] = "euler-maruyama"
@@ -145,13 +165,13 @@ class RexSDE(TwoStates):
         if self.method not in ("euler-maruyama", "shark"):
             raise InputError(f"rex-sde: got method {self.method!r}, expected 'euler-maruyama' or 'shark'")
         if self.coordinates not in (("data",) if self.method == "shark" else ("noise", "data")):
-            raise InputError(f"{self.name}: the {self.coordinates!r} coordinates is not defined for it; use 'data'")
+            raise InputError(f"{self.name}: not defined in {self.coordinates!r} coordinates; use 'data'")
         check_coupling(self.coupling, self.name)
-        if self.coupling == "auto":
-            raise InputError(f'{self.name}: coupling "auto" follows the contraction of an ODE; give a number in (0, 1]')
+        if cast(Coupling, self.coupling) == "auto":
+            raise InputError(f'{self.name}: coupling "auto" is only valid for ODE methods; give a number in (0, 1]')
 
     @property
-    def name(self) -> str:  # type: ignore[override]  # one class serves a name a method
+    def name(self) -> str:  # type: ignore[override]  # the name depends on the method
         return "rex-shark" if self.method == "shark" else "rex-sde"
 
     def spec(self) -> dict[str, Any]:
@@ -181,7 +201,7 @@ class RexSDE(TwoStates):
         return scale
 
     def _increment(self, x: Tensor, step: Step, start: Level, end: Level) -> Queries[Tensor]:
-        """Drift and noise of a step of the base method from x at one level to another, in the coordinates."""
+        """Return drift plus noise of a step of the base method from x at one level to another, in the coordinates."""
         if self.method == "shark":
             return (yield from self._shark(x, step, start, end))
         prediction = yield Query(x, start.t)
@@ -221,7 +241,7 @@ class RexSDE(TwoStates):
 
 
 def _maker(method: str) -> Callable[..., Rex]:
-    """What makes Rex over one method, whose name is then no option."""
+    """Return a function that creates Rex over one method, without the method among its options."""
 
     def make(coordinates: CoordinatesName = "noise", coupling: Coupling = 0.999) -> Rex:
         return Rex(method, coordinates, coupling)

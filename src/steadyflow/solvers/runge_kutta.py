@@ -5,12 +5,12 @@ With scale W and time tau of the coordinates (see `coordinates`), a step from t0
     x_i = (W_i / W0) x + W_i h sum_{j<i} A_ij k_j,   k_i = slope(prediction at (x_i, t_i)),  tau_i = tau0 + c_i h
     x1  = (W1 / W0) x + W1 h sum_i b_i k_i.
 
-The step back is the same step with the ends exchanged. Euler is DDIM in any coordinates, Heun in the noise coordinates
-is EDM's deterministic sampler, midpoint in the flow coordinates is RF-Solver (Wang et al. 2024), and EES gives the
+The step back is the same step with the ends exchanged. Euler is DDIM in any coordinates, Heun in noise coordinates
+is EDM's deterministic sampler, midpoint in flow coordinates is RF-Solver (Wang et al. 2024), and EES gives the
 near-reversible samplers of 2605.16399.
 
-Where the coordinates are singular at an end of the step, or a stage would ask the model for a state without noise
-(sigma = 0), the step is one DDIM step, which is defined there; Euler's steps all are.
+If the coordinates are singular at an end of the step, or a stage would evaluate the model at sigma = 0 where it is not
+defined, the step is a DDIM step, which is defined there. Euler's steps always are DDIM steps.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 from torch import Tensor
 
@@ -37,8 +37,16 @@ from .tableaux import Tableau
 class StepPlan:
     """The numbers of a step: its stages and its end as linear combinations of a basis of tensors.
 
-    The basis is the state that the step began with and the model's outputs so far, so that each stage is computed from
-    those tensors directly: one pass over the memory for each of them, and none for a slope.
+    The basis consists of the state at the start of the step and the model's outputs so far. Each stage is computed
+    directly from these tensors, with one pass over the memory for each of them and none for a slope.
+
+    Args:
+        tableau: The method.
+        coordinates: The coordinates in which to step, regular at both ends.
+        kind: What the network predicts.
+        schedule: The path.
+        start: The level at the start of the step.
+        end: The level at its end.
     """
 
     def __init__(
@@ -56,11 +64,11 @@ class StepPlan:
         self._tableau, self._prediction = tableau, coordinates.prediction
         tau = coordinates.time(start)
         self.h = coordinates.time(end) - tau
-        """The step in the coordinates' own time."""
+        """The size of the step in the time of the coordinates."""
         self.before, self.after = coordinates.scale(start), coordinates.scale(end)
-        """The coordinates' scale at both ends."""
+        """The scale of the coordinates at the start and at the end."""
         self.stages: list[tuple[float, list[float]]] = []
-        """The stages after the first: their times, and their coefficients in the basis."""
+        """The stages after the first: their path times, and their coefficients in the basis."""
         self._slopes = [slope(start, [1.0])]  # an explicit method's first stage is the state itself
         for row, c in zip(tableau.a[1:], tableau.c[1:], strict=True):
             if c == 1.0:
@@ -77,22 +85,23 @@ class StepPlan:
         """The coefficients in the basis of the state at the end of the step."""
 
     def coefficients(self, first: float, scale: float, weights: Sequence[float]) -> list[float]:
-        """The coefficients in the basis of  first x + scale h sum_i weights_i k_i."""
+        """Return the coefficients in the basis of  first x + scale h sum_i weights_i k_i."""
         return _combination(first, scale * self.h, weights, self._slopes)
 
     def error(self, after: Prediction | None) -> list[float]:
-        """The coefficients in the basis of an embedded method's error estimate, in the coordinates' units.
+        """Return the coefficients in the basis of the error estimate of an embedded method, in these coordinates.
 
         Args:
-            after: What the model says at the step's end, whose output is then the last of the basis, for methods whose
-                estimate takes it in (first same as last).
+            after: The prediction at the end of the step, if the estimate needs it (first same as last). Its output is
+                then the last tensor of the basis.
         """
         b, low, slopes = self._tableau.b, self._tableau.b_low, self._slopes
         assert low is not None
         weights = [one - other for one, other in zip(b, low, strict=False)]
         if after is not None:
             weights.append(-low[-1])
-            slopes = [*slopes, _slope(after.factors(*self._prediction), self.end)]
+            of = cast("tuple[float, float]", after.factors(*self._prediction))  # as all samples have one time
+            slopes = [*slopes, _slope(of, self.end)]
         return _combination(0.0, self.h, weights, slopes)
 
 
@@ -105,12 +114,21 @@ def step_plan(
     start: Level,
     end: Level,
 ) -> StepPlan:
-    """The plan of a step between two levels; it is shared, so it is not to be changed."""
+    """Return the plan of a step between two levels, from a cache; do not modify it.
+
+    Args:
+        tableau: The method.
+        coordinates: The coordinates in which to step, regular at both levels.
+        kind: What the network predicts.
+        schedule: The path.
+        start: The level at the start of the step.
+        end: The level at its end.
+    """
     return StepPlan(tableau, coordinates, kind, schedule, start, end)
 
 
 def _slope(of: tuple[float, float], state: Sequence[float]) -> list[float]:
-    """A slope's coefficients in the basis, from those of the state at which the model is asked.
+    """Return a slope's coefficients in the basis, from those of the state at which the model is evaluated.
 
     Args:
         of: The factors of that state and of the model's output in the slope.
@@ -121,7 +139,7 @@ def _slope(of: tuple[float, float], state: Sequence[float]) -> list[float]:
 
 
 def _combination(first: float, h: float, weights: Sequence[float], slopes: Sequence[Sequence[float]]) -> list[float]:
-    """The coefficients of  first x + h sum of weights * slopes, each slope given by its own coefficients."""
+    """Return the coefficients of  first x + h sum of weights * slopes, each slope given by its coefficients."""
     result = [first] + [0.0] * len(weights)
     for weight, slope in zip(weights, slopes, strict=True):
         for j, coefficient in enumerate(slope):
@@ -130,26 +148,33 @@ def _combination(first: float, h: float, weights: Sequence[float], slopes: Seque
 
 
 class Stages(NamedTuple):
-    """A step whose stages have been asked for."""
+    """The evaluated stages of a step."""
 
     plan: StepPlan
+    """The numbers of the step."""
     basis: list[Tensor]
-    """The state that the step began with, shape (B, ...), and the model's outputs."""
+    """The state at the start of the step, shape (B, ...), and the model's outputs."""
 
 
 METHODS: list[type[RungeKutta]] = []
-"""The methods without options; `rex` couples each of them as "rex-" and its name."""
+"""The methods without options; each is also registered as the base of Rex, under "rex-" and its name."""
 
 
 @dataclass(frozen=True)
 class RungeKutta(Solver[Tensor]):
-    """An explicit Runge-Kutta method in "flow", "noise" or "data" coordinates.
+    """An explicit Runge-Kutta method in flow, noise or data coordinates.
 
-    A subclass that is given its tableau takes its name from it, is registered by it and added to `METHODS`; one with options of its own
-    has a name, and makes its tableau of them.
+    A subclass with the class argument `tableau` takes its name from the tableau, is registered under it, and is added
+    to `METHODS`. A subclass with options defines `name` and `tableau` itself.
 
     Flow coordinates are regular at both ends of every path, and their round trips are the best or close to it on
     all the models measured here (benchmarks/coordinates.py).
+
+    Args:
+        coordinates: The coordinates in which to step, "flow", "noise" or "data".
+
+    Raises:
+        UnknownNameError: There are no such coordinates.
     """
 
     coordinates: CoordinatesName = "flow"
@@ -182,7 +207,11 @@ class RungeKutta(Solver[Tensor]):
         return linear_combination(plan.end, basis)
 
     def regular_coordinates(self, step: Step) -> Coordinates | None:
-        """The coordinates for this step, or None where only a DDIM step is defined."""
+        """Return the coordinates for a step, or None if only a DDIM step is defined.
+
+        Args:
+            step: The step, in either direction.
+        """
         if not step.defined_at_zero_noise and 1.0 in self.tableau.c and step.end.sigma == 0.0:
             return None
         return regular_between(self.coordinates, step.start, step.end)
@@ -196,15 +225,21 @@ class RungeKutta(Solver[Tensor]):
         coordinates: Coordinates,
         first: Prediction | None = None,
     ) -> Queries[Stages]:
-        """Ask for the stages of a step from x at one level to another.
+        """Evaluate the stages of a step.
 
         Args:
             x: The state at `start`, shape (B, ...).
             schedule: The path.
-            start: Where the step begins.
-            end: Where the step ends.
-            coordinates: Those to step in, regular at both levels.
-            first: What the model says at the start, where it has been asked.
+            start: The level at the start of the step.
+            end: The level at its end.
+            coordinates: The coordinates in which to step, regular at both levels.
+            first: The prediction at the start, if it is already known.
+
+        Yields:
+            The points at which the model is needed; predictions are sent back.
+
+        Raises:
+            InputError: The model's prediction type changes between stages.
         """
         if first is None:
             first = yield Query(x, start.t)
@@ -212,12 +247,12 @@ class RungeKutta(Solver[Tensor]):
         plan = step_plan(self.tableau, coordinates, kind, schedule, start, end)
         basis = [x, first.output]
         for t, coefficients in plan.stages:
-            answer = yield Query(linear_combination(coefficients, basis), t)
-            if answer.kind != kind:
+            further = yield Query(linear_combination(coefficients, basis), t)
+            if further.kind != kind:
                 raise InputError(
-                    f"prediction: the model changed its prediction type within a step ({kind}, then {answer.kind})"
+                    f"prediction: the model changed its prediction type within a step ({kind}, then {further.kind})"
                 )
-            basis.append(answer.output)
+            basis.append(further.output)
         return Stages(plan, basis)
 
 
@@ -273,7 +308,13 @@ class Tsit5(RungeKutta, tableau=tableaux.TSIT5):
 class EES25(RungeKutta):
     """EES(2,5;x): second order, three evaluations, near-reversible: antisymmetric order 5.
 
-    x: any number but 1, 1/2 and -1/2; the default minimises the residuals of order 3 and of symmetry.
+    Args:
+        coordinates: The coordinates in which to step, "flow", "noise" or "data".
+        x: Any number other than 1, 1/2 and -1/2; the default minimises the residuals of order 3 and of symmetry.
+
+    Raises:
+        InputError: x is not admissible.
+        UnknownNameError: There are no such coordinates.
     """
 
     x: float = 0.1
@@ -285,14 +326,21 @@ class EES25(RungeKutta):
 
     def __post_init__(self):
         super().__post_init__()
-        _ = self.tableau  # an inadmissible x fails here, not in the run
+        _ = self.tableau  # so that an inadmissible x is refused here and not in a run
 
 
 @dataclass(frozen=True)
 class EES27(RungeKutta):
     """EES(2,7;x): second order, four evaluations, near-reversible: antisymmetric order 7.
 
-    x: any number but the poles that the error message lists. branch: the sign of sqrt(2); "+" is the one to use.
+    Args:
+        coordinates: The coordinates in which to step, "flow", "noise" or "data".
+        x: Any number other than the zeros of the denominators (see `tableaux.ees27`).
+        branch: The sign of sqrt(2); "+" is recommended.
+
+    Raises:
+        InputError: x or the branch is not admissible.
+        UnknownNameError: There are no such coordinates.
     """
 
     x: float = tableaux.EES27_X

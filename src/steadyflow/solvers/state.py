@@ -35,7 +35,8 @@ def slice_state(state: S, start: int, stop: int) -> S:
     if isinstance(state, Tensor):
         return cast(S, state[start:stop])
     if isinstance(state, tuple):
-        return cast(S, _rebuild(cast(tuple[Any, ...], state), [slice_state(part, start, stop) for part in cast(tuple[Any, ...], state)]))
+        parts = cast(tuple[Any, ...], state)
+        return cast(S, _rebuild(parts, [slice_state(part, start, stop) for part in parts]))
     return state
 
 
@@ -128,11 +129,11 @@ def deserialize_state(tensors: Mapping[str, Tensor], text: str) -> Any:
         match node:
             case {"tensor": str(path)}:
                 return tensors[path]
-            case {"tuple": str(kind), "items": list(items)}:
-                values = [build(item) for item in cast(list[Any], items)]
+            case {"tuple": str(kind), "items": items}:
+                values = [build(item) for item in items]
                 return tuple(values) if kind == "tuple" else _STATES[kind](*values)
-            case {"mapping": dict(items)}:
-                return {key: build(item) for key, item in cast(dict[str, Any], items).items()}
+            case {"mapping": items}:
+                return {key: build(item) for key, item in items.items()}
             case {"float": str(digits)}:
                 return float.fromhex(digits)
             case {"value": value}:

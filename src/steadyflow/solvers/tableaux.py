@@ -1,11 +1,11 @@
 """Explicit Runge-Kutta tableaux, as data.
 
-A tableau (A, b, c) of s stages takes one step of y' = f(tau, y) by
+A tableau (A, b, c) of s stages defines one step of y' = f(tau, y) by
 
     k_i = f(tau + c_i h, y + h sum_{j<i} A_ij k_j),        y' = y + h sum_i b_i k_i.
 
 EES(n, m; x) (Shmelev, Ebrahimi-Fard, Tapia, Salvi 2025) has order n, and a step followed by the same step of
-size -h is the identity up to O(h^(m+1)): "explicit and effectively symmetric". The parameter x is free; the
+size -h is the identity up to O(h^(m+1)): "explicit and effectively symmetric". The parameter x is free; its
 defaults minimise the leading residuals of both the order and the symmetry conditions.
 """
 
@@ -25,10 +25,18 @@ SQRT2 = math.sqrt(2.0)
 class Tableau:
     """An explicit Runge-Kutta method.
 
-    `a` holds the strictly lower rows (the first is empty), `b` the weights. `antisymmetric_order` is p such
-    that a step and the step back compose to the identity up to O(h^(p+1)). `b_low`, where there is one, are
-    the weights of an embedded method of lower order, for error estimates; one entry more than `b` is the weight of
-    the slope at the step's end (first same as last).
+    Args:
+        name: The name of the method.
+        a: The rows of A left of its diagonal, with 0, 1, ..., s - 1 entries.
+        b: The weights.
+        order: The order of accuracy.
+        antisymmetric_order: p such that a step and the step back compose to the identity up to O(h^(p+1)).
+        source: The paper.
+        b_low: The weights of an embedded method of lower order, for error estimates, or None. An additional last entry
+            is the weight of the slope at the end of the step (first same as last).
+
+    Raises:
+        InputError: The numbers of entries do not fit, or weights do not sum to 1.
     """
 
     name: str
@@ -41,31 +49,31 @@ class Tableau:
 
     def __post_init__(self):
         if len(self.a) != len(self.b) or any(len(row) != i for i, row in enumerate(self.a)):
-            raise InputError(f"tableau {self.name!r}: a must hold rows of 0, 1, .., s - 1 entries and b s of them")
+            raise InputError(f"tableau {self.name!r}: expected rows of 0, 1, ..., s - 1 entries in a, and s in b")
         for weights in (self.b, self.b_low or self.b):
             if abs(math.fsum(weights) - 1.0) > 1e-12:
-                raise InputError(f"tableau {self.name!r}: weights must sum to 1, got {math.fsum(weights)}")
+                raise InputError(f"tableau {self.name!r}: expected weights with the sum 1, got {math.fsum(weights)}")
 
     def __hash__(self) -> int:
         return self._hash
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.name, self.a, self.b))  # worked out once: tableaux are looked up at every step
+        return hash((self.name, self.a, self.b))  # computed once: tableaux are looked up at every step
 
     @cached_property
     def c(self) -> tuple[float, ...]:
-        """The stage times: the row sums of a, with rounding at the step's ends removed."""
+        """The stage times c: the row sums of A, with those that differ from 0 or 1 by rounding set to it."""
         sums = (math.fsum(row) for row in self.a)
         return tuple(float(round(c)) if abs(c - round(c)) < 1e-12 else c for c in sums)
 
     @property
     def stages(self) -> int:
-        """Evaluations a step."""
+        """The number of model evaluations per step."""
         return len(self.b)
 
     def stability_polynomial(self) -> tuple[float, ...]:
-        """The coefficients (1, b.1, b.A.1, ...) of R(z), by which a step of y' = z y / h multiplies y."""
+        """Return the coefficients (1, b.1, b.A.1, ...) of R(z), by which a step of y' = z y / h multiplies y."""
         s = self.stages
         matrix = np.zeros((s, s))
         for i, row in enumerate(self.a):
@@ -77,19 +85,19 @@ class Tableau:
         return tuple(coefficients)
 
     def real_interval(self) -> float:
-        """The largest r with |R(z)| <= 1 on all of [-r, 0], from the roots of R(z) = 1 and R(z) = -1."""
+        """Return the largest r with |R(z)| <= 1 on all of [-r, 0], from the roots of R(z) = 1 and R(z) = -1."""
         polynomial = np.array(self.stability_polynomial()[::-1])
-        candidates = []
+        candidates: list[float] = []
         for level in (1.0, -1.0):
             shifted = polynomial.copy()
             shifted[-1] -= level
             roots = np.roots(shifted)
-            candidates += [-r.real for r in roots if abs(r.imag) < 1e-7 and r.real < -1e-7]
+            candidates += [-float(r.real) for r in roots if abs(r.imag) < 1e-7 and r.real < -1e-7]
         # the first crossing, skipping points where the curve only touches the level
         edges = [0.0, *sorted(candidates)]
         for left, right in zip(edges, [*edges[1:], edges[-1] + 1.0], strict=True):
             if abs(np.polyval(polynomial, -(left + right) / 2)) > 1.0:
-                return float(left)
+                return left
         return math.inf
 
 
@@ -160,7 +168,14 @@ TSIT5 = Tableau(
 
 @cache
 def ees25(x: float = 0.1) -> Tableau:
-    """EES(2,5;x): three stages, order 2, antisymmetric order 5. x is any number but 1, 1/2 and -1/2."""
+    """Return EES(2,5;x): three stages, order 2, antisymmetric order 5.
+
+    Args:
+        x: Any number other than 1, 1/2 and -1/2.
+
+    Raises:
+        InputError: x is one of these, or is not finite.
+    """
     if not math.isfinite(x) or any(abs(x - bad) < 1e-9 for bad in (1.0, 0.5, -0.5)):
         raise InputError(f"ees25: got x = {x}, expected a finite number other than 1, 1/2 and -1/2")
     a21 = (1 + 2 * x) / (4 * (1 - x))
@@ -177,11 +192,15 @@ EES27_X = (5 - 3 * SQRT2) / 14
 
 @cache
 def ees27(x: float = EES27_X, branch: Literal["+", "-"] = "+") -> Tableau:
-    """EES(2,7;x): four stages, order 2, antisymmetric order 7.
+    """Return EES(2,7;x): four stages, order 2, antisymmetric order 7.
 
-    Two families, by the sign of sqrt(2). The "-" one has a much smaller stability region (real interval 1.389
-    against 3.916) and a thousand times the defect; it is here for completeness. Not admissible are the zeros
-    of the denominators: x = 1, 1/2, (1 +- sqrt 2)/2, 1 +- 1/sqrt 2 and +-1/sqrt 2.
+    Args:
+        x: Any number other than the zeros of the denominators: 1, 1/2, (1 +- sqrt 2)/2, 1 +- 1/sqrt 2 and +-1/sqrt 2.
+        branch: The sign of sqrt(2). "-" has a much smaller stability region (real interval 1.389 against 3.916) and a
+            thousand times the defect, and is included for completeness.
+
+    Raises:
+        InputError: x is one of these zeros or is not finite, or the branch is neither "+" nor "-".
     """
     if branch not in ("+", "-"):
         raise InputError(f"ees27: got branch {branch!r}, expected '+' or '-'")

@@ -36,6 +36,17 @@ class DecodeOptions(TypedDict, total=False):
     progress: Progress
 
 
+def decode_options(options: Resolved) -> DecodeOptions:
+    """The words of a way there that its way back takes too."""
+    return {
+        "batch_size": options.batch_size,
+        "corrections": options.corrections,
+        "callback": options.callback,
+        "record": options.record,
+        "progress": options.progress,
+    }
+
+
 _FIXED = tuple(sorted(set(Options.__annotations__) - set(DecodeOptions.__annotations__)))
 
 

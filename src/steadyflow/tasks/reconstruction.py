@@ -12,7 +12,7 @@ from .._integrate import Solution, check_state
 from ..denoisers.base import Denoiser
 from ..metrics.images import rmse
 from ._options import Options, Resolved
-from .inversion import Inversion, run_inversion
+from .inversion import Inversion, decode_options, run_inversion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,14 +51,7 @@ def reconstruct(
     model = model if source_guidance is None else model.with_guidance(source_guidance)
     resolved = Resolved.of(options, reconstruct)
     inversion = run_inversion(model, x, resolved)
-    back = inversion.decode(
-        guidance=guidance,
-        batch_size=resolved.batch_size,
-        corrections=resolved.corrections,
-        callback=resolved.callback,
-        record=resolved.record,
-        progress=resolved.progress,
-    )
+    back = inversion.decode(guidance=guidance, **decode_options(resolved))
     fields = {field.name: getattr(back, field.name) for field in dataclasses.fields(Solution)}
     fields |= {"nfe": inversion.nfe + back.nfe, "reason": inversion.reason}
     return Reconstruction(**fields, error=rmse(back.x, x), inversion=inversion)
