@@ -178,7 +178,9 @@ def test_a_choice_is_made_for_the_run_that_was_asked_for_and_keeps_what_the_call
     tried, original = [], choosing.run_batched
 
     def watched(one, grid, solver, options, **start):
-        tried.append((min(grid.times), max(grid.times), options.seed, grid.steps * (solver.properties.evaluations or 1)))
+        tried.append(
+            (min(grid.times), max(grid.times), options.seed, grid.steps * (solver.properties.evaluations or 1))
+        )
         return original(one, grid, solver, options, **start)
 
     monkeypatch.setattr(choosing, "run_batched", watched)

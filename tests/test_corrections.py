@@ -5,11 +5,11 @@ import math
 import pytest
 import scipy.stats
 import torch
+
+import steadyflow as sf
 from steadyflow.jacobians.spectra import largest_singular_value
 from steadyflow_lab.theory import interpolation as theory
 from steadyflow_lab.theory.saddles import saddle_rate
-
-import steadyflow as sf
 
 SCHEDULE = sf.Tabulated.linear()
 MIXTURE = sf.GaussianMixture.grid(5, spacing=2.0 / 8**0.5, std=0.02 / 8**0.5)

@@ -95,7 +95,9 @@ def test_a_label_restricts_samples_density_and_denoiser():
     assert set(torch.cdist(x, MEANS).argmin(1).tolist()) == {1, 2}
     torch.testing.assert_close(mixture.log_prob(x, label=1), alone.log_prob(x))
     schedule = sf.VPLinear()
-    torch.testing.assert_close(mixture.denoiser(schedule).with_condition(1)(x, 0.4).x0, alone.denoiser(schedule)(x, 0.4).x0)
+    torch.testing.assert_close(
+        mixture.denoiser(schedule).with_condition(1)(x, 0.4).x0, alone.denoiser(schedule)(x, 0.4).x0
+    )
     assert mixture.classes == 3
     with pytest.raises(sf.InputError, match="labels"):
         mixture.sample(3, label=7)

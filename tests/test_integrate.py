@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-from steadyflow.solvers.state import concat_states, deserialize_state, serialize_state, slice_state
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import steadyflow as sf
-from steadyflow._integrate import plan
 from steadyflow import solvers
+from steadyflow._integrate import plan
+from steadyflow.solvers.state import concat_states, deserialize_state, serialize_state, slice_state
 
 NAMES = solvers.names()
 PATHS = {"vp": sf.VPCosine(), "ve": sf.VE(), "flow": sf.RectifiedFlow(t_min=0.01, t_max=0.99)}

@@ -136,3 +136,70 @@ def test_every_round_of_a_restart_draws_noise_of_its_own():
         sf.noise.White._normal = original
     assert len(drawn) > 8
     assert all(not torch.equal(a, b) for k, a in enumerate(drawn) for b in drawn[:k])
+
+
+def test_conditions_and_negatives_per_sample_follow_their_samples_through_batches():
+    means = torch.tensor([[-1.5, 0.0], [1.5, 0.0], [0.0, 1.5]], dtype=torch.float64)
+    model = sf.GaussianMixture(means, 0.25, labels=[0, 1, 2]).denoiser(PATH)
+    labels, negatives = torch.tensor([0, 1, 2, 0, 1]), torch.tensor([1, 2, 0, 2, 0])
+    model = model.with_negative(negatives).with_condition(labels, guidance=2.0)
+    options = {"n": 5, "steps": 6, "dtype": torch.float64}
+    torch.testing.assert_close(sf.sample(model, batch_size=2, **options).x, sf.sample(model, **options).x)
+    few = model.select(torch.tensor([4, 1]))
+    assert (few.condition.tolist(), few.null.tolist()) == ([1, 1], [0, 2])
+
+
+def test_smoothing_acts_on_exact_mixtures_too():
+    plain = sf.GaussianMixture.grid(2, std=0.3).denoiser(PATH)
+    x = torch.randn(3, 2, dtype=torch.float64)
+    smooth = plain.with_smoothing(0.2)
+    assert smooth.cost == 2
+    assert not torch.equal(smooth(x, 0.4).output, plain(x, 0.4).output)
+    assert smooth.with_guidance(1.0).smoothing == smooth.smoothing
+
+
+def test_a_round_of_a_restart_draws_increments_and_areas_independently():
+    from steadyflow.corrections.restart import _Round
+
+    noise = _Round(3, range(20_000), (1,), dtype=torch.float64)
+    noise.where = 1
+    increment, area = noise.unit(0.3, 0.8), noise.area(0.3, 0.8)
+    correlation = torch.corrcoef(torch.stack([increment.flatten(), area.flatten()]))[0, 1]
+    assert correlation.abs() < 5 / 20_000**0.5
+
+
+@pytest.mark.parametrize("correction", [sf.corrections.Restart(8, 2), sf.corrections.Escape(8, 2)])
+def test_a_correction_that_could_never_act_is_refused(correction):
+    model = sf.GaussianMixture.grid(2).denoiser(sf.VPLinear())
+    with pytest.raises(sf.InputError, match="acts with 8 steps left, but the run has 5"):
+        sf.sample(model, n=2, solver="ddim", steps=5, corrections=[correction])
+
+
+def test_a_diagnosis_of_a_part_of_the_way_recommends_for_that_part():
+    model = sf.GaussianMixture.grid(2, std=0.3).denoiser(sf.VPLinear())
+    x = model.mixture.sample(4)
+    grid = sf.Grid((0.5, 0.3, 0.1, 0.001))
+    for options in ({"grid": grid}, {"t_max": 0.5, "steps": 3}):
+        found = sf.diagnose(model, x, solver="ddim", **options)
+        assert "t_min=0.001, t_max=0.5" in found.recommendation.call or "grid=grid" in found.recommendation.call
+        assert found.recommendation.setting.ends == (0.001, 0.5)
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: sf.Rex("midpiont"), "did you mean 'midpoint'"),
+    (lambda: sf.Denoiser(lambda x, t, c: x, PATH, condition=1, guidance=2.0), "no null condition"),
+])  # fmt: skip
+def test_what_would_fail_in_the_run_fails_before_it(make, message):
+    with pytest.raises(sf.InputError, match=message):
+        make()
+
+
+def test_one_sample_whose_fixed_point_diverges_is_noticed_among_many():
+    def net(x, t):
+        return torch.where(x[:, :1] > 5.0, 30.0, 0.1) * x
+
+    model = sf.Denoiser(net, sf.VE(), shape=(2,))
+    x = torch.cat([torch.full((1, 2), 6.0), torch.full((9, 2), 1e-3)]).double()
+    solver = sf.solvers.get("aidi", accelerate=False)
+    with pytest.raises(sf.ConvergenceError, match="diverges"):
+        sf.invert(model, x, solver=solver, grid=sf.Grid((0.5, 1.0)))

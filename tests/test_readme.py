@@ -1,4 +1,4 @@
-"""The README's examples and the example scripts run; the table of solvers is the registry's, and stands in one place."""
+"""The README's examples and the example scripts run; the table of solvers is the registry's, in one place."""
 
 import runpy
 from pathlib import Path

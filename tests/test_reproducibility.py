@@ -27,7 +27,17 @@ def elementwise(path):
 
 def drawn(solver, path, **options):
     return sf.sample(
-        elementwise(path), n=13, solver=solver, steps=5, seed=3, t_min=0.05, t_max=0.9, progress=False, **options, end="path").x
+        elementwise(path),
+        n=13,
+        solver=solver,
+        steps=5,
+        seed=3,
+        t_min=0.05,
+        t_max=0.9,
+        progress=False,
+        **options,
+        end="path",
+    ).x
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -39,7 +49,17 @@ def test_samples_are_the_same_bits_for_any_batch_size_and_thread_count(solver, p
         for size in (1, 4, 13):
             assert torch.equal(drawn(solver, PATHS[path], noise=kind, batch_size=size), whole)
         alone = sf.sample(
-            elementwise(PATHS[path]), n=1, index=9, solver=solver, steps=5, seed=3, t_min=0.05, t_max=0.9, noise=kind, end="path")
+            elementwise(PATHS[path]),
+            n=1,
+            index=9,
+            solver=solver,
+            steps=5,
+            seed=3,
+            t_min=0.05,
+            t_max=0.9,
+            noise=kind,
+            end="path",
+        )
         assert torch.equal(alone.x[0], whole[9])
     threads = torch.get_num_threads()
     try:
@@ -107,7 +127,8 @@ def test_answers_that_share_memory_are_wrong_unless_it_is_said():
     model = sf.Denoiser(lambda x, t: torch.tanh(x, out=memory), PATHS["vp"], shape=SHAPE)
     right = sf.Denoiser(lambda x, t: torch.tanh(x), PATHS["vp"], shape=SHAPE)
     assert not torch.equal(
-        sf.sample(model, n=4, solver="heun", steps=3, end="path").x, sf.sample(right, n=4, solver="heun", steps=3, end="path").x
+        sf.sample(model, n=4, solver="heun", steps=3, end="path").x,
+        sf.sample(right, n=4, solver="heun", steps=3, end="path").x,
     )
 
 

@@ -221,7 +221,9 @@ def test_ddpm_marginals_are_exact_where_the_data_are_a_point(schedule):
     n = 20000
     noise = sf.noise.initial(11, range(n), (2,), dtype=torch.float64)
     x = schedule.alpha(top) * point + schedule.sigma(top) * noise
-    out = sf.sample(model, x=x, solver="ddpm", grid=sf.grids.make("uniform", schedule, 7, t_max=top, t_min=bottom), end="path").x
+    out = sf.sample(
+        model, x=x, solver="ddpm", grid=sf.grids.make("uniform", schedule, 7, t_max=top, t_min=bottom), end="path"
+    ).x
     deviation = (out - schedule.alpha(bottom) * point) / schedule.sigma(bottom)
     # 40,000 standard normal numbers: five standard errors, an error probability of about 1e-6 each
     assert deviation.mean().abs() < 5 / (2 * n) ** 0.5
@@ -255,7 +257,9 @@ def test_any_share_of_the_reverse_sdes_noise_keeps_the_variance_of_gaussian_data
 @pytest.mark.parametrize(("noisy", "quiet"), [("dpmpp-sde", "ddim"), ("dpmpp-2m-sde", "dpmpp-2m")])
 def test_without_noise_the_stochastic_multistep_methods_are_the_deterministic_ones(noisy, quiet):
     model = sf.GaussianMixture.grid(3, std=0.4).denoiser(sf.VPLinear())
-    with_a_little = sf.sample(model, n=16, solver=solvers.get(noisy, eta=1e-20), steps=12, dtype=torch.float64, end="path").x
+    with_a_little = sf.sample(
+        model, n=16, solver=solvers.get(noisy, eta=1e-20), steps=12, dtype=torch.float64, end="path"
+    ).x
     without = sf.sample(model, n=16, solver=quiet, steps=12, dtype=torch.float64, end="path").x
     assert (with_a_little - without).abs().max() < 1e-8
     with pytest.raises(sf.InputError, match="eta 0"):
@@ -267,7 +271,7 @@ def test_stochastic_solvers_converge_path_by_path_with_the_order_they_state(name
     generator = torch.Generator().manual_seed(0)
     mixture = sf.GaussianMixture(torch.randn(4, 2, generator=generator, dtype=torch.float64), 1.2)
     model = mixture.denoiser(sf.VPLinear(t_min=0.05, t_max=0.8))
-    options = {"n": 50, "solver": name, "grid": "log-snr", "seed": 3, "dtype": torch.float64}
+    options = {"n": 400, "solver": name, "grid": "log-snr", "seed": 3, "dtype": torch.float64}
     ends = {steps: sf.sample(model, steps=steps, **options, end="path").x for steps in (20, 80, 480)}
     coarse, fine = ((ends[steps] - ends[480]).square().mean().sqrt() for steps in (20, 80))
     assert 0.75 < math.log(coarse / fine, 4) / solvers.get(name).properties.strong_order < 1.3
@@ -297,7 +301,9 @@ def test_a_singular_end_of_the_path_is_crossed_by_a_ddim_step(name, end):
     solver = in_variable(name, "data" if end == "clean" else "noise")
     prediction = model(x, grid.times[0])
     ddim = schedule.alpha(grid.times[1]) * prediction.x0 + schedule.sigma(grid.times[1]) * prediction.eps
-    torch.testing.assert_close(sf.sample(model, x=x, solver=solver, grid=grid, end="path").x, ddim, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        sf.sample(model, x=x, solver=solver, grid=grid, end="path").x, ddim, rtol=1e-12, atol=1e-12
+    )
 
 
 def test_the_flow_variable_takes_full_order_over_the_whole_of_a_flow_path():
@@ -434,7 +440,9 @@ def test_stochastic_solvers_keep_the_spread_of_gaussian_data(name):
     if name in ("lcm", "rex-sde", "rex-shark"):
         pytest.skip("consistency steps are for distilled models; rex-sde and rex-shark are tested with the exact ones")
     n = 20000
-    x = sf.sample(model, n=n, solver=name, steps=200, grid="log-snr", dtype=torch.float64, seed=5, noise="white", end="path").x
+    x = sf.sample(
+        model, n=n, solver=name, steps=200, grid="log-snr", dtype=torch.float64, seed=5, noise="white", end="path"
+    ).x
     wanted = mixture.std[0] ** 2 * schedule.alpha(1e-3) ** 2 + schedule.sigma(1e-3) ** 2
     # 200 steps leave under 3 %; five deviations of the sampling error are 5 %
     assert (x.var(0) / wanted - 1).abs().max() < 0.08

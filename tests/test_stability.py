@@ -9,13 +9,17 @@ from steadyflow import solvers
 from steadyflow.diagnostics import stability_region, stiffness
 
 FIXED = [
-    n for n in solvers.names() if not solvers.get(n).properties.stochastic and solvers.get(n).properties.evaluations is not None
+    n
+    for n in solvers.names()
+    if not solvers.get(n).properties.stochastic and solvers.get(n).properties.evaluations is not None
 ]
 
 
 @pytest.mark.parametrize("name", [n for n in FIXED if solvers.get(n).properties.real_interval is not None])
 def test_the_measured_real_interval_is_the_declared_one(name):
-    assert stability_region.real_interval(name, 6.0) == pytest.approx(solvers.get(name).properties.real_interval, abs=1e-4)
+    assert stability_region.real_interval(name, 6.0) == pytest.approx(
+        solvers.get(name).properties.real_interval, abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", [n for n in FIXED if solvers.get(n).properties.imaginary_interval is not None])

@@ -72,7 +72,9 @@ def test_samples_of_an_exact_mixture_follow_it():
 @pytest.mark.parametrize("name", APPROXIMATE)
 def test_reconstruction_of_real_digits_improves_with_steps(name, model, digits):
     images, labels = digits
-    few, many = (sf.reconstruct(model.with_condition(labels), images, solver=name, steps=k).error.median() for k in (6, 24))
+    few, many = (
+        sf.reconstruct(model.with_condition(labels), images, solver=name, steps=k).error.median() for k in (6, 24)
+    )
     assert many < 0.5 * few
 
 

@@ -149,7 +149,8 @@ def fingerprint(model: Denoiser) -> str:
 def _numbers(model: Denoiser) -> dict[str, Tensor]:
     if isinstance(model, MixtureDenoiser):
         mixture = model.mixture
-        return {"means": mixture.means, "std": mixture.std, "weights": mixture.weights}
+        numbers = {"means": mixture.means, "std": mixture.std, "weights": mixture.weights}
+        return numbers if mixture.labels is None else {**numbers, "labels": mixture.labels}
     pipe = _pipeline(model)
     parts = {"net": model.net} if pipe is None else pipe.components
     modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}

@@ -23,7 +23,7 @@ from .._integrate import StepInfo
 from ..errors import InputError
 from ..jacobians.spectra import largest_singular_value
 from ..solvers.base import Solver
-from .restart import check_rounds, renoise
+from .restart import check_rounds, is_due, renoise
 
 
 @dataclass
@@ -89,7 +89,7 @@ class Escape:
             )
 
     def __call__(self, info: StepInfo) -> Tensor | None:
-        if info.remaining != self.remaining:
+        if not is_due(info, self.remaining, "escape"):
             return None
         rows = torch.arange(len(info.x))
         self.record.samples += len(rows)

@@ -48,12 +48,26 @@ class Restart:
         check_rounds(self.remaining, self.back, self.rounds)
 
     def __call__(self, info: StepInfo) -> Tensor | None:
-        if info.remaining != self.remaining:
+        if not is_due(info, self.remaining, "restart"):
             return None
         x, rows = info.x, torch.arange(len(info.x))
         for number in range(self.rounds):
             x = renoise(info, x, rows, self.back, number, self.solver)
         return x
+
+
+def is_due(info: StepInfo, remaining: int, name: str) -> bool:
+    """Whether a correction that acts once, with this many steps left, acts now.
+
+    Raises:
+        InputError: The run is too short for that ever to be so.
+    """
+    left = info.remaining
+    if info.done == 1 and left < remaining:
+        raise InputError(
+            f"{name}: acts with {remaining} steps left, but the run has {info.total}; use a smaller remaining"
+        )
+    return left == remaining
 
 
 def check_rounds(remaining: int, back: int, rounds: int) -> None:
@@ -80,7 +94,8 @@ class _Round(White):
     """A number that stands for the step and the round."""
 
     def _normal(self, stream: int, node: tuple[int, int, int]) -> Tensor:
-        return super()._normal(RENOISING, (node[0], node[1], self.where))
+        # the stream too, as an interval has both an increment and an area
+        return super()._normal(RENOISING, (node[0], node[1], self.where + (stream << 24)))
 
 
 def renoise(info: StepInfo, x: Tensor, rows: Tensor, back: int, number: int, solver: str | Solver[Any]) -> Tensor:

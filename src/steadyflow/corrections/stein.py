@@ -132,7 +132,8 @@ class Stein:
         found = divergence(
             step, x, method=self.method, probes=self.probes, seed=0 if self.reuse else info.done, samples=samples
         ).mean(0)
-        self.record.evaluations += 1.0 + self.probes * _COST.get(self.method, 2.0 * x[0].numel())
+        probes = 1 if self.method == "exact" else self.probes
+        self.record.evaluations += 1.0 + probes * _COST.get(self.method, 2.0 * x[0].numel())
         of_step = found * (start.alpha / end.alpha)
         u = residual(info)
         size = dot(u, u)

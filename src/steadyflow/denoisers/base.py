@@ -84,6 +84,8 @@ class Denoiser:
         check_type(self.prediction)
         if not isinstance(cast(object, self.schedule), Schedule):
             raise InputError(f"schedule: got {self.schedule!r}, expected a steadyflow schedule, e.g. VPLinear()")
+        if self.guidance != 1.0 and self.condition is not None and self.null is None:
+            raise InputError(f"guidance: got {self.guidance}, but there is no null condition; give Denoiser(null=...)")
         if self.shape is not None:
             object.__setattr__(self, "shape", tuple(self.shape))
         if self.dtype is None and isinstance(self.net, nn.Module):
@@ -138,7 +140,7 @@ class Denoiser:
             start: The first sample.
             stop: One past the last sample.
         """
-        return self._replace(condition=_select(self.condition, lambda values: values[start:stop]))
+        return self._of_samples(lambda values: values[start:stop])
 
     def select(self, rows: Tensor) -> Self:
         """Return this model for some samples of a batch; a condition per sample is indexed alike.
@@ -151,7 +153,11 @@ class Denoiser:
             values = torch.as_tensor(values)
             return values[rows.to(values.device)]
 
-        return self._replace(condition=_select(self.condition, chosen))
+        return self._of_samples(chosen)
+
+    def _of_samples(self, choose: Callable[[PerSample], PerSample]) -> Self:
+        """Return this model with what its conditions have per sample chosen from, the null one included."""
+        return self._replace(condition=_select(self.condition, choose), null=_select(self.null, choose))
 
     def with_smoothing(self, smoothing: Smoothing | float | None) -> Self:
         """Return this model with its field averaged over neighbours of the state (see `Smoothing`).
@@ -340,6 +346,6 @@ def _select(condition: Condition, choose: Callable[[PerSample], PerSample]) -> C
         return {key: cast(Tensor, _select(value, choose)) for key, value in condition.items()}
     if isinstance(condition, Tensor):
         return choose(condition) if condition.ndim > 0 and len(condition) > 1 else condition
-    if isinstance(condition, Sequence):
+    if isinstance(condition, Sequence) and not isinstance(condition, str):
         return choose(condition) if len(condition) > 1 else condition
     return condition

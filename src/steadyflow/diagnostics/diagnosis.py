@@ -192,7 +192,7 @@ def diagnose(
     named = isinstance(resolved.grid, str) or resolved.grid is None
     whole = all(getattr(resolved, name) is None for name in ("strength", "t_min", "t_max"))
     grid = (resolved.grid or DEFAULT_GRID) if named else times
-    ends = None if whole or not named else (times.times[-1], times.times[0])
+    ends = None if whole and named else (times.times[-1], times.times[0])
     setting = Setting(method, times.steps, grid, guidance=guidance, ends=ends)
     _, back = setting.models(model)
     bar = progress_bar(resolved.progress, 2 + verify, unit="part")
@@ -204,7 +204,10 @@ def diagnose(
         bar.update()
         result = Diagnosis(found, recommend(setting, found, model, images, codec), setting, images, model, codec)
         bar.update()
-        return replace(result, verified=result.verify()) if verify else result
+        if verify:
+            result = replace(result, verified=result.verify())
+            bar.update()
+        return result
     finally:
         if bar is not resolved.progress:
             bar.close()

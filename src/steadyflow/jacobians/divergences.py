@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from .._internal.tensors import basis_vectors, dot
+from .._internal.tensors import basis_vectors, broadcast, dot, rms
 from ..errors import InputError, UnknownNameError
 from ..noise import PERTURBATION, like
 
@@ -75,7 +75,7 @@ def divergence(
         return along(field.pullback(x), drawn)
     if method == "jvp":
         return along(lambda v: field.jvp(x, v), drawn)
-    h = torch.finfo(x.dtype).eps ** (1.0 / 3.0) * float(x.square().mean().sqrt().clamp_min(1e-3))
+    h = broadcast(torch.finfo(x.dtype).eps ** (1.0 / 3.0) * rms(x).clamp_min(1e-3), x)  # of each sample alone
     return along(lambda v: (field(x + h * v) - field(x - h * v)) / (2.0 * h), drawn)
 
 

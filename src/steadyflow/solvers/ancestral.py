@@ -23,6 +23,11 @@ from ..errors import InputError
 from .base import Properties, Queries, Query, Solver, Step, ddim_factors, ddim_step
 from .registry import register
 
+__all__ = [
+    "DDIM",
+    "DDPM",
+]
+
 
 @dataclass(frozen=True)
 class DDIM(Solver[Tensor]):

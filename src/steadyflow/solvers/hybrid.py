@@ -16,6 +16,10 @@ from .ancestral import DDIM, DDPM
 from .base import Properties, Queries, Solver, Step
 from .state import solver_state
 
+__all__ = [
+    "Hybrid",
+]
+
 
 @solver_state
 class Staged(NamedTuple):

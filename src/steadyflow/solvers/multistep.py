@@ -69,6 +69,16 @@ from .base import Properties, Queries, Query, Solver, Step
 from .registry import register
 from .state import solver_state
 
+__all__ = [
+    "DEIS",
+    "IPNDM",
+    "LMS",
+    "DPMpp2M",
+    "DPMpp3M",
+    "DPMppSDE",
+    "UniPC",
+]
+
 ADAMS_INTERVALS = (2.0, 1.0, 6 / 11, 3 / 10)
 """The real stability intervals of the Adams-Bashforth methods of order 1 to 4 (Hairer & Wanner, sec. V.1)."""
 

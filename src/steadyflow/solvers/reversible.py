@@ -35,6 +35,15 @@ from .base import Properties, Queries, Query, Solver, Step, ddim_factors, ddim_s
 from .registry import register
 from .state import solver_state
 
+__all__ = [
+    "ALF",
+    "BDIA",
+    "BELM",
+    "EDICT",
+    "ImplicitMidpoint",
+    "ReversibleHeun",
+]
+
 Coupling = float | Literal["auto"]
 """A number in (0, 1], or "auto" to set it from each step."""
 

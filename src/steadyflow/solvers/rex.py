@@ -19,13 +19,18 @@ from torch import Tensor
 from .._internal.numerics import last_where
 from .._internal.tensors import combine
 from ..coordinates import CoordinatesName, check_name
-from ..errors import InputError, SingularTimeError
+from ..errors import InputError, SingularTimeError, UnknownNameError
 from ..schedules import Level
 from .base import Properties, Queries, Query, Step
 from .registry import register
 from .reversible import Coupling, Pair, TwoStates, check_coupling, contraction, regular_coordinates
 from .runge_kutta import METHODS, RungeKutta
 from .tableaux import Tableau
+
+__all__ = [
+    "Rex",
+    "RexSDE",
+]
 
 _BASES: dict[str, type[RungeKutta]] = {method.name: method for method in METHODS}
 _REX_POWER = {"euler": 1.0}
@@ -57,6 +62,8 @@ class Rex(TwoStates):
     coupling: Coupling = 0.999
 
     def __post_init__(self):
+        if self.method not in _BASES:
+            raise UnknownNameError("method", self.method, _BASES)
         check_name(self.coordinates)
         check_coupling(self.coupling, self.name)
 

@@ -33,6 +33,21 @@ from .base import Properties, Queries, Query, Solver, Step, ddim_step
 from .registry import register
 from .tableaux import Tableau
 
+__all__ = [
+    "EES25",
+    "EES27",
+    "RK4",
+    "SSPRK3",
+    "BogackiShampine",
+    "Dopri5",
+    "Euler",
+    "Heun",
+    "Midpoint",
+    "Ralston",
+    "RungeKutta",
+    "Tsit5",
+]
+
 
 class StepPlan:
     """The numbers of a step: its stages and its end as linear combinations of a basis of tensors.

@@ -24,6 +24,12 @@ from ..schedules import Schedule
 from .base import Properties, Queries, Query, Solver, Step, ddim_step
 from .registry import register
 
+__all__ = [
+    "DPMSolver2",
+    "DPMSolver3",
+    "DPMpp2S",
+]
+
 
 class Exponential(Solver[Tensor]):
     """The base of these methods: lambda is the time, and a step from or to an infinite lambda is a DDIM step."""

@@ -19,6 +19,12 @@ from .base import Properties, Queries, Query, Solver, Step, ddim_step
 from .registry import register
 from .runge_kutta import Heun
 
+__all__ = [
+    "LCM",
+    "SEEDS2",
+    "EDMStochastic",
+]
+
 
 @dataclass(frozen=True)
 class EDMStochastic(Solver[Tensor]):
