@@ -95,12 +95,12 @@ def crowson(name, nfe, spacing):
 
 def ours(name, options, grid, nfe):
     solver = solvers.get(name, **options)
-    # one evaluation is the last step, to sigma = 0
-    steps = steps_for(solver, nfe - 1 - solver.properties.startup_evaluations)
     if isinstance(grid, float):
-        grid = sf.grids.make("karras", schedule, steps, rho=grid)
-    run = sf.sample(model, x=start, solver=solver, steps=steps, grid=grid, end="path")
-    return model(run.x, low).x0, run.nfe + 1
+        steps = steps_for(solver, nfe, clean=True)
+        run = sf.sample(model, x=start, solver=solver, grid=sf.grids.make("karras", schedule, steps - 1, rho=grid))
+    else:
+        run = sf.sample(model, x=start, solver=solver, nfe=nfe, grid=grid)
+    return run.x, run.nfe
 
 
 print(f"torch {torch.__version__}, diffusers {diffusers.__version__}, steadyflow {sf.__version__}")

@@ -57,7 +57,7 @@ def measure(model, x, labels, targets, name, nfe, start, end, edited):
     row = {"endpoint": "", "round trip": "", "edit": ""}
     try:
         steps = steps_for(solver, nfe)
-        row["endpoint"] = rmse(sf.sample(here, x=start, solver=solver, steps=steps).x, end).median().item()
+        row["endpoint"] = rmse(sf.sample(here, x=start, solver=solver, steps=steps, end="path").x, end).median().item()
         if solver.invertible:
             inversion = sf.invert(here, x, solver=solver, steps=steps)
             row["round trip"] = rmse(inversion.decode().x, x).median().item()

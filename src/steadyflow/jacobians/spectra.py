@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -84,8 +85,9 @@ def singular_values(
 def largest_singular_value(model: Denoiser, x: Tensor, t: float, products: int = 2) -> Tensor:
     """Estimate the largest singular value of A = alpha d x0_hat / d x, per sample.
 
-    This is power iteration with A transposed, from a fixed direction. The result is a lower bound; as A is symmetric
-    for an exact score, and nearly so for a good model, it is close once one direction dominates.
+    This is power iteration with A transposed, from a fixed direction that is oblique to all axes. The result is a lower
+    bound; as A is symmetric for an exact score, and nearly so for a good model, it is close once one direction
+    dominates.
 
     Args:
         model: The model, whose clean prediction x0_hat is differentiated.
@@ -96,7 +98,7 @@ def largest_singular_value(model: Denoiser, x: Tensor, t: float, products: int =
     Returns:
         The estimates, shape (B,).
     """
-    v = unit(like(x, 0, PERTURBATION, (0, 3, 0), range(1)).expand_as(x))
+    v = unit(_oblique(x).expand_as(x))
     size = x.new_zeros(len(x))
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
@@ -105,6 +107,16 @@ def largest_singular_value(model: Denoiser, x: Tensor, t: float, products: int =
             (v,) = torch.autograd.grad(clean, leaf, v, retain_graph=True)
             size, v = norm(v), unit(v)
     return model.schedule.alpha(t) * size
+
+
+def _oblique(x: Tensor) -> Tensor:
+    """A direction that is near no axis and no diagonal, along which few products would see little of a sample.
+
+    Its numbers have random signs and sizes from 1 down to tan(pi / 8), which in the plane is half way between them.
+    """
+    signs = like(x, 0, PERTURBATION, (0, 3, 0), range(1)).sign()
+    sizes = torch.linspace(1.0, math.tan(math.pi / 8.0), x[0].numel(), dtype=x.dtype, device=x.device)
+    return signs * sizes.view_as(signs)
 
 
 def _next(p: Tensor, basis: list[Tensor], core: Tensor, seed: int, draw: int) -> tuple[Tensor, Tensor]:
