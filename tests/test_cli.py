@@ -130,7 +130,7 @@ def test_demo_prints_one_table_and_writes_one_self_contained_report(call, tmp_pa
     (("invert", "--resize"), "resize: held-out data"),
     (("edit", "--target", "8", "--window", "3"), "window: got '3'"),
     (("edit", "--target", "8", "--method", "magic"), "unknown editing method 'magic'"),
-    (("diagnose", "--contractivity", "--verify"), "verify: does not go with --contractivity"),
+    (("diagnose", "--contractivity", "--verify"), "verify: not valid with --contractivity"),
 ])  # fmt: skip
 def test_mistakes_are_told_in_one_line_without_a_traceback(arguments, message, call):
     status, out, err = call(*arguments)

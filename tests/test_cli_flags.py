@@ -316,7 +316,7 @@ def test_where_and_how_the_work_is_done_changes_no_results(name, invoke, place):
     for extra, named in ((["--shard", "2"], "shard"), (["--engine", "ray"], "engine"), (["--workers", "2"], "workers"),
                          (["--address", "auto"], "address")):  # fmt: skip
         refusal, _ = invoke([*words, *extra])
-        assert refusal.startswith(f"{named}: goes with --run")
+        assert refusal.startswith(f"{named}: only valid with --run")
     refusal, _ = invoke([*words, *run, "--workers", "2"])
     assert "workers" in refusal
 
@@ -340,7 +340,7 @@ def test_what_is_saved_is_the_inversion(name, invoke, place):
     torch.testing.assert_close(found.latent, expected.latent)
     torch.testing.assert_close(found.decode().x, expected.decode().x)
     refusal, _ = invoke([*words, "--save", "new.safetensors", "--run", "folder"])
-    assert refusal.startswith("save: does not go with --run")
+    assert refusal.startswith("save: not valid with --run")
 
 
 def test_an_edit_that_makes_no_inversion_saves_none(invoke):

@@ -524,7 +524,7 @@ def test_runs_in_memory_are_those_in_folders(tmp_path, task):
 
 
 def test_a_shard_goes_with_a_folder():
-    with pytest.raises(sf.InputError, match="shard: goes with a folder"):
+    with pytest.raises(sf.InputError, match="shard: only valid with a folder"):
         runs.run_job(drawing(), shard=50)
 
 

@@ -82,7 +82,7 @@ def study(
 ) -> Study:
     """Run the demonstration on the first n held-out digits.
 
-    show: the budget whose pictures are returned, if it is among the budgets, else the first. progress: is told each
+    show: the budget whose pictures are returned, if it is among the budgets, else the first. progress: called with each
     setting as it ends.
     """
     began = time.perf_counter()

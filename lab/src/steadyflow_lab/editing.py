@@ -166,7 +166,7 @@ def study(
     """Try all methods at the same evaluations each way, over both tasks and the guidance scales.
 
     folder: where the rows of each method are written as JSON, and read again instead of computed. engine: where the
-    methods are tried, in this process by default. progress: is told each method that is done.
+    methods are tried, in this process by default. progress: called with each method that is done.
     """
     names = [_label(name, options) for name, options in methods]
     stamp = {"version": __version__, "n": n, "nfe": nfe, "guidances": list(guidances)}

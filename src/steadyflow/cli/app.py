@@ -1,7 +1,7 @@
 """The command line: `steadyflow sample | invert | reconstruct | edit | diagnose | solvers | runs`.
 
-It parses, calls the verbs, and prints. Errors that steadyflow raises on purpose are told in one line, with exit status
-1; `--debug` before the command shows where they came from.
+It parses, calls the verbs, and prints. Errors that steadyflow raises on purpose are printed in one line, with exit
+status 1; `--debug` before the command shows where they came from.
 """
 
 import sys
@@ -24,7 +24,7 @@ app = typer.Typer(
     name="steadyflow",
     cls=WithExtensions,
     help="Sample, invert, reconstruct, edit and diagnose diffusion and flow models, stably.",
-    epilog="Exit status: 0 done; 1 an error, told in one line (--debug shows where it came from); 2 wrong usage; "
+    epilog="Exit status: 0 done; 1 an error, printed in one line (--debug shows where it came from); 2 wrong usage; "
     "130 stopped by Ctrl-C. Example: steadyflow diagnose --n 16 --solver ddim --steps 50",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -83,7 +83,7 @@ def _check_instead(**others: Any) -> None:
 
     for name, value in others.items():
         if value is not None:
-            raise InputError(f"{name}: does not go with --contractivity, which diagnoses no error")
+            raise InputError(f"{name}: not valid with --contractivity, which diagnoses no error")
 
 
 def _write_reports(found: list[Any], block: int, out: Path, as_json: bool) -> None:

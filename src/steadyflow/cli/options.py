@@ -38,7 +38,7 @@ Number = Annotated[
     typer.Option("--n", help="How many samples; of an input, at most so many of it. All of an input, else 16."),
 ]
 Label = Annotated[int | None, typer.Option(help="The class to condition on; of held-out data, also which of them.")]
-Prompt = Annotated[str | None, typer.Option(help="What a text-to-image pipeline is told.")]
+Prompt = Annotated[str | None, typer.Option(help="The prompt of a text-to-image pipeline.")]
 
 Guidance = Annotated[
     float | None,
@@ -107,7 +107,7 @@ def given(**words: Any) -> dict[str, Any]:
 
 
 def solver_spec(solver: str | None, coordinates: str | None, default: str | None = None) -> str | dict[str, Any] | None:
-    """What a job is told of the solver.
+    """The solver as a job takes it.
 
     Args:
         solver: Its name, if it was given.
@@ -179,7 +179,7 @@ def table(heads: list[str], rows: list[list[str]], left: tuple[int, ...]) -> str
 
 @contextmanager
 def bar(unit: str, total: int | None = None) -> Iterator[Callable[[str], None]]:
-    """A progress bar at a terminal, as a function that is told what is done."""
+    """A progress bar at a terminal, as a function to call with what has been done."""
     from tqdm import tqdm
 
     with tqdm(total=total, unit=unit, leave=False, disable=None) as shown:

@@ -21,7 +21,7 @@ class RunLocation:
     """Where a run works: in a folder, or in memory.
 
     Raises:
-        InputError: Something is given that goes with a folder, without one.
+        InputError: Something is given that is only valid with a folder.
     """
 
     folder: Path | None
@@ -35,7 +35,7 @@ class RunLocation:
 
         for name in ("engine", "address", "workers", "shard"):
             if self.folder is None and getattr(self, name) is not None:
-                raise InputError(f"{name}: goes with --run, the folder to work in")
+                raise InputError(f"{name}: only valid with --run, the folder to work in")
 
     def refuse(self, **others: Any) -> None:
         """Raise `InputError` for what is given and cannot be had from a run in a folder."""
@@ -43,7 +43,7 @@ class RunLocation:
 
         for name, value in others.items():
             if self.folder is not None and value is not None:
-                raise InputError(f"{name}: does not go with --run, where the results are the run's shards")
+                raise InputError(f"{name}: not valid with --run, where the results are the run's shards")
 
 
 def perform(job: Any, place: RunLocation, model: Any, *, out: Path | None = None, decode: bool = True) -> Any:

@@ -122,10 +122,11 @@ class Setting:
         model = "model"
         if self.model_dtype is not None:
             model = f"sf.diagnostics.in_precision({model}, {self.model_dtype})"
-        here = model if self.source_guidance is None else f"{model}.with_guidance({self.source_guidance:g})"
         images = "images" if self.dtype is None else f"images.to({self.dtype})"
         spacing = ", ".join(f"{key}={_quoted(value)}" for key, value in self.spacing.items())
-        text = f"sf.invert({here}, {images}, solver={name}, {spacing})"
+        if self.source_guidance is not None:
+            spacing += f", source_guidance={self.source_guidance:g}"
+        text = f"sf.invert({model}, {images}, solver={name}, {spacing})"
         return f"{text}.decode({'' if self.guidance is None else f'guidance={self.guidance:g}'})"
 
 

@@ -3,7 +3,7 @@
 A method is a frozen dataclass with a name, registered where it is defined; `get` and `names` find them.
 """
 
-from .base import Edit, EditMethod, EditRequest, get, names, register
+from .base import Edit, EditMethod, EditRequest, finished, get, names, register
 from .by_inversion import ByInversion, Direct
 from .controlled import FlowEdit, RFInversion
 from .noise_maps import ByNoiseMaps, NoiseMaps, noise_maps
@@ -20,6 +20,7 @@ __all__ = [
     "NoiseMaps",
     "RFInversion",
     "edit",
+    "finished",
     "get",
     "names",
     "noise_maps",

@@ -28,7 +28,9 @@ class Edit(Solution):
     method: str
     """The name of the way of editing."""
     distance: Tensor
-    """Root mean square of the edited samples less the sources, per sample; shape (B,)."""
+    """Root mean square of the edited samples less the sources, per sample; shape (B,).
+
+    It is NaN where only an inversion of the sources was given."""
     inversion: Inversion | None = None
     """What the edit was decoded from, where the method makes an inversion; it can be decoded again."""
 

@@ -33,6 +33,7 @@ from ..prediction import Prediction
 from ..schedules import RectifiedFlow, Schedule
 from ..solvers.base import Solver
 from ..tasks._batched import run_batched
+from ..tasks._options import DEFAULT_NFE
 from .base import Edit, EditMethod, EditRequest, finished, register
 
 _NO_INVERSION = {
@@ -99,10 +100,11 @@ def _solver(request: EditRequest) -> Solver[Any]:
 class FlowEdit(EditMethod):
     """FlowEdit: move samples along the difference of the target's and the source's fields, without an inversion.
 
-    Nothing is stored; two evaluations per noise. The same conditions and guidance give x back exactly.
+    Nothing is stored. The same conditions and guidance give x back exactly. `nfe` counts the evaluations of each of the
+    two fields, whose sum is what the edit costs, as in a method that goes there and back.
 
     Args:
-        average: How many noises are averaged per evaluation.
+        average: How many noises are averaged per evaluation of the difference.
     """
 
     average: int = 1
@@ -118,6 +120,8 @@ class FlowEdit(EditMethod):
     def edit(self, request: EditRequest) -> Edit:
         options, x, source, target = request.options, request.x, request.source, request.target
         solver, schedule = _solver(request), source.schedule
+        if options.steps is None and not isinstance(options.grid, Grid):
+            options = options.changed(nfe=(options.nfe or DEFAULT_NFE) // self.average)
 
         def velocity(z: Tensor, tau: float, rows: slice) -> Tensor:
             mine = x[rows]

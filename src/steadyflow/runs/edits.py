@@ -40,7 +40,7 @@ class Editing(Addressed):
         mask: A picture, white where the edit may change something.
         smoothing: The radius over which the field is averaged.
         smooth: On which ways.
-        lora: A LoRA, such as Smooth Diffusion's, that goes with the model on those ways.
+        lora: A LoRA, such as Smooth Diffusion's, that the model uses on those ways.
         inversion: A saved inversion to start from, instead of samples.
         input: As in `OnData`.
         resize: As in `OnData`.

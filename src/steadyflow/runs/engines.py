@@ -202,7 +202,7 @@ def engine(name: str, address: str | None = None, workers: int | None = None) ->
     if name == "ray":
         return Ray(address, workers=workers)
     if address is not None or workers is not None:
-        raise InputError("address, workers: go with --engine ray")
+        raise InputError("address, workers: only valid with --engine ray")
     return InProcess()
 
 
@@ -220,7 +220,7 @@ def processor(device: str) -> str:
 
 
 def _guarded(given: tuple[Callable[[Any, Any], Any], Any], item: Any) -> tuple[str, Any]:
-    """The result, or an error of ours as text: exceptions do not all survive the journey."""
+    """The result, or an error of ours as text: exceptions do not all survive being sent."""
     function, shared = given
     try:
         return "result", function(shared, item)

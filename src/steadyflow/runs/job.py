@@ -287,7 +287,7 @@ class Conditioned(Job):
 
     Args:
         label: The class of all samples; of held-out data, also which of them.
-        prompt: What a model of prompts is told.
+        prompt: The prompt, for models that take one.
     """
 
     label: int | None = None

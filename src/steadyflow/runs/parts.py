@@ -20,7 +20,7 @@ def made(found: Solution, **facts: Any) -> dict[str, str]:
 
 
 def facts_of(part: Part) -> dict[str, Any]:
-    """What `made` told of a part."""
+    """What `made` wrote about a part."""
     return json.loads(part.metadata["made"])
 
 

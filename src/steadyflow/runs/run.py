@@ -74,7 +74,7 @@ def run_job(
         StorageError: The disk is full; what is done stays.
     """
     if folder is None and shard is not None:
-        raise InputError("shard: goes with a folder, whose files it is about")
+        raise InputError("shard: only valid with a folder, in whose files it counts the samples")
     threads = torch.get_num_threads()
     try:
         if folder is None:

@@ -17,6 +17,7 @@ from .runge_kutta import *  # noqa: F403
 from .singlestep import *  # noqa: F403
 from .state import solver_state
 from .stochastic import *  # noqa: F403
+from .tableaux import Tableau
 
 # isort: on
 
@@ -26,6 +27,7 @@ __all__ = [
     "Query",
     "Solver",
     "Step",
+    "Tableau",
     "each_step",
     "from_spec",
     "get",

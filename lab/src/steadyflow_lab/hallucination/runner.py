@@ -30,7 +30,7 @@ def run_figures(
 
     quick: reduced numbers of samples. folder: where each finding is written as JSON once it is there, and read again
     instead of computed, if it is of the same size and version. engine: where samples are drawn, in batches by their
-    index, or figures of few samples are made; in this process by default. progress: is told the figure that is there.
+    index, or figures of few samples are made; in this process by default. progress: called with each figure.
 
     Raises `UnknownNameError` for a figure, `CorruptFileError` for a damaged file in the folder.
     """
