@@ -40,6 +40,9 @@ for method in ("inversion", sf.editing.FlowEdit(average=2), sf.editing.RFInversi
     edited: sf.Edit = sf.edit(model, x, target=1, source=0, method=method, guidance=1.5, nfe=24)
     print(f"{edited.method}: moved by {edited.distance.median():.1f} for {edited.nfe} evaluations")
 
+smooth = sf.edit(model, x, target=1, source=0, nfe=24, smoothing=sf.denoisers.Smoothing(radius=0.1))
+print(f"on a smoothed field: moved by {smooth.distance.median():.1f} for {smooth.nfe} evaluations")
+
 # A diagnosis, the likelihood of samples, and a run as a differentiable map.
 found: sf.Diagnosis = sf.diagnose(model.with_condition(0), x.double(), solver="ddim", steps=8)
 print(f"the cause of DDIM's error: {found.cause}")
@@ -66,17 +69,33 @@ with tempfile.TemporaryDirectory() as folder:
     rest = sf.integrate(model, None, grid, sf.RK4(), resume=sf.Solution.load(Path(folder) / "half.safetensors"))
 print("stopped and resumed, the same bits:", torch.equal(rest.x, whole.x), f"after {len(seen)} steps watched")
 
+
+# A network of k-diffusion's kind, x0 = net(x, sigma): on the verbs, and under the interface that its programs call.
+def net(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    return x / (1 + sigma[:, None] ** 2)  # exact for data from a standard normal distribution
+
+
+unit = sf.Denoiser(net, sf.VE(), "sample")
+fall = sf.grids.make("karras", unit.schedule, steps=8, clean=True)
+steady = sf.sample(unit, x=80 * x, solver=sf.Euler(), grid=fall).x
+same = sf.kdiffusion.sample_steady(net, 80 * x, fall.sigmas(unit.schedule), solver="euler")
+print(f"the two differ by {sf.metrics.rmse(steady, same).max():.1e}")
+
 # Every error raised on purpose is an sf.SteadyflowError. It names what was wrong and what is accepted.
+broken = sf.Denoiser(lambda x, t: x * float("nan"), path, "epsilon")
 for what, kind in (
     (lambda: sf.sample(model, n=1, solver="eees25"), sf.UnknownNameError),
     (lambda: sf.invert(model, x, solver="ddpm"), sf.NotInvertibleError),
     (lambda: sf.load(__file__.replace(".py", ".safetensors")), FileNotFoundError),
+    (lambda: sf.Solution.load(__file__), sf.CorruptFileError),
     (lambda: model(x, 0.0).score, sf.SingularTimeError),
+    (lambda: sf.sample(broken, x=x), sf.NonFiniteError),
     (lambda: sf.sample(model, x=torch.full((1, 2), float("nan"))), sf.InputError),
 ):
     try:
         what()
     except kind as error:
         print(f"{type(error).__name__}: {str(error)[:80]}")
-# The others: sf.CorruptFileError for damaged files, sf.StorageError for full disks, sf.MissingExtraError for packages
-# that are not installed, sf.NonFiniteError and sf.ConvergenceError for runs that fail numerically.
+# The others: an iteration that does not converge, a package that is not installed, a disk that is full.
+for kind in (sf.ConvergenceError, sf.MissingExtraError, sf.StorageError):
+    assert issubclass(kind, sf.SteadyflowError)

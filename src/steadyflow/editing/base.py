@@ -75,7 +75,18 @@ class EditMethod(ABC):
 def finished(
     request: EditRequest, method: EditMethod, found: Solution, *, nfe: int, inversion: Inversion | None = None
 ) -> Edit:
-    """The result of an edit that a run has found."""
+    """The result of an edit that a run has found.
+
+    Args:
+        request: What was asked for.
+        method: The method that edited.
+        found: The run that ends at the edited samples.
+        nfe: The evaluations of the whole edit, those of the inversion included.
+        inversion: The inversion that the edit started from, for methods that invert.
+
+    Returns:
+        The run's fields with `nfe`, the method's name, and the distance of each sample from its source.
+    """
     fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(Solution)}
     fields |= {"nfe": nfe, "reason": found.reason or ("" if inversion is None else inversion.reason)}
     distance = rmse(found.x, request.x)
