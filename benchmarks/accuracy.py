@@ -35,7 +35,7 @@ OURS = [
         for n in solvers.names()
         if not solvers.get(n).properties.stochastic and solvers.get(n).properties.evaluations
     ),
-    *(("unipc", {"order": order, "kind": kind}) for order in (1, 3, 4) for kind in ("bh1", "bh2")),
+    *(("unipc", {"order": order, "kind": kind}) for order in (1, 3) for kind in ("bh1", "bh2")),
     *(("deis", {"order": order}) for order in (2, 4)),
 ]
 GRIDS = ("karras", 3.0, 5.0, 15.0, "quadratic", "log-snr", "uniform")  # a number is Karras' rho, else 7
