@@ -162,7 +162,7 @@ def test_what_a_choice_cannot_do_is_refused(conditional):
     model, x = conditional
     with pytest.raises(sf.InputError, match="unknown option 'exact'"):
         sf.invert(model, x, solver="ees25", exact=True)
-    with pytest.raises(sf.InputError, match="no candidate can do this with 1 evaluations"):
+    with pytest.raises(sf.InputError, match="no candidate can do this at 1 evaluations each way"):
         sf.choose_solver(model, x, nfe=1)
     with pytest.raises(sf.InputError, match="give nfe instead"):
         sf.invert(model, x, solver="auto", steps=8)

@@ -203,7 +203,8 @@ def make(
     """Create a falling grid.
 
     Args:
-        grid: The name of a spacing. A `Grid` keeps its own times, in falling order, and ignores `steps`.
+        grid: The name of a spacing. A `Grid` keeps its own times, in falling order; `steps` and its own
+            `clean` do not count.
         schedule: The path.
         steps: The total number of steps.
         t_max: The first time of a named grid; the schedule's by default.
@@ -223,7 +224,7 @@ def make(
             )
         falling = (grid.reversed() if grid.rising else grid).check_domain(schedule)
         noisy = schedule.at(falling.times[-1]).sigma > 0.0
-        return Grid(falling.times, clean=True) if clean and noisy else falling
+        return Grid(falling.times, clean=clean and noisy)
     if grid not in _MAKERS:
         raise UnknownNameError("grid", grid, _MAKERS)
     _check_steps(steps)

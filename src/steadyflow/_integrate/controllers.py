@@ -92,7 +92,8 @@ class PIDController:
     def steps(self, loop: StepLoop[Any]) -> Iterator[Step]:
         """The accepted steps between the ends of the loop's grid.
 
-        A clean end with sigma = 0 is reached by one DDIM step from tau = 1e-5 of flow coordinates.
+        A clean end with sigma = 0, where the model is not defined, is reached by one step from tau = 1e-5 of flow
+        coordinates, and left by one.
 
         Raises:
             InputError: The solver has no error estimate.
@@ -103,8 +104,15 @@ class PIDController:
         method, schedule = loop.solver, loop.schedule
         assert isinstance(method, RungeKutta)
         start, end = schedule.at(loop.grid.times[0]), schedule.at(loop.grid.times[-1])
-        to_zero = end.t < start.t and not loop.defined_at_zero_noise and end.sigma == 0.0
+        undefined, falls = not loop.defined_at_zero_noise, end.t < start.t
+        to_zero = falls and undefined and end.sigma == 0.0
         last = schedule.at(FLOW.when(schedule, _LAST)) if to_zero else end
+        if to_zero and FLOW.time(start) <= _LAST:
+            last = start
+        if undefined and not falls and start.sigma == 0.0 and FLOW.time(end) > _LAST:
+            start = schedule.at(FLOW.when(schedule, _LAST))
+            loop.times.append(start.t)
+            yield loop.take(Step(schedule, schedule.at(loop.times[0]), start, 0, 1, loop.noise))
         clock, goal = FLOW.time(start), FLOW.time(last)
         size, sign = min(self.first_step, abs(goal - clock)), 1.0 if goal > clock else -1.0
         here, errors, worst = start, list[float](), 0.0

@@ -144,6 +144,8 @@ def integrate(
             raise InputError("resume, stop_after: for runs over a fixed grid, not for adaptive steps")
     first, nfe = 0, 0
     if resume is not None:
+        if x is not None or state is not None:
+            raise InputError("x, state: have no meaning with resume, whose run goes on from its own state")
         if resume.grid != grid or resume.solver != solver:
             raise InputError("resume: the saved run has another grid or solver than the one asked for")
         first, state, nfe = resume.step, resume.state, resume.nfe
@@ -190,8 +192,9 @@ def integrate(
                 for correction in corrections:
                     changed = correction(info(step))
                     if changed is not None:
-                        fresh = isinstance(changed, Tensor)
-                        loop.state = solver.start(changed, schedule, step.t1) if fresh else changed
+                        if isinstance(changed, Tensor):  # as another object, also where it was changed in its place
+                            changed = solver.start(changed.view_as(changed), schedule, step.t1)
+                        loop.state = changed
                         current = solver.output(loop.state)
                 watch.see(current, done, step)
                 recorder.see(current, done, step.t1)
@@ -203,9 +206,9 @@ def integrate(
     finally:
         if bar is not progress:
             bar.close()
-    watch.close(grid, first)
     if controller is not None:
         grid = Grid(tuple(loop.times), grid.clean)
+    watch.close(grid, first)
     return Solution(
         state=loop.state,
         solver=solver,
@@ -283,17 +286,17 @@ class _Recorder:
             raise InputError(f'record: got {record!r}, expected "all", "last", None or a whole number >= 1')
         self._every = 1 if record == "all" else record if isinstance(record, int) else 0
         self._total = total
-        self._kept = [(t, x.detach().clone())] if self._every else []
+        self._kept = [(t, x.clone())] if self._every else []
         self._newest: tuple[float, Tensor] | None = None
 
     def see(self, x: Tensor, done: int, t: float) -> None:
         if not self._every:
             return
         if done % self._every == 0 or done == self._total:
-            self._kept.append((t, x.detach().clone()))
+            self._kept.append((t, x.clone()))
             self._newest = None
         elif self._total is None:
-            self._newest = t, x.detach()  # perhaps the last, which is always kept
+            self._newest = t, x  # perhaps the last, which is always kept
 
     def trajectory(self) -> Trajectory | None:
         if not self._every:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
-from typing import Generic, TypeVar
+from typing import Generic, Never, TypeVar
 
 import torch
 from torch import Tensor
@@ -76,11 +76,17 @@ class Stepper(Generic[S]):
         """
         if self.query is None:
             raise InputError("stepper: the run is over, there is no query to answer")
-        self.nfe += 1
         try:
             self.query = self._queries.send(prediction)
         except StopIteration:
             self.query = None
+        except BaseException:
+            self.query = None  # the step is lost: no answer can take the run on
+            raise
+        self.nfe += 1
+
+    def __reduce__(self) -> Never:
+        raise TypeError("a Stepper cannot be copied or pickled within a run; begin a new one from its `state`")
 
     @property
     def x(self) -> Tensor:

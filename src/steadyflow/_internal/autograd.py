@@ -8,6 +8,8 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from ..errors import InputError
+
 Result = TypeVar("Result")
 Given = ParamSpec("Given")
 
@@ -20,6 +22,12 @@ def grad_enabled_by(x: object) -> torch.set_grad_enabled:
     """
     wanted = isinstance(x, Tensor) and x.requires_grad
     return torch.set_grad_enabled(torch.is_grad_enabled() and wanted)
+
+
+def check_derivatives() -> None:
+    """Raise `InputError` under `torch.inference_mode()`, where every derivative would silently be 0."""
+    if torch.is_inference_mode_enabled():
+        raise InputError("derivatives: there are none under torch.inference_mode(); use torch.no_grad()")
 
 
 def no_grad_unless(name: str) -> Callable[[Callable[Given, Result]], Callable[Given, Result]]:

@@ -36,7 +36,12 @@ def write(path: str | Path, kind: str, tensors: Mapping[str, Tensor], metadata: 
         StorageError: The file cannot be written.
     """
     header = {**metadata, "format": _FORMAT, "version": _VERSION, "kind": kind}
-    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    plain, seen = dict[str, Tensor](), set[int]()
+    for name, given in tensors.items():
+        t = given.detach().cpu().contiguous()
+        storage = t.untyped_storage().data_ptr()
+        plain[name] = t.clone() if storage in seen else t  # the format takes no memory twice
+        seen.add(storage)
     with replacing(path) as part:
         save_file(plain, part, header)
 

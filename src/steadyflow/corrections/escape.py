@@ -97,14 +97,15 @@ class Escape:
         for number in range(self.rounds):
             x = info.x[rows] if result is None else result[rows]
             held = largest_singular_value(info.model.select(rows), x, info.t, self.products) > self.threshold
-            self.record.evaluations += len(rows) * (1 + 2 * self.products)
+            self.record.evaluations += len(rows) * info.model.cost * (1 + 2 * self.products)
             rows, x = rows[held.cpu()], x[held]
             if number == 0:
                 self.record.flagged += len(rows)
             if len(rows) == 0:
                 break
             result = info.x.clone() if result is None else result
-            result[rows] = renoise(info, x, rows, self.back, number, self.solver)
-            self.record.evaluations += len(rows) * self.back
+            again = renoise(info, x, rows, self.back, number, self.solver)
+            result[rows] = again.x
+            self.record.evaluations += len(rows) * again.nfe
         self.record.held += len(rows)
         return result

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._integrate import StepInfo, integrate
+from .._integrate import Solution, StepInfo, integrate
 from .._internal.tensors import integers
 from ..errors import InputError
 from ..grids import Grid
@@ -27,7 +27,7 @@ from ..solvers.base import Solver
 class Restart:
     """A correction that renoises every sample late in a run, and denoises it again over the grid's own times.
 
-    It costs rounds * back steps per sample.
+    It costs rounds * back steps per sample, of as many evaluations as the solver takes for one.
 
     Args:
         remaining: The number of steps that are left when it acts.
@@ -52,7 +52,7 @@ class Restart:
             return None
         x, rows = info.x, torch.arange(len(info.x))
         for number in range(self.rounds):
-            x = renoise(info, x, rows, self.back, number, self.solver)
+            x = renoise(info, x, rows, self.back, number, self.solver).x
         return x
 
 
@@ -98,7 +98,7 @@ class _Round(White):
         return super()._normal(RENOISING, (node[0], node[1], self.where + (stream << 24)))
 
 
-def renoise(info: StepInfo, x: Tensor, rows: Tensor, back: int, number: int, solver: str | Solver[Any]) -> Tensor:
+def renoise(info: StepInfo, x: Tensor, rows: Tensor, back: int, number: int, solver: str | Solver[Any]) -> Solution:
     """Renoise some samples of a batch and denoise them again.
 
     The noise of a sample is addressed by its index, the step and the round.
@@ -112,7 +112,7 @@ def renoise(info: StepInfo, x: Tensor, rows: Tensor, back: int, number: int, sol
         solver: The solver of the way down again, or its name.
 
     Returns:
-        The samples, denoised again, shape (m, ...).
+        The run down again, with samples of shape (m, ...).
 
     Raises:
         InputError: The run inverts, has made fewer than `back` steps, or has no noise source.
@@ -134,4 +134,4 @@ def renoise(info: StepInfo, x: Tensor, rows: Tensor, back: int, number: int, sol
     noise = _Round.of(x, source.seed, samples)
     noise.where = 1 + number + (info.done << 32)
     model = info.model.select(rows)
-    return integrate(model, ratio * x + spread * fresh, grid, registry.get(solver), noise=noise, progress=False).x
+    return integrate(model, ratio * x + spread * fresh, grid, registry.get(solver), noise=noise, progress=False)

@@ -310,14 +310,19 @@ class SchedulerBase(SchedulerMixin, ConfigMixin):
         self._index += 1
         following = stepper.x if stepper.query is None else stepper.query.x
         self._sent = following.to(sample.dtype)
-        self._sent_version = self._sent._version
+        inference = self._sent.is_inference()  # such tensors count no versions
+        self._sent_version = self._sent.clone() if inference else self._sent._version
         return SteadyOutput(self._sent) if return_dict else (self._sent,)
 
     def _is_what_was_sent(self, sample: Tensor) -> bool:
         """Whether these are the latents returned last; their values are compared only if the tensor is another."""
+        if self._sent is None:
+            return False
+        if isinstance(self._sent_version, Tensor):
+            return torch.equal(sample, self._sent_version)
         if sample is self._sent:
             return sample._version == self._sent_version
-        return self._sent is not None and torch.equal(sample, self._sent)
+        return torch.equal(sample, self._sent)
 
     def _start_stepper(self, x: Tensor, k: int, generator: torch.Generator | list[torch.Generator] | None) -> None:
         """Begin at step k, from the latents or from the whole state of an inversion."""

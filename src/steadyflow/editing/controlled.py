@@ -25,20 +25,22 @@ import torch
 from torch import Tensor
 
 from .. import noise
+from .._integrate import Solution, StepInfo, Trajectory
 from ..coordinates import FLOW
 from ..denoisers.base import Denoiser
 from ..errors import InputError
 from ..grids import Grid
 from ..prediction import Prediction
-from ..schedules import RectifiedFlow, Schedule
+from ..schedules import Level, RectifiedFlow, Schedule
 from ..solvers.base import Solver
 from ..tasks._batched import run_batched
-from ..tasks._options import DEFAULT_NFE
+from ..tasks._options import DEFAULT_NFE, Resolved
 from .base import Edit, EditMethod, EditRequest, finished, register
 
 _NO_INVERSION = {
     "inversion": "it makes none, so that there is none to start from",
     "mask": "it keeps no states of the source to hold on to",
+    "corrections": "its states follow a field of its own, not the path of the data",
 }
 
 
@@ -95,6 +97,61 @@ def _solver(request: EditRequest) -> Solver[Any]:
     return solver
 
 
+def _unscaled(level: Level) -> float:
+    return 1.0
+
+
+def _run(
+    model: _Field,
+    schedule: Schedule,
+    grid: Grid,
+    solver: Solver[Any],
+    options: Resolved,
+    x: Tensor,
+    scale: Callable[[Level], float] = _unscaled,
+) -> Solution:
+    """Follow a field of flow coordinates; whoever looks sees the data's path.
+
+    Args:
+        model: The field.
+        schedule: The data's path.
+        grid: The times on it, in the order of the run.
+        solver: The method.
+        options: Those of the run.
+        x: The start, in the units of the data's path; shape (B, ...).
+        scale: What a state of the field is multiplied by to be one of the data's path.
+
+    Returns:
+        The run, with its times and states on the data's path.
+    """
+    inner = _clock(schedule, grid)
+    levels = {tau: schedule.at(t) for tau, t in zip(inner.times, grid.times, strict=True)}
+
+    def level_of(tau: float) -> Level:
+        known = levels.get(tau)
+        return schedule.at(FLOW.when(schedule, tau)) if known is None else known  # a controller chooses its own times
+
+    callback = options.callback
+    if callback is not None:
+        seen = callback
+
+        def outside(info: StepInfo) -> None:
+            level = level_of(info.t)
+            seen(info._replace(t=level.t, x=info.x * scale(level), grid=grid))
+
+        callback = outside
+    start, end = (schedule.at(grid.times[k]) for k in (0, -1))
+    found = run_batched(model, inner, solver, options.changed(callback=callback), x=x / scale(start))
+    seen_states = found.trajectory
+    if seen_states is not None:
+        there = [level_of(tau) for tau in seen_states.times]
+        states = torch.stack([x * scale(level) for x, level in zip(seen_states.x, there, strict=True)])
+        seen_states = Trajectory(tuple(level.t for level in there), states)
+    state = found.state * scale(end)
+    times = Grid(tuple(level_of(tau).t for tau in found.grid.times))
+    return replace(found, state=state, grid=times, seed=options.seed, trajectory=seen_states)
+
+
 @register
 @dataclass(frozen=True)
 class FlowEdit(EditMethod):
@@ -121,7 +178,7 @@ class FlowEdit(EditMethod):
         options, x, source, target = request.options, request.x, request.source, request.target
         solver, schedule = _solver(request), source.schedule
         if options.steps is None and not isinstance(options.grid, Grid):
-            options = options.changed(nfe=(options.nfe or DEFAULT_NFE) // self.average)
+            options = options.changed(nfe=(DEFAULT_NFE if options.nfe is None else options.nfe) // self.average)
 
         def velocity(z: Tensor, tau: float, rows: slice) -> Tensor:
             mine = x[rows]
@@ -136,8 +193,7 @@ class FlowEdit(EditMethod):
 
         model = _field(velocity, self.average * (source.cost + target.cost))
         grid = options.falling(source)
-        found = run_batched(model, _clock(schedule, grid), solver, options, x=x)
-        found = replace(found, grid=grid, seed=options.seed)
+        found = _run(model, schedule, grid, solver, options, x)
         return finished(request, self, found, nfe=found.nfe)
 
 
@@ -171,13 +227,13 @@ class RFInversion(EditMethod):
     def edit(self, request: EditRequest) -> Edit:
         options, source, target = request.options, request.source, request.target
         solver, schedule = _solver(request), source.schedule
+        if options.controller is not None:
+            raise InputError("steps: the window of this method counts steps; give their number")
         grid = options.falling(source)
-        times = _clock(schedule, grid)
-        scale = FLOW.scale(schedule.at(grid.times[-1]))
-        u = request.x / scale
+        u = request.x / FLOW.scale(schedule.at(grid.times[-1]))
         samples = range(options.index, options.index + len(u))
         goal = noise.like(u, options.seed, noise.PERTURBATION, (1, 0, 1), samples)
-        begin, end = self._window(times.times)
+        begin, end = self._window(_clock(schedule, grid).times)
 
         def up(state: Tensor, tau: float, rows: slice) -> Tensor:
             slope = _velocity(source, state, tau, rows)
@@ -189,9 +245,9 @@ class RFInversion(EditMethod):
                 slope = slope + self.eta * ((state - u[rows]) / tau - slope)
             return slope
 
-        rising = run_batched(_field(up, source.cost), times.reversed(), solver, options, x=u)
-        found = run_batched(_field(down, target.cost), times, solver, options, x=rising.x)
-        found = replace(found, state=found.state * scale, grid=grid, seed=options.seed)
+        scaled = FLOW.scale
+        rising = _run(_field(up, source.cost), schedule, grid.reversed(), solver, options, request.x, scaled)
+        found = _run(_field(down, target.cost), schedule, grid, solver, options, rising.x, scaled)
         return finished(request, self, found, nfe=rising.nfe + found.nfe)
 
     def _window(self, times: Sequence[float]) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .._integrate import StepLoop, check_state, drive
-from .._internal.autograd import no_grad_unless
+from .._internal.autograd import check_derivatives, no_grad_unless
 from .._internal.tensors import basis_vectors, finite, norm
 from ..denoisers.base import Denoiser
 from ..errors import InputError, NonFiniteError
@@ -138,11 +138,13 @@ class FlowMap:
         norms = [norm(u)]
         values, changes = [z], [u]
         x, change = z, u
+        times = [self.grid.times[0]]
         for function in self._functions():
             values, changes = _forward(function, values, changes)
             (x,), (change,) = _forward(function.output, values, changes)
             norms.append(norm(change))
-        return Tangent(_finite(x), change, self.grid.times, torch.stack(norms))
+            times.append(function.step.t1)
+        return Tangent(_finite(x), change, tuple(times), torch.stack(norms))
 
     def vjp(self, z: Tensor, w: Tensor) -> Tensor:
         """Multiply the transposed Jacobian at z by a cotangent.
@@ -282,12 +284,12 @@ class _StepFunction:
     """One solver step as a function from the tensors of the state before to those of the state after."""
 
     def __init__(self, model: Denoiser, solver: Solver[Any], step: Step, before: _Build):
-        self._model, self._solver, self._step, self._before = model, solver, step, before
+        self._model, self._solver, self.step, self._before = model, solver, step, before
         self.after: _Build = before
         """How to build the state after the step from its tensors; known once the step has run."""
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
-        state, _ = drive(self._solver.advance(self._before(tensors), self._step), self._model)
+        state, _ = drive(self._solver.advance(self._before(tensors), self.step), self._model)
         self.after, parts = flatten_state(state)
         return parts
 
@@ -298,6 +300,7 @@ class _StepFunction:
 
 def _forward(run: _Function, values: Sequence[Tensor], changes: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """The function's values, and its derivative along the changes; large states take the way without a graph."""
+    check_derivatives()
     with sdpa_kernel(SDPBackend.MATH):  # fused attention has neither a forward nor a second derivative
         if values[0].numel() > _LARGE:
             return _forward_mode(run, values, changes)
@@ -368,6 +371,7 @@ def pullback(
     Returns:
         A function from cotangents of the function's values to cotangents of its arguments.
     """
+    check_derivatives()
     with torch.enable_grad():
         leaves = [value.detach().requires_grad_() for value in values]
         parts = run(*leaves)

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from .._internal.autograd import check_derivatives
 from .._internal.tensors import norm, unit
 from ..denoisers.base import Denoiser
 from ..errors import InputError
@@ -98,6 +99,7 @@ def largest_singular_value(model: Denoiser, x: Tensor, t: float, products: int =
     Returns:
         The estimates, shape (B,).
     """
+    check_derivatives()
     v = unit(_oblique(x).expand_as(x))
     size = x.new_zeros(len(x))
     with torch.enable_grad():

@@ -87,6 +87,10 @@ class Options(TypedDict, total=False):
     """A bar on standard error (True), none (False), or one where the work at a terminal takes two seconds (None)."""
 
 
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class Resolved:
     """The options of a verb with their defaults, checked."""
@@ -112,6 +116,10 @@ class Resolved:
     def __post_init__(self):
         if self.steps is not None and self.nfe is not None:
             raise InputError("steps, nfe: give one or the other, not both")
+        if self.nfe is not None and not (_whole(self.nfe) and self.nfe >= 1):
+            raise InputError(f"nfe: got {self.nfe!r}, expected a whole number of at least 1")
+        if not _whole(self.seed):
+            raise InputError(f"seed: got {self.seed!r}, expected a whole number")
         if self.noise not in SOURCES:
             raise UnknownNameError("noise", self.noise, SOURCES)
         if not isinstance(self.index, int) or not 0 <= self.index < 2**63:
@@ -154,7 +162,10 @@ class Resolved:
                 raise InputError(f"{name}: has no meaning for {who}; it takes {', '.join(known)}")
         values = {**(defaults or {}), **options}
         if "corrections" in values:
-            values["corrections"] = tuple(values["corrections"])
+            if not isinstance(values["corrections"], Iterable):
+                one = values["corrections"]
+                raise InputError(f"corrections: got {one!r}, expected a list of corrections, [...]")
+            values["corrections"] = tuple(cast("Iterable[Correction]", values["corrections"]))
         return cls(**values, given=frozenset(options))
 
     def changed(self, **changes: Any) -> Resolved:
@@ -187,6 +198,8 @@ class Resolved:
                 raise InputError("grid: a controller chooses its own steps; bound them with t_min and t_max")
             top = grids.start_time(schedule, self.strength, **ends)
             bottom = schedule.t_min if self.t_min is None else self.t_min
+            if not bottom < top:
+                raise InputError(f"grid: expected t_min < t_max, got {bottom} and {top}")
             return grids.make(Grid((top, bottom)), schedule, 1, clean=clean)
         grid = DEFAULT_GRID if self.grid is None else self.grid
         if isinstance(grid, Grid):

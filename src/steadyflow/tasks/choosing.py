@@ -11,15 +11,16 @@ For sampling, what is compared is the distance to a reference solve from the sam
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 import torch
 from torch import Tensor
 
 from .. import solvers
-from .._integrate import Solution
+from .._integrate import Correction, Solution
 from ..denoisers.base import Denoiser
 from ..errors import InputError, SteadyflowError
 from ..grids import Grid
@@ -133,7 +134,7 @@ def resolved_for_sampling(
 
     _check(options)
     here = _few(model, auto.samples)
-    fine = options.changed(solver="rk4", nfe=_FINER * (options.nfe or DEFAULT_NFE))
+    fine = _fine(options)
     reference = run(here, fine, fine.falling(model, clean=clean))
     spent = reference.nfe
     tried: dict[str, tuple[float, _Candidate]] = {}
@@ -145,7 +146,7 @@ def resolved_for_sampling(
         except SteadyflowError:
             error = float("inf")
         tried[candidate.label] = error, candidate
-    choice = _best(tried, spent, "candidate", "distance to a fine solve", len(reference.x), options)
+    choice = _best(tried, spent, "candidate", "distance to a fine solve", len(reference.x), _cost(options, ""))
     return _applied(options, choice)
 
 
@@ -166,7 +167,7 @@ def _choose(auto: Auto, options: Resolved, model: Denoiser, x: Tensor) -> Choice
 
     spent, reference = 0, None
     if there is not None or auto.exact:
-        fine = options.changed(solver="rk4", nfe=None if isinstance(options.grid, Grid) else _FINER * _budget(options))
+        fine = _fine(options)
         grid = fine.falling(model)
         inverted = up(fine, grid)
         edited = down(there or here, fine, inverted, grid)
@@ -193,7 +194,7 @@ def _choose(auto: Auto, options: Resolved, model: Denoiser, x: Tensor) -> Choice
         tried[candidate.label] = error, candidate
     kind = "exactly reversible candidate" if auto.exact else "candidate"
     what = "edit error" if reference is not None else "round-trip error"
-    return _best(tried, spent, kind, what, len(few), options)
+    return _best(tried, spent, kind, what, len(few), _cost(options, " each way"))
 
 
 def _check(options: Resolved) -> None:
@@ -202,7 +203,25 @@ def _check(options: Resolved) -> None:
 
 
 def _budget(options: Resolved) -> int:
-    return options.nfe or DEFAULT_NFE
+    return DEFAULT_NFE if options.nfe is None else options.nfe
+
+
+def _cost(options: Resolved, ways: str) -> str:
+    """What every candidate was given, in words."""
+    return "over the same times" if isinstance(options.grid, Grid) else f"at {_budget(options)} evaluations{ways}"
+
+
+def _fine(options: Resolved) -> Resolved:
+    """The options of a reference solve."""
+    return options.changed(solver="rk4", nfe=None if isinstance(options.grid, Grid) else _FINER * _budget(options))
+
+
+def _unrecorded(correction: Correction) -> Correction:
+    """The correction of a trial, which writes no record of the run itself."""
+    record: Any = getattr(correction, "record", None)
+    if record is not None and dataclasses.is_dataclass(cast(object, correction)):
+        return cast(Any, dataclasses.replace)(correction, record=type(record)())
+    return correction
 
 
 def _few(model: Denoiser, samples: int) -> Denoiser:
@@ -211,7 +230,8 @@ def _few(model: Denoiser, samples: int) -> Denoiser:
 
 def _quiet(options: Resolved) -> Resolved:
     """The options of a trial: what looks at the run is for the run itself."""
-    return options.changed(callback=None, record=None, progress=False, batch_size=None)
+    own = tuple(_unrecorded(correction) for correction in options.corrections)
+    return options.changed(callback=None, record=None, progress=False, batch_size=None, corrections=own)
 
 
 def _candidates(options: Resolved, model: Denoiser, named: _Named, clean: bool) -> Iterator[_Candidate]:
@@ -230,18 +250,16 @@ def _candidates(options: Resolved, model: Denoiser, named: _Named, clean: bool) 
 
 
 def _best(
-    tried: dict[str, tuple[float, _Candidate]], spent: int, kind: str, what: str, samples: int, options: Resolved
+    tried: dict[str, tuple[float, _Candidate]], spent: int, kind: str, what: str, samples: int, cost: str
 ) -> Choice:
     finite = {label: entry for label, entry in tried.items() if entry[0] < float("inf")}
     if not finite:
-        raise InputError(
-            f"solver 'auto': no candidate can do this with {_budget(options)} evaluations; raise nfe or narrow the grid"
-        )
+        raise InputError(f"solver 'auto': no candidate can do this {cost}; give more evaluations or a narrower grid")
     best = min(finite, key=lambda label: finite[label][0])
     error, candidate = finite[best]
     reason = (
         f"{best}, {candidate.grid.steps} steps, had the smallest {what} ({error:.1e}) of {len(tried)} {kind}s tried on "
-        f"{samples} sample(s) at {_budget(options)} evaluations each way."
+        f"{samples} sample(s) {cost}."
     )
     grid = candidate.options.grid
     assert grid is not None
