@@ -229,3 +229,27 @@ def test_every_verb_takes_adaptive_steps_with_its_callbacks_corrections_and_reco
         sf.invert(here, x, solver="dopri5", steps=control, nfe=48)
     with pytest.raises(sf.InputError, match="counts the steps that are left"):
         sf.sample(here, n=4, solver="dopri5", steps=control, corrections=[sf.corrections.Restart(2, 1)])
+
+
+def test_a_round_trip_from_the_data_itself_keeps_its_tolerance():
+    """Also of a noise model, which is not defined at sigma = 0."""
+    flow = sf.GaussianMixture(torch.tensor([[1.0, 0.0], [-1.0, 0.5], [0.0, -1.0]]), 0.2).denoiser(sf.RectifiedFlow())
+    x = flow.mixture.sample(4).double()
+    model = sf.Denoiser(lambda z, t: flow(z, float(t[0])).eps, sf.RectifiedFlow(), "epsilon", shape=(2,))
+
+    def error(rtol):
+        steps = sf.PIDController(rtol=rtol, atol=rtol / 10)
+        return sf.reconstruct(model, x, solver="dopri5", steps=steps, t_max=0.95).error.max().item()
+
+    coarse, fine, finer = (error(rtol) for rtol in (1e-3, 1e-5, 1e-7))
+    assert coarse > 30 * fine > 1000 * finer
+    assert sf.sample(model, n=2, solver="dopri5", steps=sf.PIDController(), strength=5e-6).steps == 1
+
+
+@pytest.mark.parametrize("solver", ["heun", "bogacki-shampine", "dopri5", "tsit5"])
+def test_a_correction_in_place_is_the_same_correction(solver):
+    model = sf.GaussianMixture(torch.tensor([[1.0, 0.0], [-1.0, 0.5]]), 0.2).denoiser(sf.VPLinear())
+    steps = sf.PIDController(rtol=1e-3, atol=1e-3)
+    here = sf.sample(model, n=4, solver=solver, steps=steps, corrections=[lambda info: info.x.mul_(0.9)])
+    anew = sf.sample(model, n=4, solver=solver, steps=steps, corrections=[lambda info: info.x * 0.9])
+    assert torch.equal(here.x, anew.x)

@@ -290,3 +290,151 @@ def test_edits_along_a_field_run_on_every_solver_of_flow_coordinates(solver):
     whole = sf.edit(MODEL, X, 1, source=0, method="flow-edit", solver=solver, steps=6)
     parts = sf.edit(MODEL, X, 1, source=0, method="flow-edit", solver=solver, steps=6, batch_size=4)
     torch.testing.assert_close(whole.x, parts.x)
+
+
+GIVEN = sf.Grid((0.9, 0.6, 0.3, 0.1, 0.02))
+CLEAN = sf.Grid(GIVEN.times, clean=True)
+
+
+def along(function, x, seed=0):
+    """The directional derivative of a sum of squares, by autograd and by a central difference."""
+    u = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(function(leaf).square().sum(), leaf)
+    h = 1e-5
+    difference = function(x + h * u).square().sum() - function(x - h * u).square().sum()
+    return (gradient * u).sum().item(), difference.item() / (2 * h)
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("method", ["inversion", "direct", "flow-edit", "rf-inversion", "noise-maps"])
+def test_gradients_of_an_edit_are_those_of_the_edit(method, mask):
+    options = {"mask": torch.tensor([[1.0, 0.3]])} if mask else {}
+    if mask and "mask" in sf.editing.get(method).refuses:
+        return
+    options |= {"solver": "dpmpp-2m-sde"} if method == "noise-maps" else {}
+    by_autograd, by_difference = along(lambda x: sf.edit(MODEL, x, 1, source=0, steps=4, method=method, **options).x, X)
+    assert by_autograd == pytest.approx(by_difference, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("verb", [v for v in VERBS if v not in ("choose_solver", "diagnose")])
+def test_whether_a_grid_given_is_clean_does_not_count_as_the_verbs_say_how_they_end(verb):
+    if "grid" in (editing.get(verb[5:]).refuses if verb.startswith("edit") else ()):
+        return
+    plain, clean = VERBS[verb](grid=GIVEN), VERBS[verb](grid=CLEAN)
+    assert torch.equal(plain.x, clean.x)
+    assert plain.grid == clean.grid
+    assert plain.finished
+    assert clean.finished
+
+
+def test_the_end_that_was_asked_for_is_the_end_whatever_the_grid():
+    model = MODEL.with_condition(0)
+    at_path = sf.sample(model, n=3, grid=CLEAN, end="path")
+    assert not at_path.grid.clean
+    assert torch.equal(at_path.x, sf.sample(model, n=3, grid=GIVEN, end="path").x)
+    assert sf.choose_solver(model, X, grid=CLEAN).errors == sf.choose_solver(model, X, grid=GIVEN).errors
+    x = torch.randn(3, 2, dtype=torch.float64)
+    carried = sf.FlowMap(model, CLEAN, "ddim").carry(x, torch.ones_like(x))
+    assert len(carried.times) == len(carried.norms) == CLEAN.steps + 1
+
+
+@pytest.mark.parametrize("derivative", [
+    lambda m, x: sf.FlowMap(m, GIVEN, "ddim").jvp(x, torch.ones_like(x)),
+    lambda m, x: sf.FlowMap(m, GIVEN, "ddim").vjp(x, torch.ones_like(x)),
+    lambda m, x: sf.jacobians.singular_values(sf.FlowMap(m, GIVEN, "ddim"), x),
+    lambda m, x: sf.log_likelihood(m, x),
+    lambda m, x: sf.sample(m, x=x, steps=12, corrections=[sf.corrections.Escape(remaining=2, back=3)]),
+    lambda m, x: sf.sample(m, x=x, steps=12, corrections=[sf.corrections.Stein()]),
+    lambda m, x: sf.diagnose(m, x, steps=6),
+])  # fmt: skip
+@pytest.mark.parametrize("size", [2, 9000])
+def test_derivatives_are_refused_where_they_would_be_zero(derivative, size):
+    x = torch.randn(size // 2, 2, dtype=torch.float64)
+    with torch.inference_mode(), pytest.raises(sf.InputError, match="inference_mode"):
+        derivative(MODEL.with_condition(0), x)
+
+
+@pytest.mark.parametrize("path", [sf.VPLinear(), sf.RectifiedFlow()], ids=["vp", "flow"])
+@pytest.mark.parametrize("method", ["flow-edit", "rf-inversion"])
+def test_whoever_looks_at_an_edit_along_a_field_sees_the_datas_path(method, path):
+    model, told = mixture(path), []
+    options = {"grid": sf.Grid((0.9, 0.6, 0.3, 0.1, 0.02)), "record": "all"}
+    found = sf.edit(model, X, 1, source=0, method=method, callback=told.append, **options)
+    assert found.trajectory.times == found.grid.times
+    assert torch.equal(found.trajectory.x[-1], found.x)
+    down = told[-found.grid.steps :]
+    assert [info.t for info in down] == list(found.grid.times[1:])
+    assert torch.equal(down[-1].x, found.x)
+    assert down[-1].grid == found.grid
+
+
+def test_an_adaptive_edit_along_a_field_tells_the_times_it_took():
+    found = sf.edit(MODEL, X, 1, source=0, method="flow-edit", solver="dopri5", steps=sf.PIDController(rtol=1e-3))
+    assert found.finished
+    assert found.grid.steps > 2
+    assert found.grid.times[-1] == PATH.t_min
+    with pytest.raises(sf.InputError, match="steps: the window"):
+        sf.edit(MODEL, X, 1, source=0, method="rf-inversion", solver="dopri5", steps=sf.PIDController())
+
+
+def test_a_choice_leaves_no_trace_in_the_records_of_corrections():
+    model, stein = MODEL.with_condition(0), sf.corrections.Stein()
+    found = sf.sample(model, n=4, nfe=24, solver="auto", corrections=[stein], dtype=torch.float64)
+    alone = sf.corrections.Stein()
+    sf.sample(model, n=4, solver=found.solver, grid=found.grid, corrections=[alone], dtype=torch.float64)
+    assert len(stein.record.coefficients) == len(alone.record.coefficients)
+
+
+def test_a_choice_is_made_for_the_guidance_of_the_way_back():
+    guided = MODEL.with_condition(0)
+    chosen = sf.reconstruct(guided, X, solver="auto", nfe=24, guidance=3.0, source_guidance=1.0)
+    assert "edit error" in chosen.reason
+    expected = sf.choose_solver(guided, X, nfe=24, target=guided.with_guidance(3.0))
+    assert chosen.reason == expected.reason
+
+
+def test_a_choice_over_times_that_are_given_counts_no_evaluations():
+    for found in (sf.sample(MODEL.with_condition(0), n=4, solver="auto", grid=GIVEN, dtype=torch.float64),
+                  sf.invert(MODEL.with_condition(0), X, solver="auto", grid=GIVEN)):  # fmt: skip
+        assert "over the same times" in found.reason
+    assert "each way" not in sf.sample(MODEL.with_condition(0), n=4, solver="auto", nfe=16).reason
+
+
+@pytest.mark.parametrize(("stages", "solver"), [(1, "ddim"), (4, "rk4")])
+def test_the_evaluations_of_an_escape_are_those_of_the_network(stages, solver):
+    calls = 0
+
+    class Counted(type(MODEL)):
+        def __call__(self, x, t):
+            nonlocal calls
+            calls += len(x)
+            return super().__call__(x, t)
+
+    escape = sf.corrections.Escape(remaining=3, back=5, rounds=1, threshold=1e-6, solver=solver)
+    run = sf.sample(Counted(MODEL.mixture, PATH).with_condition(0), n=4, steps=10, solver="ddim", corrections=[escape])
+    products = 4 * 2 * escape.products  # each transposed product counts as two, and calls the network no more
+    assert calls - 4 * run.nfe == escape.record.evaluations - products == 4 * (1 + 5 * stages)
+
+
+def test_what_is_no_number_of_evaluations_and_no_seed_is_refused_by_its_name():
+    model = MODEL.with_condition(0)
+    for options, message in (
+        ({"nfe": 0}, "nfe: got 0"),
+        ({"nfe": 0, "solver": "auto"}, "nfe: got 0"),
+        ({"nfe": 10.5}, "nfe: got 10.5"),
+        ({"seed": None}, "seed: got None"),
+        ({"seed": 1.7}, "seed: got 1.7"),
+        ({"corrections": sf.corrections.Relaxed()}, "corrections: got Relaxed"),
+        ({"t_min": 0.9, "t_max": 0.1, "steps": sf.PIDController(), "solver": "dopri5"}, "expected t_min < t_max"),
+        ({"t_min": 0.5, "t_max": 0.5, "steps": sf.PIDController(), "solver": "dopri5"}, "expected t_min < t_max"),
+    ):
+        with pytest.raises(sf.InputError, match=message):
+            sf.invert(model, X, **options)
+
+
+@pytest.mark.parametrize("solver", [n for n in solvers.names() if not n.startswith("rex-s")])
+def test_a_run_of_any_solver_is_saved(solver, tmp_path):
+    found = sf.sample(MODEL.with_condition(0), n=2, steps=5, solver=solver, dtype=torch.float64)
+    found.save(tmp_path / "run.safetensors")
+    assert torch.equal(sf.Solution.load(tmp_path / "run.safetensors").x, found.x)

@@ -602,3 +602,19 @@ def test_a_block_takes_the_place_of_the_denoising_loop_of_modular_pipelines(name
     assert held == [1, 2, 3, 4]
     with pytest.raises(sf.InputError, match="denoising loop"):
         SteadyDenoise(object())
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m", "rk4"])
+def test_schedulers_step_the_same_under_inference_mode(solver):
+    def run():
+        scheduler = sf.SteadyScheduler(solver=solver)
+        scheduler.set_timesteps(4)
+        latents = torch.linspace(-1, 1, 8).view(1, 2, 2, 2)
+        for t in scheduler.timesteps:
+            latents = scheduler.step(0.3 * latents, t, latents).prev_sample
+        return latents
+
+    with torch.no_grad():
+        plain = run()
+    with torch.inference_mode():
+        assert torch.equal(run(), plain)

@@ -1,5 +1,6 @@
 """The two drivers, recording, resuming, and what happens when a run goes wrong."""
 
+import copy
 import json
 
 import pytest
@@ -336,3 +337,25 @@ def test_gradients_flow_from_the_start_alone():
     sf.sample(model, x=start, steps=5, end="path").x.sum().backward()
     assert start.grad is not None
     assert start.grad.abs().min() > 0
+
+
+def test_a_stepper_that_was_given_a_wrong_answer_is_over():
+    path = sf.VPLinear()
+    stepper = sf.Stepper(sf.DDIM(), path, sf.Grid((0.9, 0.5, 0.1)), torch.zeros(1, 2))
+    with pytest.raises(TypeError, match="copied or pickled within a run"):
+        copy.deepcopy(stepper)
+    query = stepper.query
+    wrong = sf.Prediction(query.x, torch.zeros(1, 3), "epsilon", path.alpha(query.t), path.sigma(query.t))
+    with pytest.raises(RuntimeError):
+        stepper.feed(wrong)
+    assert stepper.nfe == 0
+    with pytest.raises(sf.InputError, match="over"):
+        stepper.feed(wrong)
+
+
+def test_a_resumed_run_takes_no_other_start():
+    model = sf.GaussianMixture(torch.tensor([[1.0, 0.0], [-1.0, 0.5]]), 0.2).denoiser(sf.VPLinear())
+    grid, x = sf.Grid((0.9, 0.5, 0.1)), torch.randn(2, 2)
+    half = sf.integrate(model, x, grid, sf.DDIM(), stop_after=1)
+    with pytest.raises(sf.InputError, match="resume"):
+        sf.integrate(model, x, grid, sf.DDIM(), resume=half)

@@ -194,7 +194,7 @@ class Resolved:
         """The grid of the run from noise to data; one that is `clean` ends with the clean estimate if it must."""
         schedule, ends = model.schedule, {"t_max": self.t_max, "t_min": self.t_min}
         if self.controller is not None:
-            if self.grid is not None:
+            if "grid" in self.given and self.grid is not None:
                 raise InputError("grid: a controller chooses its own steps; bound them with t_min and t_max")
             top = grids.start_time(schedule, self.strength, **ends)
             bottom = schedule.t_min if self.t_min is None else self.t_min
