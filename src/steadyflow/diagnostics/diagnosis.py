@@ -180,10 +180,9 @@ def diagnose(
     resolved = Resolved.of(options, diagnose, refused=_NO_MEANING)
     model = model if source_guidance is None else model.with_guidance(source_guidance)
     if resolved.auto is not None:
-        back = model if guidance is None else model.with_guidance(guidance)
-        auto = resolved.auto if guidance is None else replace(resolved.auto, target=resolved.auto.target or back)
+        resolved = resolved.aimed(None if guidance is None else model.with_guidance(guidance))
         samples = images if codec is None else codec.encode(images)
-        resolved, _ = resolved_for_inversion(resolved.changed(solver=auto), model, samples)
+        resolved, _ = resolved_for_inversion(resolved, model, samples)
     if resolved.controller is not None:
         raise InputError("steps: a diagnosis is of a fixed number of steps, not of adaptive ones")
     method = resolved.method

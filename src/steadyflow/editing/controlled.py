@@ -34,7 +34,7 @@ from ..prediction import Prediction
 from ..schedules import Level, RectifiedFlow, Schedule
 from ..solvers.base import Solver
 from ..tasks._batched import run_batched
-from ..tasks._options import DEFAULT_NFE, Resolved
+from ..tasks._options import Resolved
 from .base import Edit, EditMethod, EditRequest, finished, register
 
 _NO_INVERSION = {
@@ -178,7 +178,7 @@ class FlowEdit(EditMethod):
         options, x, source, target = request.options, request.x, request.source, request.target
         solver, schedule = _solver(request), source.schedule
         if options.steps is None and not isinstance(options.grid, Grid):
-            options = options.changed(nfe=(DEFAULT_NFE if options.nfe is None else options.nfe) // self.average)
+            options = options.changed(nfe=options.budget // self.average)
 
         def velocity(z: Tensor, tau: float, rows: slice) -> Tensor:
             mine = x[rows]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Unpack
 
 import torch
@@ -13,7 +12,7 @@ from .._internal.autograd import grad_enabled_by
 from ..denoisers.base import Condition, Denoiser
 from ..denoisers.smoothing import Smoothing
 from ..errors import InputError
-from ..tasks._options import Auto, Options, Resolved
+from ..tasks._options import Options, Resolved
 from ..tasks.inversion import Inversion
 from .base import Edit, EditMethod, EditRequest, SmoothedWays, apply_smoothing, get
 
@@ -90,15 +89,8 @@ def edit(
     elif source_guidance is not None and source_guidance != 1.0:
         raise InputError("source_guidance: without a source the way up is unconditional, and has nothing to guide it")
     here, there = apply_smoothing(smoothing, here, there, smooth)
-    if resolved.auto is not None:
-        resolved = resolved.changed(solver=_aimed(resolved.auto, there))
     with grad_enabled_by(x):
-        return chosen.edit(EditRequest(x, here, there, mask, resolved, inversion))
-
-
-def _aimed(auto: Auto, target: Denoiser) -> Auto:
-    """The choice of a solver, with the edit in view."""
-    return auto if auto.target is not None else replace(auto, target=target)
+        return chosen.edit(EditRequest(x, here, there, mask, resolved.aimed(there), inversion))
 
 
 def _check_honoured(method: EditMethod, options: Any, **others: Any) -> None:

@@ -179,6 +179,17 @@ class Resolved:
             return self.solver
         return Auto() if self.solver == "auto" else None
 
+    def aimed(self, target: Denoiser | None) -> Resolved:
+        """These options, with the model of the way back in view of a choice by trial that names none itself."""
+        if self.auto is None or self.auto.target is not None:
+            return self
+        return self.changed(solver=dataclasses.replace(self.auto, target=target))
+
+    @property
+    def budget(self) -> int:
+        """Model evaluations per sample each way, where steps are not given."""
+        return DEFAULT_NFE if self.nfe is None else self.nfe
+
     @property
     def method(self) -> Solver[Any]:
         """The solver, once there is one to name."""

@@ -27,7 +27,7 @@ from ..grids import Grid
 from ..metrics.images import rmse
 from ..solvers.base import Solver
 from ._batched import run_batched
-from ._options import DEFAULT_NFE, Auto, Options, Resolved
+from ._options import Auto, Options, Resolved
 
 _NO_MEANING = ("solver", "steps", "seed", "index", "noise", "batch_size", "callback", "record", "progress")
 """The options that the choice of a deterministic solver has no use for."""
@@ -202,18 +202,14 @@ def _check(options: Resolved) -> None:
         raise InputError("steps: solver 'auto' compares solvers at equal evaluations; give nfe instead")
 
 
-def _budget(options: Resolved) -> int:
-    return DEFAULT_NFE if options.nfe is None else options.nfe
-
-
 def _cost(options: Resolved, ways: str) -> str:
     """What every candidate was given, in words."""
-    return "over the same times" if isinstance(options.grid, Grid) else f"at {_budget(options)} evaluations{ways}"
+    return "over the same times" if isinstance(options.grid, Grid) else f"at {options.budget} evaluations{ways}"
 
 
 def _fine(options: Resolved) -> Resolved:
     """The options of a reference solve."""
-    return options.changed(solver="rk4", nfe=None if isinstance(options.grid, Grid) else _FINER * _budget(options))
+    return options.changed(solver="rk4", nfe=None if isinstance(options.grid, Grid) else _FINER * options.budget)
 
 
 def _unrecorded(correction: Correction) -> Correction:
@@ -239,7 +235,7 @@ def _candidates(options: Resolved, model: Denoiser, named: _Named, clean: bool) 
     spacings: tuple[str | Grid, ...] = GRIDS if options.grid is None else (options.grid,)
     for name, given in named:
         for grid in spacings:
-            nfe = None if isinstance(grid, Grid) else _budget(options)
+            nfe = None if isinstance(grid, Grid) else options.budget
             candidate = options.changed(solver=solvers.get(name, **given), grid=grid, nfe=nfe)
             words = [name, *(f"{key}={value}" for key, value in given.items())]
             try:

@@ -50,9 +50,7 @@ def reconstruct(
     check_state("x", x, model.shape)
     model = model if source_guidance is None else model.with_guidance(source_guidance)
     resolved = Resolved.of(options, reconstruct)
-    if resolved.auto is not None and guidance is not None:
-        target = resolved.auto.target or model.with_guidance(guidance)
-        resolved = resolved.changed(solver=dataclasses.replace(resolved.auto, target=target))
+    resolved = resolved.aimed(None if guidance is None else model.with_guidance(guidance))
     inversion = run_inversion(model, x, resolved)
     back = inversion.decode(guidance=guidance, **decode_options(resolved))
     fields = {field.name: getattr(back, field.name) for field in dataclasses.fields(Solution)}
