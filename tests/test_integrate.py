@@ -1,6 +1,5 @@
 """The two drivers, recording, resuming, and what happens when a run goes wrong."""
 
-import copy
 import json
 
 import pytest
@@ -342,8 +341,6 @@ def test_gradients_flow_from_the_start_alone():
 def test_a_stepper_that_was_given_a_wrong_answer_is_over():
     path = sf.VPLinear()
     stepper = sf.Stepper(sf.DDIM(), path, sf.Grid((0.9, 0.5, 0.1)), torch.zeros(1, 2))
-    with pytest.raises(TypeError, match="copied or pickled within a run"):
-        copy.deepcopy(stepper)
     query = stepper.query
     wrong = sf.Prediction(query.x, torch.zeros(1, 3), "epsilon", path.alpha(query.t), path.sigma(query.t))
     with pytest.raises(RuntimeError):

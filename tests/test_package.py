@@ -167,6 +167,11 @@ def issubclass_of_error(thing):
 
 
 def test_modules_are_short_enough_to_hold_in_the_head():
-    reasons = {"multistep.py": "one family", "reversible.py": "one family", "_scheduler_base.py": "one class"}
+    reasons = {
+        "multistep.py": "one family",
+        "reversible.py": "one family",
+        "_scheduler_base.py": "one class",
+        "schedulers.py": "saved pipelines name this module",
+    }
     long = [path.name for path in SOURCE.rglob("*.py") if len(path.read_text().splitlines()) > 400]
     assert set(long) <= set(reasons)

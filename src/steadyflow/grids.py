@@ -16,7 +16,7 @@ The ends of a named grid are exactly the schedule's `t_max` and `t_min`, unless 
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .errors import InputError, UnknownNameError
 from .schedules import Schedule
@@ -30,6 +30,8 @@ class Grid:
         times: At least two path times; with `clean`, at least one.
         clean: Whether a run ends with one more model evaluation, at the last time, and returns the clean estimate
             x0_hat instead of the state there, which still has noise in it. Only valid for falling times.
+        firm: Whether `steadyflow.sample` ends as the grid does, instead of clean; so it is for the grids of schedulers
+            and pipelines.
 
     Raises:
         InputError: There are too few times, one is not finite, they are not strictly monotone, or a rising grid has
@@ -38,6 +40,7 @@ class Grid:
 
     times: tuple[float, ...]
     clean: bool = False
+    firm: bool = field(default=False, compare=False)
 
     def __post_init__(self):
         times = tuple(float(t) for t in self.times)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
+import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from ._integrate import Correction, StepInfo, integrate
 from .denoisers.base import Denoiser
+from .errors import InputError
 from .grids import Grid
-from .noise import Brownian
-from .schedules import VE, Schedule
+from .noise import Brownian, NoiseSource
+from .schedules import VE, RectifiedFlow, Schedule
 from .solvers import registry
 from .solvers.base import Solver
+
+NoiseSampler = Callable[[Any, Any], Tensor]
+"""k-diffusion's: called as sampler(sigma, sigma_next), returns standard normal noise of the samples' shape."""
 
 
 def sample_steady(
@@ -26,7 +34,8 @@ def sample_steady(
     *,
     solver: str | Solver[Any] = "ees25",
     schedule: Schedule | None = None,
-    seed: int = 0,
+    seed: int | None = None,
+    noise_sampler: NoiseSampler | None = None,
     corrections: Sequence[Correction] = (),
     **options: Any,
 ) -> Tensor:
@@ -35,14 +44,19 @@ def sample_steady(
     Args:
         model: Called as model(x, sigma, **extra_args), with sigma of shape (B,); returns the denoised samples.
         x: The start, noise of the first sigma; shape (B, ...).
-        sigmas: Falling, with or without a last 0, or rising from a small one.
-        extra_args: Keyword arguments of the model.
-        callback: Called after each step with {"x", "i", "sigma", "sigma_hat", "denoised"}, where "denoised" is the
-            step's own estimate of the clean samples.
+        sigmas: Falling, with or without a last 0, or rising from a small one. Repeated ones are one; with fewer than
+            two there is no step to make, and x is returned.
+        extra_args: Keyword arguments of the model. A "seed" in them, as ComfyUI passes it, seeds the noise as well.
+        callback: Called after each step with {"x", "i", "sigma", "sigma_hat", "denoised"}: "x" is the state at "sigma",
+            the i-th of `sigmas`, from which the step began; "denoised" is what the model returned first in the step.
         disable: Whether to show no progress bar; by default one appears at a terminal where the work takes long.
         solver: A solver or its name in `steadyflow.solvers`.
-        schedule: The path whose times the sigmas are; `VE()` by default, `RectifiedFlow()` for flow models.
-        seed: Of the noise of stochastic solvers, which is addressed by sample.
+        schedule: The path whose times the sigmas are. By default the flow's if the model says that it is one (ComfyUI's
+            model type CONST), else that of x0 + sigma eps, which EPS, V_PREDICTION and EDM share; give
+            `RectifiedFlow()` for flow models of other programs.
+        seed: Of the noise of stochastic solvers, which is addressed by seed, sample and first sigma, so that a second
+            pass with the same seed has other noise; that of `extra_args` by default, and fresh without one.
+        noise_sampler: What draws the noise instead, for solvers that draw once a step.
         corrections: Called after every step, as in `steadyflow.sample`.
         **options: The options of a solver that is given by name.
 
@@ -50,31 +64,103 @@ def sample_steady(
         The samples at the last sigma, of x's shape and type.
 
     Raises:
-        InputError: The sigmas neither fall nor rise.
+        InputError: The sigmas neither fall nor rise, or an option does not fit.
         NotInvertibleError: The sigmas rise and the solver has no inverse.
     """
     arguments = extra_args or {}
+    if seed is not None and noise_sampler is not None:
+        raise InputError("noise_sampler: it draws the noise itself; give no seed")
+    method = registry.get(solver, **options)
+    levels = [float(s) for s in (sigmas.tolist() if isinstance(sigmas, Tensor) else sigmas)]
+    kept = [k for k, s in enumerate(levels) if k == 0 or s != levels[k - 1]]
+    if len(kept) < 2:
+        return x
+
+    firsts: list[Tensor] = []
 
     def net(state: Tensor, sigma: Tensor) -> Tensor:
-        return model(state, sigma, **arguments)
+        denoised = model(state, sigma, **arguments)
+        if callback is not None and not firsts:
+            firsts.append(denoised)
+        return denoised
 
-    denoiser = Denoiser(net, schedule or VE(), prediction="sample", dtype=x.dtype, name="k-diffusion")
-    method = registry.get(solver, **options)
+    path = schedule or (RectifiedFlow() if _is_flow(model) else VE())
+    denoiser = Denoiser(net, path, prediction="sample", dtype=x.dtype, name="k-diffusion")
     start = x.float() if x.dtype.itemsize < 4 else x
+    grid = Grid.from_timesteps(levels[k] for k in kept)
+    drawn = None if noise_sampler is None else _Drawn(noise_sampler, start, grid.times)
 
     def report(info: StepInfo) -> None:
-        assert callback is not None
-        t = info.step.t0
-        callback({"x": info.x, "i": info.done - 1, "sigma": t, "sigma_hat": t, "denoised": info.denoised})
+        if drawn is not None:
+            drawn.step = info.done
+        if callback is not None:
+            t = info.step.t0
+            before, denoised = info.solver.output(info.before), firsts.pop() if firsts else info.denoised
+            callback({"x": before, "i": kept[info.done - 1], "sigma": t, "sigma_hat": t, "denoised": denoised})
 
+    noise: NoiseSource | None = drawn
+    if noise is None and method.properties.stochastic:
+        noise = Brownian.of(start, _address(arguments.get("seed") if seed is None else seed, levels[0]))
     run = integrate(
         denoiser,
         start,
-        Grid.from_timesteps(float(s) for s in sigmas),
+        grid,
         method,
-        noise=Brownian.of(start, seed),
+        noise=noise,
         corrections=corrections,
-        callback=None if callback is None else report,
+        callback=None if callback is None and drawn is None else report,
         progress=None if disable is None else not disable,
     )
     return run.x.to(x.dtype)
+
+
+def _address(seed: Any, first: float) -> int:
+    """The seed of a run's noise: another for every first sigma; without a seed, from torch's own random state."""
+    if seed is None:
+        seed = int(torch.randint(2**62, ()))
+    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+        raise InputError(f"seed: got {seed!r}, expected a whole number")
+    seed = operator.index(seed)
+    return int.from_bytes(hashlib.sha256(f"{seed} {first!r}".encode()).digest()[:8], "little")
+
+
+def _is_flow(model: Any) -> bool:
+    """Whether a wrapped model of ComfyUI is a flow model (type CONST)."""
+    for _ in range(4):
+        patcher = getattr(model, "model_patcher", None)
+        sampling = getattr(model, "model_sampling", None)
+        if sampling is None and hasattr(patcher, "get_model_object"):
+            sampling = cast(Any, patcher).get_model_object("model_sampling")
+        if sampling is not None:
+            return any(kind.__name__ == "CONST" for kind in type(sampling).__mro__)
+        model = getattr(model, "inner_model", None)
+        if model is None:
+            return False
+    return False
+
+
+class _Drawn(NoiseSource):
+    """Noise from a sampler of k-diffusion's kind, which is told the sigmas of the step."""
+
+    def __init__(self, sampler: NoiseSampler, x: Tensor, sigmas: Sequence[float]):
+        super().__init__(0, range(len(x)), x.shape[1:], dtype=x.dtype, device=x.device)
+        self._sampler, self._sigmas, self._drew = sampler, sigmas, -1
+        self.step = 0
+        """The step that is being made."""
+
+    def unit(self, a: float, b: float) -> Tensor:
+        if self._drew == self.step:
+            raise InputError("noise_sampler: this solver draws several times a step; give it a seed instead")
+        self._drew = self.step
+        ends = self._sigmas[self.step : self.step + 2]
+        drawn = self._sampler(*(torch.tensor(s, device=self.device) for s in ends))
+        if drawn.shape != (len(self.samples), *self.shape):
+            shape = (len(self.samples), *self.shape)
+            raise InputError(f"noise_sampler: returned shape {tuple(drawn.shape)}, expected {shape}")
+        return drawn.to(dtype=self.dtype, device=self.device)
+
+    def increment(self, a: float, b: float) -> Tensor:
+        return self.unit(a, b) * math.sqrt(abs(b - a))
+
+    def area(self, a: float, b: float) -> Tensor:
+        raise InputError("noise_sampler: this solver needs more of the noise than a sampler draws; give it a seed")

@@ -201,6 +201,12 @@ class NoiseSource(ABC):
         self.seed, self.samples, self.shape = int(seed), samples, tuple(shape)
         self.dtype, self.device = dtype, torch.device(device)
 
+    def begin_step(self) -> None:  # noqa: B027  # most sources remember nothing
+        """Let a source that draws on demand forget what the last step has drawn."""
+
+    def repeat_step(self) -> None:  # noqa: B027
+        """Let a source that draws on demand give what a step has drawn so far once more, as the step begins anew."""
+
     @abstractmethod
     def increment(self, a: float, b: float) -> Tensor:
         """Return a Gaussian of variance |b - a|, shape (B, *shape); `increment(b, a)` is its negative.

@@ -13,13 +13,14 @@ x = alpha x0 + sigma eps each determines both:
 Sources: Ho et al. 2020; Salimans & Ho 2022 (v); Liu et al. 2022 (flow); Song et al. 2021 (score).
 """
 
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args, overload
 
 import torch
 from torch import Tensor
 
 from ._internal.tensors import linear_combination
-from .errors import SingularTimeError, UnknownNameError
+from .errors import InputError, SingularTimeError, UnknownNameError
 
 PredictionType = Literal["epsilon", "sample", "v_prediction", "flow", "score"]
 
@@ -56,6 +57,43 @@ class Scaled(NamedTuple):
     factor: float
 
 
+@dataclass(frozen=True)
+class Clip:
+    """Bounds on the estimate of the data, for models of pixels in [-1, 1].
+
+    With a quantile it is dynamic thresholding (Saharia et al. 2022): s is that quantile of |x0_hat| over a sample, at
+    least 1 and at most the limit, and the estimate becomes clip(x0_hat, -s, s) / s.
+
+    Args:
+        limit: The largest value; with a quantile, of s.
+        quantile: That of dynamic thresholding, in (0, 1); None clips at the limit.
+        keeps_noise: Whether DDIM steps keep the network's own estimate of the noise, as diffusers' DDIM does, instead
+            of the one that fits to the clipped data.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+
+    limit: float = 1.0
+    quantile: float | None = None
+    keeps_noise: bool = False
+
+    def __post_init__(self):
+        if not self.limit > 0.0:
+            raise InputError(f"clip: got limit {self.limit}, expected a positive number")
+        if self.quantile is not None and not 0.0 < self.quantile <= 1.0:
+            raise InputError(f"clip: got quantile {self.quantile}, expected a number in (0, 1]")
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        """Return the bounded estimate, shape (B, ...)."""
+        if self.quantile is None:
+            return x0.clamp(-self.limit, self.limit)
+        flat = x0.reshape(len(x0), -1)
+        largest = torch.quantile(flat.abs().float(), self.quantile, dim=1, keepdim=True)
+        largest = largest.clamp(min=1.0).clamp(max=max(self.limit, 1.0)).to(x0.dtype)
+        return (flat.clamp(-largest, largest) / largest).view_as(x0)
+
+
 class Prediction:
     """A model's output at (x, t), converted on request to an estimate of the data or of the noise.
 
@@ -70,7 +108,7 @@ class Prediction:
         sigma: The factor of the noise, likewise.
     """
 
-    __slots__ = ("alpha", "kind", "output", "sigma", "x")
+    __slots__ = ("alpha", "kind", "output", "plain", "sigma", "x")
 
     def __init__(
         self,
@@ -82,6 +120,36 @@ class Prediction:
     ):
         self.x, self.output, self.alpha, self.sigma = x, output, alpha, sigma
         self.kind: PredictionType = kind
+        self.plain: Prediction | None = None
+        """The prediction before it was clipped, where DDIM steps keep its noise."""
+
+    def clipped(self, clip: Clip) -> "Prediction":
+        """Return this prediction with a bounded estimate of the data, and the noise that fits to it.
+
+        Args:
+            clip: The bounds.
+
+        Raises:
+            SingularTimeError: The output does not determine the data at this time.
+        """
+        bounded = Prediction(self.x, clip(self.x0), "sample", self.alpha, self.sigma)
+        if clip.keeps_noise:
+            bounded.plain = self
+        return bounded
+
+    def ddim(self, alpha: float, sigma: float) -> Tensor:
+        """Return alpha x0 + sigma eps, the DDIM step to a time with these factors, shape (B, ...).
+
+        Args:
+            alpha: The factor of the data at that time.
+            sigma: The factor of the noise at that time.
+
+        Raises:
+            SingularTimeError: The output does not determine this combination at this time.
+        """
+        if self.plain is None or sigma == 0.0:
+            return self.mix(alpha, sigma)
+        return linear(alpha, self.output, sigma, self.plain.eps)
 
     @property
     def x0(self) -> Tensor:

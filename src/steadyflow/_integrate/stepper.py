@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
-from typing import Generic, Never, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -53,17 +53,44 @@ class Stepper(Generic[S]):
         grid.check_domain(schedule)
         if grid.rising:
             solver.check_invertible()
-        self._solver = solver
+        self._solver, self._schedule, self._grid, self._noise = solver, schedule, grid, noise
+        self._defined, self._first = defined_at_zero_noise, first
+        self._fed: list[Prediction] = []
         start = grid.times[min(first, len(grid.times) - 1)]
         self.state: S = solver.start(x, schedule, start) if state is None else state
         self.nfe = 0
-        steps = each_step(schedule, grid, noise, first, defined_at_zero_noise=defined_at_zero_noise)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin the steps from the state and the step that are current."""
+        steps = each_step(self._schedule, self._grid, self._noise, self._first, defined_at_zero_noise=self._defined)
         self._queries = self._advance(steps)
         self.query: Query | None = next(self._queries, None)
 
     def _advance(self, steps: Iterable[Step]) -> Generator[Query, Prediction, None]:
         for step in steps:
             self.state = yield from self._solver.advance(self.state, step)
+            self._first += 1
+            self._fed.clear()
+            if self._noise is not None:
+                self._noise.begin_step()
+
+    def replace(self, x: Tensor) -> None:
+        """Replace the sample between two steps; multistep methods keep their history (`Solver.with_sample`).
+
+        Args:
+            x: The new sample, shape (B, ...).
+
+        Raises:
+            InputError: A step has begun.
+        """
+        if self._fed:
+            raise InputError("stepper: the sample cannot be replaced within a step")
+        t = self._grid.times[min(self._first, len(self._grid.times) - 1)]
+        self.state = self._solver.with_sample(self.state, x, self._schedule, t)
+        if self._noise is not None:
+            self._noise.repeat_step()
+        self._begin()
 
     def feed(self, prediction: Prediction) -> None:
         """Answer the pending query; afterwards `query` is the next one, or None at the end.
@@ -76,6 +103,7 @@ class Stepper(Generic[S]):
         """
         if self.query is None:
             raise InputError("stepper: the run is over, there is no query to answer")
+        self._fed.append(prediction)
         try:
             self.query = self._queries.send(prediction)
         except StopIteration:
@@ -85,13 +113,42 @@ class Stepper(Generic[S]):
             raise
         self.nfe += 1
 
-    def __reduce__(self) -> Never:
-        raise TypeError("a Stepper cannot be copied or pickled within a run; begin a new one from its `state`")
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy or pickle at any moment: the state at the last whole step, and what was answered since."""
+        how = (self._solver, self._schedule, self._grid, self._noise, self._defined, self._first)
+        return _restored, (*how, self.state, self.nfe, self.query is None, tuple(self._fed))
 
     @property
     def x(self) -> Tensor:
         """The state after the last finished step, in model space, shape (B, ...)."""
         return self._solver.output(self.state)
+
+
+def _restored(
+    solver: Solver[S],
+    schedule: Schedule,
+    grid: Grid,
+    noise: NoiseSource | None,
+    defined: bool,
+    first: int,
+    state: S,
+    nfe: int,
+    over: bool,
+    fed: tuple[Prediction, ...],
+) -> Stepper[S]:
+    """A stepper as it was when it was copied."""
+    if noise is not None:
+        noise.repeat_step()
+    unused = cast(Tensor, None)  # the start, in place of which there is a state
+    stepper = Stepper(
+        solver, schedule, grid, unused, state=state, noise=noise, first=first, defined_at_zero_noise=defined
+    )
+    for prediction in fed:
+        stepper.feed(prediction)
+    if over:
+        stepper.query = None
+    stepper.nfe = nfe
+    return stepper
 
 
 def plan(

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .._internal import files
-from .._internal.pictures import pillow, sheet
+from .._internal.pictures import as_seen, pillow, sheet
 from ..errors import CorruptFileError, InputError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
@@ -26,6 +26,7 @@ _NAMES = {".jpg": "JPEG", ".tif": "TIFF"}
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 _MAX_PIXELS = 64_000_000
 _MAX_BYTES = 2**28
+_BYTES = "{}: holds bytes; samples are floats, of pictures x / 127.5 - 1 in [-1, 1]"
 
 
 def read(
@@ -34,8 +35,8 @@ def read(
     """Read a batch of samples.
 
     Args:
-        path: A picture, which gives one sample; a .npy file; or a .safetensors file with one tensor, or one named "x".
-            Arrays of one sample need no batch dimension.
+        path: A picture, which gives one sample, as viewers show it (upright, over white); a .npy file; or a
+            .safetensors file with one tensor, or one named "x". Arrays of one sample need no batch dimension.
         shape: The shape of one sample. For pictures, (1, H, W) is grey and (3, H, W) is colour.
         resize: Whether to scale a picture to the shape; else one of another size is refused.
         rows: Of an array, only the samples [start, stop); the others are not read.
@@ -134,7 +135,7 @@ def _read_picture(path: Path, shape: tuple[int, ...], resize: bool) -> Tensor:
         with image_module.open(data, formats=_FORMATS) as image:
             if image.width * image.height > _MAX_PIXELS:
                 raise InputError(f"{path}: {image.width} x {image.height} pixels, at most {_MAX_PIXELS} accepted")
-            picture = image.convert("L" if shape[0] == 1 else "RGB")
+            picture = as_seen(image, grey=shape[0] == 1, name=str(path))
     except (OSError, SyntaxError, ValueError, image_module.DecompressionBombError) as error:
         if isinstance(error, InputError):
             raise
@@ -143,7 +144,8 @@ def _read_picture(path: Path, shape: tuple[int, ...], resize: bool) -> Tensor:
         if not resize:
             raise InputError(
                 f"{path}: the picture is {picture.width} x {picture.height}, the model's samples are "
-                f"{shape[2]} x {shape[1]}; resize it, or pass --resize"
+                f"{shape[2]} x {shape[1]}; resize it, pass --resize, or give from_diffusers the picture's height and "
+                "width"
             )
         picture = picture.resize((shape[2], shape[1]), image_module.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.array(picture, dtype=np.float32)) / 127.5 - 1.0
@@ -168,6 +170,8 @@ def _stored(path: Path) -> Iterator[Stored]:
         try:
             with safe_open(path, framework="pt") as file:
                 part = file.get_slice(_tensor_name(path, list(file.keys())))
+                if part.get_dtype() == "U8":
+                    raise InputError(_BYTES.format(path))
                 yield tuple(part.get_shape()), lambda start, stop: part[start:stop]
         except (SafetensorError, OSError) as error:
             raise CorruptFileError(f"{path}: damaged, truncated, or no safetensors file ({error})") from error
@@ -187,6 +191,8 @@ def _mapped(path: Path) -> npt.NDArray[Any]:
         raise CorruptFileError(f"{path}: no plain .npy array, or a damaged one ({error})") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
         raise InputError(f"{path}: expected an array of numbers, got {getattr(array, 'dtype', type(array))}")
+    if array.dtype == np.uint8:
+        raise InputError(_BYTES.format(path))
     return array
 
 

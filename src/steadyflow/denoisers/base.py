@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .. import noise
 from .._internal.tensors import broadcast
 from ..errors import InputError
-from ..prediction import Prediction, PredictionType, check_type, defined_at_zero_noise
+from ..prediction import Clip, Prediction, PredictionType, check_type, defined_at_zero_noise
 from ..schedules import Schedule
 from .smoothing import Smoothing
 
@@ -60,6 +60,7 @@ class Denoiser:
         smoothing: How to average the field over neighbours (see `with_smoothing`); None for the plain field.
         reuses_output: Whether the network returns the same memory at every call, as under CUDA graphs (torch.compile
             in mode "reduce-overhead"). Its outputs are then copied, as solvers carry some of them over to later steps.
+        clip: Bounds on the estimate of the data, for models of pixels (see `Clip`); guidance comes before.
 
     Raises:
         UnknownNameError: The prediction type is none of the five.
@@ -79,6 +80,7 @@ class Denoiser:
     name: str = "model"
     smoothing: Smoothing | None = None
     reuses_output: bool = False
+    clip: Clip | None = None
 
     def __post_init__(self):
         check_type(self.prediction)
@@ -178,7 +180,7 @@ class Denoiser:
     @property
     def defined_at_zero_noise(self) -> bool:
         """Whether the model can be evaluated at sigma = 0, which is the case for flow and v predictions."""
-        return defined_at_zero_noise(self.prediction)
+        return defined_at_zero_noise(self.prediction) and self.clip is None
 
     def _replace(self, **changes: Any) -> Self:
         return dataclasses.replace(self, **changes)
@@ -203,7 +205,8 @@ class Denoiser:
             level = self.schedule.at(t)
             alpha, sigma = level.alpha, level.sigma
         output = self._output(x, t) if self.smoothing is None else self._averaged(x, t, sigma, self.smoothing)
-        return Prediction(x, output, self.prediction, alpha, sigma)
+        prediction = Prediction(x, output, self.prediction, alpha, sigma)
+        return prediction if self.clip is None else prediction.clipped(self.clip)
 
     def _averaged(self, x: Tensor, t: float | Tensor, sigma: float | Tensor, over: Smoothing) -> Tensor:
         """Return the mean output over neighbours of x (see `smoothing`)."""

@@ -1,5 +1,12 @@
 """Schedulers for diffusers pipelines over any solver, their inverses, and models over whole pipelines."""
 
+from ..errors import MissingExtraError
+
+try:
+    import diffusers as _diffusers  # noqa: F401
+except ImportError as error:
+    raise MissingExtraError("diffusers", "diffusers", "schedulers and models for diffusers pipelines") from error
+
 from ._scheduler_base import SteadyOutput
 from .pipeline_model import Latents, PipelineModel, from_diffusers, load_pipeline
 from .schedulers import (

@@ -5,48 +5,54 @@ feeds the output to a `Stepper` and returns the latents at which the solver want
 stages therefore has several entries per step. All of them are planned before the run, by running the solver's own code
 on a single number.
 
-The state is kept in float32 or better, whatever the pipeline computes in. If a callback changes the latents between two
-steps, the solver starts again from them; a change within a step cannot be honoured, and is refused.
+The state is kept in float32 or better, whatever the pipeline computes in. If a callback or a mask changes the latents
+between two steps, the solver goes on from them, multistep methods with their history. A change within a step of several
+calls can only be honoured by making every call a step of its own, which is done, and told, where the solver was not
+chosen by the user; else it is refused.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
+import warnings
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
+from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
 from .. import solvers
 from .._integrate import Stepper, plan
 from .._internal.tensors import broadcast
-from ..errors import InputError, MissingExtraError
+from ..errors import InputError, SingularTimeError
 from ..grids import Grid
 from ..noise import NoiseSource, White
-from ..prediction import Prediction, PredictionType, defined_at_zero_noise
+from ..prediction import Clip, Prediction, PredictionType, defined_at_zero_noise
 from ..schedules import Schedule
 from ..solvers.base import Solver
-
-try:
-    from diffusers.configuration_utils import ConfigMixin, register_to_config
-    from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
-    from diffusers.utils.outputs import BaseOutput
-except ImportError as error:
-    raise MissingExtraError("diffusers", "diffusers", "schedulers for diffusers pipelines") from error
-
+from ._configured import Configured
+from ._draws import GeneratorNoise
+from ._planner import Places
+from ._timesteps import Plan, Timesteps
 
 __all__ = [
     "TABLE_SCHEDULERS",
-    "GeneratorNoise",
     "SchedulerBase",
     "SchedulerMixin",
     "SteadyOutput",
     "register_to_config",
 ]
+
+DEFAULT = "ees25"
+"""The solver where none is named."""
+CALL_BY_CALL = "dpmpp-2m"
+"""What takes over where the latents change at every call and no solver was named."""
+_TOLERANCE = 5e-3
+"""How far a timestep may be rounded, as a share of the training's: bfloat16 keeps eight bits."""
 
 TABLE_SCHEDULERS = [member.name for member in KarrasDiffusionSchedulers if not member.name.startswith("EDM")]
 """The names of diffusers' schedulers over tables of betas."""
@@ -58,45 +64,6 @@ class SteadyOutput(BaseOutput):
 
     prev_sample: Tensor
     """The latents for the next network call, or the result after the last one; shape (B, ...)."""
-
-
-class GeneratorNoise(NoiseSource):
-    """Fresh noise for every interval from torch generators, drawn as diffusers' schedulers draw it.
-
-    Args:
-        generators: One for the whole batch, or one per sample.
-        samples: The number of samples.
-        shape: The shape of one sample.
-        dtype: The type of the noise that is returned; it is drawn in float32.
-        device: The device of the noise that is returned; it is drawn on the generator's own.
-
-    Raises:
-        InputError: The number of generators is neither 1 nor `samples`.
-    """
-
-    def __init__(
-        self,
-        generators: Sequence[torch.Generator],
-        samples: int,
-        shape: Sequence[int],
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ):
-        super().__init__(generators[0].initial_seed(), range(samples), shape, dtype=dtype, device=device)
-        if len(generators) not in (1, samples):
-            raise InputError(f"generator: got {len(generators)} of them for a batch of {samples}")
-        self._generators = generators
-
-    def unit(self, a: float, b: float) -> Tensor:
-        """Standard normal noise, a new draw at every call."""
-        size = (len(self.samples) // len(self._generators), *self.shape)
-        drawn = [torch.randn(size, generator=g, dtype=torch.float32, device=g.device) for g in self._generators]
-        return torch.cat(drawn).to(device=self.device, dtype=self.dtype)
-
-    def increment(self, a: float, b: float) -> Tensor:
-        """Gaussian noise of variance |b - a|, a new draw at every call."""
-        return self.unit(a, b) * math.sqrt(abs(b - a))
 
 
 @dataclass(frozen=True)
@@ -111,56 +78,31 @@ class _Carried:
     """The latents of the first network call on the way back."""
 
 
-class SchedulerBase(SchedulerMixin, ConfigMixin):
+class SchedulerBase(Configured):
     """A scheduler over any solver; subclasses define the path, the grid and what the network predicts."""
 
     rising = False
     """Whether it goes from data to noise."""
 
-    _required_fields: tuple[str, ...] = ()
-    """Config fields of which at least one must be present, as only models of this kind have them."""
     _integer_timesteps = True
     """Whether timesteps that are whole numbers are handed out as integers."""
     _compatibles: ClassVar[list[str]]
 
     timesteps: Tensor
     """The network's times, one per network call."""
+    sigmas: Tensor
+    """The noise level at each network call, as diffusers counts it, and last that of the end."""
     num_inference_steps: int | None
     """The number of solver steps, None before `set_timesteps`."""
-
-    @classmethod
-    def from_config(
-        cls, config: dict[str, Any] | None = None, return_unused_kwargs: bool = False, **kwargs: Any
-    ) -> Any:
-        """Create a scheduler from another scheduler's config.
-
-        Args:
-            config: The config of any scheduler for the same kind of models.
-            return_unused_kwargs: Whether to return the unused keyword arguments as well, as in diffusers.
-            **kwargs: Fields to change, such as `solver`.
-
-        Returns:
-            The scheduler; with `return_unused_kwargs`, a tuple of it and a dict.
-
-        Raises:
-            InputError: The config is that of a scheduler for another kind of models.
-        """
-        if isinstance(config, Mapping) and not {*config, *kwargs}.intersection(cls._required_fields):
-            raise InputError(
-                f"from_config: {cls.__name__} needs {' or '.join(cls._required_fields)}, which this config does not "
-                "have; SteadyScheduler is for tables of betas, SteadyFlowScheduler for flow models"
-            )
-        return super().from_config(cast(Any, config), return_unused_kwargs=return_unused_kwargs, **kwargs)
-
-    @property
-    def _settings(self) -> Any:
-        """The config, with the arguments of `__init__` as attributes."""
-        return self.config
 
     def _initialize(self, schedule: Schedule) -> None:
         """Create the solver and a first plan; called at the end of `__init__`."""
         self.schedule = schedule
-        self.solver: Solver[Any] = solvers.get(self._settings.solver, **self._solver_options())
+        self.clip: Clip | None = None
+        """Bounds on the estimate of the data, from the config."""
+        self._chosen: Solver[Any] = solvers.get(self._settings.solver or DEFAULT, **self._solver_options())
+        self.solver: Solver[Any] = self._chosen
+        """The method; where none was named and the latents change at every call, another takes over within a run."""
         if self.solver.properties.evaluations is None:
             raise InputError(
                 f"solver {self.solver.name!r}: its steps have no fixed number of network calls, which a scheduler must "
@@ -171,20 +113,10 @@ class SchedulerBase(SchedulerMixin, ConfigMixin):
         self.generator: torch.Generator | list[torch.Generator] | None = None
         self._carried: _Carried | None = None
         self.num_inference_steps = None
-        self._plan_over(self._named_grid(10), None)
 
     def _solver_options(self) -> dict[str, Any]:
         """The options of the solver."""
         return dict(self._settings.solver_options or {})
-
-    @property
-    def _ends_clean(self) -> bool:
-        """Whether a run ends with one more network call, which is read as the clean estimate."""
-        return False
-
-    @abstractmethod
-    def _named_grid(self, steps: int) -> Grid:
-        """The falling grid for a number of steps."""
 
     @property
     @abstractmethod
@@ -193,14 +125,21 @@ class SchedulerBase(SchedulerMixin, ConfigMixin):
 
     @property
     def order(self) -> int:
-        """The number of network calls per step if all steps have equally many, else 1."""
-        counts = {len(list(calls)) for _, calls in itertools.groupby(step for step, _ in self._calls)}
-        return counts.pop() if len(counts) == 1 else 1
+        """The number of network calls per step, but for a last one that only reads the clean estimate.
+
+        It is 1 where the run was planned from a list of timesteps or sigmas, as pipelines then count calls; and where
+        steps differ in their number of calls.
+        """
+        return 1 if self._listed else self._calls_per_step
 
     @property
     def init_noise_sigma(self) -> float:
-        """The factor by which pipelines multiply the initial noise: 1, as latents are used as they are."""
-        return 1.0
+        """The factor by which pipelines multiply the first noise.
+
+        It is 1, but for the configs of Euler's relatives with "linspace" or "trailing" spacing: they begin with the
+        noise alone, without the share of data that the table has at its end.
+        """
+        return self._noise_factor
 
     @property
     def step_index(self) -> int | None:
@@ -213,12 +152,15 @@ class SchedulerBase(SchedulerMixin, ConfigMixin):
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Begin the next run at a later entry of `timesteps`.
+        """Begin the next run at a later entry of `timesteps`; within a step, where `timesteps` is cut there.
 
         Args:
-            begin_index: The index of the entry, which must be the first of a step.
+            begin_index: The index of the entry.
+
+        Raises:
+            InputError: Runs of this solver cannot begin in the middle.
         """
-        self._begin_index = begin_index
+        self._begin_index = self._times.begin(begin_index)
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
         """The sample itself: the network's input is the state."""
@@ -227,38 +169,115 @@ class SchedulerBase(SchedulerMixin, ConfigMixin):
     def __len__(self) -> int:
         return self._settings.num_train_timesteps
 
-    def _plan_over(self, grid: Grid, device: torch.device | str | None) -> None:
-        """Plan a run over a falling grid, which an inverse scheduler retraces upwards."""
-        self.grid = grid.reversed() if self.rising else Grid(grid.times, clean=self._ends_clean)
+    def _plan_over(
+        self, places: Places, device: torch.device | str | None, *, listed: bool = False, steps: int | None = None
+    ) -> None:
+        """Plan a run over the places of steps, which an inverse scheduler retraces upwards.
+
+        Args:
+            places: Where the steps lie.
+            device: The device of `timesteps`.
+            listed: Whether the places were listed by the caller, who then counts calls instead of steps.
+            steps: The number of steps that `num_inference_steps` reports; None before a run is asked for.
+        """
+        clean = places.end is None and not self.rising
+        end = self._first_entry if places.end is None else places.end
+        times = places.times if clean or places.times[-1] <= end else (*places.times, end)
+        self.grid = Grid(times[::-1] if self.rising else times, clean=clean, firm=True)
+        self._names: dict[float, float] = dict(zip(places.times, places.names, strict=True))
+        self._by_name: dict[float, float] = {name: time for time, name in self._names.items()}
+        self._listed, self.solver = listed, self._chosen
+        self._end_factor = 1.0
         state = self._carried.state if self._carried is not None and self._carried.grid == self.grid else None
-        self._calls = plan(
-            self.solver,
-            self.schedule,
-            self.grid,
-            White(0, range(1), (1,)),
-            defined_at_zero_noise=defined_at_zero_noise(self.prediction),
-            state=state,
-        )
-        times = torch.tensor([self._network_time(t) for _, t in self._calls], dtype=torch.float64)
-        whole = self._integer_timesteps and bool((times == times.round()).all())
-        self.timesteps = times.to(torch.int64 if whole else torch.float32).to(device)
+        self._calls, skipped, barred = self._planned(state)
+        starts = [i for i, (k, _) in enumerate(self._calls) if i == 0 or self._calls[i - 1][0] != k]
+        counts = [b - a for a, b in zip(starts, [*starts[1:], len(self._calls)], strict=True)]
+        method = set(counts[:-1] if clean and len(counts) > 1 else counts)
+        self._calls_per_step = method.pop() if len(method) == 1 else 1
+        fixed = ""
+        if method or self.solver.properties.startup_evaluations:
+            fixed = f"the steps of {self.solver.name!r} differ in their number of network calls"
+        told = torch.tensor([self._network_time(t) for _, t in self._calls], dtype=torch.float64)
+        whole = self._integer_timesteps and bool((told == told.round()).all())
+        told = told.to(torch.int64 if whole else torch.float32).to(device)
+        which = Plan((*starts, len(told)), self.kind == "table", fixed, starts[skipped], barred)
+        self._times = Timesteps.of(told, which)
+        self.timesteps = self._times
+        levels = [self._level(t) for _, t in self._calls]
+        self.sigmas = torch.tensor([*levels, 0.0 if clean else self._level(self.grid.times[-1])], dtype=torch.float32)
+        self.num_inference_steps = steps
         self._index: int | None = None
         self._begin_index: int | None = None
         self._stepper: Stepper[Any] | None = None
         self._sent: Tensor | None = None
-        self._sent_version = 0
+        self._sent_version: int | Tensor = 0
+
+    def _planned(self, state: Any) -> tuple[list[tuple[int, float]], int, str]:
+        """The network calls of the plan; how many steps at the beginning no run can begin with, and why.
+
+        Args:
+            state: The state to start from, if one was carried over.
+        """
+
+        def calls(grid: Grid) -> list[tuple[int, float]]:
+            noise, defined = White(0, range(1), (1,)), self._defined_at_zero_noise
+            return plan(self.solver, self.schedule, grid, noise, defined_at_zero_noise=defined, state=state)
+
+        times = self.grid.times
+        try:
+            return calls(self.grid), 0, ""
+        except (OverflowError, ZeroDivisionError) as error:
+            raise InputError(
+                f"solver {self.solver.name!r}: its steps cannot be computed on this path ({error}); is the table of "
+                "betas that of a diffusion model?"
+            ) from error
+        except SingularTimeError as error:
+            if self.rising or len(times) < 3:
+                raise
+            later = calls(Grid(times[1:], clean=self.grid.clean))  # image-to-image begins there, or later
+            each = sum(k == 0 for k, _ in later)
+            remedy = "sigma_max=0.98" if self.kind == "flow" else "a later first timestep"
+            barred = f"solver {self.solver.name!r} cannot begin at pure noise ({error}); give {remedy} to begin later"
+            return [(0, times[0])] * each + [(k + 1, t) for k, t in later], 1, barred
+
+    @property
+    def _first_entry(self) -> float:
+        """The path time of the data, from which inversions start."""
+        return self.schedule.domain[0]
+
+    @property
+    def _defined_at_zero_noise(self) -> bool:
+        return defined_at_zero_noise(self.prediction) and self.clip is None
+
+    def _level(self, t: float) -> float:
+        """The noise level at a path time, as diffusers counts it."""
+        return self.schedule.at(t).ratio
 
     def _network_time(self, t: float) -> float:
         """The network's time at a time of the path."""
-        return t
+        return self._names.get(t, t)
 
     def _path_time(self, timestep: float) -> float:
         """The time of the path at a time of the network."""
-        return timestep
+        return self._by_name.get(timestep, timestep)
 
     def index_for_timestep(self, timestep: float | Tensor) -> int:
-        """The index of the first entry of `timesteps` that is nearest to a timestep."""
-        return int((self.timesteps.double().cpu() - float(timestep)).abs().argmin())
+        """The index of the entry of `timesteps` at which the step from a timestep begins.
+
+        Args:
+            timestep: The timestep, which may be rounded.
+
+        Raises:
+            InputError: No step begins there.
+        """
+        t = float(timestep)
+        starts = self._times.plan.starts[:-1]
+        times = self._times._whole.double().cpu()
+        nearest = min(starts, key=lambda k: abs(float(times[k]) - t))
+        if abs(float(times[nearest]) - t) <= _TOLERANCE * self._settings.num_train_timesteps:
+            return nearest
+        begins = ", ".join(f"{float(times[k]):g}" for k in starts[:8]) + (", ..." if len(starts) > 8 else "")
+        raise InputError(f"step: no step begins at timestep {t:g}; steps begin at {begins}")
 
     def step(
         self,
@@ -267,52 +286,82 @@ class SchedulerBase(SchedulerMixin, ConfigMixin):
         sample: Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
+        *,
+        eta: float | None = None,
+        use_clipped_model_output: bool | None = None,
     ) -> SteadyOutput | tuple[Tensor]:
         """Take the output of one network call and return the latents for the next.
 
         Args:
-            model_output: The network's output at `sample` and `timestep`, guidance included; shape (B, ...).
+            model_output: The network's output at `sample` and `timestep`, guidance included; shape (B, ...). Where the
+                config's `variance_type` is learned, it may have twice the channels, of which the first half counts.
             timestep: The entry of `timesteps` for which the network was called.
             sample: The latents for which the network was called; shape (B, ...).
-            generator: For stochastic solvers, one generator or one per sample. By default it is `self.generator`, and
-                without that the noise follows from the config's `seed`.
+            generator: For stochastic solvers, one generator or one per sample. By default it is `self.generator`;
+                without that, the noise is addressed by the config's `seed`, or fresh if there is none.
             return_dict: Whether to return a `SteadyOutput` instead of a tuple.
+            eta: Only as a check: pipelines pass their own, which must be 0 or that of the solver.
+            use_clipped_model_output: Whether DDIM takes the noise that fits to the clipped data, as in diffusers.
 
         Returns:
             The latents for the next network call; after the last call, the result.
 
         Raises:
-            InputError: The run is over, the shapes differ, or the latents were changed within a step of several calls.
+            InputError: The run is over, the shapes differ, an option cannot be honoured, or the latents were changed
+                within a step of several calls of a solver that the user has named.
         """
         if model_output.shape != sample.shape:
-            raise InputError(f"step: the network returned shape {tuple(model_output.shape)} for {tuple(sample.shape)}")
+            model_output = self._without_variance(model_output, sample)
+        if eta:
+            self._check_eta(eta)
         if self._index is None:
             self._index = self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index
+            self._times.begin(self._index)
+            self._times.check_begin(self._index)
         if self._index >= len(self._calls):
             raise InputError("step: the run is over; call set_timesteps before another")
-        k, _ = self._calls[self._index]
         x = sample.to(torch.promote_types(sample.dtype, torch.float32))
-        begins = self._index == 0 or self._calls[self._index - 1][0] != k
-        if self._stepper is None or not self._is_what_was_sent(sample):
-            if not begins:
-                raise InputError(
-                    f"step: the latents were changed within a step of {self.order} network calls, by a callback or by "
-                    "a pipeline that masks them; change them at a step's end, or use a solver of one call, as ddim is"
-                )
-            self._start_stepper(x, k, generator)
+        if self._stepper is None:
+            self._start_stepper(x, self._calls[self._index][0], generator)
+        elif not self._is_what_was_sent(sample):
+            if self._times.begins(self._index):
+                self._stepper.replace(x)
+                self._check_asked_here(x)
+            else:
+                self._go_call_by_call(x, generator)
         stepper = self._stepper
         assert stepper is not None
         query = stepper.query
         assert query is not None
         level = self.schedule.at(query.t)
         output = model_output.to(query.x.dtype)
-        stepper.feed(Prediction(query.x, output, self.prediction, level.alpha, level.sigma))
+        prediction = Prediction(query.x, output, self.prediction, level.alpha, level.sigma)
+        if self.clip is not None:
+            prediction = prediction.clipped(self.clip)
+            if use_clipped_model_output:
+                prediction.plain = None
+        stepper.feed(self._estimate(prediction, query.t))
         self._index += 1
-        following = stepper.x if stepper.query is None else stepper.query.x
+        following = stepper.x * self._end_factor if stepper.query is None else stepper.query.x
         self._sent = following.to(sample.dtype)
         inference = self._sent.is_inference()  # such tensors count no versions
         self._sent_version = self._sent.clone() if inference else self._sent._version
         return SteadyOutput(self._sent) if return_dict else (self._sent,)
+
+    def _estimate(self, prediction: Prediction, t: float) -> Prediction:
+        """What becomes of the network's prediction before the solver sees it."""
+        return prediction
+
+    def _without_variance(self, output: Tensor, sample: Tensor) -> Tensor:
+        """The mean of an output that has a learned variance in its second half of channels."""
+        raise InputError(f"step: the network returned shape {tuple(output.shape)} for {tuple(sample.shape)}")
+
+    def _check_eta(self, eta: float) -> None:
+        if getattr(self.solver, "eta", None) != eta:
+            raise InputError(
+                f"eta: got {eta}, but the solver is {self.solver.name!r} as it was chosen; give from_config(..., "
+                f"solver='ddim', solver_options={{'eta': {eta}}})"
+            )
 
     def _is_what_was_sent(self, sample: Tensor) -> bool:
         """Whether these are the latents returned last; their values are compared only if the tensor is another."""
@@ -323,6 +372,32 @@ class SchedulerBase(SchedulerMixin, ConfigMixin):
         if sample is self._sent:
             return sample._version == self._sent_version
         return torch.equal(sample, self._sent)
+
+    def _go_call_by_call(self, x: Tensor, generator: torch.Generator | list[torch.Generator] | None) -> None:
+        """Make each of the remaining calls a step of its own, as the latents were changed within a step."""
+        assert self._index is not None
+        if self._settings.solver is not None:
+            count = self._calls_per_step
+            raise InputError(
+                f"step: the latents were changed within a step of {self.solver.name!r}, which makes {count} network "
+                "calls a step, by a callback or by a pipeline that masks them; change them at a step's end, name a "
+                "solver of one call a step, such as 'dpmpp-2m', or give the mask to sf.edit(model, x, ..., mask=...)"
+            )
+        times = [t for _, t in self._calls[self._index :]]
+        clean = self.grid.clean
+        times = times if clean or times[-1] == self.grid.times[-1] else [*times, self.grid.times[-1]]
+        if any(b >= a for a, b in itertools.pairwise(times)):
+            raise InputError("step: the latents were changed within a step; change them at a step's end")
+        warnings.warn(
+            f"the latents were changed within a step of {self.solver.name!r}, by a mask or a callback, and no solver "
+            f"was named: from here on each network call is a step of {CALL_BY_CALL!r}",
+            stacklevel=3,
+        )
+        self.solver = solvers.get(CALL_BY_CALL)
+        self.grid = Grid(tuple(times), clean=clean)
+        self._calls = [(-1, 0.0)] * self._index + [(k, t) for k, (_, t) in enumerate(self._calls[self._index :])]
+        self._times = Timesteps.of(self._times._whole, Plan(tuple(range(len(self._calls) + 1)), True))
+        self._start_stepper(x, 0, generator)
 
     def _start_stepper(self, x: Tensor, k: int, generator: torch.Generator | list[torch.Generator] | None) -> None:
         """Begin at step k, from the latents or from the whole state of an inversion."""
@@ -337,26 +412,33 @@ class SchedulerBase(SchedulerMixin, ConfigMixin):
                     "new scheduler for others"
                 )
             state, k = self._carried.state, 0  # its first steps may need no call
-        noise = None
-        if self.solver.properties.stochastic:
-            chosen = generator or self.generator
-            if chosen is None:
-                noise = White.of(x, self._settings.seed)
-            else:
-                several = chosen if isinstance(chosen, list) else [chosen]
-                noise = GeneratorNoise(several, len(x), x.shape[1:], dtype=x.dtype, device=x.device)
         self._stepper = Stepper(
             self.solver,
             self.schedule,
             self.grid,
             x,
             state=state,
-            noise=noise,
+            noise=self._noise(x, generator),
             first=k,
-            defined_at_zero_noise=defined_at_zero_noise(self.prediction),
+            defined_at_zero_noise=self._defined_at_zero_noise,
         )
+        if state is None:
+            self._check_asked_here(x)
+
+    def _noise(self, x: Tensor, generator: torch.Generator | list[torch.Generator] | None) -> NoiseSource | None:
+        """The noise of a run: from generators, addressed by the seed, or fresh."""
+        if not self.solver.properties.stochastic:
+            return None
+        chosen, seed = generator or self.generator, self._settings.seed
+        if chosen is None and seed is not None:
+            return White.of(x, seed)
+        several = [chosen] if isinstance(chosen, torch.Generator) else chosen
+        return GeneratorNoise(several, len(x), x.shape[1:], dtype=x.dtype, device=x.device)
+
+    def _check_asked_here(self, x: Tensor) -> None:
+        assert self._stepper is not None
         query = self._stepper.query
-        if state is None and (query is None or not torch.allclose(query.x, x, rtol=1e-4, atol=1e-4)):
+        if query is None or not torch.allclose(query.x, x, rtol=1e-4, atol=1e-4):
             raise InputError(
                 f"solver {self.solver.name!r}: it first asks the network elsewhere than at the latents, where the "
                 "pipeline has asked; use steadyflow.from_diffusers, which owns the loop"
@@ -390,8 +472,11 @@ class SchedulerBase(SchedulerMixin, ConfigMixin):
             InputError: The inversion used another solver, has not been run, or this scheduler ends with the clean
                 estimate, which the inversion cannot have begun with.
         """
-        if self._ends_clean:
-            raise InputError("carry: set_alpha_to_one adds a last call that the inversion has not; set it to False")
+        if self.grid.clean:
+            raise InputError(
+                "carry: this scheduler ends with the clean estimate, with which no inversion can have begun; give "
+                "from_config(..., set_alpha_to_one=False)"
+            )
         if inverse.solver != self.solver:
             raise InputError(f"carry: the inversion used {inverse.solver}, this scheduler has {self.solver}")
         state, grid = self.solver.for_decoding(inverse.state), inverse.grid.reversed()
@@ -401,7 +486,7 @@ class SchedulerBase(SchedulerMixin, ConfigMixin):
             grid,
             self.solver.output(state),
             state=state,
-            defined_at_zero_noise=defined_at_zero_noise(self.prediction),
+            defined_at_zero_noise=self._defined_at_zero_noise,
         )
         assert stepper.query is not None
         self._carried = _Carried(state, grid, stepper.query.x)

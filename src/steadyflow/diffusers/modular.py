@@ -24,7 +24,7 @@ from ..errors import InputError, MissingExtraError
 from ..grids import Grid
 from ..noise import White
 from ..solvers.base import Solver
-from .pipeline_model import path_of
+from ._paths import path_of
 
 try:
     from diffusers.modular_pipelines.modular_pipeline import (
@@ -106,9 +106,13 @@ class SteadyDenoise(ModularPipelineBlocks):
         values: Any = self.get_block_state(state)
         latents: Tensor = values.latents
         times = [float(t) for t in values.timesteps]
-        flow = not hasattr(components.scheduler, "alphas_cumprod")
-        schedule, prediction = path_of(components.scheduler, flow, 1.0)
-        scale = 1000.0 if flow else 1.0
+        path = path_of(components.scheduler)
+        if path.planner is not None and path.planner.source.scaled:
+            raise InputError(
+                f"scheduler: the latents of {type(components.scheduler).__name__} are scaled by its noise level; set a "
+                "SteadyScheduler from its config first"
+            )
+        schedule, prediction, scale = path.schedule(1.0), path.prediction, path.time_scale
         last, index = len(times) - 1, 0
 
         def net(x: Tensor, time: Tensor) -> Tensor:

@@ -7,11 +7,13 @@
 
 Inversion, editing, diagnosis, corrections and adaptive solvers all work on it. The network's time is in float32
 whatever the network computes in (FLUX's own pipeline rounds it to the latents' type). Known families: Stable Diffusion
-1 and 2, SDXL, SD3 and 3.5, FLUX, and unconditional models with a `unet`.
+1 and 2 with LCM, SDXL with its refiner, SD3 and 3.5, FLUX, and unconditional models with a `unet`.
 """
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,9 +26,10 @@ from torch import Tensor
 
 from ..denoisers.base import Condition, Denoiser, is_words
 from ..errors import CorruptFileError, InputError, MissingExtraError
-from ..prediction import PredictionType
-from ..schedules import RectifiedFlow, Schedule, Tabulated
-from ._families import Embeddings, Family, family_of
+from ..grids import Grid
+from ._families import family_of
+from ._family import Embeddings, Family
+from ._paths import path_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +50,7 @@ class Latents:
         return self.vae.config.in_channels
 
     def encode(self, images: Tensor) -> Tensor:
-        """Encode images: the mean of the VAE's posterior, shifted and scaled.
+        """Encode images: the mean of the VAE's posterior, shifted and scaled as its config says.
 
         Args:
             images: In [-1, 1], shape (B, channels, H, W).
@@ -56,24 +59,87 @@ class Latents:
             Latents, shape (B, c, h, w).
 
         Raises:
-            InputError: The images have another number of dimensions.
+            InputError: The images have another number of dimensions, or are bytes or lie in [0, 255].
         """
         if images.ndim != 4:
             raise InputError(f"images: got shape {tuple(images.shape)}, expected (B, channels, H, W) in [-1, 1]")
-        weight = next(self.vae.parameters())
-        with torch.no_grad():
-            mean = self.vae.encode(images.to(weight)).latent_dist.mean
-        return (mean.float() - self._shift) * self.vae.config.scaling_factor
+        check_pixels(images)
+        if any(side % self.factor for side in images.shape[2:]):
+            raise InputError(
+                f"images: got {images.shape[2]} x {images.shape[3]} pixels, expected multiples of {self.factor}; pad "
+                "or crop them"
+            )
+        with torch.no_grad(), self._in_its_precision() as vae:
+            found = vae.encode(images.to(device=_home(vae), dtype=vae.dtype))
+        latents = (found.latent_dist.mean if hasattr(found, "latent_dist") else found.latents).float()
+        mean, std, scale = self._numbers(latents)
+        return (latents - mean) * (scale / std)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents, shape (B, c, h, w), into images, shape (B, channels, H, W)."""
-        weight = next(self.vae.parameters())
-        with torch.no_grad():
-            return self.vae.decode((latents / self.vae.config.scaling_factor + self._shift).to(weight)).sample.float()
+        mean, std, scale = self._numbers(latents)
+        latents = latents * (std / scale) + mean
+        with torch.no_grad(), self._in_its_precision() as vae:
+            return vae.decode(latents.to(device=_home(vae), dtype=vae.dtype)).sample.float()
 
-    @property
-    def _shift(self) -> float:
-        return getattr(self.vae.config, "shift_factor", None) or 0.0
+    def _numbers(self, latents: Tensor) -> tuple[Any, Any, float]:
+        """The mean and the standard deviation of the VAE's latents, and the scale of the network's."""
+        config = self.vae.config
+        mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+        if mean is None or std is None:
+            return getattr(config, "shift_factor", None) or 0.0, 1.0, config.scaling_factor
+        shape = (1, -1, 1, 1)
+        mean, std = (torch.tensor(v, dtype=latents.dtype, device=latents.device).view(shape) for v in (mean, std))
+        return mean, std, config.scaling_factor
+
+    @contextmanager
+    def _in_its_precision(self) -> Iterator[Any]:
+        """The VAE, in float32 for the time being where its config says that it overflows in float16."""
+        vae = self.vae
+        raised = vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
+        if raised:
+            vae.to(torch.float32)
+        try:
+            yield vae
+        finally:
+            if raised:
+                vae.to(torch.float16)
+
+
+def _home(module: torch.nn.Module) -> torch.device:
+    """Where a module computes, also where its weights are elsewhere until then."""
+    for part in module.modules():
+        device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return next(module.parameters()).device
+
+
+def check_pixels(images: Tensor) -> None:
+    """Check that images may lie in [-1, 1].
+
+    Args:
+        images: The images.
+
+    Raises:
+        InputError: They are integers, or reach far beyond.
+    """
+    if not images.is_floating_point():
+        raise InputError(f"images: got {images.dtype}, expected floats in [-1, 1]: images / 127.5 - 1 for bytes")
+    if not images.numel():
+        return
+    least, largest = (float(v) for v in images.aminmax())
+    if not math.isfinite(least + largest):
+        raise InputError("images: some values are not finite")
+    if max(-least, largest) > 8.0:
+        raise InputError(
+            f"images: got values up to {largest:.4g}, expected [-1, 1]: images / 127.5 - 1 for values in [0, 255]"
+        )
+    if least >= 0.0 and 0.0 < largest <= 1.0:
+        warnings.warn(
+            "images: all values lie in [0, 1], where [-1, 1] is expected: 2 * images - 1 if they are in [0, 1]",
+            stacklevel=3,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +148,12 @@ class PipelineModel(Denoiser):
 
     embed: Callable[[str | Sequence[str]], Embeddings] | None = field(default=None, repr=False)
     """The embeddings of prompts, for pipelines that take them."""
+    embed_negative: Callable[[str | Sequence[str] | None], Embeddings] | None = field(default=None, repr=False)
+    """The embeddings of what guidance starts from; those of `embed` by default."""
     codec: Latents | None = None
     """The pipeline's VAE, if it has one."""
+    own_places: Callable[[int], Grid] | None = field(default=None, repr=False)
+    """The grid that the pipeline's scheduler lays for a number of steps."""
     family: Family | None = field(default=None, repr=False)
     """How the pipeline's family encodes prompts and calls its network."""
 
@@ -106,12 +176,28 @@ class PipelineModel(Denoiser):
         """Set what guidance starts from.
 
         Args:
-            negative: A prompt or embeddings by name (see `Denoiser.with_negative`).
+            negative: A prompt, one per sample, or embeddings by name (see `Denoiser.with_negative`); None for what the
+                pipeline takes where no negative prompt is given.
 
         Returns:
             This model with guidance away from that prompt.
         """
+        if self.embed_negative is not None and (negative is None or is_words(negative)):
+            return super().with_negative(self.embed_negative(cast("str | Sequence[str] | None", negative)))
         return super().with_negative(self._embedded(negative))
+
+    def own_grid(self, steps: int) -> Grid:
+        """Return the times at which the pipeline itself would step, to give as `grid` to a verb.
+
+        Args:
+            steps: The number of steps, the pipeline's `num_inference_steps`.
+
+        Raises:
+            InputError: The scheduler does not accept the number, or the model is not over a pipeline.
+        """
+        if self.own_places is None:
+            raise InputError("own_grid: only for models over a pipeline")
+        return self.own_places(steps)
 
     def with_lora(self, path: str | Path, *, scale: float = 1.0) -> Self:
         """Add a LoRA, such as Smooth Diffusion's.
@@ -150,7 +236,10 @@ class PipelineModel(Denoiser):
 
     def encode(self, images: Tensor) -> Tensor:
         """Encode images in [-1, 1] into latents; without a VAE they are returned as they are."""
-        return images if self.codec is None else self.codec.encode(images)
+        if self.codec is not None:
+            return self.codec.encode(images)
+        check_pixels(images)
+        return images
 
     def decode(self, x: Tensor) -> Tensor:
         """Decode latents into images; without a VAE they are returned as they are."""
@@ -171,11 +260,11 @@ def from_diffusers(
     pipe: Any,
     prompt: str | Sequence[str] | None = None,
     *,
-    negative_prompt: str = "",
+    negative_prompt: str | Sequence[str] | None = None,
     guidance: float = 1.0,
     height: int | None = None,
     width: int | None = None,
-    embedded_guidance: float = 3.5,
+    embedded_guidance: float | None = None,
     shift: float | None = None,
 ) -> PipelineModel:
     """Create a model over a pipeline's network, in its latent space.
@@ -183,11 +272,13 @@ def from_diffusers(
     Args:
         pipe: The diffusers pipeline.
         prompt: One prompt for all samples, or one per sample; "" by default.
-        negative_prompt: The prompt that guidance starts from.
+        negative_prompt: The prompt that guidance starts from; by default what the pipeline takes where none is given,
+            which is zeros for SDXL where its config says so.
         guidance: The scale of classifier-free guidance.
         height: Of the images, in pixels; the pipeline's own by default.
         width: Of the images, in pixels; the pipeline's own by default.
-        embedded_guidance: The guidance that guidance-distilled FLUX takes as an input.
+        embedded_guidance: The guidance that guidance-distilled networks (FLUX, LCM) take as an input; the default of
+            the pipeline's own call.
         shift: The shift of the time of flow models, which places named grids; that of the pipeline's scheduler by
             default.
 
@@ -195,54 +286,49 @@ def from_diffusers(
         The model, of latents of shape (c, h, w).
 
     Raises:
-        InputError: The pipeline's family is not known, it takes no prompt, or the size does not fit.
+        InputError: The pipeline's family is not known or takes inputs that would be left out, its scheduler's config
+            cannot be honoured, it takes no prompt, or the size does not fit.
     """
-    name, family = type(pipe).__name__, family_of(pipe, embedded_guidance)
+    name, kind = type(pipe).__name__, family_of(pipe)
+    path = path_of(pipe.scheduler)
+    family = kind(pipe, path.learned_variance)
+    family.check()
+    family.set_embedded_guidance(embedded_guidance)
+    if family.flow and path.kind != "flow":
+        raise InputError(
+            f"scheduler: {type(pipe.scheduler).__name__} is over a table of betas, but {name} is a flow model"
+        )
+    if shift is not None and path.kind != "flow":
+        raise InputError(f"shift: got {shift}, but {name} is no flow model; its table of betas is its own")
     shape = family.shape(height, width)
-    schedule, prediction = path_of(pipe.scheduler, family.flow, shift)
+    schedule = path.schedule(shift, family.tokens(shape))
+
+    def own_places(steps: int) -> Grid:
+        return path.grid(schedule, steps, family.tokens(shape), family.sigmas(steps))
+
     model = PipelineModel(
         family.net_with(shape),
         schedule,
-        prediction=prediction,
+        prediction=path.prediction,
         shape=shape,
-        time_scale=1000.0 if family.flow else 1.0,
+        time_scale=path.time_scale,
         dtype=family.dtype,
         name=name,
+        clip=path.clip,
         embed=family.embed if family.prompts else None,
+        embed_negative=family.embed_negative if family.prompts else None,
         codec=None if getattr(pipe, "vae", None) is None else Latents(pipe.vae),
+        own_places=own_places,
         family=family,
     )
     if not family.prompts:
-        if prompt is not None:
-            raise InputError(f"prompt: {name} takes none")
+        for argument, value in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+            if value is not None:
+                raise InputError(f"{argument}: {name} takes none")
+        return model if guidance == 1.0 else model.with_guidance(guidance)
+    if not family.encodes and prompt is None and negative_prompt is None:
         return model
-    if prompt is None and not family.encodes:
-        return model
-    return model.with_negative(negative_prompt).with_condition(prompt or "", guidance=guidance)
-
-
-def path_of(scheduler: Any, flow: bool, shift: float | None) -> tuple[Schedule, PredictionType]:
-    """The schedule and the prediction type of a pipeline's scheduler.
-
-    Args:
-        scheduler: The scheduler, diffusers' or ours.
-        flow: Whether the pipeline is a flow model.
-        shift: The shift of a flow model's time; that of the scheduler by default.
-
-    Raises:
-        InputError: The scheduler has no table of alphas.
-    """
-    config = scheduler.config
-    if isinstance(getattr(scheduler, "schedule", None), Schedule):  # a scheduler of this package
-        return scheduler.schedule, scheduler.prediction
-    if flow:
-        return RectifiedFlow(shift=shift or getattr(config, "shift", None) or 1.0), "flow"
-    table = getattr(scheduler, "alphas_cumprod", None)
-    if table is None:
-        raise InputError(
-            f"pipeline: its scheduler {type(scheduler).__name__} has no alphas_cumprod; set a DDIMScheduler first"
-        )
-    return Tabulated(tuple(table.double().tolist())), getattr(config, "prediction_type", "epsilon")
+    return model.with_negative(negative_prompt).with_condition("" if prompt is None else prompt, guidance=guidance)
 
 
 def load_pipeline(path: str | Path, **options: Any) -> PipelineModel:

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -18,10 +17,11 @@ from torch import Tensor
 
 from .. import grids, solvers
 from ..errors import InputError
-from ..grids import Grid
-from ..prediction import PredictionType
+from ..prediction import Prediction, PredictionType
 from ..schedules import RectifiedFlow, Tabulated
-from ._scheduler_base import TABLE_SCHEDULERS, SchedulerBase, SchedulerMixin, register_to_config
+from . import _configs
+from ._planner import Places, places_of, time_of_ratio
+from ._scheduler_base import DEFAULT, TABLE_SCHEDULERS, SchedulerBase, SchedulerMixin, register_to_config
 
 __all__ = [
     "SchedulerMixin",  # diffusers looks for it in the module that a saved pipeline names, to know how to load
@@ -35,6 +35,9 @@ __all__ = [
 class SteadyScheduler(SchedulerBase):
     """A scheduler for epsilon, v and sample models over a table of betas, such as Stable Diffusion, SDXL and DDPM.
 
+    Where the steps lie and how a run ends is asked of diffusers' own scheduler: of the class whose config was given to
+    `from_config`, else of DDIMScheduler.
+
     Args:
         num_train_timesteps: As in diffusers' schedulers, like the following ones; they come from a pipeline's config.
         beta_start: See `num_train_timesteps`.
@@ -44,20 +47,30 @@ class SteadyScheduler(SchedulerBase):
         prediction_type: "epsilon", "sample" or "v_prediction".
         timestep_spacing: "leading", "trailing" or "linspace".
         steps_offset: Added to the timesteps of "leading" spacing.
-        set_alpha_to_one: Whether to end with the clean estimate, which takes one more network call. If False, a run
-            ends at the table's first entry, as the configs of Stable Diffusion ask for and as inversions need.
+        set_alpha_to_one: Whether the last step leads from the last timestep straight to the clean estimate. If False, a
+            run ends at the table's first entry, as the configs of Stable Diffusion ask for and as inversions need. By
+            default as the followed class ends.
         rescale_betas_zero_snr: Whether the table is rescaled so that its last entry is pure noise.
-        solver: A name of `steadyflow.solvers`.
+        snr_shift_scale: The shift of the table's signal-to-noise ratios, as CogVideoX has it.
+        clip_sample: Whether the estimate of the data is clipped, for models of pixels.
+        clip_sample_range: The largest value after clipping.
+        thresholding: Whether the estimate of the data is thresholded (Saharia et al. 2022), for models of pixels.
+        dynamic_thresholding_ratio: The quantile of thresholding.
+        sample_max_value: The largest threshold.
+        solver: A name of `steadyflow.solvers`; "ees25" by default. Where none is named and a pipeline changes the
+            latents at every call, as inpainting does, a multistep method takes over.
         solver_options: The options of the solver.
-        grid: A name of `steadyflow.grids`, which replaces `timestep_spacing`.
-        seed: Of the noise of stochastic solvers, where no generator is given.
+        grid: A name of `steadyflow.grids`, which replaces the places of the followed class.
+        seed: Addresses the noise of stochastic solvers, where no generator is given; fresh noise by default.
+        follows: The class of diffusers that places the steps, as `_class_name`, and the fields that it alone reads.
 
     Raises:
         InputError: A value is not accepted, or the solver has no fixed number of network calls per step.
         NotInvertibleError: An inverse scheduler was asked for with a solver that has no inverse.
     """
 
-    _required_fields = ("beta_start", "trained_betas")
+    kind = "table"
+    _planner: ClassVar[str] = "DDIMScheduler"
     _compatibles = TABLE_SCHEDULERS
 
     @register_to_config
@@ -71,59 +84,86 @@ class SteadyScheduler(SchedulerBase):
         prediction_type: str = "epsilon",
         timestep_spacing: str = "leading",
         steps_offset: int = 0,
-        set_alpha_to_one: bool = True,
+        set_alpha_to_one: bool | None = None,
         rescale_betas_zero_snr: bool = False,
-        solver: str = "ees25",
+        snr_shift_scale: float = 1.0,
+        clip_sample: bool = False,
+        clip_sample_range: float = 1.0,
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+        solver: str | None = None,
         solver_options: dict[str, Any] | None = None,
         grid: str | None = None,
-        seed: int = 0,
+        seed: int | None = None,
+        follows: dict[str, Any] | None = None,
     ):
-        n = num_train_timesteps
-        if trained_betas is not None:
-            self.betas = torch.as_tensor(trained_betas, dtype=torch.float64)
-        elif beta_schedule == "linear":
-            self.betas = torch.linspace(beta_start, beta_end, n, dtype=torch.float64)
-        elif beta_schedule == "scaled_linear":
-            self.betas = torch.linspace(beta_start**0.5, beta_end**0.5, n, dtype=torch.float64) ** 2
-        elif beta_schedule == "squaredcos_cap_v2":
-            bars = [math.cos((k / n + 0.008) / 1.008 * math.pi / 2) ** 2 for k in range(n + 1)]
-            self.betas = torch.tensor([min(1.0 - b / a, 0.999) for a, b in itertools.pairwise(bars)])
-        else:
+        if beta_schedule not in ("linear", "scaled_linear", "squaredcos_cap_v2"):
             raise InputError(
                 f"beta_schedule: got {beta_schedule!r}, expected 'linear', 'scaled_linear' or 'squaredcos_cap_v2'"
             )
-        if prediction_type not in ("epsilon", "sample", "v_prediction"):
+        if timestep_spacing not in ("leading", "trailing", "linspace"):
             raise InputError(
-                f"prediction_type: got {prediction_type!r}, expected 'epsilon', 'sample' or 'v_prediction'; "
-                "flow models take SteadyFlowScheduler"
+                f"timestep_spacing: got {timestep_spacing!r}, expected 'leading', 'trailing' or 'linspace'"
             )
-        table = (1.0 - self.betas.double()).cumprod(0)
-        if rescale_betas_zero_snr:
-            roots = table.sqrt()
-            table = ((roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))) ** 2
-        self.alphas_cumprod = table.float()
-        self._initialize(Tabulated(tuple(table.tolist())))
+        self._plan, fields = self._followed(
+            num_train_timesteps=num_train_timesteps, beta_start=beta_start, beta_end=beta_end,
+            beta_schedule=beta_schedule, trained_betas=None if trained_betas is None else list(trained_betas),
+            prediction_type=prediction_type, timestep_spacing=timestep_spacing, steps_offset=steps_offset,
+            set_alpha_to_one=set_alpha_to_one, rescale_betas_zero_snr=rescale_betas_zero_snr,
+            snr_shift_scale=snr_shift_scale, clip_sample=clip_sample, clip_sample_range=clip_sample_range,
+            thresholding=thresholding, dynamic_thresholding_ratio=dynamic_thresholding_ratio,
+            sample_max_value=sample_max_value,
+        )  # fmt: skip
+        self._predicted: PredictionType = _configs.prediction_of(fields)
+        self.betas, table = self._plan.betas, self._plan.table
+        self.alphas_cumprod = torch.tensor(table, dtype=torch.float32)
+        self._initialize(Tabulated(table))
+        self.clip = _configs.clip_of(fields, self._plan.name)
+        self._boundary = fields.get("timestep_scaling", 10.0) if self._plan.name == "LCMScheduler" else None
+        self._variance = fields.get("variance_type")
+        if self._variance not in (None, "fixed_small", "fixed_small_log") and self.solver.name == "ddpm":
+            raise InputError(
+                f"variance_type: {self._variance!r} is not what solver 'ddpm' draws, which is 'fixed_small'; take a "
+                "deterministic solver, or keep diffusers' DDPMScheduler"
+            )
+        self._noise_factor = 1.0
+        first = min(10, len(table))
+        self._plan_over(self._named_places(first), None)
 
     @property
     def prediction(self) -> PredictionType:
-        return self._settings.prediction_type
+        return self._predicted
 
-    def _named_grid(self, steps: int) -> Grid:
+    def _estimate(self, prediction: Prediction, t: float) -> Prediction:
+        if self._boundary is None or self.solver.name != "lcm":
+            return prediction
+        scaled = (self._boundary * t / 0.5) ** 2  # Luo et al. 2023 (2310.04378), with sigma_data = 0.5
+        skip, out = 1.0 / (scaled + 1.0), (scaled / (scaled + 1.0)) ** 0.5
+        x0 = out * prediction.x0 + skip * prediction.x
+        return Prediction(prediction.x, x0, "sample", prediction.alpha, prediction.sigma)
+
+    def _without_variance(self, output: Tensor, sample: Tensor) -> Tensor:
+        learned = self._variance in ("learned", "learned_range")
+        if learned and output.ndim > 1 and output.shape[1] == 2 * sample.shape[1]:
+            return output.chunk(2, dim=1)[0]
+        return super()._without_variance(output, sample)
+
+    def _named_places(self, steps: int, **given: Any) -> Places:
         if self._settings.grid is not None:
-            return grids.make(self._settings.grid, self.schedule, steps)
-        last = int(self.schedule.domain[1])
-        n, spacing = last + 1, self._settings.timestep_spacing
-        if spacing == "leading":
-            times = [k * (n // steps) + self._settings.steps_offset for k in reversed(range(steps))]
-        elif spacing == "trailing":
-            times = [round(n - k * n / steps) - 1 for k in range(steps)]
-        elif spacing == "linspace":
-            times = [round(last * (1.0 - k / max(steps - 1, 1))) for k in range(steps)]
-        else:
-            raise InputError(f"timestep_spacing: got {spacing!r}, expected 'leading', 'trailing' or 'linspace'")
-        if max(times) <= 0:
-            raise InputError(f"timestep_spacing: {spacing!r} puts {steps} step(s) at timestep 0; use 'trailing'")
-        return _down_to(min(float(t), float(last)) for t in times)
+            times = grids.make(self._settings.grid, self.schedule, steps).times
+            return self._ended(places_of(times[:-1], times[-1]))
+        return self._ended(self._plan.places(steps, self.schedule, **given))
+
+    def _ended(self, places: Places) -> Places:
+        """The places with the end that `set_alpha_to_one` asks for."""
+        match self._settings.set_alpha_to_one:
+            case None:
+                return places
+            case True:
+                return places._replace(end=None)
+            case _:
+                return places._replace(end=self.schedule.domain[0] if places.end is None else places.end)
 
     def set_timesteps(
         self,
@@ -131,39 +171,61 @@ class SteadyScheduler(SchedulerBase):
         device: torch.device | str | None = None,
         timesteps: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None,
+        original_inference_steps: int | None = None,
+        strength: float | None = None,
     ) -> None:
         """Plan a run; afterwards `timesteps` has one entry per network call.
 
         Args:
             num_inference_steps: The number of solver steps.
             device: The device of `timesteps`.
-            timesteps: Falling timesteps of the table between which to step, instead of a number of steps; 0 is
-                appended.
-            sigmas: Falling noise levels sigma/alpha between which to step, instead of a number of steps; those below
-                the table's least count as its clean end.
+            timesteps: Falling timesteps of the table at which steps begin, instead of a number of steps.
+            sigmas: Falling noise levels sigma/alpha at which steps begin, instead of a number of steps; a last 0, and
+                levels below the table's least, count as the end.
+            original_inference_steps: The number of steps of the distillation, where an LCM config is followed.
+            strength: The strength of image-to-image, where an LCM config is followed.
 
         Raises:
             InputError: Not exactly one of the three is given, or the steps do not fit the table.
         """
-        given = [v for v in (timesteps, sigmas) if v is not None] or [num_inference_steps]
-        if len(given) != 1 or given[0] is None:
+        listed = [v for v in (timesteps, sigmas) if v is not None]
+        given = listed or [num_inference_steps]
+        if len(given) != 1 or given[0] is None or (listed and num_inference_steps not in (None, len(listed[0]))):
             raise InputError("set_timesteps: give one of num_inference_steps, timesteps and sigmas")
-        if timesteps is not None:
-            grid = _down_to(float(t) for t in timesteps)
-        elif sigmas is not None:
-            least = self.schedule.at(0.0).ratio
-            grid = _down_to(0.0 if s <= least else self.schedule.t_from_ratio(float(s)) for s in sigmas)
+        if listed:
+            if original_inference_steps is not None or strength not in (None, 1.0):
+                raise InputError("set_timesteps: original_inference_steps and strength do not go with a list")
+            low, high = self.schedule.domain
+            if sigmas is not None:
+                times = [time_of_ratio(self.schedule, float(s)) for s in sigmas]
+            else:
+                times = [float(t) for t in listed[0]]
+            if not times or min(times) < low or max(times) > high:
+                raise InputError(f"set_timesteps: got timesteps {times}, expected some within [{low:g}, {high:g}]")
+            ends_low = len(times) > 1 and times[-1] == low
+            times = _falling(times[:-1] if ends_low else times)
+            end = None if self._ends_clean else low
+            self._noise_factor = 1.0
+            places = self._ended(places_of(times, end))
+            if ends_low and times[-1] == low:
+                raise InputError("set_timesteps: the run begins at the end of the table, where there is no noise")
         else:
-            assert num_inference_steps is not None
-            if num_inference_steps < 1 or num_inference_steps > self._settings.num_train_timesteps:
-                raise InputError(f"num_inference_steps: got {num_inference_steps}, expected 1 to {len(self)}")
-            grid = self._named_grid(num_inference_steps)
-        self.num_inference_steps = grid.steps
-        self._plan_over(grid, device)
+            steps = num_inference_steps
+            if steps is None or steps < 1 or steps > len(self.alphas_cumprod):
+                raise InputError(f"num_inference_steps: got {steps}, expected 1 to {len(self.alphas_cumprod)}")
+            more = {"original_inference_steps": original_inference_steps, "strength": strength}
+            places = self._named_places(steps, **more)
+            self._noise_factor = 1.0 if self._settings.grid is not None else self._plan.noise_factor(self.schedule)
+        self._plan_over(places, device, listed=bool(listed), steps=len(places.times))
+        if not (listed or self.rising or self.grid.clean or self._settings.grid):
+            self._end_factor = self._plan.end_factor(self.schedule.at(self.grid.times[-1]))
 
     @property
     def _ends_clean(self) -> bool:
-        return bool(self._settings.set_alpha_to_one) and not self.rising
+        """Whether a run over listed steps ends with the clean estimate."""
+        if self._settings.set_alpha_to_one is not None:
+            return bool(self._settings.set_alpha_to_one)
+        return self._named_places(min(10, len(self.alphas_cumprod))).end is None
 
 
 class SteadyFlowScheduler(SchedulerBase):
@@ -173,7 +235,7 @@ class SteadyFlowScheduler(SchedulerBase):
 
     Args:
         num_train_timesteps: As in diffusers' FlowMatchEulerDiscreteScheduler, like the following ones.
-        shift: See `num_train_timesteps`; it is applied once.
+        shift: See `num_train_timesteps`; the `flow_shift` of other configs.
         use_dynamic_shifting: Whether the shift follows from `mu` of `set_timesteps`.
         base_shift: Read by pipelines to compute `mu`, like the following three.
         max_shift: See `base_shift`.
@@ -182,18 +244,20 @@ class SteadyFlowScheduler(SchedulerBase):
         time_shift_type: "exponential" or "linear", the meaning of `mu`.
         sigma_max: Larger sigmas are moved here, for methods that cannot begin at pure noise, such as EDICT and ALF.
         sigma_min: Smaller sigmas are moved here, for methods that cannot end at clean data, such as Rex for SDEs.
-        solver: A name of `steadyflow.solvers`.
+        solver: A name of `steadyflow.solvers`; "ees25" by default (see `SteadyScheduler`).
         solver_options: The options of the solver.
-        grid: A name of `steadyflow.grids`, which replaces the equal steps before the shift.
-        seed: Of the noise of stochastic solvers, where no generator is given.
+        grid: A name of `steadyflow.grids`, which replaces the places of the followed class.
+        seed: Addresses the noise of stochastic solvers, where no generator is given; fresh noise by default.
+        follows: The class of diffusers that places the steps, as `_class_name`, and the fields that it alone reads.
 
     Raises:
         InputError: A value is not accepted, or the solver has no fixed number of network calls per step.
         NotInvertibleError: An inverse scheduler was asked for with a solver that has no inverse.
     """
 
+    kind = "flow"
     _integer_timesteps = False
-    _required_fields = ("shift", "use_dynamic_shifting")
+    _planner: ClassVar[str] = "FlowMatchEulerDiscreteScheduler"
     _compatibles: ClassVar[list[str]] = ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"]
 
     @register_to_config
@@ -209,23 +273,45 @@ class SteadyFlowScheduler(SchedulerBase):
         time_shift_type: str = "exponential",
         sigma_max: float = 1.0,
         sigma_min: float = 0.0,
-        solver: str = "ees25",
+        solver: str | None = None,
         solver_options: dict[str, Any] | None = None,
         grid: str | None = None,
-        seed: int = 0,
+        seed: int | None = None,
+        follows: dict[str, Any] | None = None,
     ):
         if time_shift_type not in ("exponential", "linear"):
             raise InputError(f"time_shift_type: got {time_shift_type!r}, expected 'exponential' or 'linear'")
         if not 0.0 <= sigma_min < sigma_max <= 1.0:
-            raise InputError(f"sigma_min, sigma_max: got {sigma_min}, {sigma_max}, expected 0 <= min < max <= 1")
+            raise InputError(
+                f"sigma_min, sigma_max: got {sigma_min}, {sigma_max}, expected 0 <= min < max <= 1, as the path of a "
+                "flow model has no other noise levels"
+            )
+        self._plan, fields = self._followed(
+            num_train_timesteps=num_train_timesteps, shift=shift, use_dynamic_shifting=use_dynamic_shifting,
+            time_shift_type=time_shift_type,
+        )  # fmt: skip
         self._initialize(RectifiedFlow())
+        self.clip = _configs.clip_of(fields, self._plan.name)
+        self._noise_factor = 1.0
+        no_shift = {"exponential": 0.0, "linear": 1.0}[time_shift_type] if use_dynamic_shifting else None
+        self._plan_over(self._named_places(10, mu=no_shift), None)
+
+    @classmethod
+    def _translated(
+        cls, name: str | None, fields: dict[str, Any], changes: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        if name not in _configs.OURS and "flow_shift" in fields:
+            fields = {**{k: v for k, v in fields.items() if k != "flow_shift"}, "shift": fields["flow_shift"]}
+        if "flow_shift" in changes:
+            changes = {"shift": changes["flow_shift"], **{k: v for k, v in changes.items() if k != "flow_shift"}}
+        return super()._translated(name, fields, changes)
 
     def _solver_options(self) -> dict[str, Any]:
-        options = super()._solver_options()
-        if "coordinates" in options or solvers.get(self._settings.solver, **options).coordinates != "noise":
+        options, name = super()._solver_options(), self._settings.solver or DEFAULT
+        if "coordinates" in options or solvers.get(name, **options).coordinates != "noise":
             return options
         try:
-            solvers.get(self._settings.solver, **options, coordinates="flow")
+            solvers.get(name, **options, coordinates="flow")
         except InputError:  # the solver has no choice of coordinates
             return options
         return {**options, "coordinates": "flow"}
@@ -234,17 +320,36 @@ class SteadyFlowScheduler(SchedulerBase):
     def prediction(self) -> PredictionType:
         return "flow"
 
+    def _level(self, t: float) -> float:
+        return t
+
     def _network_time(self, t: float) -> float:
-        return t * self._settings.num_train_timesteps
+        scaled: float = t * self._settings.num_train_timesteps
+        return self._names.get(t, scaled)
 
     def _path_time(self, timestep: float) -> float:
-        return min(max(timestep / self._settings.num_train_timesteps, 0.0), 1.0)
+        time: float = min(max(timestep / self._settings.num_train_timesteps, 0.0), 1.0)
+        return self._by_name.get(timestep, time)
 
-    def _named_grid(self, steps: int) -> Grid:
+    def _named_places(self, steps: int, **given: Any) -> Places:
         if self._settings.grid is not None:
-            return grids.make(self._settings.grid, self.schedule, steps)
-        low, top = self._settings.sigma_min, self._settings.sigma_max
-        return _down_to((max(top * (1.0 - k / steps), low) for k in range(steps + 1)), low)
+            times = grids.make(self._settings.grid, self.schedule, steps).times
+            return self._of_times(times[:-1], times[-1])
+        return self._bounded(self._plan.places(steps, self.schedule, **given))
+
+    def _of_times(self, times: Sequence[float], end: float) -> Places:
+        n = self._settings.num_train_timesteps
+        return self._bounded(Places(tuple(times), tuple(t * n for t in times), end))
+
+    def _bounded(self, places: Places) -> Places:
+        """The places with sigmas within those of the config."""
+        low, high, n = self._settings.sigma_min, self._settings.sigma_max, self._settings.num_train_timesteps
+        times = [min(max(t, low), high) for t in places.times]
+        kept = [k for k, t in enumerate(times) if t > low and (k == 0 or t < times[k - 1])]
+        if not kept:
+            raise InputError(f"set_timesteps: no step lies between sigma_min={low} and sigma_max={high}")
+        names = [places.names[k] if times[k] == places.times[k] else times[k] * n for k in kept]
+        return Places(tuple(times[k] for k in kept), tuple(names), max(places.end or 0.0, low))
 
     def set_timesteps(
         self,
@@ -259,38 +364,30 @@ class SteadyFlowScheduler(SchedulerBase):
         Args:
             num_inference_steps: The number of solver steps.
             device: The device of `timesteps`.
-            sigmas: Falling sigmas between which to step, before the shift, instead of a number of steps; 0 is appended.
+            sigmas: Falling sigmas at which steps begin, before the shift, instead of a number of steps.
             mu: The strength of a dynamic shift.
-            timesteps: Falling timesteps, 1000 sigma, between which to step as they are; 0 is appended.
+            timesteps: Falling timesteps, 1000 sigma, at which steps begin, as they are.
 
         Raises:
-            InputError: None of the three is given, or `mu` is missing where the config asks for a dynamic shift.
+            InputError: Not one of the three is given, or `mu` is missing where the config asks for a dynamic shift, or
+                is given where it does not.
         """
+        listed = [v for v in (timesteps, sigmas) if v is not None]
+        if len(listed) > 1 or (listed and num_inference_steps not in (None, len(listed[0]))):
+            raise InputError("set_timesteps: give one of num_inference_steps, sigmas and timesteps")
+        if mu is not None and not self._settings.use_dynamic_shifting:
+            raise InputError("set_timesteps: got mu, but the config has use_dynamic_shifting=False, so it says no more")
         if timesteps is not None:
-            grid = _down_to((self._path_time(float(t)) for t in timesteps), self._settings.sigma_min)
+            places = self._of_times(_falling(self._path_time(float(t)) for t in timesteps), 0.0)
+        elif sigmas is not None:
+            plan = self._plan if self._plan.takes_sigmas else self._plan.flow_match()
+            kept = _falling(float(s) for s in sigmas)
+            places = self._bounded(plan.places(None, self.schedule, sigmas=[s for s in kept if s > 0.0], mu=mu))
+        elif num_inference_steps is not None and num_inference_steps >= 1:
+            places = self._named_places(num_inference_steps, mu=mu)
         else:
-            if sigmas is not None:
-                plain = _down_to(float(s) for s in sigmas)
-            elif num_inference_steps is not None and num_inference_steps >= 1:
-                plain = self._named_grid(num_inference_steps)
-            else:
-                raise InputError("set_timesteps: give num_inference_steps >= 1, sigmas or timesteps")
-            low, high = self._settings.sigma_min, self._settings.sigma_max
-            grid = _down_to((min(max(self._shifted(s, mu), low), high) for s in plain), low)
-        self.num_inference_steps = grid.steps
-        self._plan_over(grid, device)
-
-    def _shifted(self, s: float, mu: float | None) -> float:
-        """A sigma after the shift."""
-        if s in (0.0, 1.0):
-            return s
-        config = self._settings
-        if not config.use_dynamic_shifting:
-            return config.shift * s / (1.0 + (config.shift - 1.0) * s)
-        if mu is None:
-            raise InputError("set_timesteps: the config has use_dynamic_shifting, which needs mu")
-        factor = math.exp(mu) if config.time_shift_type == "exponential" else mu
-        return factor / (factor + (1.0 / s - 1.0))
+            raise InputError("set_timesteps: give num_inference_steps >= 1, sigmas or timesteps")
+        self._plan_over(places, device, listed=bool(listed), steps=len(places.times))
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """Add noise to samples: `add_noise` by the name that image-to-image pipelines of flow models call.
@@ -321,12 +418,16 @@ class SteadyFlowInverseScheduler(SteadyFlowScheduler):
     rising = True
 
 
-def _down_to(times: Iterable[float], end: float = 0.0) -> Grid:
-    """The falling grid through the times, without repeated ones, down to `end`."""
+def _falling(times: Iterable[float]) -> list[float]:
+    """The times without repeated ones.
+
+    Raises:
+        InputError: There are none, or they do not fall.
+    """
     kept: list[float] = []
     for t in times:
         if not kept or t != kept[-1]:
             kept.append(t)
-    if kept and kept[-1] != end:
-        kept.append(end)
-    return Grid(tuple(kept))
+    if not kept or any(b > a for a, b in itertools.pairwise(kept)):
+        raise InputError(f"set_timesteps: got {kept}, expected falling values")
+    return kept

@@ -74,8 +74,8 @@ class DDIM(Solver[Tensor]):
         before, after = step.start.ratio, step.end.ratio
         spread = self.eta * sigma * math.sqrt(1.0 - (after / before) ** 2)
         if spread == 0.0:
-            return prediction.mix(alpha, sigma)
-        mean = prediction.mix(alpha, math.sqrt(sigma * sigma - spread * spread))
+            return prediction.ddim(alpha, sigma)
+        mean = prediction.ddim(alpha, math.sqrt(sigma * sigma - spread * spread))
         return torch.add(mean, unit_noise(step), alpha=spread)
 
     def inverse_step(self, state: Tensor, step: Step) -> Queries[Tensor]:

@@ -378,7 +378,7 @@ def ddim_step(x: Tensor, step: Step) -> Queries[Tensor]:
         step: The step, in either direction.
     """
     prediction = yield Query(x, step.t0)
-    return prediction.mix(step.end.alpha, step.end.sigma)
+    return prediction.ddim(step.end.alpha, step.end.sigma)
 
 
 def ddim_factors(start: Level, end: Level) -> tuple[float, float]:

@@ -27,7 +27,7 @@ def sample(
     n: int | None = None,
     x: Tensor | None = None,
     guidance: float | None = None,
-    end: Literal["clean", "path"] = "clean",
+    end: Literal["clean", "path"] | None = None,
     moments: Moments | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
@@ -37,7 +37,8 @@ def sample(
 
     What is returned is data: where the path still has noise at its last time, the last of the evaluations is made
     there and read as the clean estimate, as k-diffusion does. The number of steps, or of evaluations, is the one that
-    was asked for; a grid given as times is followed, and the reading comes on top.
+    was asked for; a grid given as times is followed, and the reading comes on top, unless the grid is `firm`, as those
+    of schedulers are.
 
     Args:
         model: The model of the data, under a condition if it has one.
@@ -45,7 +46,8 @@ def sample(
             standard deviation sigma at the noisy end, and `dtype` and `device`.
         x: Starting latents at the grid's noisy end instead, shape (B, ...), float32 or float64.
         guidance: The scale of classifier-free guidance; the model's own by default.
-        end: "clean" data, or the state at the end of the "path", with the noise that it has there.
+        end: "clean" data, or the state at the end of the "path", with the noise that it has there; by default as a
+            `firm` grid ends, else "clean".
         moments: Mean and variance of the data, numbers or of a sample's shape; only valid with n. With them the latents
             have the path's own moments at the noisy end, alpha mean and alpha^2 variance + sigma^2, as a start part of
             the way up needs.
@@ -60,12 +62,14 @@ def sample(
         InputError: An argument does not fit.
         NonFiniteError: The run diverged.
     """
-    if end not in ("clean", "path"):
+    if end not in ("clean", "path", None):
         raise InputError(f"end: got {end!r}, expected 'clean' or 'path'")
     if (n is None) == (x is None):
         raise InputError("sample: give either n (how many to draw) or x (starting latents)")
     model = model if guidance is None else model.with_guidance(guidance)
-    chosen, clean = Resolved.of(options, sample), end == "clean"
+    chosen = Resolved.of(options, sample)
+    firm = end is None and isinstance(chosen.grid, Grid) and chosen.grid.firm
+    clean = chosen.grid.clean if firm and isinstance(chosen.grid, Grid) else end != "path"
 
     def start(grid: Grid) -> Tensor:
         return _latents(model, n, grid, chosen, moments, dtype, device) if x is None else x

@@ -1,0 +1,280 @@
+"""What the fields of diffusers' scheduler configs ask for; the one place where they are read (see `_sources`)."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import diffusers
+
+from ..errors import InputError
+from ..prediction import Clip, PredictionType
+from ._sources import FIELDS, OURS, PLACEMENTS, REFUSED, SOURCES, Kind
+
+OWN_FIELDS = ("solver", "solver_options", "grid", "seed", "follows")
+"""Fields of our own configs that diffusers' do not have."""
+
+
+def class_of(config: Mapping[str, Any]) -> str | None:
+    """The name of the class that a config belongs to.
+
+    The config of a scheduler that was not loaded from a file has no `_class_name`, or that of another class whose
+    fields it has inherited, but its first fields are those of its own class.
+
+    Raises:
+        InputError: The class's configs are refused.
+    """
+    stored = config.get("_class_name")
+    stored = stored[-1] if isinstance(stored, list | tuple) else stored
+    keys = [k for k in config if not k.startswith("_")]
+    candidates = {**OWN_SIGNATURES, **_signatures()}
+    matching = {name: len(f) for name, f in candidates.items() if f and f == set(keys[: len(f)])}
+    longest = [name for name, size in matching.items() if size == max(matching.values())]
+    name = stored if stored in longest or not longest else longest[0]
+    if name in SOURCES:
+        strange = {k: v for k, v in config.items() if k in keys and k not in _fields_of_diffusers()}
+        check_known(f"the config of {name}", strange)
+    if name in REFUSED:
+        raise InputError(f"scheduler: {name} cannot be followed, as {REFUSED[name]}")
+    known = name is None or name in SOURCES or name in OURS
+    if not known and isinstance(getattr(diffusers, str(name), None), type):
+        raise InputError(
+            f"scheduler: {name} is not known to steadyflow, so its config cannot be honoured; give the fields that you "
+            "want as keyword arguments of a new scheduler"
+        )
+    return name
+
+
+OWN_SIGNATURES: dict[str, frozenset[str]] = {}
+"""The fields of the configs of our own schedulers, which enter themselves."""
+
+
+@lru_cache(maxsize=1)
+def _fields_of_diffusers() -> frozenset[str]:
+    """All fields of all scheduler configs, which configs inherit from one another, and our own."""
+    kinds = (getattr(diffusers, name) for name in dir(diffusers) if name.endswith("Scheduler"))
+    fields = (inspect.signature(kind.__init__).parameters for kind in kinds if inspect.isclass(kind))
+    return frozenset(OWN_FIELDS).union(*fields, *OWN_SIGNATURES.values())
+
+
+@lru_cache(maxsize=1)
+def _signatures() -> dict[str, frozenset[str]]:
+    """The fields of each class; of classes with the same fields, the ones that are followed come first."""
+    known = [name for name in (*SOURCES, *REFUSED) if isinstance(getattr(diffusers, name, None), type)]
+    return {name: frozenset(parameters_of(name)) for name in known}
+
+
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's fields as its class acts on them: with the class's defaults, without what it does not read.
+
+    Args:
+        config: The config, of diffusers' classes or of nobody's.
+
+    Raises:
+        InputError: The class is refused, or a field is not known.
+    """
+    name = class_of(config)
+    given = {k: v for k, v in config.items() if not k.startswith("_") and k not in OWN_FIELDS}
+    if "sigma_data" in given and name in ("FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler"):
+        raise InputError(
+            f"sigma_data: the pipeline (Cosmos) has set it with sigma_max={given.get('sigma_max')}: its path is "
+            "x0 + sigma eps with its own scaling of the network; keep the pipeline's own scheduler"
+        )
+    if name is None or name not in SOURCES:
+        check_known(name or "the config", given)
+        return given
+    source, parameters = SOURCES[name], parameters_of(name)
+    fields = {k: given.get(k, p.default) for k, p in parameters.items()}
+    if source.inherits and source.planner is not None:
+        fields |= {k: given[k] for k in parameters_of(source.planner) if k in given}
+    check_known(name, fields)
+    if source.unread:
+        fields = {k: v for k, v in fields.items() if k not in source.unread}
+    return fields
+
+
+def settle_spacing(
+    fields: dict[str, Any], config: Mapping[str, Any], name: str | None, changes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The fields with "leading" spacing where the config gives an offset for it and leaves the spacing to a default.
+
+    Args:
+        fields: The fields, as from `complete`.
+        config: The config.
+        name: The class that wrote it.
+        changes: What the user changes.
+    """
+    spacing = fields.get("timestep_spacing")
+    by_default = set(config.get("_use_default_values", ())) | (fields.keys() - config.keys())
+    if (
+        "timestep_spacing" in changes
+        or "timestep_spacing" not in by_default
+        or spacing in (None, "leading")
+        or not fields.get("steps_offset")
+    ):
+        return fields
+    warnings.warn(
+        f"the config gives steps_offset={fields['steps_offset']}, which only timestep_spacing='leading' reads, and "
+        f"leaves the spacing to {name}'s default, {spacing!r}: 'leading' is taken; give timestep_spacing to choose",
+        stacklevel=3,
+    )
+    return {**fields, "timestep_spacing": "leading"}
+
+
+def check_known(whose: str, fields: Mapping[str, Any]) -> None:
+    """Check that all fields are known, but for those that ask for nothing.
+
+    Args:
+        whose: What the message calls the config.
+        fields: The fields.
+
+    Raises:
+        InputError: One is not.
+    """
+    unknown = {k: v for k, v in fields.items() if k not in FIELDS and v not in (None, False) and v != [] and v != {}}
+    if unknown:
+        listed = ", ".join(f"{k}={v!r}" for k, v in sorted(unknown.items()))
+        raise InputError(
+            f"scheduler: {whose} has fields that steadyflow does not know: {listed}; leave them out of the config if "
+            "they may be ignored"
+        )
+
+
+def kind_of(fields: Mapping[str, Any], name: str | None) -> Kind:
+    """The kind of path that a config describes.
+
+    Args:
+        fields: Its fields, as from `complete`.
+        name: The class that wrote it, if known.
+
+    Raises:
+        InputError: It describes neither, or contradicts itself.
+    """
+    if name in OURS:
+        return "flow" if "Flow" in str(name) else "table"
+    kind = SOURCES[name].kind if name in SOURCES else "either"
+    if kind != "either":
+        return kind
+    flow_prediction = fields.get("prediction_type") == "flow_prediction"
+    betas = any(fields.get(k) is not None for k in ("beta_start", "trained_betas", "beta_schedule"))
+    shifted = "shift" in fields or "use_dynamic_shifting" in fields
+    flow = bool(fields.get("use_flow_sigmas")) or (name is None and (flow_prediction or (shifted and not betas)))
+    if flow and fields.get("prediction_type", "flow_prediction") != "flow_prediction":
+        raise InputError(
+            f"use_flow_sigmas: needs prediction_type='flow_prediction', the config has {fields['prediction_type']!r}"
+        )
+    if flow_prediction and not flow:
+        raise InputError("prediction_type: 'flow_prediction' needs use_flow_sigmas=True in the config")
+    if not flow and not betas:
+        raise InputError(
+            "from_config: the config describes no path; tables need beta_start or trained_betas, flow models need "
+            "shift, use_dynamic_shifting or use_flow_sigmas"
+        )
+    return "flow" if flow else "table"
+
+
+def asked_for(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that differ from a class's defaults, but for those of its method.
+
+    Args:
+        name: The class.
+        fields: The fields.
+    """
+    defaults = {k: p.default for k, p in parameters_of(name).items()}
+    wanted = {k: v for k, v in fields.items() if k not in defaults or v != defaults[k]}
+    return {k: v for k, v in wanted.items() if FIELDS.get(k) != "method" or k == "variance_type"}
+
+
+def refuse_other_paths(fields: Mapping[str, Any]) -> None:
+    """Refuse fields that put a model of a known class on another path.
+
+    Raises:
+        InputError: There is such a field.
+    """
+    if fields.get("timestep_type", "discrete") != "discrete":
+        raise InputError(
+            f"timestep_type: {fields['timestep_type']!r} gives the network log(sigma) / 4 for a time (as Stable Video "
+            "Diffusion does), which a table of timesteps cannot; keep the pipeline's own scheduler"
+        )
+    if fields.get("invert_sigmas"):
+        raise InputError(
+            "invert_sigmas: True turns the time of a flow model round (as Mochi does); keep the pipeline's own "
+            "scheduler"
+        )
+    if fields.get("scale_factors"):
+        raise InputError("scale_factors: changes the size of the latents between steps; keep the pipeline's scheduler")
+
+
+def shift_of(fields: Mapping[str, Any]) -> float:
+    """The shift of a flow's time under its two names, 1 where it depends on the size of the image."""
+    if fields.get("use_dynamic_shifting"):
+        return 1.0
+    return float(fields.get("flow_shift") or fields.get("shift") or 1.0)
+
+
+def dynamic_shift(fields: Mapping[str, Any], tokens: int) -> float | None:
+    """The shift that pipelines compute from the size of an image, as a factor; None where the config asks for none.
+
+    Args:
+        fields: The config's fields.
+        tokens: The length of the image's sequence in the network.
+    """
+    if not fields.get("use_dynamic_shifting"):
+        return None
+    low, high = fields.get("base_image_seq_len", 256), fields.get("max_image_seq_len", 4096)
+    least, most = fields.get("base_shift", 0.5), fields.get("max_shift", 1.15)
+    mu = least + (most - least) * (tokens - low) / (high - low)
+    return math.exp(mu) if fields.get("time_shift_type", "exponential") == "exponential" else mu
+
+
+def clip_of(fields: Mapping[str, Any], name: str | None) -> Clip | None:
+    """The bounds on the estimate of the data that a config asks for, None for none.
+
+    Args:
+        fields: The config's fields.
+        name: The class that wrote it; DDIM's and its relatives keep the network's estimate of the noise.
+    """
+    keeps = name is not None and name.startswith("DDIM")
+    if fields.get("thresholding"):
+        limit, quantile = fields.get("sample_max_value", 1.0), fields.get("dynamic_thresholding_ratio", 0.995)
+        return Clip(float(limit), float(quantile), keeps_noise=keeps)
+    if fields.get("clip_sample"):
+        return Clip(float(fields.get("clip_sample_range", 1.0)), keeps_noise=keeps)
+    return None
+
+
+def prediction_of(fields: Mapping[str, Any]) -> PredictionType:
+    """What the network over a table predicts.
+
+    Raises:
+        InputError: It is not known.
+    """
+    match fields.get("prediction_type", "epsilon"):
+        case "epsilon" | "sample" | "v_prediction" as kind:
+            return kind
+        case other:
+            raise InputError(
+                f"prediction_type: got {other!r}, expected 'epsilon', 'sample' or 'v_prediction'; "
+                "flow models take SteadyFlowScheduler"
+            )
+
+
+DEFAULTS: dict[str, Any] = {
+    "snr_shift_scale": 1.0, "rescale_betas_zero_snr": False, "timestep_type": "discrete", "trained_betas": None,
+    "shift_terminal": None, "sigma_min": None, "sigma_max": None, "invert_sigmas": False,
+    "timestep_spacing": "leading", "steps_offset": 0, "lambda_min_clipped": -math.inf, "interpolation_type": "linear",
+    "use_flow_sigmas": False, "use_dynamic_shifting": False, "time_shift_type": "exponential", "flow_shift": 1.0,
+    "final_sigmas_type": "zero", "prediction_type": "epsilon", **dict.fromkeys(PLACEMENTS, False),
+}  # fmt: skip
+"""Values of fields that ask for nothing."""
+
+
+@lru_cache(maxsize=64)
+def parameters_of(name: str) -> dict[str, inspect.Parameter]:
+    """The fields of the config of a class of diffusers; do not modify them."""
+    parameters = dict(inspect.signature(getattr(diffusers, name).__init__).parameters)
+    return {k: p for k, p in parameters.items() if k not in ("self", "kwargs")}

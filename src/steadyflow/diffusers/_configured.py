@@ -1,0 +1,115 @@
+"""How a scheduler is made from another scheduler's config."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, cast
+
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+from ..errors import InputError
+from . import _configs
+from ._planner import Planner
+from ._sources import Kind
+
+
+class Configured(SchedulerMixin, ConfigMixin):
+    """A scheduler that takes the configs of diffusers' for the same kind of models."""
+
+    kind: Kind = "table"
+    """Whether the path is a table of betas or that of flow models."""
+    _planner: ClassVar[str]
+    """The class of diffusers that places the steps where no other is named."""
+
+    @property
+    def _settings(self) -> Any:
+        """The config, with the arguments of `__init__` as attributes."""
+        return self.config
+
+    def _followed(self, **own: Any) -> tuple[Planner, dict[str, Any]]:
+        """The planner, and the fields that it was made from.
+
+        Args:
+            **own: The arguments of `__init__` that are fields of configs.
+        """
+        follows = dict(self._settings.follows or {"_class_name": self._planner})
+        name = follows.pop("_class_name", self._planner)
+        _configs.check_known(name, follows)
+        fields = {**follows, **own}
+        _configs.refuse_other_paths(fields)
+        return Planner(name, fields, self.kind), fields
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            _configs.OWN_SIGNATURES[cls.__name__] = frozenset(cls._get_init_keys(cls) - {"self"})
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any] | None = None, return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
+        """Create a scheduler from another scheduler's config.
+
+        Every field that its class acts on is honoured or refused; those of its method are replaced by `solver`. A
+        field's default is that of the class that wrote the config.
+
+        Args:
+            config: The config of any scheduler for the same kind of models.
+            return_unused_kwargs: Whether to return the unused keyword arguments as well, as in diffusers.
+            **kwargs: Fields to change, such as `solver`.
+
+        Returns:
+            The scheduler; with `return_unused_kwargs`, a tuple of it and a dict.
+
+        Raises:
+            InputError: The config is that of a scheduler for another kind of models, or a field cannot be honoured.
+        """
+        if not isinstance(config, Mapping):
+            return super().from_config(cast(Any, config), return_unused_kwargs=return_unused_kwargs, **kwargs)
+        own = cls._get_init_keys(cls)
+        name = _configs.class_of(config)
+        if name in _configs.OURS:
+            fields = {k: v for k, v in config.items() if not k.startswith("_")}
+            kind: Kind = "flow" if "Flow" in name else "table"
+        else:
+            fields = _configs.settle_spacing(_configs.complete(config), config, name, kwargs)
+            changed = {**fields, **{k: v for k, v in kwargs.items() if k in _configs.FIELDS}}
+            kind = _configs.kind_of(changed, name)
+        if kind != cls.kind:
+            wanted = "SteadyFlowScheduler" if kind == "flow" else "SteadyScheduler"
+            of = "of a flow model" if kind == "flow" else "over a table of betas"
+            raise InputError(f"from_config: the config of {name or 'no class'} is that of a model {of}: use {wanted}")
+        unused = {k: v for k, v in kwargs.items() if k not in own and k not in _configs.FIELDS}
+        if unused and not return_unused_kwargs:
+            raise InputError(f"from_config: {next(iter(unused))} is no field of {cls.__name__}")
+        given = {k: v for k, v in kwargs.items() if k not in unused}
+        settings, hidden = cls._translated(name, fields, given)
+        for key in ("solver", "solver_options", "grid", "seed"):  # kept by other classes, which do not know them
+            if key in config and key not in config.get("_use_default_values", ()):
+                settings.setdefault(key, config[key])
+        made = cls(**settings)
+        kept = {k: v for k, v in config.items() if k not in own and k not in hidden and not k.startswith("_")}
+        hidden |= {k: v for k, v in kept.items() if not (isinstance(v, float) and math.isinf(v))}  # no JSON; a default
+        made.register_to_config(**hidden)
+        return (made, unused) if return_unused_kwargs else made
+
+    @classmethod
+    def _translated(
+        cls, name: str | None, fields: dict[str, Any], changes: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Arguments of `__init__` for a config's fields, and the fields that only its own class has arguments for."""
+        own = cls._get_init_keys(cls)
+        if name in _configs.OURS:
+            settings = {k: v for k, v in fields.items() if k in own}
+            follows = dict(settings.get("follows") or {})
+        else:
+            settings = {k: v for k, v in fields.items() if k in own and v is not None}
+            follows = {k: v for k, v in fields.items() if k not in own and _configs.FIELDS.get(k) != "size"}
+            followed = name if name in _configs.SOURCES else cls._planner
+            follows = {**_configs.asked_for(followed, follows), "_class_name": followed}
+        settings |= {k: v for k, v in changes.items() if k in own}
+        follows |= {k: v for k, v in changes.items() if k not in own}
+        hidden = {k: v for k, v in follows.items() if k != "_class_name"}
+        return {**settings, "follows": follows}, hidden

@@ -1,0 +1,110 @@
+"""The path of a pipeline's scheduler: its schedule, what is predicted along it, and where its own steps would lie."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any, cast
+
+from ..errors import InputError
+from ..grids import Grid
+from ..prediction import Clip, PredictionType
+from ..schedules import RectifiedFlow, Schedule, Tabulated
+from . import _configs
+from ._planner import Planner
+from ._scheduler_base import SchedulerBase
+from ._sources import Kind
+
+
+@dataclass(frozen=True)
+class Path:
+    """What a model over a pipeline needs of its scheduler."""
+
+    kind: Kind
+    prediction: PredictionType
+    clip: Clip | None
+    """Bounds on the estimate of the data."""
+    learned_variance: bool
+    """Whether the network may return a variance beside its prediction."""
+    fields: dict[str, Any]
+    """The fields of the config, as the scheduler acts on them."""
+    scheduler: Any
+    planner: Planner | None
+    """What places the steps; None where the scheduler is ours."""
+    known: Schedule | None
+    """The path where the scheduler has one of its own: a table, or that of ours."""
+
+    @property
+    def time_scale(self) -> float:
+        """The network's time at the path's time 1."""
+        return 1.0 if self.kind == "table" else float(self.fields.get("num_train_timesteps", 1000))
+
+    def schedule(self, shift: float | None = None, tokens: int | None = None) -> Schedule:
+        """The schedule of the path.
+
+        Args:
+            shift: The shift of a flow's time; that of the config by default.
+            tokens: The length of an image's sequence, for shifts that depend on it.
+        """
+        if self.known is not None and (shift is None or self.kind == "table"):
+            return self.known
+        dynamic = None if tokens is None else _configs.dynamic_shift(self.fields, tokens)
+        return RectifiedFlow(shift=shift or dynamic or _configs.shift_of(self.fields))
+
+    def grid(self, schedule: Schedule, steps: int, tokens: int, sigmas: list[float] | None) -> Grid:
+        """The times at which the scheduler steps in its pipeline.
+
+        Args:
+            schedule: The path on which to count them.
+            steps: How many.
+            tokens: The length of an image's sequence, for shifts that depend on it.
+            sigmas: The sigmas that the pipeline hands over instead of the number.
+        """
+        dynamic = _configs.dynamic_shift(self.fields, tokens)
+        exponential = self.fields.get("time_shift_type", "exponential") == "exponential"
+        mu = None if dynamic is None else math.log(dynamic) if exponential else dynamic
+        given = {} if self.kind == "table" else {"mu": mu, "sigmas": sigmas}
+        count = None if given.get("sigmas") else steps
+        if self.planner is None:
+            own = copy.copy(self.scheduler)
+            own.set_timesteps(count, **given)
+            times, clean = own.grid.times, own.grid.clean
+        else:
+            places = self.planner.places(count, schedule, **given)
+            clean = places.end is None
+            times = places.times if places.end is None else (*places.times, places.end)
+        if isinstance(schedule, RectifiedFlow):  # where times are sigmas before the shift
+            times = tuple(schedule.t_from_sigma(t) for t in times)
+        return Grid(times, clean=clean, firm=True)
+
+
+def path_of(scheduler: Any) -> Path:
+    """The path of a pipeline's scheduler, diffusers' or ours.
+
+    Args:
+        scheduler: The scheduler.
+
+    Raises:
+        InputError: Its config cannot be honoured.
+    """
+    if isinstance(scheduler, SchedulerBase):
+        fields = {**dict(scheduler.config), **(cast(Any, scheduler.config).follows or {})}
+        learned = fields.get("variance_type") in ("learned", "learned_range")
+        return Path(
+            scheduler.kind, scheduler.prediction, scheduler.clip, learned, fields, scheduler, None, scheduler.schedule
+        )
+    name = type(scheduler).__name__
+    if name not in _configs.SOURCES and name not in _configs.REFUSED:
+        raise InputError(
+            f"scheduler: {name} is not known to steadyflow; set one of diffusers' or a SteadyScheduler first"
+        )
+    fields = _configs.complete({**scheduler.config, "_class_name": name})
+    _configs.refuse_other_paths(fields)
+    kind = _configs.kind_of(fields, name)
+    clip, learned = _configs.clip_of(fields, name), fields.get("variance_type") in ("learned", "learned_range")
+    planner = Planner(name, fields, kind)
+    if kind == "flow":
+        return Path(kind, "flow", clip, learned, fields, scheduler, planner, None)
+    prediction = _configs.prediction_of(fields)
+    return Path(kind, prediction, clip, learned, fields, scheduler, planner, Tabulated(planner.table))

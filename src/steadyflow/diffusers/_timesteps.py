@@ -1,0 +1,149 @@
+"""`scheduler.timesteps`: one entry per network call, which knows which calls make up a step.
+
+Pipelines cut this tensor by numbers of their own counting. `timesteps[k:]` (strength, `denoising_start`) must begin
+where a step begins, and `timesteps[:k]` (`denoising_end`) must end where a step ends; a number of calls that fits
+methods of one call a step can fall within a step of several. Cuts are therefore moved to the nearest step's edge on the
+side where the pipeline's count for a method of one call lies, and entries compare with a number by the time at which
+their step begins.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, SingularTimeError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which network calls make up a step, and where a run may begin."""
+
+    starts: tuple[int, ...]
+    """The indices of the calls at which steps begin, then the number of all calls."""
+    up: bool
+    """Whether a beginning within a step moves to the next step rather than to its own."""
+    fixed: str = ""
+    """Why a run cannot begin in the middle; empty where it can."""
+    least: int = 0
+    """The first call at which a run can begin."""
+    barred: str = ""
+    """Why it cannot begin before."""
+
+
+class Timesteps(torch.Tensor):
+    """The network's times; everything but slices, comparisons and moves gives plain tensors.
+
+    `plan` says how; `first` is the index of this tensor's first entry in the whole plan.
+    """
+
+    plan: Plan
+    first: int
+    _whole: Tensor
+
+    __torch_function__ = cast(Any, torch._C._disabled_torch_function_impl)
+
+    @staticmethod
+    def of(times: Tensor, plan: Plan) -> Timesteps:
+        """Wrap a plan's times.
+
+        Args:
+            times: All of them, shape (calls,).
+            plan: What makes up a step.
+        """
+        return _make(times, plan, 0, len(times))
+
+    def begin(self, index: int) -> int:
+        """The call at which a run begins that is asked to begin at one of the whole plan.
+
+        Raises:
+            InputError: Runs of this solver cannot begin in the middle.
+        """
+        if index <= 0:
+            return 0
+        if self.plan.fixed:
+            raise InputError(f"timesteps: a run cannot begin in the middle, as {self.plan.fixed}")
+        at = bisect.bisect_left(self.plan.starts, index)
+        if at == len(self.plan.starts) or (self.plan.starts[at] != index and not self.plan.up):
+            at -= 1
+        return self.plan.starts[at]
+
+    def check_begin(self, index: int) -> None:
+        """Check that a run can begin at a call of the whole plan.
+
+        Raises:
+            SingularTimeError: The method is not defined there.
+        """
+        if index < self.plan.least:
+            raise SingularTimeError(self.plan.barred)
+
+    def begins(self, index: int) -> bool:
+        """Whether a step begins at a call of the whole plan."""
+        return index in self.plan.starts
+
+    def __getitem__(self, key: Any) -> Tensor:
+        plain = self.as_subclass(torch.Tensor)
+        if not isinstance(key, slice) or key.step not in (None, 1):
+            return plain[key]
+        low, high, _ = key.indices(len(plain))
+        if low > 0:
+            low = self.begin(self.first + low) - self.first
+        if high not in (0, 1, len(plain)):  # a peek at the first one is no cut
+            high = self._end(self.first + high) - self.first
+        low = min(max(low, 0), len(plain))
+        return _make(self._whole, self.plan, self.first + low, self.first + max(high, low))
+
+    def _end(self, index: int) -> int:
+        return self.plan.starts[bisect.bisect_left(self.plan.starts, index)]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self.check_begin(self.first)
+        last = self.first + len(self)
+        stop = last if last == self.first else self._end(last)  # a loop over a single entry makes its whole step
+        return iter(self._whole[self.first : stop])
+
+    def _step_times(self) -> Tensor:
+        """For each entry, the time at which its step begins."""
+        index = range(self.first, self.first + len(self))
+        return self._whole[[self.plan.starts[bisect.bisect_right(self.plan.starts, k) - 1] for k in index]]
+
+    def __lt__(self, other: Any) -> Tensor:
+        return self._step_times() < other
+
+    def __le__(self, other: Any) -> Tensor:
+        return self._step_times() <= other
+
+    def __gt__(self, other: Any) -> Tensor:
+        return self._step_times() > other
+
+    def __ge__(self, other: Any) -> Tensor:
+        return self._step_times() >= other
+
+    def to(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self._of(self._whole.to(*args, **kwargs))
+
+    def cpu(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self._of(self._whole.cpu(*args, **kwargs))
+
+    def cuda(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self._of(self._whole.cuda(*args, **kwargs))
+
+    def _of(self, whole: Tensor) -> Timesteps:
+        return _make(whole, self.plan, self.first, self.first + len(self))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _make, (self._whole, self.plan, self.first, self.first + len(self))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Timesteps:
+        return self._of(self._whole.clone())
+
+
+def _make(whole: Tensor, plan: Plan, first: int, stop: int) -> Timesteps:
+    made = whole[first:stop].as_subclass(Timesteps)
+    made.plan, made.first, made._whole = plan, first, whole
+    return made

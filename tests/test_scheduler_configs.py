@@ -1,0 +1,429 @@
+"""A scheduler's config is a contract: every field of every class of diffusers is honoured, or refused by its name."""
+
+import copy
+import inspect
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+diffusers = pytest.importorskip("diffusers")
+
+from diffusers import SchedulerMixin  # noqa: E402
+
+import steadyflow as sf  # noqa: E402
+from steadyflow.diffusers import SteadyFlowScheduler, SteadyInverseScheduler, SteadyScheduler  # noqa: E402
+from steadyflow.diffusers._configs import parameters_of  # noqa: E402
+from steadyflow.diffusers._sources import FIELDS, REFUSED, SOURCES  # noqa: E402
+
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def all_classes():
+    found = {}
+    for name in dir(diffusers):
+        kind = getattr(diffusers, name)
+        if inspect.isclass(kind) and issubclass(kind, SchedulerMixin) and kind is not SchedulerMixin:
+            found[name] = kind
+    return found
+
+
+CLASSES = all_classes()
+TABLES = [name for name, source in SOURCES.items() if source.kind != "flow"]
+FLOWS = [name for name, source in SOURCES.items() if source.kind != "table"]
+FLOW_OPTIONS = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+
+
+def source_of(name, flow=False, **options):
+    base = (FLOW_OPTIONS if SOURCES[name].kind == "either" else {}) if flow else SD
+    known = inspect.signature(CLASSES[name].__init__).parameters
+    return CLASSES[name](**{k: v for k, v in {**base, **options}.items() if k in known})
+
+
+def ours(source, flow=False, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        kind = SteadyFlowScheduler if flow else SteadyScheduler
+        return kind.from_config(source.config, **{"solver": "ddim", **options})
+
+
+def test_every_scheduler_class_of_diffusers_is_followed_or_refused_with_a_reason():
+    assert not set(SOURCES) & set(REFUSED)
+    assert set(CLASSES) - set(SOURCES) - set(REFUSED) == set(), "new in this diffusers: add to _configs"
+
+
+def test_every_field_of_every_followed_class_is_known():
+    fields = {field for name in SOURCES for field in parameters_of(name)}
+    assert fields - set(FIELDS) == set(), "new in this diffusers: add to _configs.FIELDS"
+    assert set(FIELDS) - fields == set(), "no class has these any more"
+
+
+@pytest.mark.parametrize("name", sorted(set(REFUSED) & set(CLASSES)))
+def test_a_refused_class_is_named_with_the_reason(name):
+    config = {k: p.default for k, p in inspect.signature(CLASSES[name].__init__).parameters.items() if k != "self"}
+    for kind in (SteadyScheduler, SteadyFlowScheduler):
+        with pytest.raises(sf.InputError, match=name):
+            kind.from_config({**config, "_class_name": name})
+
+
+def test_a_class_and_a_field_that_nobody_knows_are_refused_by_name():
+    config = dict(diffusers.DDIMScheduler(**SD).config)
+    with pytest.raises(sf.InputError, match="sharpness=3"):
+        SteadyScheduler.from_config({k: v for k, v in config.items() if k[0] != "_"} | {"sharpness": 3, "new": 1})
+    with pytest.raises(sf.InputError, match="sharpness"):
+        SteadyScheduler.from_config(config, sharpness=3)
+    with pytest.raises(sf.InputError, match="AutoencoderKL is not known"):
+        SteadyScheduler.from_config({"_class_name": "AutoencoderKL", "beta_start": 1e-4})
+    made, unused = SteadyScheduler.from_config(config, return_unused_kwargs=True, sharpness=3)
+    assert unused == {"sharpness": 3}
+    assert made.config.beta_start == 0.00085
+
+
+# --- what each field does, told by what diffusers' own scheduler does with it ---------------------------------------
+
+VALUES = {
+    "num_train_timesteps": 500, "beta_start": 0.0005, "beta_end": 0.03, "beta_schedule": "squaredcos_cap_v2",
+    "trained_betas": np.linspace(1e-4, 0.03, 1000).tolist(), "rescale_betas_zero_snr": True, "snr_shift_scale": 2.0,
+    "timestep_spacing": "trailing", "steps_offset": 3, "set_alpha_to_one": False, "final_sigmas_type": "sigma_min",
+    "use_karras_sigmas": True, "use_exponential_sigmas": True, "use_beta_sigmas": True, "use_lu_lambdas": True,
+    "lambda_min_clipped": -3.0, "interpolation_type": "log_linear", "flow_shift": 3.0, "shift": 3.0,
+    "shift_terminal": 0.1, "use_dynamic_shifting": True, "time_shift_type": "linear", "sigma_min": 0.05,
+    "sigma_max": 9.0, "original_inference_steps": 40,
+}  # fmt: skip
+"""A value other than the default for every field that places steps or makes the path."""
+REFUSED_VALUES = {
+    "timestep_type": "continuous", "invert_sigmas": True, "use_flow_sigmas": True, "scale_factors": [0.5, 1.0],
+}  # fmt: skip
+
+
+def outputs(scheduler, x, scale):
+    """A whole loop with a network that is no fixed point of any method."""
+    for t in scheduler.timesteps:
+        seen = scheduler.scale_model_input(x, t)
+        x = scheduler.step(torch.tanh(1.3 * seen) + scale * float(t) / 1000, t, x, return_dict=False)[0]
+    return x
+
+
+ONE_CALL = ["DDIMScheduler", "DDIMParallelScheduler", "CogVideoXDDIMScheduler", "EulerDiscreteScheduler"]
+
+
+@pytest.mark.parametrize("field", [f for f in VALUES if f not in ("flow_shift", "shift", "shift_terminal")])
+@pytest.mark.parametrize("name", ONE_CALL)
+@torch.no_grad()
+def test_a_field_changes_our_run_as_it_changes_diffusers_own(name, field):
+    known = inspect.signature(CLASSES[name].__init__).parameters
+    if field not in known or field in ("use_dynamic_shifting", "time_shift_type", "original_inference_steps"):
+        return
+    options = {field: VALUES[field], "clip_sample": False}
+    if field in ("rescale_betas_zero_snr", "snr_shift_scale"):
+        options["prediction_type"] = "v_prediction"
+    if field in ("sigma_min", "sigma_max"):
+        options["use_karras_sigmas"] = True
+    if field == "interpolation_type":
+        options["timestep_spacing"] = "linspace"  # the other ways to lay timesteps do not fit its noise levels
+    if field == "steps_offset":
+        options["timestep_spacing"] = "leading"
+    source = source_of(name, **{"timestep_spacing": "leading", **options})
+    scheduler = ours(source)
+    for s in (source, scheduler):
+        s.set_timesteps(8)
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    theirs = outputs(source, x * source.init_noise_sigma, 0.1)
+    found = outputs(scheduler, x * scheduler.init_noise_sigma, 0.1)
+    assert torch.allclose(found, theirs, rtol=2e-4, atol=2e-4 * theirs.abs().max().item()), (found - theirs).abs().max()
+    if field not in ("steps_offset", "num_train_timesteps", "lambda_min_clipped"):
+        plain = ours(source_of(name, **{"timestep_spacing": "leading", **options, field: known[field].default}))
+        plain.set_timesteps(8)
+        assert (outputs(plain, x * plain.init_noise_sigma, 0.1) - theirs).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("name", [n for n in TABLES if "Inverse" not in n and "timestep_spacing" in parameters_of(n)])
+def test_steps_begin_where_the_class_itself_steps(name, spacing):
+    offset = 1 if spacing == "leading" else 0
+    source = source_of(name, timestep_spacing=spacing, steps_offset=offset, clip_sample=False, skip_prk_steps=True)
+    scheduler = ours(source)
+    source.set_timesteps(9)
+    scheduler.set_timesteps(9)
+    times = [float(t) for t in source.timesteps]
+    if name == "HeunDiscreteScheduler":
+        times = [times[0], *times[1::2]]
+    elif source.order == 2:
+        times = times[::2]
+    times = list(dict.fromkeys(times))
+    if times[-1] == 0.0 and not scheduler.grid.clean:
+        times.pop()  # a step from the end to the end
+    assert scheduler.timesteps.tolist() == pytest.approx(times, abs=1e-2)
+
+
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler"])
+@pytest.mark.parametrize(
+    "placement", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"]
+)
+def test_placements_by_noise_level_are_the_classes_own(name, placement):
+    if placement not in parameters_of(name):
+        return
+    source = source_of(name, **{placement: True})
+    scheduler = ours(source)
+    source.set_timesteps(7)
+    scheduler.set_timesteps(7)
+    times, levels = [float(t) for t in source.timesteps], [float(s) for s in source.sigmas]
+    if levels[-1] == pytest.approx(levels[-2]):
+        times, levels = times[:-1], levels[:-1]  # a step from the end to the end
+    assert scheduler.timesteps.tolist() == times
+    assert scheduler.sigmas.tolist() == pytest.approx(levels, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", [n for n in FLOWS if "Inverse" not in n and "Heun" not in n and "LTX" not in n])
+@pytest.mark.parametrize(
+    "field", ["flow_shift", "shift", "shift_terminal", "use_karras_sigmas", "use_dynamic_shifting"]
+)
+def test_shifts_under_all_their_names(name, field):
+    takes_mu = "mu" in inspect.signature(CLASSES[name].set_timesteps).parameters
+    changes_its_config = name.startswith("DPMSolver") and field == "use_dynamic_shifting"
+    if field not in parameters_of(name) or (field == "use_dynamic_shifting" and not takes_mu) or changes_its_config:
+        return
+    mu = {"mu": 0.7} if field == "use_dynamic_shifting" else {}
+    source = source_of(name, flow=True, **{field: VALUES[field]})
+    source.set_timesteps(6, **mu)
+    levels, times = [float(s) for s in source.sigmas], [float(t) for t in source.timesteps]
+    if max(levels) > 1.0:  # such classes lay the noise levels of a table
+        with pytest.raises(sf.InputError, match=f"{field}: .* flow model end at 1"):
+            ours(source, flow=True)
+        return
+    scheduler = ours(source, flow=True)
+    scheduler.set_timesteps(6, **mu)
+    if name in ("DEISMultistepScheduler", "SASolverScheduler"):
+        levels[-1] = 0.0  # they would end with the noise of their last step
+    assert scheduler.sigmas.tolist() == pytest.approx(levels, abs=1e-6)
+    assert scheduler.timesteps.tolist() == times
+    assert mu or levels != pytest.approx([1 - k / 6 for k in range(7)], abs=0.02)
+
+
+def test_the_schedulers_of_ltx_inherit_their_shifts():
+    own = diffusers.FlowMatchEulerDiscreteScheduler(shift_terminal=0.1, shift=2.0)
+    source = diffusers.LTXEulerAncestralRFScheduler.from_config(own.config)
+    scheduler = ours(source, flow=True)
+    for one in (own, source, scheduler):
+        one.set_timesteps(6)
+    assert scheduler.sigmas.tolist() == pytest.approx(own.sigmas.tolist(), abs=1e-6)
+    assert source.sigmas.tolist() == own.sigmas.tolist()
+
+
+@pytest.mark.parametrize("field", sorted(REFUSED_VALUES))
+def test_what_puts_a_model_on_another_path_is_refused_by_name(field):
+    tried = 0
+    for name in SOURCES:
+        if field not in parameters_of(name):
+            continue
+        flow = SOURCES[name].kind == "flow"
+        given = {field: REFUSED_VALUES[field]}
+        config = {"_class_name": name, **{k: p.default for k, p in parameters_of(name).items()}, **given}
+        kind = SteadyFlowScheduler if flow else SteadyScheduler
+        with pytest.raises(sf.InputError, match=field):
+            kind.from_config(config)
+        tried += 1
+    assert tried
+
+
+def test_the_noise_levels_of_cosmos_are_refused():
+    source = diffusers.FlowMatchEulerDiscreteScheduler()
+    source.register_to_config(sigma_max=80.0, sigma_min=0.002, sigma_data=1.0)
+    with pytest.raises(sf.InputError, match="sigma_data"):
+        SteadyFlowScheduler.from_config(source.config)
+
+
+@pytest.mark.parametrize("name", [n for n, s in SOURCES.items() if s.kind == "either"])
+def test_configs_of_one_kind_are_refused_by_the_scheduler_of_the_other(name):
+    table, flow = source_of(name), source_of(name, flow=True)
+    with pytest.raises(sf.InputError, match="use SteadyScheduler"):
+        SteadyFlowScheduler.from_config(table.config)
+    with pytest.raises(sf.InputError, match="use SteadyFlowScheduler"):
+        SteadyScheduler.from_config(flow.config)
+    with pytest.raises(sf.InputError, match="use_flow_sigmas"):
+        SteadyScheduler.from_config({**table.config, "use_flow_sigmas": True})
+    with pytest.raises(sf.InputError, match="prediction_type"):
+        SteadyScheduler.from_config({**table.config, "prediction_type": "flow_prediction"})
+
+
+# --- clipping -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "solver", "options"),
+    [
+        ("DDIMScheduler", "ddim", {"clip_sample": True}),
+        ("DDIMScheduler", "ddim", {"clip_sample": True, "clip_sample_range": 2.0}),
+        ("DDIMScheduler", "ddim", {"clip_sample": False, "thresholding": True, "sample_max_value": 1.7}),
+        ("DDIMScheduler", "ddim", {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 3.0}),
+        ("DPMSolverMultistepScheduler", "ddim", {"thresholding": True, "sample_max_value": 1.5, "solver_order": 1}),
+        ("DPMSolverMultistepScheduler", "dpmpp-2m", {"thresholding": True, "sample_max_value": 1.5}),
+        ("UniPCMultistepScheduler", "unipc", {"thresholding": True, "sample_max_value": 1.5}),
+        ("DDPMScheduler", "ddpm", {"clip_sample": True}),
+        ("DDPMScheduler", "ddpm", {"clip_sample": False, "thresholding": True}),
+        ("HeunDiscreteScheduler", "heun", {"clip_sample": True, "coordinates": "noise"}),
+    ],
+)
+@torch.no_grad()
+def test_estimates_are_clipped_as_the_class_clips_them(name, solver, options):
+    spacing = {"timestep_spacing": "leading", "steps_offset": 1}
+    given = {k: v for k, v in options.items() if k != "coordinates"}
+    source = source_of(name, **{**spacing, **given})
+    scheduler = ours(source, solver=solver, solver_options={k: v for k, v in options.items() if k == "coordinates"})
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    ends = []
+    for one in (source, scheduler):
+        one.set_timesteps(6)
+        state, seed = x * one.init_noise_sigma, torch.Generator().manual_seed(1)
+        for t in one.timesteps:
+            output = 1.5 * torch.tanh(one.scale_model_input(state, t)) + 0.3
+            more = {"generator": seed} if name == "DDPMScheduler" else {}
+            state = one.step(output, t, state, **more).prev_sample
+        ends.append(state)
+    assert torch.allclose(ends[0], ends[1], rtol=1e-4, atol=2e-4), (ends[0] - ends[1]).abs().max()
+    free = ours(source, solver=solver, clip_sample=False, thresholding=False)
+    assert free.clip is None
+    assert scheduler.clip is not None
+
+
+def test_classes_that_accept_clipping_and_never_read_it_do_not_clip_here():
+    for name in ("CogVideoXDDIMScheduler", "TCDScheduler"):
+        source = source_of(name, clip_sample=True)
+        scheduler = SteadyScheduler.from_config({**source.config, "_class_name": name}, solver="ddim")
+        assert scheduler.clip is None
+
+
+@torch.no_grad()
+def test_ddim_takes_the_noise_of_the_clipped_data_where_the_pipeline_says_so():
+    source = diffusers.DDIMScheduler(steps_offset=1)
+    scheduler = ours(source)
+    x, ends = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)), []
+    for one in (source, scheduler):
+        one.set_timesteps(5)
+        state = x
+        for t in one.timesteps:
+            state = one.step(1.5 * torch.tanh(state), t, state, use_clipped_model_output=True).prev_sample
+        ends.append(state)
+    assert torch.allclose(*ends, atol=1e-4)
+
+
+# --- ends, variances, saving ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [n for n in TABLES if "Inverse" not in n])
+def test_a_run_ends_where_the_class_ends_it(name):
+    source = source_of(name, clip_sample=False, timestep_spacing="trailing")
+    named = {**source.config, "_class_name": name}  # the configs of LCM and TCD have the same fields
+    scheduler = SteadyScheduler.from_config(named, solver="ddim")
+    scheduler.set_timesteps(5)
+    own = scheduler.sigmas[-1].item()
+    if hasattr(source, "final_alpha_cumprod") and name != "TCDScheduler":
+        last = float(source.final_alpha_cumprod)
+        expected = ((1 - last) / last) ** 0.5
+    elif name == "TCDScheduler":
+        first = float(source.alphas_cumprod[0])
+        expected = ((1 - first) / first) ** 0.5
+    elif hasattr(source, "sigmas"):
+        source.set_timesteps(5)
+        expected = float(source.sigmas[-1])
+    else:
+        expected = 0.0
+    assert own == pytest.approx(expected, abs=1e-5)
+    for asked in (True, False):
+        scheduler = ours(source, set_alpha_to_one=asked)
+        scheduler.set_timesteps(5)
+        assert scheduler.grid.clean == asked
+
+
+@torch.no_grad()
+def test_the_last_call_is_read_as_the_clean_estimate():
+    source = source_of("EulerDiscreteScheduler", timestep_spacing="trailing")
+    for solver in ("ees25", "dpmpp-2m", "rex-midpoint", "unipc"):
+        scheduler = ours(source, solver=solver)
+        scheduler.set_timesteps(4)
+        x = torch.linspace(-1.0, 1.0, 48).view(1, 3, 4, 4)
+        for t in scheduler.timesteps:
+            before, output = x, torch.tanh(x)
+            x = scheduler.step(output, t, x).prev_sample
+        level = scheduler.schedule.at(float(scheduler.timesteps[-1]))
+        assert torch.allclose(x, (before - level.sigma * output) / level.alpha, atol=1e-5)
+
+
+def test_a_learned_variance_is_left_aside_and_any_other_doubling_refused():
+    x = torch.randn(2, 3, 4, 4)
+    for variance in ("learned", "learned_range"):
+        scheduler = ours(diffusers.DDPMScheduler(variance_type=variance, clip_sample=False, **SD))
+        scheduler.set_timesteps(3)
+        doubled = torch.cat([0.1 * x, torch.ones_like(x)], dim=1)
+        plain = copy.deepcopy(scheduler)
+        t = scheduler.timesteps[0]
+        assert torch.equal(scheduler.step(doubled, t, x).prev_sample, plain.step(0.1 * x, t, x).prev_sample)
+        with pytest.raises(sf.InputError, match="variance_type"):
+            ours(diffusers.DDPMScheduler(variance_type=variance, **SD), solver="ddpm")
+    scheduler = ours(diffusers.DDPMScheduler(**SD))
+    with pytest.raises(sf.InputError, match="network returned shape"):
+        scheduler.step(torch.cat([x, x], dim=1), scheduler.timesteps[0], x)
+    with pytest.raises(sf.InputError, match="fixed_large"):
+        ours(diffusers.DDPMScheduler(variance_type="fixed_large", **SD), solver="ddpm")
+
+
+@pytest.mark.parametrize("name", [n for n in SOURCES if "Inverse" not in n])
+def test_a_scheduler_made_from_a_config_is_saved_and_loaded_whole(name, tmp_path):
+    flow = SOURCES[name].kind == "flow"
+    options = {"use_karras_sigmas": True} if "use_karras_sigmas" in parameters_of(name) else {}
+    source = source_of(name, flow=flow, **options)
+    scheduler = ours(source, flow=flow, solver="dpmpp-2m")
+    scheduler.save_pretrained(tmp_path)
+    json.loads((tmp_path / "scheduler_config.json").read_text(), parse_constant=lambda c: pytest.fail(c))
+    again = type(scheduler).from_pretrained(tmp_path)
+    direct = type(scheduler).from_config(scheduler.config)
+    for one in (scheduler, again, direct):
+        one.set_timesteps(6)
+    assert again.grid == scheduler.grid == direct.grid
+    assert again.solver == scheduler.solver == direct.solver
+    assert again.schedule == scheduler.schedule == direct.schedule
+    assert torch.equal(again.timesteps.cpu(), scheduler.timesteps.cpu())
+    back = CLASSES[name].from_config(scheduler.config)
+    for field, value in source.config.items():
+        if field in FIELDS and FIELDS[field] != "method" and field not in SOURCES[name].unread:
+            assert getattr(back.config, field) == value, field
+
+
+def test_what_a_config_inherited_from_another_class_does_not_count():
+    ddim = diffusers.DDIMScheduler(set_alpha_to_one=False, clip_sample=True, timestep_spacing="trailing", **SD)
+    euler = diffusers.EulerDiscreteScheduler.from_config(ddim.config)
+    scheduler = ours(euler)
+    assert scheduler.grid.clean  # as Euler ends, whatever DDIM's config says
+    assert scheduler.clip is None
+    assert scheduler.config.follows["_class_name"] == "EulerDiscreteScheduler"
+
+
+def test_an_offset_for_leading_steps_is_not_dropped_by_a_default_spacing():
+    source = diffusers.EulerDiscreteScheduler(steps_offset=1, **SD)
+    with pytest.warns(UserWarning, match="steps_offset=1"):
+        scheduler = SteadyScheduler.from_config(source.config, solver="ddim")
+    scheduler.set_timesteps(8)
+    assert scheduler.timesteps.tolist() == [876, 751, 626, 501, 376, 251, 126, 1]
+    chosen = SteadyScheduler.from_config(source.config, solver="ddim", timestep_spacing="linspace")
+    chosen.set_timesteps(8)
+    assert chosen.timesteps[0] == 999
+
+
+def test_short_tables_and_impossible_ones():
+    for n in (2, 3, 11):
+        betas = np.linspace(0.01, 0.2, n).tolist()
+        scheduler = SteadyScheduler(trained_betas=betas, num_train_timesteps=n, timestep_spacing="linspace")
+        assert len(scheduler.alphas_cumprod) == n
+    for options in ({"beta_start": 0.01, "beta_end": 2.0}, {"trained_betas": [0.5, -1.5, 0.1]}):
+        with pytest.raises(sf.InputError, match=r"betas: .* diffusion model"):
+            SteadyScheduler(solver="rk4", **options)
+
+
+def test_an_inverse_scheduler_takes_the_configs_of_diffusers_inverses():
+    for name in ("DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler"):
+        scheduler = SteadyInverseScheduler.from_config({**source_of(name).config, "_class_name": name}, solver="ees25")
+        scheduler.set_timesteps(5)
+        assert scheduler.grid.rising
+        assert scheduler.grid.times[0] == 0.0
