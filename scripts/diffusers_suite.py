@@ -40,11 +40,11 @@ COMMON = ("test_schedulers", "SchedulerCommonTest")
 NOT_FOR_FLOWS = ("test_trained_betas",)
 """The common tests that need a table of betas."""
 NOTE = (
-    f"SteadyFlowScheduler: {', '.join(NOT_FOR_FLOWS)} is not applicable, as flow models have no betas; diffusers itself "
-    "has no common tests for FlowMatchEulerDiscreteScheduler."
+    f"SteadyFlowScheduler: {', '.join(NOT_FOR_FLOWS)} is not applicable, as flow models have no betas; diffusers "
+    "itself has no common tests for FlowMatchEulerDiscreteScheduler."
 )
 
-# The checks that diffusers makes of one of its classes and that any scheduler with the same config must pass: they
+# The checks that diffusers makes of one of its classes and that any scheduler with the same config can be given: they
 # need only `scheduler_classes` and `get_scheduler_config`, and ask whether each field of the config survives saving and
 # loading, whether lists of timesteps and sigmas give the run that they were taken from, and whether half precision and
 # many steps work. Left out are
@@ -108,31 +108,54 @@ PEERS = {
     ),
 }
 
-OTHER_DEFAULTS = """A config counts with the defaults of the class that wrote it. Coming back from another class, ours
-keeps the values by which that class went, and names it in `follows`; the test expects the defaults of before."""
-WITHIN_A_STEP = """The test gives the same sample at two calls in turn. Within a step of several calls that is a change
-of the latents, from which the solver cannot go on; one that the user has named refuses it."""
-CALLS = """An entry of `timesteps` is a network call, and a solver of several calls a step begins no step at most of
-them. A list says where steps begin, so that the calls of a run, given as a list, are another run."""
-ROUNDING = """The same steps to single precision: those of a number of steps lie where diffusers' rounded sigmas say, those
-of a list at the timesteps themselves. The test allows for less than a rounding of each value."""
-OFF_THE_RUN = """The test steps at a timestep where the run has no step, which diffusers' DDIM does not notice and ours
-refuses. Pipelines hand over the entries of `timesteps`."""
-ETA = """`eta` is a choice of the solver and its options. Pipelines pass theirs at every step, which must be 0 or the same;
-another is refused, with the words that choose it."""
-NO_SUCH_TABLE = """The table leaves (0, 1): its alphas_cumprod reach 0 in single precision, or fall below it, so that there
-is no noise level to step from. The test itself steps at the first entry only."""
-NO_SUCH_LEVEL = """The table ends at a lower noise level than the config asks for; diffusers begins above it and tells the
-network the table's last timestep."""
-CONTINUOUS = (
-    """A continuous time is not an entry of a table of timesteps; such a config is refused by the field's name."""
+OTHER_DEFAULTS = (
+    "A config counts with the defaults of the class that wrote it. Coming back from another class, ours keeps the "
+    "values by which that class went, and names it in `follows`; the test expects the defaults of before."
 )
-LOG_LINEAR = """With this interpolation diffusers' Euler leaves the timesteps where they are and moves the sigmas away from
-them. A list of timesteps stands for the table's own levels there."""
-EXP = """A schedule of HeunDiscreteScheduler alone, refused by the field's name; its betas can be given as
-`trained_betas`."""
-VARIANCE = """The solver ddpm draws the fixed small variance. A config that asks for a learned one is refused with it, and
-taken with the others, which draw none."""
+WITHIN_A_STEP = (
+    "The test gives the same sample at two calls in turn. Within a step of several calls that is a change of the "
+    "latents, from which the solver cannot go on; one that the user has named refuses it."
+)
+CALLS = (
+    "An entry of `timesteps` is a network call. A solver of several calls a step has more of them than steps, and "
+    "most of them begin none. A list says where steps begin, so that the calls of one run, given as a list, are "
+    "another run."
+)
+ROUNDING = (
+    "The same steps to single precision: those of a number of steps lie where diffusers' rounded sigmas say, those of "
+    "a list at the timesteps themselves. The test allows for less than a rounding of each value."
+)
+OFF_THE_RUN = (
+    "The test steps at a timestep where the run has no step, which diffusers' DDIM does not notice and ours refuses. "
+    "Pipelines hand over the entries of `timesteps`."
+)
+ETA = (
+    "`eta` is chosen with the solver, by its options. What a pipeline passes at every step must be 0 or the same; "
+    "another value is refused, in words that say how to choose it."
+)
+NO_SUCH_TABLE = (
+    "The table leaves (0, 1): its alphas_cumprod reach 0 in single precision or fall below it, so that there is no "
+    "noise level to step from. The test itself steps at the first entry only."
+)
+NO_SUCH_LEVEL = (
+    "The config asks for a noise level above all of the table. diffusers begins there and tells the network the "
+    "table's last timestep; ours refuses it."
+)
+CONTINUOUS = (
+    "A continuous time is no entry of a table of timesteps, so the field is refused by its name; also for epsilon, "
+    "for which diffusers accepts it and does not act on it."
+)
+LOG_LINEAR = (
+    "With this interpolation diffusers' Euler leaves the timesteps where they are and moves the sigmas away from "
+    "them. A list of timesteps stands for the table's own levels there."
+)
+EXP = (
+    "A schedule of HeunDiscreteScheduler alone, refused by the field's name; its betas can be given as `trained_betas`."
+)
+VARIANCE = (
+    "The solver ddpm draws the fixed small variance, so a config that asks for a learned one is refused with it; it "
+    "is taken with the others, which do without that variance."
+)
 
 SEVERAL = "^(ees25|rk4|heun): "
 """The solvers of several network calls a step."""
@@ -157,6 +180,7 @@ EXPLAINED: dict[tuple[str, str], str] = {
     ("test_time_indices", "time_step=(10|49): InputError: step: no step begins at timestep"): OFF_THE_RUN,
     ("test_inference_steps", "time_step=10, num_.*: InputError: step: no step begins at timestep 10;"): OFF_THE_RUN,
     ("test_eta", r"eta=(0\.5|1\.0): InputError: eta: got"): ETA,
+    ("test_eta", "^ddpm: time_step=49, eta=1.0: InputError: step: no step begins at timestep 49;"): OFF_THE_RUN,
     ("test_betas", r"beta_end=(0\.2|2): InputError: betas: the products of 1 - beta leave \(0, 1\)"): NO_SUCH_TABLE,
     ("test_karras_sigmas", "InputError: sigmas: 700 lies above the largest of the model's table"): NO_SUCH_LEVEL,
     ("test_timestep_type", "timestep_type=continuous: InputError: timestep_type: 'continuous'"): CONTINUOUS,
@@ -200,7 +224,7 @@ class Result(unittest.TestResult):
 
     def addSubTest(self, test: Any, subtest: Any, err: Any) -> None:  # noqa: N802
         if err is not None:
-            self._keep(err, "".join(f"{k}={v}, " for k, v in subtest.params.items()).removesuffix(", ") + ": ")
+            self._keep(err, ", ".join(f"{k}={v}" for k, v in subtest.params.items()) + ": ")
 
     def addSkip(self, test: Any, reason: str) -> None:  # noqa: N802
         self.found.append(f"skipped: {reason}")
@@ -354,7 +378,7 @@ def report(found: list[Outcome]) -> tuple[str, bool]:
             causes.setdefault(cause, {}).setdefault(where, []).append((outcome.solver, error))
     lines = []
     for cause in sorted(causes, key=lambda cause: cause == ""):
-        lines.append(f"{' '.join(cause.split()) or 'NOT EXPLAINED'}\n")
+        lines.append(f"{cause or 'NOT EXPLAINED'}\n")
         for where, failures in causes[cause].items():
             names = ", ".join(dict.fromkeys(solver for solver, _ in failures))
             errors = list(dict.fromkeys(error for _, error in failures))

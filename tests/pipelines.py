@@ -1,10 +1,14 @@
 """Tiny random-weight diffusers pipelines, built in memory; real code paths, no downloads."""
 
+import diffusers
 import torch
 from diffusers import (
     AutoencoderKL,
+    ControlNetModel,
     DDIMPipeline,
     DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
@@ -136,7 +140,54 @@ def unconditional():
     return DDIMPipeline(unet=unet, scheduler=DDIMScheduler(clip_sample=False))
 
 
-BUILDERS = {"sd": stable_diffusion, "sdxl": sdxl, "sd3": sd3, "flux": flux, "unconditional": unconditional}
+def controlled():
+    """Stable Diffusion with a ControlNet whose weights are not the zeros that it is born with."""
+    pipe = stable_diffusion()
+    control = ControlNetModel(
+        block_out_channels=(8, 16), layers_per_block=1, in_channels=4, cross_attention_dim=32, norm_num_groups=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), attention_head_dim=4,
+        conditioning_embedding_out_channels=(8, 16),
+    )  # fmt: skip
+    for weight in control.parameters():
+        weight.data.add_(0.05 * torch.randn_like(weight))
+    return diffusers.StableDiffusionControlNetPipeline(
+        **pipe.components, controlnet=control, requires_safety_checker=False
+    )
+
+
+def lcm():
+    """Stable Diffusion distilled for few steps: the network takes the scale of guidance."""
+    pipe = stable_diffusion()
+    unet = _unet(cross_attention_dim=32, attention_head_dim=4, time_cond_proj_dim=16)
+    scheduler = diffusers.LCMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False
+    )
+    components = {**pipe.components, "unet": unet, "scheduler": scheduler}
+    return diffusers.LatentConsistencyModelPipeline(**components, requires_safety_checker=False)
+
+
+def refiner():
+    """The refiner of SDXL: its second text encoder only, and a score of beauty."""
+    base = sdxl()
+    unet = UNet2DConditionModel.from_config(
+        base.unet.config, projection_class_embeddings_input_dim=72, cross_attention_dim=32
+    )
+    return diffusers.StableDiffusionXLImg2ImgPipeline(
+        vae=base.vae, unet=unet, scheduler=base.scheduler, text_encoder=None, tokenizer=None,
+        text_encoder_2=base.text_encoder_2, tokenizer_2=base.tokenizer_2, requires_aesthetics_score=True,
+        add_watermarker=False,
+    )  # fmt: skip
+
+
+def ddpm():
+    unet = unconditional().unet
+    return DDPMPipeline(unet=unet, scheduler=DDPMScheduler())
+
+
+BUILDERS = {
+    "sd": stable_diffusion, "sdxl": sdxl, "sd3": sd3, "flux": flux, "unconditional": unconditional, "ddpm": ddpm,
+    "controlnet": controlled, "lcm": lcm, "refiner": refiner,
+}  # fmt: skip
 CALLS = {
     "sd": {"guidance_scale": 1.0},
     "sdxl": {"guidance_scale": 1.0},
@@ -154,6 +205,64 @@ def build(name, **options):
             part.eval().requires_grad_(False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+MODES = {
+    "StableDiffusionPipeline": ("sd", None),
+    "StableDiffusionImg2ImgPipeline": ("sd", "image"),
+    "StableDiffusionInpaintPipeline": ("sd", "mask"),
+    "StableDiffusionControlNetPipeline": ("controlnet", "control"),
+    "LatentConsistencyModelPipeline": ("lcm", None),
+    "LatentConsistencyModelImg2ImgPipeline": ("lcm", "image"),
+    "StableDiffusionXLPipeline": ("sdxl", None),
+    "StableDiffusionXLImg2ImgPipeline": ("sdxl", "image"),
+    "StableDiffusionXLImg2ImgPipeline (refiner)": ("refiner", "image"),
+    "StableDiffusionXLInpaintPipeline": ("sdxl", "mask"),
+    "StableDiffusion3Pipeline": ("sd3", None),
+    "StableDiffusion3Img2ImgPipeline": ("sd3", "image"),
+    "FluxPipeline": ("flux", None),
+    "FluxImg2ImgPipeline": ("flux", "image"),
+    "FluxInpaintPipeline": ("flux", "mask"),
+    "DDIMPipeline": ("unconditional", None),
+    "DDPMPipeline": ("ddpm", None),
+}
+"""Pipelines, by which builder makes them and what they take beside a prompt."""
+
+
+def in_mode(title):
+    """A pipeline of `MODES`, the options of its call, and the side of its pictures."""
+    name, mode = MODES[title]
+    pipe = build(name)
+    kind = getattr(diffusers, title.split(" ")[0])
+    if type(pipe) is not kind:
+        pipe = kind.from_pipe(pipe)
+        pipe.set_progress_bar_config(disable=True)
+    side = 8 if name == "flux" else 32
+    if name in ("unconditional", "ddpm"):
+        return pipe, {"batch_size": 1, "output_type": "np"}, 16
+    call = {"prompt": "a cat", "output_type": "latent"}
+    if mode != "image" and name != "refiner":
+        call |= {"height": side, "width": side}
+    if name in ("sd3", "flux"):
+        call |= {"height": side, "width": side}
+    if name == "flux":
+        call |= {"max_sequence_length": 77}
+    picture = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(6))
+    if mode in ("image", "mask", "control"):
+        call["image"] = picture
+    if mode in ("image", "mask"):
+        call["strength"] = 0.6
+    if mode == "mask":
+        mask = torch.zeros(1, 1, side, side)
+        mask[..., side // 2 :] = 1
+        call["mask_image"] = mask
+    return pipe, call, side
+
+
+def run(pipe, call, steps, seed=0, **more):
+    """The result of a pipeline: latents, or the picture of pipelines without any."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.as_tensor(pipe(num_inference_steps=steps, generator=generator, **{**call, **more}).images)
 
 
 def smooth_in_time(pipe):

@@ -219,13 +219,23 @@ def test_what_puts_a_model_on_another_path_is_refused_by_name(field):
         if field not in parameters_of(name):
             continue
         flow = SOURCES[name].kind == "flow"
-        given = {field: REFUSED_VALUES[field]}
+        given = {field: REFUSED_VALUES[field], **({"prediction_type": "v_prediction"} if not flow else {})}
         config = {"_class_name": name, **{k: p.default for k, p in parameters_of(name).items()}, **given}
         kind = SteadyFlowScheduler if flow else SteadyScheduler
         with pytest.raises(sf.InputError, match=field):
             kind.from_config(config)
         tried += 1
     assert tried
+
+
+def test_a_value_that_the_class_itself_does_not_act_on_is_none():
+    source = diffusers.EulerDiscreteScheduler(timestep_type="continuous", timestep_spacing="leading", **SD)  # epsilon
+    plain = diffusers.EulerDiscreteScheduler(timestep_spacing="leading", **SD)
+    for one in (a := ours(source), b := ours(plain)):
+        one.set_timesteps(5)
+    assert a.timesteps.tolist() == b.timesteps.tolist()
+    with pytest.raises(sf.InputError, match="log_linear"):
+        ours(diffusers.EulerDiscreteScheduler(interpolation_type="log_linear", **SD), solver="rk4")
 
 
 def test_the_noise_levels_of_cosmos_are_refused():

@@ -66,7 +66,7 @@ class Clip:
 
     Args:
         limit: The largest value; with a quantile, of s.
-        quantile: That of dynamic thresholding, in (0, 1); None clips at the limit.
+        quantile: That of dynamic thresholding, in [0, 1]; None clips at the limit.
         keeps_noise: Whether DDIM steps keep the network's own estimate of the noise, as diffusers' DDIM does, instead
             of the one that fits to the clipped data.
 
@@ -81,8 +81,8 @@ class Clip:
     def __post_init__(self):
         if not self.limit > 0.0:
             raise InputError(f"clip: got limit {self.limit}, expected a positive number")
-        if self.quantile is not None and not 0.0 < self.quantile <= 1.0:
-            raise InputError(f"clip: got quantile {self.quantile}, expected a number in (0, 1]")
+        if self.quantile is not None and not 0.0 <= self.quantile <= 1.0:
+            raise InputError(f"clip: got quantile {self.quantile}, expected a number in [0, 1]")
 
     def __call__(self, x0: Tensor) -> Tensor:
         """Return the bounded estimate, shape (B, ...)."""

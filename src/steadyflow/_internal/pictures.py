@@ -78,7 +78,7 @@ def as_seen(image: Any, *, grey: bool, name: str) -> Any:
         alpha = image.convert("RGBA").getchannel("A")
         image = image.convert("LA").convert("L") if image.mode in ("LA", "La") else image.convert("RGBA").convert("RGB")
     image = _in_srgb(image, profile, name)
-    if alpha is not None and alpha.getextrema()[0] < 255:
+    if alpha is not None and np.asarray(alpha).min() < 255:
         warnings.warn(f"{name}: is transparent in places, which lie over white here", stacklevel=4)
         white = Image.new("RGB", image.size, (255, 255, 255))
         image = Image.composite(image.convert("RGB"), white, alpha)
@@ -98,7 +98,7 @@ def _in_srgb(image: Any, profile: bytes | None, name: str) -> Any:
     from PIL import ImageCms
 
     try:
-        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        own: Any = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if ImageCms.getProfileDescription(own).strip() in _PLAIN:
             return image
         space = str(own.profile.xcolor_space).strip()

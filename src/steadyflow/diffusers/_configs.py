@@ -195,7 +195,7 @@ def refuse_other_paths(fields: Mapping[str, Any]) -> None:
     Raises:
         InputError: There is such a field.
     """
-    if fields.get("timestep_type", "discrete") != "discrete":
+    if fields.get("timestep_type", "discrete") != "discrete" and fields.get("prediction_type") == "v_prediction":
         raise InputError(
             f"timestep_type: {fields['timestep_type']!r} gives the network log(sigma) / 4 for a time (as Stable Video "
             "Diffusion does), which a table of timesteps cannot; keep the pipeline's own scheduler"

@@ -92,7 +92,8 @@ class Configured(SchedulerMixin, ConfigMixin):
         made = cls(**settings)
         kept = {k: v for k, v in config.items() if k not in own and k not in hidden and not k.startswith("_")}
         hidden |= {k: v for k, v in kept.items() if not (isinstance(v, float) and math.isinf(v))}  # no JSON; a default
-        made.register_to_config(**hidden)
+        kept = {k: config[k] for k in ("_diffusers_version",) if k in config}
+        made.register_to_config(**hidden, **kept, _class_name=cls.__name__)
         return (made, unused) if return_unused_kwargs else made
 
     @classmethod
@@ -112,4 +113,4 @@ class Configured(SchedulerMixin, ConfigMixin):
         settings |= {k: v for k, v in changes.items() if k in own}
         follows |= {k: v for k, v in changes.items() if k not in own}
         hidden = {k: v for k, v in follows.items() if k != "_class_name"}
-        return {**settings, "follows": follows}, hidden
+        return {**settings, "follows": follows or None}, hidden

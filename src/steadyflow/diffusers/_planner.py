@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -94,12 +93,14 @@ class Planner:
         """The table of betas."""
         return self._own.betas
 
-    def noise_factor(self, schedule: Schedule) -> float:
-        """The factor of the first noise in the state alpha x0 + sigma eps, after `places`."""
-        if not self.source.scaled:
-            return 1.0
-        largest = float(self._own.sigmas.max())
-        return float(self._own.init_noise_sigma) / math.sqrt(1.0 + largest * largest)
+    def noise_factor(self, level: Level) -> float:
+        """The factor of the first noise in the state alpha x0 + sigma eps.
+
+        Args:
+            level: The level at the beginning of the run.
+        """
+        alone = self.source.scaled and self._own.config.timestep_spacing in ("linspace", "trailing")
+        return level.sigma if alone else 1.0
 
     def end_factor(self, level: Level) -> float:
         """The factor between the state alpha x0 + sigma eps and the class's own at the end of a run.

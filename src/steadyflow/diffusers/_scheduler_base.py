@@ -64,6 +64,8 @@ class SteadyOutput(BaseOutput):
 
     prev_sample: Tensor
     """The latents for the next network call, or the result after the last one; shape (B, ...)."""
+    denoised: Tensor | None = None
+    """The estimate of the data, where an LCM config is followed, whose pipelines decode it; shape (B, ...)."""
 
 
 @dataclass(frozen=True)
@@ -192,15 +194,17 @@ class SchedulerBase(Configured):
         self._calls, skipped, barred = self._planned(state)
         starts = [i for i, (k, _) in enumerate(self._calls) if i == 0 or self._calls[i - 1][0] != k]
         counts = [b - a for a, b in zip(starts, [*starts[1:], len(self._calls)], strict=True)]
-        method = set(counts[:-1] if clean and len(counts) > 1 else counts)
-        self._calls_per_step = method.pop() if len(method) == 1 else 1
+        self._calls_per_step = max(counts)
+        inner = set(counts[1:-1])  # at either end of the path a step of one call may stand for the method's
+        uneven = len(inner | {self._calls_per_step}) > 1 or (self.kind == "table" and len({*inner, counts[0]}) > 1)
         fixed = ""
-        if method or self.solver.properties.startup_evaluations:
+        if uneven or self.solver.properties.startup_evaluations:
             fixed = f"the steps of {self.solver.name!r} differ in their number of network calls"
         told = torch.tensor([self._network_time(t) for _, t in self._calls], dtype=torch.float64)
         whole = self._integer_timesteps and bool((told == told.round()).all())
         told = told.to(torch.int64 if whole else torch.float32).to(device)
-        which = Plan((*starts, len(told)), self.kind == "table", fixed, starts[skipped], barred)
+        each = self._calls_per_step
+        which = Plan((*starts, len(told)), self.kind == "table", each, listed, fixed, starts[skipped], barred)
         self._times = Timesteps.of(told, which)
         self.timesteps = self._times
         levels = [self._level(t) for _, t in self._calls]
@@ -289,7 +293,7 @@ class SchedulerBase(Configured):
         *,
         eta: float | None = None,
         use_clipped_model_output: bool | None = None,
-    ) -> SteadyOutput | tuple[Tensor]:
+    ) -> SteadyOutput | tuple[Tensor, ...]:
         """Take the output of one network call and return the latents for the next.
 
         Args:
@@ -340,13 +344,20 @@ class SchedulerBase(Configured):
             prediction = prediction.clipped(self.clip)
             if use_clipped_model_output:
                 prediction.plain = None
-        stepper.feed(self._estimate(prediction, query.t))
+        prediction = self._estimate(prediction, query.t)
+        stepper.feed(prediction)
         self._index += 1
         following = stepper.x * self._end_factor if stepper.query is None else stepper.query.x
         self._sent = following.to(sample.dtype)
         inference = self._sent.is_inference()  # such tensors count no versions
         self._sent_version = self._sent.clone() if inference else self._sent._version
-        return SteadyOutput(self._sent) if return_dict else (self._sent,)
+        if not self._tells_denoised:
+            return SteadyOutput(self._sent) if return_dict else (self._sent,)
+        denoised = prediction.x0.to(sample.dtype)
+        return SteadyOutput(self._sent, denoised) if return_dict else (self._sent, denoised)
+
+    _tells_denoised = False
+    """Whether `step` returns the estimate of the data as well."""
 
     def _estimate(self, prediction: Prediction, t: float) -> Prediction:
         """What becomes of the network's prediction before the solver sees it."""

@@ -100,7 +100,8 @@ class SteadyScheduler(SchedulerBase):
     ):
         if beta_schedule not in ("linear", "scaled_linear", "squaredcos_cap_v2"):
             raise InputError(
-                f"beta_schedule: got {beta_schedule!r}, expected 'linear', 'scaled_linear' or 'squaredcos_cap_v2'"
+                f"beta_schedule: got {beta_schedule!r}, expected 'linear', 'scaled_linear' or 'squaredcos_cap_v2'; "
+                "give the table of another one as trained_betas"
             )
         if timestep_spacing not in ("leading", "trailing", "linspace"):
             raise InputError(
@@ -121,7 +122,13 @@ class SteadyScheduler(SchedulerBase):
         self._initialize(Tabulated(table))
         self.clip = _configs.clip_of(fields, self._plan.name)
         self._boundary = fields.get("timestep_scaling", 10.0) if self._plan.name == "LCMScheduler" else None
+        self._tells_denoised = self._plan.name in ("LCMScheduler", "TCDScheduler")
         self._variance = fields.get("variance_type")
+        if fields.get("interpolation_type") == "log_linear" and self.solver.properties.evaluations != 1:
+            raise InputError(
+                "interpolation_type: the timesteps of 'log_linear' do not belong to its noise levels, so that only a "
+                f"solver of one call a step can follow it; {self.solver.name!r} calls the network in between"
+            )
         if self._variance not in (None, "fixed_small", "fixed_small_log") and self.solver.name == "ddpm":
             raise InputError(
                 f"variance_type: {self._variance!r} is not what solver 'ddpm' draws, which is 'fixed_small'; take a "
@@ -195,30 +202,39 @@ class SteadyScheduler(SchedulerBase):
         if listed:
             if original_inference_steps is not None or strength not in (None, 1.0):
                 raise InputError("set_timesteps: original_inference_steps and strength do not go with a list")
-            low, high = self.schedule.domain
-            if sigmas is not None:
-                times = [time_of_ratio(self.schedule, float(s)) for s in sigmas]
-            else:
-                times = [float(t) for t in listed[0]]
-            if not times or min(times) < low or max(times) > high:
-                raise InputError(f"set_timesteps: got timesteps {times}, expected some within [{low:g}, {high:g}]")
-            ends_low = len(times) > 1 and times[-1] == low
-            times = _falling(times[:-1] if ends_low else times)
-            end = None if self._ends_clean else low
-            self._noise_factor = 1.0
-            places = self._ended(places_of(times, end))
-            if ends_low and times[-1] == low:
-                raise InputError("set_timesteps: the run begins at the end of the table, where there is no noise")
+            places = self._listed_places(timesteps, sigmas)
+            steps = len(places.times)
         else:
             steps = num_inference_steps
             if steps is None or steps < 1 or steps > len(self.alphas_cumprod):
                 raise InputError(f"num_inference_steps: got {steps}, expected 1 to {len(self.alphas_cumprod)}")
             more = {"original_inference_steps": original_inference_steps, "strength": strength}
             places = self._named_places(steps, **more)
-            self._noise_factor = 1.0 if self._settings.grid is not None else self._plan.noise_factor(self.schedule)
         self._plan_over(places, device, listed=bool(listed), steps=len(places.times))
-        if not (listed or self.rising or self.grid.clean or self._settings.grid):
-            self._end_factor = self._plan.end_factor(self.schedule.at(self.grid.times[-1]))
+        if self._settings.grid is None and not self.rising:
+            self._noise_factor = self._plan.noise_factor(self.schedule.at(self.grid.times[0]))
+            if self._settings.set_alpha_to_one is None and not self.grid.clean:
+                self._end_factor = self._plan.end_factor(self.schedule.at(self.grid.times[-1]))
+
+    def _listed_places(self, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None) -> Places:
+        """The places of steps that begin at listed timesteps or noise levels."""
+        low, high = self.schedule.domain
+        if sigmas is not None:
+            levels = [float(s) for s in sigmas]
+            least = self.schedule.at(low).ratio * (1.0 - 1e-6)
+            while len(levels) > 1 and levels[-1] < least:
+                levels.pop()  # the end
+            times = [time_of_ratio(self.schedule, s) for s in levels]
+        else:
+            times = [float(t) for t in timesteps or ()]
+        if not times or min(times) < low or max(times) > high:
+            raise InputError(f"set_timesteps: got timesteps {times}, expected some within [{low:g}, {high:g}]")
+        times = _falling(times)
+        if not self._ends_clean and times[-1] == low:
+            times.pop()
+        if not times or times[0] == low:
+            raise InputError("set_timesteps: the run begins at the end of the table, where there is no noise")
+        return places_of(times, None if self._ends_clean else low)
 
     @property
     def _ends_clean(self) -> bool:
