@@ -154,4 +154,5 @@ def _numbers(model: Denoiser) -> dict[str, Tensor]:
     pipe = _pipeline(model)
     parts = {"net": model.net} if pipe is None else pipe.components
     modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
-    return {f"{name}.{key}": v for name, module in modules.items() for key, v in module.state_dict().items()}
+    numbers = {f"{name}.{key}": v for name, module in modules.items() for key, v in module.state_dict().items()}
+    return {key.replace("._orig_mod.", "."): v for key, v in numbers.items()}  # torch.compile's wrapper
