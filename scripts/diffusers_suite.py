@@ -125,6 +125,10 @@ ROUNDING = (
     "The same steps to single precision: those of a number of steps lie where diffusers' rounded sigmas say, those of "
     "a list at the timesteps themselves. The test allows for less than a rounding of each value."
 )
+INTERPOLATION = (
+    "Between the entries of the table Euler interpolates sigma linearly, ours the log-SNR, so that timesteps with a "
+    "fraction, given as a list, stand some millionths aside of those of a number of steps."
+)
 OFF_THE_RUN = (
     "The test steps at a timestep where the run has no step, which diffusers' DDIM does not notice and ours refuses. "
     "Pipelines hand over the entries of `timesteps`."
@@ -141,13 +145,10 @@ NO_SUCH_LEVEL = (
     "The config asks for a noise level above all of the table. diffusers begins there and tells the network the "
     "table's last timestep; ours refuses it."
 )
-CONTINUOUS = (
-    "A continuous time is no entry of a table of timesteps, so the field is refused by its name; also for epsilon, "
-    "for which diffusers accepts it and does not act on it."
-)
 LOG_LINEAR = (
     "With this interpolation diffusers' Euler leaves the timesteps where they are and moves the sigmas away from "
-    "them. A list of timesteps stands for the table's own levels there."
+    "them. A list of timesteps stands for the table's own levels there, and a solver of several calls a step, which "
+    "needs a time for the levels in between, refuses the interpolation by its name."
 )
 EXP = (
     "A schedule of HeunDiscreteScheduler alone, refused by the field's name; its betas can be given as `trained_betas`."
@@ -171,6 +172,9 @@ EXPLAINED: dict[tuple[str, str], str] = {
     ("test_duplicated_timesteps", SEVERAL + r"AssertionError: assert len\(scheduler.timesteps\)"): CALLS,
     ("test_custom_timesteps", "^(ees25|rk4): .*the runs differ"): CALLS,
     ("test_custom_sigmas", "^(ees25|rk4): .*the runs differ"): CALLS,
+    ("test_custom_timesteps", r"InputError: interpolation_type: the timesteps of 'log_linear'"): LOG_LINEAR,
+    ("test_custom_timesteps", r"interpolation_type=linear.*the runs differ by \de-0[678] "): INTERPOLATION,
+    ("test_custom_sigmas", r"the runs differ by \de-0[78] "): ROUNDING,
     ("test_custom_timesteps", r"algorithm_type=.*the runs differ by \de-0[78] "): ROUNDING,
     ("test_custom_timesteps", "interpolation_type=log_linear.*(the runs differ|expected falling values)"): LOG_LINEAR,
     (
@@ -183,7 +187,6 @@ EXPLAINED: dict[tuple[str, str], str] = {
     ("test_eta", "^ddpm: time_step=49, eta=1.0: InputError: step: no step begins at timestep 49;"): OFF_THE_RUN,
     ("test_betas", r"beta_end=(0\.2|2): InputError: betas: the products of 1 - beta leave \(0, 1\)"): NO_SUCH_TABLE,
     ("test_karras_sigmas", "InputError: sigmas: 700 lies above the largest of the model's table"): NO_SUCH_LEVEL,
-    ("test_timestep_type", "timestep_type=continuous: InputError: timestep_type: 'continuous'"): CONTINUOUS,
     ("test_schedules", "beta_schedule=exp: InputError: beta_schedule: got 'exp'"): EXP,
     ("test_variance_type", "^ddpm: variance_type=learned_range: InputError: variance_type: 'learned_range'"): VARIANCE,
 }

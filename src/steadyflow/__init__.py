@@ -45,7 +45,7 @@ from .errors import (
 from .grids import Grid
 from .jacobians import FlowMap
 from .models import load
-from .prediction import Prediction
+from .prediction import Clip, Prediction
 from .schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosine, VPLinear, VPScaledLinear
 from .solvers import DDIM, DDPM, EES25, EES27, RK4, DPMpp2M, Euler, Heun, Midpoint, Rex, Solver, UniPC
 from .tasks import (
@@ -93,6 +93,7 @@ __all__ = [
     "VE",
     "Auto",
     "Choice",
+    "Clip",
     "ConvergenceError",
     "CorruptFileError",
     "DPMpp2M",

@@ -226,7 +226,7 @@ class SteadyScheduler(SchedulerBase):
                 levels.pop()  # the end
             times = [time_of_ratio(self.schedule, s) for s in levels]
         else:
-            times = [float(t) for t in timesteps or ()]
+            times = [] if timesteps is None else [float(t) for t in timesteps]
         if not times or min(times) < low or max(times) > high:
             raise InputError(f"set_timesteps: got timesteps {times}, expected some within [{low:g}, {high:g}]")
         times = _falling(times)
