@@ -1,9 +1,11 @@
 """A scheduler's config is a contract: every field of every class of diffusers is honoured, or refused by its name."""
 
+import ast
 import copy
 import inspect
 import json
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +18,15 @@ from diffusers import SchedulerMixin  # noqa: E402
 import steadyflow as sf  # noqa: E402
 from steadyflow.diffusers import SteadyFlowScheduler, SteadyInverseScheduler, SteadyScheduler  # noqa: E402
 from steadyflow.diffusers._configs import parameters_of  # noqa: E402
-from steadyflow.diffusers._sources import FIELDS, REFUSED, SOURCES  # noqa: E402
+from steadyflow.diffusers._families import FAMILIES  # noqa: E402
+from steadyflow.diffusers._sources import (  # noqa: E402
+    FIELDS,
+    NETWORK_FIELDS,
+    PIPELINE_FIELDS,
+    REFUSED,
+    SOURCES,
+    VAE_FIELDS,
+)
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -58,6 +68,51 @@ def test_every_field_of_every_followed_class_is_known():
     fields = {field for name in SOURCES for field in parameters_of(name)}
     assert fields - set(FIELDS) == set(), "new in this diffusers: add to _configs.FIELDS"
     assert set(FIELDS) - fields == set(), "no class has these any more"
+
+
+INSIDE = {
+    "act_fn", "add_attention", "addition_embed_type_num_heads", "addition_time_embed_dim", "attention_head_dim",
+    "attention_type", "attn_norm_num_groups", "axes_dims_rope", "block_out_channels", "caption_projection_dim", "center_input_sample",
+    "class_embeddings_concat", "conv_in_kernel", "conv_out_kernel", "cross_attention_dim", "cross_attention_norm",
+    "decoder_block_out_channels", "down_block_types", "downsample_padding", "downsample_type", "dropout",
+    "dual_attention_layers", "dual_cross_attention", "encoder_block_out_channels", "encoder_hid_dim",
+    "flip_sin_to_cos", "freq_shift", "joint_attention_dim", "latent_magnitude", "latent_shift", "layers_per_block",
+    "mid_block_add_attention", "mid_block_only_cross_attention", "mid_block_scale_factor", "mid_block_type",
+    "norm_eps", "norm_num_groups", "num_attention_heads", "num_decoder_blocks", "num_encoder_blocks", "num_layers",
+    "num_single_layers", "num_train_timesteps", "only_cross_attention", "out_channels", "pooled_projection_dim",
+    "pos_embed_max_size", "projection_class_embeddings_input_dim", "qk_norm", "resnet_out_scale_factor",
+    "resnet_skip_time_act", "resnet_time_scale_shift", "reverse_transformer_layers_per_block", "sample_size",
+    "time_embedding_act_fn", "time_embedding_dim", "time_embedding_type", "timestep_post_act",
+    "transformer_layers_per_block", "up_block_types", "upcast_attention", "upsample_fn", "upsample_type",
+    "upsampling_scaling_factor", "use_linear_projection", "use_post_quant_conv", "use_quant_conv",
+}  # fmt: skip
+"""Fields that act within a network or a VAE, whoever calls it."""
+OF_PICTURES = {"requires_safety_checker", "add_watermarker"}
+"""Fields of pipelines that change the decoded picture only."""
+
+
+def test_every_field_of_networks_vaes_and_pipelines_is_known():
+    networks = ("UNet2DConditionModel", "UNet2DModel", "SD3Transformer2DModel", "FluxTransformer2DModel")
+    for names, known in ((networks, NETWORK_FIELDS), (("AutoencoderKL", "AutoencoderTiny"), VAE_FIELDS)):
+        for name in names:
+            fields = set(parameters_of(name))
+            assert fields - set(known) - INSIDE == set(), f"new in this diffusers: {name}"
+    for name in FAMILIES:
+        parts = inspect.signature(getattr(diffusers, name).__init__).parameters.values()
+        settings = {p.name for p in parts if isinstance(p.default, bool | int | float | str)}
+        assert settings - set(PIPELINE_FIELDS) - OF_PICTURES == set(), f"new in this diffusers: {name}"
+
+
+def test_configs_are_read_in_one_place():
+    folder = Path(sf.__file__).parent / "diffusers"
+    reading = {
+        path.name
+        for path in folder.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr == "config"
+    }
+    # the planner reads the scheduler that it has made, `_configured` our own
+    assert reading == {"_configs.py", "_planner.py", "_configured.py"}
 
 
 @pytest.mark.parametrize("name", sorted(set(REFUSED) & set(CLASSES)))

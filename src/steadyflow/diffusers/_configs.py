@@ -13,7 +13,7 @@ import diffusers
 
 from ..errors import InputError
 from ..prediction import Clip, PredictionType
-from ._sources import FIELDS, OURS, PLACEMENTS, REFUSED, SOURCES, Kind
+from ._sources import FIELDS, NETWORK_FIELDS, OURS, PIPELINE_FIELDS, PLACEMENTS, REFUSED, SOURCES, VAE_FIELDS, Kind
 
 OWN_FIELDS = ("solver", "solver_options", "grid", "seed", "follows")
 """Fields of our own configs that diffusers' do not have."""
@@ -216,8 +216,8 @@ def shift_of(fields: Mapping[str, Any]) -> float:
     return float(fields.get("flow_shift") or fields.get("shift") or 1.0)
 
 
-def dynamic_shift(fields: Mapping[str, Any], tokens: int) -> float | None:
-    """The shift that pipelines compute from the size of an image, as a factor; None where the config asks for none.
+def dynamic_mu(fields: Mapping[str, Any], tokens: int) -> float | None:
+    """The `mu` that pipelines compute from the size of an image; None where the config asks for none.
 
     Args:
         fields: The config's fields.
@@ -227,8 +227,18 @@ def dynamic_shift(fields: Mapping[str, Any], tokens: int) -> float | None:
         return None
     low, high = fields.get("base_image_seq_len", 256), fields.get("max_image_seq_len", 4096)
     least, most = fields.get("base_shift", 0.5), fields.get("max_shift", 1.15)
-    mu = least + (most - least) * (tokens - low) / (high - low)
-    return math.exp(mu) if fields.get("time_shift_type", "exponential") == "exponential" else mu
+    return least + (most - least) * (tokens - low) / (high - low)
+
+
+def dynamic_shift(fields: Mapping[str, Any], tokens: int) -> float | None:
+    """That `mu` as a factor, the shift of a flow's time.
+
+    Args:
+        fields: The config's fields.
+        tokens: The length of the image's sequence in the network.
+    """
+    mu = dynamic_mu(fields, tokens)
+    return math.exp(mu) if mu is not None and fields.get("time_shift_type", "exponential") == "exponential" else mu
 
 
 def clip_of(fields: Mapping[str, Any], name: str | None) -> Clip | None:
@@ -278,3 +288,88 @@ def parameters_of(name: str) -> dict[str, inspect.Parameter]:
     """The fields of the config of a class of diffusers; do not modify them."""
     parameters = dict(inspect.signature(getattr(diffusers, name).__init__).parameters)
     return {k: p for k, p in parameters.items() if k not in ("self", "kwargs")}
+
+
+def network_fields(network: Any) -> dict[str, Any]:
+    """What the config of a network says of what it is given; None for what it does not say."""
+    return {k: getattr(network.config, k, None) for k in NETWORK_FIELDS}
+
+
+def vae_fields(vae: Any) -> dict[str, Any]:
+    """What the config of a VAE says of the latents; None for what it does not say."""
+    return {k: getattr(vae.config, k, None) for k in VAE_FIELDS}
+
+
+def pipeline_fields(pipe: Any) -> dict[str, Any]:
+    """What the config of a pipeline says of its latents; None for what it does not say."""
+    return {k: getattr(pipe.config, k, None) for k in PIPELINE_FIELDS}
+
+
+def lays_flow_sigmas(scheduler: Any) -> bool:
+    """Whether pipelines of flow models leave the sigmas to a scheduler because its config says so."""
+    return bool(getattr(scheduler.config, "use_flow_sigmas", False))
+
+
+def fields_of(scheduler: Any, name: str) -> dict[str, Any]:
+    """The fields of a scheduler's config as it acts on them, diffusers' or ours.
+
+    Args:
+        scheduler: The scheduler.
+        name: The name of its class.
+
+    Raises:
+        InputError: They put the model on a path that cannot be followed, or a field is not known.
+    """
+    config = dict(scheduler.config)
+    if name in SOURCES or name in REFUSED:
+        fields = complete({**config, "_class_name": name})
+    else:
+        fields = {**config, **(config.get("follows") or {})}
+    refuse_other_paths(fields)
+    return fields
+
+
+def time_scale(fields: Mapping[str, Any], kind: Kind) -> float:
+    """The network's time at the path's time 1."""
+    return 1.0 if kind == "table" else float(fields.get("num_train_timesteps", 1000))
+
+
+def learned_variance(fields: Mapping[str, Any]) -> bool:
+    """Whether the network may return a variance beside its prediction."""
+    return fields.get("variance_type") in ("learned", "learned_range")
+
+
+def boundary_of(fields: Mapping[str, Any], name: str) -> float | None:
+    """The scale of the time in the boundary condition of LCM's models; None for others."""
+    return float(fields.get("timestep_scaling", 10.0)) if name == "LCMScheduler" else None
+
+
+def check_method(fields: Mapping[str, Any], solver: str, calls: int | None) -> None:
+    """Check that a solver can follow what a config says of the steps.
+
+    Args:
+        fields: The config's fields.
+        solver: The solver's name.
+        calls: Its network calls a step.
+
+    Raises:
+        InputError: It cannot.
+    """
+    if fields.get("interpolation_type") == "log_linear" and calls != 1:
+        raise InputError(
+            "interpolation_type: the timesteps of 'log_linear' do not belong to its noise levels, so that only a "
+            f"solver of one call a step can follow it; {solver!r} calls the network in between"
+        )
+    variance = fields.get("variance_type")
+    if variance not in (None, "fixed_small", "fixed_small_log") and solver == "ddpm":
+        raise InputError(
+            f"variance_type: {variance!r} is not what solver 'ddpm' draws, which is 'fixed_small'; take a "
+            "deterministic solver, or keep diffusers' DDPMScheduler"
+        )
+
+
+def under_one_shift(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields with the shift of a flow's time under one name, `shift`."""
+    if "flow_shift" not in fields:
+        return dict(fields)
+    return {"shift": fields["flow_shift"], **{k: v for k, v in fields.items() if k not in ("flow_shift", "shift")}}

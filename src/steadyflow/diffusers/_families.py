@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ._configs import lays_flow_sigmas, pipeline_fields
 from ._family import Constant, Embeddings, Family, as_like
 
 
@@ -66,7 +67,7 @@ class _SDXL(Family):
     @property
     def _scored(self) -> bool:
         """Whether the network takes a score of beauty, as the refiner does."""
-        return bool(getattr(self.pipe.config, "requires_aesthetics_score", False))
+        return bool(pipeline_fields(self.pipe)["requires_aesthetics_score"])
 
     def _score(self, embeddings: Embeddings, parameter: str) -> Embeddings:
         if not self._scored:
@@ -81,7 +82,7 @@ class _SDXL(Family):
 
     def embed_negative(self, prompt):
         found = super().embed_negative(prompt)
-        if prompt is None and self.pipe.config.force_zeros_for_empty_prompt:
+        if prompt is None and pipeline_fields(self.pipe)["force_zeros_for_empty_prompt"]:
             found = {name: torch.zeros_like(value) for name, value in found.items()}
         return self._score(found, "negative_aesthetic_score")
 
@@ -110,7 +111,7 @@ class _SD3(Family):
 
     @property
     def multiple(self):
-        return self.net.config.patch_size
+        return self.fields["patch_size"]
 
     def encode(self, prompt):
         embeds, _, pooled, _ = self.pipe.encode_prompt(
@@ -138,15 +139,14 @@ class _Flux(Family):
 
     @property
     def embeds_guidance(self):
-        return bool(self.net.config.guidance_embeds)
+        return bool(self.fields["guidance_embeds"])
 
     def sigmas(self, steps):
-        own = getattr(self.pipe.scheduler.config, "use_flow_sigmas", None)
-        return None if own else [1.0 - k / steps for k in range(steps)]
+        return None if lays_flow_sigmas(self.pipe.scheduler) else [1.0 - k / steps for k in range(steps)]
 
     @property
     def channels(self):
-        return self.net.config.in_channels // 4
+        return self.fields["in_channels"] // 4
 
     def shape(self, height, width):
         factor = self.pipe.vae_scale_factor

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, MissingExtraError
+from ._configs import network_fields, vae_fields
 
 Embeddings = dict[str, Tensor]
 """What a network takes for prompts, by name."""
@@ -40,6 +41,7 @@ class Family(ABC):
     def __init__(self, pipe: Any, learned_variance: bool = False):
         self.pipe = pipe
         self.net = pipe.transformer if self.flow else pipe.unet
+        self.fields = network_fields(self.net)
         self.dtype = next(self.net.parameters()).dtype
         self.learned_variance = learned_variance
         self._adapter: str | None = None
@@ -61,27 +63,27 @@ class Family(ABC):
         Raises:
             InputError: It does.
         """
-        name, config = type(self.pipe).__name__, self.net.config
+        name = type(self.pipe).__name__
         for part, module in self.pipe.components.items():
             if isinstance(module, torch.nn.Module) and part not in _PARTS:
                 raise InputError(f"pipeline: {name} has a {part}, which would be left out; {_INSTEAD}")
         if getattr(self.net, "encoder_hid_proj", None) is not None:
             raise InputError(f"pipeline: an IP-Adapter is loaded, whose pictures would be left out; {_INSTEAD}")
         for key, accepted in self.inputs.items():
-            value = getattr(config, key, None)
+            value = self.fields[key]
             if value not in accepted:
                 raise InputError(f"{key}: the network's config says {value!r}, so it takes a further input; {_INSTEAD}")
         vae = getattr(self.pipe, "vae", None)
-        wanted = self.channels if vae is None else vae.config.latent_channels
+        wanted = self.channels if vae is None else vae_fields(vae)["latent_channels"]
         if self.channels != wanted:
             raise InputError(
                 f"in_channels: the network takes {self.channels} channels, the latents have {wanted}; the rest is a "
                 f"further picture or mask, which would be left out; {_INSTEAD}"
             )
-        out = getattr(config, "out_channels", None) or config.in_channels
-        if out != config.in_channels and not (out == 2 * config.in_channels and self.learned_variance):
+        into, out = self.fields["in_channels"], self.fields["out_channels"]
+        if out not in (None, into) and not (out == 2 * into and self.learned_variance):
             raise InputError(
-                f"out_channels: the network returns {out} channels for {config.in_channels}, and its scheduler's "
+                f"out_channels: the network returns {out} channels for {into}, and its scheduler's "
                 "variance_type does not say that the rest is a learned variance"
             )
 
@@ -109,13 +111,13 @@ class Family(ABC):
     @property
     def embeds_guidance(self) -> bool:
         """Whether the network takes a scale of guidance as an input."""
-        return getattr(self.net.config, "time_cond_proj_dim", None) is not None
+        return self.fields["time_cond_proj_dim"] is not None
 
     def _guidance_embedding(self, x: Tensor) -> Tensor | None:
         """The embedding of the scale of guidance for LCM's networks, shape (B, width); None for others."""
         if self._embedded is None:
             return None
-        width = self.net.config.time_cond_proj_dim
+        width = self.fields["time_cond_proj_dim"]
         scale = torch.full((len(x),), self._embedded - 1.0)
         return as_like(self.pipe.get_guidance_scale_embedding(scale, embedding_dim=width), x)
 
@@ -191,7 +193,7 @@ class Family(ABC):
             InputError: The size is not a multiple of what the network needs.
         """
         factor = getattr(self.pipe, "vae_scale_factor", 1)
-        side = self.net.config.sample_size
+        side = self.fields["sample_size"]
         sides = (side, side) if isinstance(side, int) else tuple(side)
         size = [own * factor if asked is None else asked for asked, own in zip((height, width), sides, strict=True)]
         step = factor * self.multiple
@@ -202,7 +204,7 @@ class Family(ABC):
     @property
     def channels(self) -> int:
         """The number of channels of the latents, or of the images where there is no VAE."""
-        return self.net.config.in_channels
+        return self.fields["in_channels"]
 
     def tokens(self, shape: tuple[int, ...]) -> int:
         """The length of the sequence that a latent of a shape is to a transformer."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from ..errors import InputError
 from ..grids import Grid
@@ -14,7 +13,7 @@ from ..schedules import RectifiedFlow, Schedule, Tabulated
 from . import _configs
 from ._planner import Planner
 from ._scheduler_base import SchedulerBase
-from ._sources import Kind
+from ._sources import REFUSED, SOURCES, Kind
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Path:
     @property
     def time_scale(self) -> float:
         """The network's time at the path's time 1."""
-        return 1.0 if self.kind == "table" else float(self.fields.get("num_train_timesteps", 1000))
+        return _configs.time_scale(self.fields, self.kind)
 
     def schedule(self, shift: float | None = None, tokens: int | None = None) -> Schedule:
         """The schedule of the path.
@@ -61,9 +60,7 @@ class Path:
             tokens: The length of an image's sequence, for shifts that depend on it.
             sigmas: The sigmas that the pipeline hands over instead of the number.
         """
-        dynamic = _configs.dynamic_shift(self.fields, tokens)
-        exponential = self.fields.get("time_shift_type", "exponential") == "exponential"
-        mu = None if dynamic is None else math.log(dynamic) if exponential else dynamic
+        mu = _configs.dynamic_mu(self.fields, tokens)
         given = {} if self.kind == "table" else {"mu": mu, "sigmas": sigmas}
         count = None if given.get("sigmas") else steps
         if self.planner is None:
@@ -88,21 +85,19 @@ def path_of(scheduler: Any) -> Path:
     Raises:
         InputError: Its config cannot be honoured.
     """
-    if isinstance(scheduler, SchedulerBase):
-        fields = {**dict(scheduler.config), **(cast(Any, scheduler.config).follows or {})}
-        learned = fields.get("variance_type") in ("learned", "learned_range")
-        return Path(
-            scheduler.kind, scheduler.prediction, scheduler.clip, learned, fields, scheduler, None, scheduler.schedule
-        )
     name = type(scheduler).__name__
-    if name not in _configs.SOURCES and name not in _configs.REFUSED:
+    if isinstance(scheduler, SchedulerBase):
+        fields = _configs.fields_of(scheduler, name)
+        learned = _configs.learned_variance(fields)
+        known = scheduler.schedule
+        return Path(scheduler.kind, scheduler.prediction, scheduler.clip, learned, fields, scheduler, None, known)
+    if name not in SOURCES and name not in REFUSED:
         raise InputError(
             f"scheduler: {name} is not known to steadyflow; set one of diffusers' or a SteadyScheduler first"
         )
-    fields = _configs.complete({**scheduler.config, "_class_name": name})
-    _configs.refuse_other_paths(fields)
+    fields = _configs.fields_of(scheduler, name)
     kind = _configs.kind_of(fields, name)
-    clip, learned = _configs.clip_of(fields, name), fields.get("variance_type") in ("learned", "learned_range")
+    clip, learned = _configs.clip_of(fields, name), _configs.learned_variance(fields)
     planner = Planner(name, fields, kind)
     if kind == "flow":
         return Path(kind, "flow", clip, learned, fields, scheduler, planner, None)

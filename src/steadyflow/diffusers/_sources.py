@@ -128,3 +128,35 @@ REFUSED: dict[str, str] = {
 """The scheduler classes of diffusers whose configs are refused, and why."""
 
 OURS = ("SteadyScheduler", "SteadyInverseScheduler", "SteadyFlowScheduler", "SteadyFlowInverseScheduler")
+
+NETWORK_FIELDS: dict[str, str] = {
+    "in_channels": "the latents' channels; more are a further picture or mask, and refused",
+    "out_channels": "the latents' channels; twice as many are a learned variance, and left aside",
+    "sample_size": "the size where none is given",
+    "patch_size": "what sizes must be a multiple of",
+    "guidance_embeds": "the network is given `embedded_guidance`",
+    "time_cond_proj_dim": "the network is given `embedded_guidance`",
+    "class_embed_type": "refused if set, as the network takes classes",
+    "num_class_embeds": "refused if set, as the network takes classes",
+    "encoder_hid_dim_type": "refused if set, as the network takes embeddings of pictures",
+    "addition_embed_type": "the sizes that SDXL takes; refused if it says another",
+}
+"""The fields of networks' configs that say what a network is given, and what is done; the others act inside of it."""
+
+VAE_FIELDS: dict[str, str] = {
+    "in_channels": "the pictures' channels",
+    "latent_channels": "the latents' channels",
+    "block_out_channels": "the pixels per latent",
+    "scaling_factor": "the scale of the latents",
+    "shift_factor": "their shift",
+    "latents_mean": "their mean by channel, instead of the shift",
+    "latents_std": "their standard deviation by channel",
+    "force_upcast": "the VAE is run in float32 where it is in float16",
+}
+"""The fields of VAEs' configs that act outside of the VAE, and what is done."""
+
+PIPELINE_FIELDS: dict[str, str] = {
+    "force_zeros_for_empty_prompt": "guidance starts from zeros where no negative prompt is given",
+    "requires_aesthetics_score": "the network is given the scores of the pipeline's own call",
+}
+"""The fields of pipelines' configs that change latents, and what is done."""

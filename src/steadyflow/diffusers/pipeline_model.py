@@ -27,6 +27,7 @@ from torch import Tensor
 from ..denoisers.base import Condition, Denoiser, is_words
 from ..errors import CorruptFileError, InputError, MissingExtraError
 from ..grids import Grid
+from ._configs import vae_fields
 from ._families import family_of
 from ._family import Embeddings, Family
 from ._paths import path_of
@@ -42,12 +43,12 @@ class Latents:
     @property
     def factor(self) -> int:
         """The number of pixels per latent, in each direction."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return 2 ** (len(vae_fields(self.vae)["block_out_channels"]) - 1)
 
     @property
     def channels(self) -> int:
         """The number of channels of the images."""
-        return self.vae.config.in_channels
+        return vae_fields(self.vae)["in_channels"]
 
     def encode(self, images: Tensor) -> Tensor:
         """Encode images: the mean of the VAE's posterior, shifted and scaled as its config says.
@@ -84,19 +85,19 @@ class Latents:
 
     def _numbers(self, latents: Tensor) -> tuple[Any, Any, float]:
         """The mean and the standard deviation of the VAE's latents, and the scale of the network's."""
-        config = self.vae.config
-        mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+        fields = vae_fields(self.vae)
+        mean, std, scale = fields["latents_mean"], fields["latents_std"], fields["scaling_factor"]
         if mean is None or std is None:
-            return getattr(config, "shift_factor", None) or 0.0, 1.0, config.scaling_factor
+            return fields["shift_factor"] or 0.0, 1.0, scale
         shape = (1, -1, 1, 1)
         mean, std = (torch.tensor(v, dtype=latents.dtype, device=latents.device).view(shape) for v in (mean, std))
-        return mean, std, config.scaling_factor
+        return mean, std, scale
 
     @contextmanager
     def _in_its_precision(self) -> Iterator[Any]:
         """The VAE, in float32 for the time being where its config says that it overflows in float16."""
         vae = self.vae
-        raised = vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
+        raised = vae.dtype == torch.float16 and vae_fields(vae)["force_upcast"]
         if raised:
             vae.to(torch.float32)
         try:

@@ -121,19 +121,10 @@ class SteadyScheduler(SchedulerBase):
         self.alphas_cumprod = torch.tensor(table, dtype=torch.float32)
         self._initialize(Tabulated(table))
         self.clip = _configs.clip_of(fields, self._plan.name)
-        self._boundary = fields.get("timestep_scaling", 10.0) if self._plan.name == "LCMScheduler" else None
+        self._boundary = _configs.boundary_of(fields, self._plan.name)
         self._tells_denoised = self._plan.name in ("LCMScheduler", "TCDScheduler")
-        self._variance = fields.get("variance_type")
-        if fields.get("interpolation_type") == "log_linear" and self.solver.properties.evaluations != 1:
-            raise InputError(
-                "interpolation_type: the timesteps of 'log_linear' do not belong to its noise levels, so that only a "
-                f"solver of one call a step can follow it; {self.solver.name!r} calls the network in between"
-            )
-        if self._variance not in (None, "fixed_small", "fixed_small_log") and self.solver.name == "ddpm":
-            raise InputError(
-                f"variance_type: {self._variance!r} is not what solver 'ddpm' draws, which is 'fixed_small'; take a "
-                "deterministic solver, or keep diffusers' DDPMScheduler"
-            )
+        self._learned_variance = _configs.learned_variance(fields)
+        _configs.check_method(fields, self.solver.name, self.solver.properties.evaluations)
         self._noise_factor = 1.0
         first = min(10, len(table))
         self._plan_over(self._named_places(first), None)
@@ -151,8 +142,7 @@ class SteadyScheduler(SchedulerBase):
         return Prediction(prediction.x, x0, "sample", prediction.alpha, prediction.sigma)
 
     def _without_variance(self, output: Tensor, sample: Tensor) -> Tensor:
-        learned = self._variance in ("learned", "learned_range")
-        if learned and output.ndim > 1 and output.shape[1] == 2 * sample.shape[1]:
+        if self._learned_variance and output.ndim > 1 and output.shape[1] == 2 * sample.shape[1]:
             return output.chunk(2, dim=1)[0]
         return super()._without_variance(output, sample)
 
@@ -316,10 +306,8 @@ class SteadyFlowScheduler(SchedulerBase):
     def _translated(
         cls, name: str | None, fields: dict[str, Any], changes: dict[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        if name not in _configs.OURS and "flow_shift" in fields:
-            fields = {**{k: v for k, v in fields.items() if k != "flow_shift"}, "shift": fields["flow_shift"]}
-        if "flow_shift" in changes:
-            changes = {"shift": changes["flow_shift"], **{k: v for k, v in changes.items() if k != "flow_shift"}}
+        fields = fields if name in _configs.OURS else _configs.under_one_shift(fields)
+        changes = _configs.under_one_shift(changes)
         return super()._translated(name, fields, changes)
 
     def _solver_options(self) -> dict[str, Any]:
