@@ -1,5 +1,6 @@
 """Mixtures against exact densities, networks and guidance against their definitions."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -234,3 +235,39 @@ def test_a_network_that_writes_to_its_time_does_not_spoil_the_next_call():
     model = sf.Denoiser(net, sf.VPLinear(), shape=(2,))
     x = torch.zeros(1, 2)
     assert [model(x, 0.5).output[0, 0].item() for _ in range(3)] == [500.0] * 3
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction", "flow", "score"])
+def test_a_bounded_estimate_fits_the_state_with_the_noise_that_remains(kind):
+    path = sf.VPLinear()
+    plain = sf.Denoiser(lambda x, t: 3.0 * torch.tanh(x), path, prediction=kind)
+    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for clip in (sf.Clip(0.7), sf.Clip(2.0, quantile=0.9)):
+        bounded = dataclasses.replace(plain, clip=clip)
+        free, found = plain(x, 0.4), bounded(x, 0.4)
+        level = path.at(0.4)
+        assert torch.allclose(level.alpha * found.x0 + level.sigma * found.eps, x, atol=1e-10)
+        if clip.quantile is None:
+            assert torch.equal(found.x0, free.x0.clamp(-0.7, 0.7))
+        else:
+            for row, own in zip(found.x0, free.x0, strict=True):
+                s = min(max(np.quantile(own.abs().numpy(), 0.9), 1.0), 2.0)
+                assert np.allclose(row, own.clamp(-s, s) / s, rtol=1e-5)
+        assert not bounded.defined_at_zero_noise
+    for wrong in ({"limit": 0.0}, {"limit": -1.0}, {"quantile": 1.5}):
+        with pytest.raises(sf.InputError, match="clip"):
+            sf.Clip(**wrong)
+
+
+def test_bounds_are_saved_with_a_model_and_told_in_its_fingerprint(tmp_path):
+    from steadyflow import models
+    from steadyflow.loading import fingerprint
+
+    model = sf.load("digits")
+    network = {"type": "ResidualMLP", "shape": (1, 8, 8), "hidden": 256, "blocks": 3, "classes": 10}
+    bounded = dataclasses.replace(model, clip=sf.Clip(0.9, quantile=0.99))
+    assert fingerprint(bounded) != fingerprint(model)
+    models.save(bounded, tmp_path / "bounded.safetensors", network)
+    again = models.load(str(tmp_path / "bounded.safetensors"))
+    assert again.clip == bounded.clip
+    assert fingerprint(again) == fingerprint(bounded)

@@ -72,7 +72,8 @@ def test_every_field_of_every_followed_class_is_known():
 
 INSIDE = {
     "act_fn", "add_attention", "addition_embed_type_num_heads", "addition_time_embed_dim", "attention_head_dim",
-    "attention_type", "attn_norm_num_groups", "axes_dims_rope", "block_out_channels", "caption_projection_dim", "center_input_sample",
+    "attention_type", "attn_norm_num_groups", "axes_dims_rope", "block_out_channels", "caption_projection_dim",
+    "center_input_sample",
     "class_embeddings_concat", "conv_in_kernel", "conv_out_kernel", "cross_attention_dim", "cross_attention_norm",
     "decoder_block_out_channels", "down_block_types", "downsample_padding", "downsample_type", "dropout",
     "dual_attention_layers", "dual_cross_attention", "encoder_block_out_channels", "encoder_hid_dim",

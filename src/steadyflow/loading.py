@@ -143,7 +143,10 @@ def fingerprint(model: Denoiser) -> str:
     Returns:
         Sixteen hexadecimal digits.
     """
-    return files.digest((model.schedule.spec(), model.prediction, model.shape), _numbers(model))
+    described = (model.schedule.spec(), model.prediction, model.shape)
+    if model.clip is not None:
+        described = (*described, dataclasses.asdict(model.clip))
+    return files.digest(described, _numbers(model))
 
 
 def _numbers(model: Denoiser) -> dict[str, Tensor]:

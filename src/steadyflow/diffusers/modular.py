@@ -46,7 +46,7 @@ class SteadyDenoise(ModularPipelineBlocks):
         block: The loop to replace, such as the denoising step of FLUX, SD3 or SDXL.
         solver: A solver or its name in `steadyflow.solvers`.
         corrections: Called after every step, as in `steadyflow.sample`.
-        seed: Of the noise of stochastic solvers, which is addressed by sample.
+        seed: Of the noise of stochastic solvers, which is addressed by sample; fresh noise by default.
         **options: The options of a solver that is given by name.
 
     Raises:
@@ -59,7 +59,7 @@ class SteadyDenoise(ModularPipelineBlocks):
         solver: str | Solver[Any] = "ees25",
         *,
         corrections: Sequence[Correction] = (),
-        seed: int = 0,
+        seed: int | None = None,
         **options: Any,
     ):
         super().__init__()
@@ -126,14 +126,16 @@ class SteadyDenoise(ModularPipelineBlocks):
             nonlocal index
             index = min(info.done, last)
 
-        model = Denoiser(net, schedule, prediction=prediction, time_scale=scale, name="modular pipeline")
+        model = Denoiser(
+            net, schedule, prediction=prediction, time_scale=scale, clip=path.clip, name="modular pipeline"
+        )
         start = latents.float()
         run = integrate(
             model,
             start,
             Grid.from_timesteps((t / scale for t in times), final=None if times[-1] == 0.0 else 0.0),
             self._solver,
-            noise=White.of(start, self._seed),
+            noise=White.of(start, int(torch.randint(2**62, ())) if self._seed is None else self._seed),
             corrections=self._corrections,
             callback=count,
         )

@@ -4,6 +4,7 @@ Extension packages register others; steadyflow-lab has the models of its experim
 """
 
 import json
+from dataclasses import asdict
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -16,6 +17,7 @@ from .. import schedules
 from .._internal import extensions, files
 from ..denoisers.base import Denoiser
 from ..errors import MALFORMED, CorruptFileError, UnknownNameError
+from ..prediction import Clip
 from .networks import ResidualMLP, UNet
 
 _LARGEST = 100_000
@@ -99,6 +101,8 @@ def save(
         "name": model.name,
         "facts": facts,
     }
+    if model.clip is not None:
+        about["clip"] = asdict(model.clip)
     files.write(path, "model", weights, {"model": json.dumps(about)})
 
 
@@ -125,6 +129,7 @@ def _read(path: Path) -> Denoiser:
             classes=about["classes"],
             time_scale=float(about["time_scale"]),
             name=str(about["name"]),
+            clip=Clip(**about["clip"]) if "clip" in about else None,
         )
     except MALFORMED as error:
         raise CorruptFileError(f"{path}: not a model of this version ({error})") from error
