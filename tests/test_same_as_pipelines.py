@@ -67,6 +67,14 @@ def test_our_scheduler_gives_the_numbers_of_the_pipelines_own(built, title):
             assert against(pipe, call, pipe.scheduler, negative_prompt="a dog", **GUIDED) < ROUNDING
 
 
+@pytest.mark.parametrize("title", ["FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline"])
+def test_flux_with_a_constant_shift_too(built, title):
+    pipe, call, _ = built[title]
+    for shift in (1.0, 3.0):
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=False)
+        assert against(pipe, call, scheduler) < ROUNDING
+
+
 @pytest.mark.parametrize(
     "title", [t for t, (name, _) in pipelines.MODES.items() if name in ("sd", "sdxl", "refiner", "controlnet")]
 )

@@ -320,7 +320,6 @@ class SchedulerBase(Configured):
             self._check_eta(eta)
         if self._index is None:
             self._index = self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index
-            self._times.begin(self._index)
             self._times.check_begin(self._index)
         if self._index >= len(self._calls):
             raise InputError("step: the run is over; call set_timesteps before another")

@@ -76,9 +76,8 @@ class Timesteps(torch.Tensor):
         """
         if index <= 0:
             return 0
+        self.check_begin(max(index, self.plan.least))
         plan = self.plan
-        if plan.fixed:
-            raise InputError(f"timesteps: a run cannot begin in the middle, as {plan.fixed}")
         total, steps = plan.starts[-1], len(plan.starts) - 1
         if self._compared or (not plan.listed and plan.up):
             at = bisect.bisect_left(plan.starts, index)
@@ -100,7 +99,10 @@ class Timesteps(torch.Tensor):
 
         Raises:
             SingularTimeError: The method is not defined there.
+            InputError: Runs of this solver cannot begin in the middle.
         """
+        if index > 0 and self.plan.fixed:
+            raise InputError(f"timesteps: a run cannot begin in the middle, as {self.plan.fixed}")
         if index < self.plan.least:
             raise SingularTimeError(self.plan.barred)
 

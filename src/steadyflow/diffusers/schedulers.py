@@ -369,18 +369,17 @@ class SteadyFlowScheduler(SchedulerBase):
             num_inference_steps: The number of solver steps.
             device: The device of `timesteps`.
             sigmas: Falling sigmas at which steps begin, before the shift, instead of a number of steps.
-            mu: The strength of a dynamic shift.
+            mu: The strength of a dynamic shift; it counts where the config has `use_dynamic_shifting`.
             timesteps: Falling timesteps, 1000 sigma, at which steps begin, as they are.
 
         Raises:
-            InputError: Not one of the three is given, or `mu` is missing where the config asks for a dynamic shift, or
-                is given where it does not.
+            InputError: Not one of the three is given, or `mu` is missing where the config asks for a dynamic shift.
         """
         listed = [v for v in (timesteps, sigmas) if v is not None]
         if len(listed) > 1 or (listed and num_inference_steps not in (None, len(listed[0]))):
             raise InputError("set_timesteps: give one of num_inference_steps, sigmas and timesteps")
-        if mu is not None and not self._settings.use_dynamic_shifting:
-            raise InputError("set_timesteps: got mu, but the config has use_dynamic_shifting=False, so it says no more")
+        if not self._settings.use_dynamic_shifting:
+            mu = None  # which FLUX's pipelines hand over whatever the config says
         if timesteps is not None:
             places = self._of_times(_falling(self._path_time(float(t)) for t in timesteps), 0.0)
         elif sigmas is not None:
