@@ -166,6 +166,7 @@ EXPLAINED: dict[tuple[str, str], str] = {
         "test_compatibles",
         r"by=\w+: AssertionError: assert new_scheduler_config == dict\(scheduler.config\)",
     ): OTHER_DEFAULTS,
+    ("test_step_shape", r"^heun: InputError: step: got timestep"): CALLS,
     ("test_step_shape", SEVERAL + "InputError: step: the latents were changed within a step"): WITHIN_A_STEP,
     ("test_step_shape", SEVERAL + r"InputError: step: no step begins at timestep \d+\.\d"): CALLS,
     ("test_steps_offset", SEVERAL + r"AssertionError: assert torch.equal\(scheduler.timesteps"): CALLS,

@@ -493,3 +493,80 @@ def test_an_inverse_scheduler_takes_the_configs_of_diffusers_inverses():
         scheduler.set_timesteps(5)
         assert scheduler.grid.rising
         assert scheduler.grid.times[0] == 0.0
+
+
+def test_a_file_says_its_class_whatever_its_first_fields_are():
+    """Configs as they are stored: a class's name, and only some of its fields."""
+    stored = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
+    for more in ({"shift_terminal": 0.1}, {"use_karras_sigmas": True}, {}):
+        source = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, **more)
+        scheduler = SteadyFlowScheduler.from_config({**stored, **more}, solver="euler")
+        for one in (source, scheduler):
+            one.set_timesteps(4)
+        assert scheduler.sigmas.tolist() == pytest.approx(source.sigmas.tolist(), abs=1e-6)
+    with pytest.raises(sf.InputError, match="invert_sigmas"):
+        SteadyFlowScheduler.from_config({**stored, "invert_sigmas": True})
+    for nameless in ({"shift": 3.0}, {"num_train_timesteps": 1000, "shift": 3.0}):
+        assert SteadyFlowScheduler.from_config(nameless).config.shift == 3.0
+    dynamic = SteadyFlowScheduler.from_config({"num_train_timesteps": 1000, "shift": 3.0, "use_dynamic_shifting": True})
+    assert dynamic.config.use_dynamic_shifting
+
+
+def test_configs_of_two_classes_with_the_same_fields_are_told():
+    for source, other in ((diffusers.TCDScheduler(**SD), "TCDScheduler"),
+                          (diffusers.FlowMapEulerDiscreteScheduler(), "FlowMapEulerDiscreteScheduler")):  # fmt: skip
+        kind = SteadyFlowScheduler if "Flow" in other else SteadyScheduler
+        with pytest.warns(UserWarning, match=f"or of {other}"):
+            kind.from_config(source.config)
+    named = {**diffusers.TCDScheduler(**SD).config, "_class_name": "TCDScheduler"}
+    assert SteadyScheduler.from_config(named).config.follows["_class_name"] == "TCDScheduler"
+    with pytest.raises(sf.InputError, match="FlowMapEulerDiscreteScheduler"):
+        SteadyFlowScheduler.from_config({"_class_name": "FlowMapEulerDiscreteScheduler", "shift": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("flow", "change"),
+    [
+        (False, {"eta": 1.0}), (False, {"algorithm_type": "sde-dpmsolver++"}), (False, {"solver_order": 3}),
+        (False, {"stochastic_sampling": True}), (False, {"timestep_scaling": 5.0}), (False, {"shift": 3.0}),
+        (False, {"use_karras_sigmas": True}), (False, {"follows": {"_class_name": "Nope"}}),
+        (True, {"eta": 1.0}), (True, {"stochastic_sampling": True}), (True, {"prediction_type": "epsilon"}),
+        (True, {"set_alpha_to_one": True}), (True, {"follows": {"_class_name": "DDIMScheduler"}}),
+    ],
+)  # fmt: skip
+def test_a_change_that_cannot_act_is_refused_by_name(flow, change):
+    source = diffusers.FlowMatchEulerDiscreteScheduler() if flow else diffusers.DDIMScheduler(**SD)
+    with pytest.raises(sf.InputError, match=next(iter(change))):
+        ours(source, flow=flow, **change)
+
+
+def test_a_spacing_that_was_chosen_later_is_no_default():
+    source = diffusers.EulerDiscreteScheduler(steps_offset=1, **SD)
+    source.register_to_config(timestep_spacing="trailing")
+    scheduler = SteadyScheduler.from_config(source.config, solver="ddim")
+    scheduler.set_timesteps(4)
+    assert scheduler.timesteps.tolist() == [999, 749, 499, 249]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_train_timesteps": 0}, {"trained_betas": []}, {"steps_offset": 0.5}, {"seed": 1.5}, {"seed": "x"},
+        {"beta_end": "a"}, {"follows": {"_class_name": "IPNDMScheduler"}}, {"beta_schedule": "exp"},
+    ],
+)  # fmt: skip
+def test_fields_of_the_wrong_kind_are_refused(options):
+    with pytest.raises(sf.InputError):
+        SteadyScheduler(solver="ddim", **options)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 4.5, "5", None, True, 1001])
+def test_a_number_of_steps_that_is_none_is_refused(steps):
+    with pytest.raises(sf.InputError, match=r"num_inference_steps|give one of"):
+        SteadyScheduler(solver="ddim").set_timesteps(steps)
+    if steps != 1001:
+        with pytest.raises(sf.InputError, match="num_inference_steps"):
+            SteadyFlowScheduler(solver="ddim").set_timesteps(steps)
+    scheduler = SteadyScheduler(solver="ddim")
+    scheduler.set_timesteps(np.int64(5))
+    assert scheduler.num_inference_steps == 5

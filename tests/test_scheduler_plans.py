@@ -374,3 +374,86 @@ def test_call_by_call_is_the_named_method_over_the_calls_times():
             listed.set_timesteps(timesteps=default.timesteps.tolist())
             listed.set_begin_index(1)
     assert torch.allclose(x, y, atol=1e-5)
+
+
+def test_calls_that_are_not_those_of_the_plan_are_refused():
+    for solver in ("dpmpp-2m", "ees25"):
+        scheduler = SteadyScheduler(solver=solver, set_alpha_to_one=False, **VP)
+        scheduler.set_timesteps(10)
+        x = torch.zeros(1, 1, 2, 2)
+        x = scheduler.step(x, scheduler.timesteps[0], x).prev_sample
+        with pytest.raises(sf.InputError, match="planned is"):
+            scheduler.step(x, scheduler.timesteps[2], x)
+    scheduler.set_timesteps(100)  # where calls lie closer than the rounding of bfloat16
+    with pytest.raises(sf.InputError, match="no step begins"):
+        scheduler.step(x, scheduler.timesteps[1], x)
+    scheduler = SteadyScheduler(solver="ddpm", set_alpha_to_one=False, **VP)
+    scheduler.set_timesteps(4)
+    x = torch.zeros(3, 1, 2, 2)
+    x = scheduler.step(x, scheduler.timesteps[0], x).prev_sample
+    with pytest.raises(sf.InputError, match="within a run of"):
+        scheduler.step(x[:2], scheduler.timesteps[1], x[:2])
+    for wrong in ([None], [seeded(), None], 5):
+        scheduler.set_timesteps(4)
+        with pytest.raises((sf.InputError, TypeError), match=r"generator|iterable"):
+            scheduler.step(x, scheduler.timesteps[0], x, generator=wrong)
+
+
+def test_a_cut_that_leaves_no_step_is_refused(bases):
+    pipe = sibling(bases, "sdxl", "image")
+    image = torch.rand(1, 3, 32, 32, generator=seeded())
+    source = diffusers.DDIMScheduler(clip_sample=False, set_alpha_to_one=False, **{**VP, "steps_offset": 0})
+    with pytest.raises(sf.InputError, match=r"leaves no step|add_noise"):
+        asked(pipe, "sdxl", "ddim", source.config, image=image, strength=0.1, num_inference_steps=10)
+    scheduler = SteadyScheduler(solver="rk4", set_alpha_to_one=False, **VP)
+    scheduler.set_timesteps(5)
+    with pytest.raises(sf.InputError, match="leaves no step"):
+        scheduler.timesteps[-3:]
+    with pytest.raises(sf.InputError, match="asked to begin at entry 500"):
+        scheduler.set_begin_index(500)
+    x = torch.zeros(2, 1, 2, 2)
+    for times in (torch.tensor([]), torch.tensor([5000.0]), torch.tensor([-1.0]), torch.tensor([1.0, 2.0, 3.0])):
+        with pytest.raises(sf.InputError, match="add_noise"):
+            scheduler.add_noise(x, x, times)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"timesteps": [999.0, float("nan"), 10.0]}, {"timesteps": [999, -5]}, {"timesteps": [1200, 500]},
+        {"timesteps": ["a"]}, {"timesteps": 5}, {"timesteps": [[999, 500]]}, {"sigmas": [1.0, float("nan")]},
+        {"sigmas": [0.0]}, {"sigmas": [None]}, {"sigmas": [1.0, -0.5]}, {"sigmas": []},
+    ],
+)  # fmt: skip
+def test_lists_that_are_no_noise_levels_are_refused_by_both_schedulers(given):
+    for kind in (SteadyFlowScheduler, SteadyScheduler):
+        if kind is SteadyScheduler and given == {"sigmas": [1.0, -0.5]}:
+            continue  # a level below the table's is its end
+        with pytest.raises(sf.InputError, match=r"sigmas|timesteps"):
+            kind(solver="ddim").set_timesteps(**given)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_an_inversion_is_carried_over_whatever_the_spacing(spacing):
+    source = diffusers.EulerDiscreteScheduler(timestep_spacing=spacing, **VP)
+    from steadyflow.diffusers import SteadyInverseScheduler
+
+    def loop(scheduler, x):
+        for t in scheduler.timesteps:
+            x = scheduler.step(0.3 * torch.tanh(x) + 1e-4 * float(t), t, x).prev_sample
+        return x
+
+    image = torch.randn(1, 1, 4, 4, generator=seeded())
+    inverse = SteadyInverseScheduler.from_config(source.config, solver="rex-midpoint", timestep_spacing=spacing)
+    forward = SteadyScheduler.from_config(
+        source.config, solver="rex-midpoint", timestep_spacing=spacing, set_alpha_to_one=False
+    )
+    inverse.set_timesteps(8)
+    loop(inverse, image)
+    start = forward.carry(inverse)
+    forward.set_timesteps(8)
+    assert forward.init_noise_sigma == 1.0  # pipelines multiply given latents by it
+    assert torch.allclose(loop(forward, start * forward.init_noise_sigma), image, atol=1e-4)
+    forward.set_timesteps(8)
+    with pytest.raises(sf.InputError, match="not those that `carry` returned"):
+        loop(forward, start * 0.998)

@@ -71,7 +71,10 @@ def sample_steady(
     if seed is not None and noise_sampler is not None:
         raise InputError("noise_sampler: it draws the noise itself; give no seed")
     method = registry.get(solver, **options)
-    levels = [float(s) for s in (sigmas.tolist() if isinstance(sigmas, Tensor) else sigmas)]
+    try:
+        levels = [float(s) for s in (sigmas.tolist() if isinstance(sigmas, Tensor) else sigmas)]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"sigmas: got {sigmas!r}, expected a list of numbers") from error
     kept = [k for k, s in enumerate(levels) if k == 0 or s != levels[k - 1]]
     if len(kept) < 2:
         return x
@@ -154,6 +157,8 @@ class _Drawn(NoiseSource):
         self._drew = self.step
         ends = self._sigmas[self.step : self.step + 2]
         drawn = self._sampler(*(torch.tensor(s, device=self.device) for s in ends))
+        if not isinstance(cast(object, drawn), Tensor):
+            raise InputError(f"noise_sampler: returned {type(drawn).__name__}, expected a tensor")
         if drawn.shape != (len(self.samples), *self.shape):
             shape = (len(self.samples), *self.shape)
             raise InputError(f"noise_sampler: returned shape {tuple(drawn.shape)}, expected {shape}")

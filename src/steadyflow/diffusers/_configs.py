@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 import diffusers
+from diffusers.configuration_utils import FrozenDict
 
 from ..errors import InputError
 from ..prediction import Clip, PredictionType
@@ -22,8 +23,8 @@ OWN_FIELDS = ("solver", "solver_options", "grid", "seed", "follows")
 def class_of(config: Mapping[str, Any]) -> str | None:
     """The name of the class that a config belongs to.
 
-    The config of a scheduler that was not loaded from a file has no `_class_name`, or that of another class whose
-    fields it has inherited, but its first fields are those of its own class.
+    A file says it. The config of an instance does not, or says that of a class whose fields it has inherited, but its
+    first fields are those of its own class.
 
     Raises:
         InputError: The class's configs are refused.
@@ -31,10 +32,19 @@ def class_of(config: Mapping[str, Any]) -> str | None:
     stored = config.get("_class_name")
     stored = stored[-1] if isinstance(stored, list | tuple) else stored
     keys = [k for k in config if not k.startswith("_")]
-    candidates = {**OWN_SIGNATURES, **_signatures()}
-    matching = {name: len(f) for name, f in candidates.items() if f and f == set(keys[: len(f)])}
-    longest = [name for name, size in matching.items() if size == max(matching.values())]
-    name = stored if stored in longest or not longest else longest[0]
+    name = stored
+    if isinstance(config, FrozenDict) or "_use_default_values" in config:
+        candidates = {**OWN_SIGNATURES, **_signatures()}
+        matching = {name: len(f) for name, f in candidates.items() if f and f == set(keys[: len(f)])}
+        longest = [name for name, size in matching.items() if size == max(matching.values())]
+        name = stored if stored in longest or not longest else longest[0]
+        others = [other for other in longest if {name, other} in _ALIKE]
+        if others and stored is None:
+            warnings.warn(
+                f"the config may be that of {name} or of {others[0]}, which have the same fields; it is read as "
+                f"{name}'s: give {{**config, '_class_name': ...}} to say which",
+                stacklevel=4,
+            )
     if name in SOURCES:
         strange = {k: v for k, v in config.items() if k in keys and k not in _fields_of_diffusers()}
         check_known(f"the config of {name}", strange)
@@ -49,6 +59,8 @@ def class_of(config: Mapping[str, Any]) -> str | None:
     return name
 
 
+_ALIKE = ({"LCMScheduler", "TCDScheduler"}, {"FlowMatchHeunDiscreteScheduler", "FlowMapEulerDiscreteScheduler"})
+"""Classes with the same fields that act otherwise."""
 OWN_SIGNATURES: dict[str, frozenset[str]] = {}
 """The fields of the configs of our own schedulers, which enter themselves."""
 
@@ -114,6 +126,7 @@ def settle_spacing(
         "timestep_spacing" in changes
         or "timestep_spacing" not in by_default
         or spacing in (None, "leading")
+        or (name in SOURCES and spacing != parameters_of(name)["timestep_spacing"].default)
         or not fields.get("steps_offset")
     ):
         return fields
@@ -339,6 +352,23 @@ def learned_variance(fields: Mapping[str, Any]) -> bool:
     return fields.get("variance_type") in ("learned", "learned_range")
 
 
+def check_boundary(fields: Mapping[str, Any], name: str) -> None:
+    """Check that the boundary condition of LCM's models may be left out, as it is negligible at its usual scale.
+
+    Args:
+        fields: The config's fields.
+        name: The class.
+
+    Raises:
+        InputError: Its scale is another.
+    """
+    if (boundary_of(fields, name) or 10.0) < 10.0:
+        raise InputError(
+            f"timestep_scaling: got {fields['timestep_scaling']}; below 10 a model over the pipeline would have to "
+            "apply LCM's boundary condition, which only our scheduler does"
+        )
+
+
 def boundary_of(fields: Mapping[str, Any], name: str) -> float | None:
     """The scale of the time in the boundary condition of LCM's models; None for others."""
     return float(fields.get("timestep_scaling", 10.0)) if name == "LCMScheduler" else None
@@ -373,3 +403,30 @@ def under_one_shift(fields: Mapping[str, Any]) -> dict[str, Any]:
     if "flow_shift" not in fields:
         return dict(fields)
     return {"shift": fields["flow_shift"], **{k: v for k, v in fields.items() if k not in ("flow_shift", "shift")}}
+
+
+def check_changes(changes: Mapping[str, Any], kind: Kind, name: str | None) -> None:
+    """Check that what a user changes in a config can act.
+
+    Args:
+        changes: The fields that are given beside the config.
+        kind: The kind of path.
+        name: The class whose plan is followed.
+
+    Raises:
+        InputError: A field cannot.
+    """
+    for field, value in changes.items():
+        role = FIELDS.get(field)
+        of_tables = field in ("set_alpha_to_one", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+        other_prediction = field == "prediction_type" and value != "flow_prediction"
+        if role == "method" and field != "variance_type":
+            raise InputError(
+                f"{field}: is an option of the method that `solver` replaces; name a solver, and its options as "
+                "solver_options={...}"
+            )
+        if field == "timestep_scaling" and name != "LCMScheduler":
+            raise InputError(f"timestep_scaling: only LCM's models have it, this is the config of {name}")
+        if (kind == "flow" and (of_tables or other_prediction)) or (kind == "table" and field == "shift"):
+            whose = "tables of betas" if kind == "flow" else "flow models"
+            raise InputError(f"{field}: got {value!r}, which only {whose} have")

@@ -36,6 +36,8 @@ class Configured(SchedulerMixin, ConfigMixin):
         """
         follows = dict(self._settings.follows or {"_class_name": self._planner})
         name = follows.pop("_class_name", self._planner)
+        if name not in _configs.SOURCES or _configs.SOURCES[name].kind not in (self.kind, "either"):
+            raise InputError(f"follows: got {name!r}, expected a scheduler of diffusers for models of this kind")
         _configs.check_known(name, follows)
         fields = {**follows, **own}
         _configs.refuse_other_paths(fields)
@@ -85,6 +87,7 @@ class Configured(SchedulerMixin, ConfigMixin):
         if unused and not return_unused_kwargs:
             raise InputError(f"from_config: {next(iter(unused))} is no field of {cls.__name__}")
         given = {k: v for k, v in kwargs.items() if k not in unused}
+        _configs.check_changes(given, kind, name)
         settings, hidden = cls._translated(name, fields, given)
         for key in ("solver", "solver_options", "grid", "seed"):  # kept by other classes, which do not know them
             if key in config and key not in config.get("_use_default_values", ()):
@@ -111,6 +114,7 @@ class Configured(SchedulerMixin, ConfigMixin):
             followed = name if name in _configs.SOURCES else cls._planner
             follows = {**_configs.asked_for(followed, follows), "_class_name": followed}
         settings |= {k: v for k, v in changes.items() if k in own}
+        follows = dict(changes["follows"] or {}) if "follows" in changes else follows
         follows |= {k: v for k, v in changes.items() if k not in own}
         hidden = {k: v for k, v in follows.items() if k != "_class_name"}
         return {**settings, "follows": follows or None}, hidden

@@ -152,7 +152,7 @@ class _Flux(Family):
         factor = self.pipe.vae_scale_factor
         side = getattr(self.pipe, "default_sample_size", 128) * factor
         size = [side if s is None else s for s in (height, width)]
-        if any(s % (2 * factor) for s in size):
+        if any(not isinstance(s, int) or s < 1 or s % (2 * factor) for s in size):
             raise InputError(f"size: got {size[0]}x{size[1]}, expected multiples of {2 * factor}")
         return (self.channels, size[0] // factor, size[1] // factor)
 

@@ -136,6 +136,11 @@ class Family(ABC):
                     "condition: this pipeline's network needs a prompt; the pipeline has no text encoder, so give "
                     f"model.with_condition({{...}}) the embeddings by name: {', '.join(self.names)}"
                 )
+            missing = [name for name in self.names if name not in (condition or {})] if self.prompts else []
+            if missing:
+                raise InputError(
+                    f"condition: lacks the embedding {missing[0]!r}; this network takes {', '.join(self.names)}"
+                )
             self._use(adapter)
             output = network(x, time, condition or {})
             if self.learned_variance and output.shape[1] == 2 * x.shape[1]:
@@ -197,7 +202,7 @@ class Family(ABC):
         sides = (side, side) if isinstance(side, int) else tuple(side)
         size = [own * factor if asked is None else asked for asked, own in zip((height, width), sides, strict=True)]
         step = factor * self.multiple
-        if any(s % step for s in size):
+        if any(not isinstance(s, int) or s < 1 or s % step for s in size):
             raise InputError(f"size: got {size[0]}x{size[1]}, expected multiples of {step}")
         return (self.channels, size[0] // factor, size[1] // factor)
 

@@ -11,7 +11,7 @@ from ..grids import Grid
 from ..prediction import Clip, PredictionType
 from ..schedules import RectifiedFlow, Schedule, Tabulated
 from . import _configs
-from ._planner import Planner
+from ._planner import Planner, whole
 from ._scheduler_base import SchedulerBase
 from ._sources import REFUSED, SOURCES, Kind
 
@@ -62,13 +62,20 @@ class Path:
         """
         mu = _configs.dynamic_mu(self.fields, tokens)
         given = {} if self.kind == "table" else {"mu": mu, "sigmas": sigmas}
-        count = None if given.get("sigmas") else steps
+        if getattr(self.scheduler, "rising", False) or "Inverse" in type(self.scheduler).__name__:
+            raise InputError("own_grid: the pipeline's scheduler is an inverse one, whose steps lead to noise")
+        steps = whole(steps, None)
         if self.planner is None:
             own = copy.copy(self.scheduler)
-            own.set_timesteps(count, **given)
+            own.set_timesteps(None if given.get("sigmas") else steps, **given)
             times, clean = own.grid.times, own.grid.clean
         else:
-            places = self.planner.places(count, schedule, **given)
+            places = self.planner.places(None if given.get("sigmas") else steps, schedule, **given)
+            pairs = zip(places.times, places.names, strict=True)
+            if self.kind == "table" and any(abs(time - name) > 0.5 for time, name in pairs):
+                raise InputError(
+                    "own_grid: the pipeline's scheduler tells its network other timesteps than its noise levels have"
+                )
             clean = places.end is None
             times = places.times if places.end is None else (*places.times, places.end)
         if isinstance(schedule, RectifiedFlow):  # where times are sigmas before the shift
@@ -96,6 +103,7 @@ def path_of(scheduler: Any) -> Path:
             f"scheduler: {name} is not known to steadyflow; set one of diffusers' or a SteadyScheduler first"
         )
     fields = _configs.fields_of(scheduler, name)
+    _configs.check_boundary(fields, name)
     kind = _configs.kind_of(fields, name)
     clip, learned = _configs.clip_of(fields, name), _configs.learned_variance(fields)
     planner = Planner(name, fields, kind)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -56,8 +58,9 @@ class Planner:
             raise InputError(f"{lost[0]}: got {fields[lost[0]]!r}, but {name} places its steps without it")
         try:
             self._own: Any = getattr(diffusers, planner)(**given)
-        except (ValueError, NotImplementedError, TypeError, AssertionError) as error:
-            raise InputError(f"{name}: {error}") from error
+        except (ArithmeticError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError, AssertionError,
+                ImportError) as error:  # fmt: skip
+            raise InputError(f"{name} does not accept these fields: {error}") from error
         self._fields = dict(fields)
         self._accepted = tuple(inspect.signature(self._own.set_timesteps).parameters)
         self._dynamic = bool(fields.get("use_dynamic_shifting"))
@@ -70,6 +73,8 @@ class Planner:
         set for a zero terminal SNR may lie above the one before.
         """
         table = self._own.alphas_cumprod.double().tolist()
+        if len(table) < 2:
+            raise InputError(f"betas: got a table of {len(table)} entries, expected at least 2")
         if not all(0.0 < a < 1.0 for a in table[:-1]) or not 0.0 <= table[-1] < 1.0:
             raise InputError(
                 "betas: the products of 1 - beta leave (0, 1) before the table's end; is it that of a diffusion model?"
@@ -129,16 +134,21 @@ class Planner:
             raise InputError("set_timesteps: the config has use_dynamic_shifting, which needs mu")
         try:
             self._own.set_timesteps(steps, **asked)
-        except (ValueError, NotImplementedError, AssertionError, ZeroDivisionError, IndexError, ImportError) as error:
+        except (ArithmeticError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError, AssertionError,
+                ImportError) as error:  # fmt: skip
             raise InputError(f"set_timesteps: {self.name} refuses: {error}") from error
         names = [float(t) for t in self._own.timesteps]
+        levels = [float(s) for s in getattr(self._own, "sigmas", ())]
+        if not all(map(math.isfinite, (*names, *levels))):
+            raise InputError(f"set_timesteps: {self.name} lays no finite timesteps for {steps} step(s); take more")
         if self._kind == "table" and not hasattr(self._own, "sigmas"):
             by_config = self.source.end == "config" and not self._own.config.set_alpha_to_one
             first = by_config or self.source.end == "first"
             top = schedule.domain[1]
+            if max(names) > top + 1.0:
+                raise InputError(f"steps_offset: puts the first timestep at {max(names):g}, the table ends at {top:g}")
             times, end = [min(t, top) for t in names], 0.0 if first else None
         else:
-            levels = [float(s) for s in self._own.sigmas]
             if len(levels) <= len(names):
                 raise InputError(f"set_timesteps: {self.name} repeats timesteps at {steps} steps; take fewer")
             levels, last = levels[: len(names)], levels[len(names)]
@@ -160,7 +170,7 @@ class Planner:
         if not kept or (end is None and times[kept[0]] <= schedule.domain[0]):
             raise InputError(
                 f"set_timesteps: {self.name} puts {steps} step(s) at timestep {names[0]:g}, where there is no noise to "
-                "remove; use timestep_spacing='trailing'"
+                "remove; take more steps, or use timestep_spacing='trailing'"
             )
         return Places(tuple(times[k] for k in kept), tuple(names[k] for k in kept), end)
 
@@ -191,3 +201,40 @@ def time_of_ratio(schedule: Schedule, ratio: float) -> float:
 def places_of(times: Sequence[float], end: float | None) -> Places:
     """The places of steps that begin at given times, which are also the network's."""
     return Places(tuple(times), tuple(times), end)
+
+
+def numbers(what: str, values: Any) -> list[float]:
+    """A list of finite numbers.
+
+    Args:
+        what: The name of the argument.
+        values: What was given: a sequence, an array or a tensor.
+
+    Raises:
+        InputError: It is something else.
+    """
+    try:
+        found = [float(v) for v in values]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{what}: got {values!r}, expected a list of numbers") from error
+    if not found or not all(map(math.isfinite, found)):
+        raise InputError(f"{what}: got {found}, expected finite numbers, at least one")
+    return found
+
+
+def whole(steps: Any, most: int | None) -> int:
+    """A number of steps.
+
+    Args:
+        steps: What was given.
+        most: The largest that is possible, if there is one.
+
+    Raises:
+        InputError: It is no whole number, or out of range.
+    """
+    fits = hasattr(steps, "__index__") and not isinstance(steps, bool) and not (hasattr(steps, "ndim") and steps.ndim)
+    count = operator.index(steps) if fits else 0
+    if count < 1 or (most is not None and count > most):
+        bound = "a whole number of at least 1" if most is None else f"a whole number from 1 to {most}"
+        raise InputError(f"num_inference_steps: got {steps!r}, expected {bound}, or sigmas or timesteps")
+    return count

@@ -78,6 +78,8 @@ class Timesteps(torch.Tensor):
             return 0
         self.check_begin(max(index, self.plan.least))
         plan = self.plan
+        if index > plan.starts[-1]:
+            raise InputError(f"timesteps: asked to begin at entry {index} of {plan.starts[-1]}")
         total, steps = plan.starts[-1], len(plan.starts) - 1
         if self._compared or (not plan.listed and plan.up):
             at = bisect.bisect_left(plan.starts, index)
@@ -120,6 +122,11 @@ class Timesteps(torch.Tensor):
         if high not in (0, 1, len(plain)):  # a peek at the first one is no cut
             high = self._end(self.first + high) - self.first
         low = min(max(low, 0), len(plain))
+        if low == len(plain) > 0 and key.start not in (None, len(plain)):
+            raise InputError(
+                f"timesteps: the cut [{key.start}:] leaves no step, as what is left of the config's last step has no "
+                "length; take more steps or a greater strength"
+            )
         return _make(self._whole, self.plan, self.first + low, self.first + max(high, low), self._compared)
 
     def _end(self, index: int) -> int:

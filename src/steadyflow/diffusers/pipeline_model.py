@@ -190,6 +190,9 @@ class PipelineModel(Denoiser):
     def own_grid(self, steps: int) -> Grid:
         """Return the times at which the pipeline itself would step, to give as `grid` to a verb.
 
+        The pipeline multiplies given latents by its scheduler's `init_noise_sigma`, and DPM-Solver and UniPC round the
+        timesteps of Karras placements and of flow models before their networks see them; the model does neither.
+
         Args:
             steps: The number of steps, the pipeline's `num_inference_steps`.
 
@@ -299,6 +302,8 @@ def from_diffusers(
         raise InputError(
             f"scheduler: {type(pipe.scheduler).__name__} is over a table of betas, but {name} is a flow model"
         )
+    if shift is not None and not shift > 0.0:
+        raise InputError(f"shift: got {shift}, expected a positive number")
     if shift is not None and path.kind != "flow":
         raise InputError(f"shift: got {shift}, but {name} is no flow model; its table of betas is its own")
     shape = family.shape(height, width)

@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..prediction import Prediction, PredictionType
 from ..schedules import RectifiedFlow, Tabulated
 from . import _configs
-from ._planner import Places, places_of, time_of_ratio
+from ._planner import Places, numbers, places_of, time_of_ratio, whole
 from ._scheduler_base import DEFAULT, TABLE_SCHEDULERS, SchedulerBase, SchedulerMixin, register_to_config
 
 __all__ = [
@@ -108,8 +108,9 @@ class SteadyScheduler(SchedulerBase):
                 f"timestep_spacing: got {timestep_spacing!r}, expected 'leading', 'trailing' or 'linspace'"
             )
         self._plan, fields = self._followed(
-            num_train_timesteps=num_train_timesteps, beta_start=beta_start, beta_end=beta_end,
-            beta_schedule=beta_schedule, trained_betas=None if trained_betas is None else list(trained_betas),
+            num_train_timesteps=num_train_timesteps if trained_betas is None else len(trained_betas),
+            beta_start=beta_start, beta_end=beta_end, beta_schedule=beta_schedule,
+            trained_betas=None if trained_betas is None else list(trained_betas),
             prediction_type=prediction_type, timestep_spacing=timestep_spacing, steps_offset=steps_offset,
             set_alpha_to_one=set_alpha_to_one, rescale_betas_zero_snr=rescale_betas_zero_snr,
             snr_shift_scale=snr_shift_scale, clip_sample=clip_sample, clip_sample_range=clip_sample_range,
@@ -187,7 +188,8 @@ class SteadyScheduler(SchedulerBase):
         """
         listed = [v for v in (timesteps, sigmas) if v is not None]
         given = listed or [num_inference_steps]
-        if len(given) != 1 or given[0] is None or (listed and num_inference_steps not in (None, len(listed[0]))):
+        both = listed and num_inference_steps is not None and len(listed[0]) != num_inference_steps
+        if len(given) != 1 or given[0] is None or both:
             raise InputError("set_timesteps: give one of num_inference_steps, timesteps and sigmas")
         if listed:
             if original_inference_steps is not None or strength not in (None, 1.0):
@@ -196,12 +198,12 @@ class SteadyScheduler(SchedulerBase):
             steps = len(places.times)
         else:
             steps = num_inference_steps
-            if steps is None or steps < 1 or steps > len(self.alphas_cumprod):
-                raise InputError(f"num_inference_steps: got {steps}, expected 1 to {len(self.alphas_cumprod)}")
+            steps = whole(steps, len(self.alphas_cumprod))
             more = {"original_inference_steps": original_inference_steps, "strength": strength}
             places = self._named_places(steps, **more)
         self._plan_over(places, device, listed=bool(listed), steps=len(places.times))
-        if self._settings.grid is None and not self.rising:
+        self._noise_factor = 1.0
+        if self._settings.grid is None and not self.rising and self._carried is None:
             self._noise_factor = self._plan.noise_factor(self.schedule.at(self.grid.times[0]))
             if self._settings.set_alpha_to_one is None and not self.grid.clean:
                 self._end_factor = self._plan.end_factor(self.schedule.at(self.grid.times[-1]))
@@ -210,13 +212,13 @@ class SteadyScheduler(SchedulerBase):
         """The places of steps that begin at listed timesteps or noise levels."""
         low, high = self.schedule.domain
         if sigmas is not None:
-            levels = [float(s) for s in sigmas]
+            levels = numbers("sigmas", sigmas)
             least = self.schedule.at(low).ratio * (1.0 - 1e-6)
             while len(levels) > 1 and levels[-1] < least:
                 levels.pop()  # the end
             times = [time_of_ratio(self.schedule, s) for s in levels]
         else:
-            times = [] if timesteps is None else [float(t) for t in timesteps]
+            times = numbers("timesteps", timesteps)
         if not times or min(times) < low or max(times) > high:
             raise InputError(f"set_timesteps: got timesteps {times}, expected some within [{low:g}, {high:g}]")
         times = _falling(times)
@@ -332,8 +334,8 @@ class SteadyFlowScheduler(SchedulerBase):
         return self._names.get(t, scaled)
 
     def _path_time(self, timestep: float) -> float:
-        time: float = min(max(timestep / self._settings.num_train_timesteps, 0.0), 1.0)
-        return self._by_name.get(timestep, time)
+        time: float = timestep / self._settings.num_train_timesteps
+        return self._by_name.get(timestep, min(time, 1.0) if time <= 1.0 + 1e-6 else time)
 
     def _named_places(self, steps: int, **given: Any) -> Places:
         if self._settings.grid is not None:
@@ -376,20 +378,20 @@ class SteadyFlowScheduler(SchedulerBase):
             InputError: Not one of the three is given, or `mu` is missing where the config asks for a dynamic shift.
         """
         listed = [v for v in (timesteps, sigmas) if v is not None]
-        if len(listed) > 1 or (listed and num_inference_steps not in (None, len(listed[0]))):
+        if len(listed) > 1 or (listed and num_inference_steps is not None and len(listed[0]) != num_inference_steps):
             raise InputError("set_timesteps: give one of num_inference_steps, sigmas and timesteps")
         if not self._settings.use_dynamic_shifting:
             mu = None  # which FLUX's pipelines hand over whatever the config says
         if timesteps is not None:
-            places = self._of_times(_falling(self._path_time(float(t)) for t in timesteps), 0.0)
+            n = self._settings.num_train_timesteps
+            given = _on_path("timesteps", [t / n for t in numbers("timesteps", timesteps)])
+            places = self._of_times(_falling(given), 0.0)
         elif sigmas is not None:
             plan = self._plan if self._plan.takes_sigmas else self._plan.flow_match()
-            kept = _falling(float(s) for s in sigmas)
+            kept = _falling(_on_path("sigmas", numbers("sigmas", sigmas)))
             places = self._bounded(plan.places(None, self.schedule, sigmas=[s for s in kept if s > 0.0], mu=mu))
-        elif num_inference_steps is not None and num_inference_steps >= 1:
-            places = self._named_places(num_inference_steps, mu=mu)
         else:
-            raise InputError("set_timesteps: give num_inference_steps >= 1, sigmas or timesteps")
+            places = self._named_places(whole(num_inference_steps, None), mu=mu)
         self._plan_over(places, device, listed=bool(listed), steps=len(places.times))
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
@@ -419,6 +421,17 @@ class SteadyFlowInverseScheduler(SteadyFlowScheduler):
     """`SteadyFlowScheduler` from data to noise; see `SteadyInverseScheduler`."""
 
     rising = True
+
+
+def _on_path(what: str, sigmas: Sequence[float]) -> list[float]:
+    """The sigmas of a flow, which lie in [0, 1] and not all at its end; rounding beyond 1 counts as 1.
+
+    Raises:
+        InputError: They do not.
+    """
+    if not sigmas or max(sigmas) <= 0.0 or not all(0.0 <= s <= 1.0 + 1e-6 for s in sigmas):
+        raise InputError(f"{what}: got noise levels {list(sigmas)}, expected some within [0, 1], not all of them 0")
+    return [min(s, 1.0) for s in sigmas]
 
 
 def _falling(times: Iterable[float]) -> list[float]:
