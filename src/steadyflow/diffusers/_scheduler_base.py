@@ -328,11 +328,14 @@ class SchedulerBase(Configured):
             self._times.check_begin(self._index)
         if self._index >= len(self._calls):
             raise InputError("step: the run is over; call set_timesteps before another")
-        self._check_time(timestep, sample)
+        self._check_time(timestep)
         x = sample.to(torch.promote_types(sample.dtype, torch.float32))
         if self._stepper is None:
             self._start_stepper(x, self._calls[self._index][0], generator, half=x.dtype != sample.dtype)
         elif not self._is_what_was_sent(sample):
+            if self._sent is not None and sample.shape != self._sent.shape:
+                was = tuple(self._sent.shape)
+                raise InputError(f"step: got latents of shape {tuple(sample.shape)} within a run of {was}")
             if self._times.begins(self._index):
                 self._stepper.replace(x)
                 self._check_asked_here(x)
@@ -361,19 +364,16 @@ class SchedulerBase(Configured):
         denoised = prediction.x0.to(sample.dtype)
         return SteadyOutput(self._sent, denoised) if return_dict else (self._sent, denoised)
 
-    def _check_time(self, timestep: float | Tensor, sample: Tensor) -> None:
+    def _check_time(self, timestep: float | Tensor) -> None:
         """Check that the call is the one that was planned; a time on an accelerator is not read, as that would wait."""
         assert self._index is not None
-        if not (isinstance(timestep, Tensor) and timestep.device.type != "cpu"):
-            planned = self._told[self._index]
-            if abs(float(timestep) - planned) > self._tolerance:
-                raise InputError(
-                    f"step: got timestep {float(timestep):g}, planned is {planned:g}; go through `timesteps` in order, "
-                    "every entry once"
-                )
-        if self._sent is not None and sample.shape != self._sent.shape:
+        if isinstance(timestep, Tensor) and not timestep.is_cpu:
+            return
+        planned = self._told[self._index]
+        if abs(float(timestep) - planned) > self._tolerance:
             raise InputError(
-                f"step: got latents of shape {tuple(sample.shape)} within a run of {tuple(self._sent.shape)}"
+                f"step: got timestep {float(timestep):g}, planned is {planned:g}; go through `timesteps` in order, "
+                "every entry once"
             )
 
     _tells_denoised = False
