@@ -17,8 +17,8 @@ from diffusers import SchedulerMixin  # noqa: E402
 
 import steadyflow as sf  # noqa: E402
 from steadyflow.diffusers import SteadyFlowScheduler, SteadyInverseScheduler, SteadyScheduler  # noqa: E402
-from steadyflow.diffusers._configs import parameters_of  # noqa: E402
 from steadyflow.diffusers._families import FAMILIES  # noqa: E402
+from steadyflow.diffusers._identify import parameters_of  # noqa: E402
 from steadyflow.diffusers._sources import (  # noqa: E402
     FIELDS,
     NETWORK_FIELDS,

@@ -11,8 +11,9 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from ..errors import InputError
 from . import _configs
+from ._identify import OWN_SIGNATURES, check_known, class_of
 from ._planner import Planner
-from ._sources import Kind
+from ._sources import FIELDS, OURS, SOURCES, Kind
 
 
 class Configured(SchedulerMixin, ConfigMixin):
@@ -36,9 +37,9 @@ class Configured(SchedulerMixin, ConfigMixin):
         """
         follows = dict(self._settings.follows or {"_class_name": self._planner})
         name = follows.pop("_class_name", self._planner)
-        if name not in _configs.SOURCES or _configs.SOURCES[name].kind not in (self.kind, "either"):
+        if name not in SOURCES or SOURCES[name].kind not in (self.kind, "either"):
             raise InputError(f"follows: got {name!r}, expected a scheduler of diffusers for models of this kind")
-        _configs.check_known(name, follows)
+        check_known(name, follows)
         fields = {**follows, **own}
         _configs.refuse_other_paths(fields)
         return Planner(name, fields, self.kind), fields
@@ -46,7 +47,7 @@ class Configured(SchedulerMixin, ConfigMixin):
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         if "__init__" in cls.__dict__:
-            _configs.OWN_SIGNATURES[cls.__name__] = frozenset(cls._get_init_keys(cls) - {"self"})
+            OWN_SIGNATURES[cls.__name__] = frozenset(cls._get_init_keys(cls) - {"self"})
 
     @classmethod
     def from_config(
@@ -71,19 +72,19 @@ class Configured(SchedulerMixin, ConfigMixin):
         if not isinstance(config, Mapping):
             return super().from_config(cast(Any, config), return_unused_kwargs=return_unused_kwargs, **kwargs)
         own = cls._get_init_keys(cls)
-        name = _configs.class_of(config)
-        if name in _configs.OURS:
+        name = class_of(config)
+        if name in OURS:
             fields = {k: v for k, v in config.items() if not k.startswith("_")}
             kind: Kind = "flow" if "Flow" in name else "table"
         else:
             fields = _configs.settle_spacing(_configs.complete(config), config, name, kwargs)
-            changed = {**fields, **{k: v for k, v in kwargs.items() if k in _configs.FIELDS}}
+            changed = {**fields, **{k: v for k, v in kwargs.items() if k in FIELDS}}
             kind = _configs.kind_of(changed, name)
         if kind != cls.kind:
             wanted = "SteadyFlowScheduler" if kind == "flow" else "SteadyScheduler"
             of = "of a flow model" if kind == "flow" else "over a table of betas"
             raise InputError(f"from_config: the config of {name or 'no class'} is that of a model {of}: use {wanted}")
-        unused = {k: v for k, v in kwargs.items() if k not in own and k not in _configs.FIELDS}
+        unused = {k: v for k, v in kwargs.items() if k not in own and k not in FIELDS}
         if unused and not return_unused_kwargs:
             raise InputError(f"from_config: {next(iter(unused))} is no field of {cls.__name__}")
         given = {k: v for k, v in kwargs.items() if k not in unused}
@@ -105,13 +106,13 @@ class Configured(SchedulerMixin, ConfigMixin):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Arguments of `__init__` for a config's fields, and the fields that only its own class has arguments for."""
         own = cls._get_init_keys(cls)
-        if name in _configs.OURS:
+        if name in OURS:
             settings = {k: v for k, v in fields.items() if k in own}
             follows = dict(settings.get("follows") or {})
         else:
             settings = {k: v for k, v in fields.items() if k in own and v is not None}
-            follows = {k: v for k, v in fields.items() if k not in own and _configs.FIELDS.get(k) != "size"}
-            followed = name if name in _configs.SOURCES else cls._planner
+            follows = {k: v for k, v in fields.items() if k not in own and FIELDS.get(k) != "size"}
+            followed = name if name in SOURCES else cls._planner
             follows = {**_configs.asked_for(followed, follows), "_class_name": followed}
         settings |= {k: v for k, v in changes.items() if k in own}
         follows = dict(changes["follows"] or {}) if "follows" in changes else follows

@@ -13,7 +13,8 @@ import torch
 
 from ..errors import InputError
 from ..schedules import Level, Schedule
-from ._configs import DEFAULTS, parameters_of, shift_of
+from ._configs import DEFAULTS, shift_of
+from ._identify import parameters_of
 from ._sources import FIELDS, PLACEMENTS, SOURCES, Kind
 
 

@@ -22,6 +22,7 @@ from ..schedules import RectifiedFlow, Tabulated
 from . import _configs
 from ._planner import Places, numbers, places_of, time_of_ratio, whole
 from ._scheduler_base import DEFAULT, TABLE_SCHEDULERS, SchedulerBase, SchedulerMixin, register_to_config
+from ._sources import OURS
 
 __all__ = [
     "SchedulerMixin",  # diffusers looks for it in the module that a saved pipeline names, to know how to load
@@ -308,7 +309,7 @@ class SteadyFlowScheduler(SchedulerBase):
     def _translated(
         cls, name: str | None, fields: dict[str, Any], changes: dict[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        fields = fields if name in _configs.OURS else _configs.under_one_shift(fields)
+        fields = fields if name in OURS else _configs.under_one_shift(fields)
         changes = _configs.under_one_shift(changes)
         return super()._translated(name, fields, changes)
 
