@@ -13,16 +13,16 @@ from ._identify import OWN_FIELDS, check_known, class_of, parameters_of
 from ._sources import FIELDS, NETWORK_FIELDS, OURS, PIPELINE_FIELDS, PLACEMENTS, REFUSED, SOURCES, VAE_FIELDS, Kind
 
 
-def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+def complete(config: Mapping[str, Any], name: str | None) -> dict[str, Any]:
     """A config's fields as its class acts on them: with the class's defaults, without what it does not read.
 
     Args:
         config: The config, of diffusers' classes or of nobody's.
+        name: The class that wrote it, as from `class_of`.
 
     Raises:
-        InputError: The class is refused, or a field is not known.
+        InputError: A field is not known.
     """
-    name = class_of(config)
     given = {k: v for k, v in config.items() if not k.startswith("_") and k not in OWN_FIELDS}
     if "sigma_data" in given and name in ("FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler"):
         raise InputError(
@@ -242,7 +242,7 @@ def fields_of(scheduler: Any, name: str) -> dict[str, Any]:
     """
     config = dict(scheduler.config)
     if name in SOURCES or name in REFUSED:
-        fields = complete({**config, "_class_name": name})
+        fields = complete(config, class_of({**config, "_class_name": name}))
     else:
         fields = {**config, **(config.get("follows") or {})}
     refuse_other_paths(fields)

@@ -75,11 +75,9 @@ class Configured(SchedulerMixin, ConfigMixin):
         name = class_of(config)
         if name in OURS:
             fields = {k: v for k, v in config.items() if not k.startswith("_")}
-            kind: Kind = "flow" if "Flow" in name else "table"
         else:
-            fields = _configs.settle_spacing(_configs.complete(config), config, name, kwargs)
-            changed = {**fields, **{k: v for k, v in kwargs.items() if k in FIELDS}}
-            kind = _configs.kind_of(changed, name)
+            fields = _configs.settle_spacing(_configs.complete(config, name), config, name, kwargs)
+        kind = _configs.kind_of({**fields, **{k: v for k, v in kwargs.items() if k in FIELDS}}, name)
         if kind != cls.kind:
             wanted = "SteadyFlowScheduler" if kind == "flow" else "SteadyScheduler"
             of = "of a flow model" if kind == "flow" else "over a table of betas"

@@ -1,4 +1,4 @@
-"""Noise as pipelines draw it: from torch generators, or fresh."""
+"""Noise as pipelines draw it, from torch generators or fresh; and outputs with a learned variance of their own."""
 
 from __future__ import annotations
 
@@ -72,3 +72,17 @@ class GeneratorNoise(NoiseSource):
     def increment(self, a: float, b: float) -> Tensor:
         """Gaussian noise of variance |b - a|, a new draw at every call of a step."""
         return self.unit(a, b) * math.sqrt(abs(b - a))
+
+
+def without_variance(output: Tensor, sample: Tensor) -> Tensor:
+    """The prediction in an output that has a learned variance in the second half of its channels.
+
+    Args:
+        output: The network's output, shape (B, c, ...) or (B, 2 c, ...).
+        sample: The state, shape (B, c, ...).
+
+    Returns:
+        The first half of the channels where there are twice those of the state, else the output.
+    """
+    doubled = output.ndim > 1 and output.shape[1] == 2 * sample.shape[1]
+    return output.chunk(2, dim=1)[0] if doubled else output

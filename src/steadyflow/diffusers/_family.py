@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import InputError, MissingExtraError
 from ._configs import network_fields, vae_fields
+from ._draws import without_variance
 
 Embeddings = dict[str, Tensor]
 """What a network takes for prompts, by name."""
@@ -143,9 +144,7 @@ class Family(ABC):
                 )
             self._use(adapter)
             output = network(x, time, condition or {})
-            if self.learned_variance and output.shape[1] == 2 * x.shape[1]:
-                return output.chunk(2, dim=1)[0]
-            return output
+            return without_variance(output, x) if self.learned_variance else output
 
         return net
 

@@ -41,7 +41,7 @@ def class_of(config: Mapping[str, Any]) -> str | None:
             warnings.warn(
                 f"the config may be that of {name} or of {others[0]}, which have the same fields; it is read as "
                 f"{name}'s: give {{**config, '_class_name': ...}} to say which",
-                stacklevel=4,
+                stacklevel=3,
             )
     if name in SOURCES:
         strange = {k: v for k, v in config.items() if k in keys and k not in _fields_of_diffusers()}

@@ -17,6 +17,9 @@ from ._configs import DEFAULTS, shift_of
 from ._identify import parameters_of
 from ._sources import FIELDS, PLACEMENTS, SOURCES, Kind
 
+_REFUSALS = (ArithmeticError, AssertionError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
+"""What diffusers' schedulers raise at values that they do not accept."""
+
 
 class Places(NamedTuple):
     """Where the steps of a run lie."""
@@ -48,8 +51,10 @@ class Planner:
         if kind == "flow" and "flow_shift" in known:
             fields = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift_of(fields),
                       **{k: v for k, v in fields.items() if k not in ("flow_shift", "prediction_type")}}  # fmt: skip
-        given = {k: v for k, v in fields.items() if k in known and (v is not None or known[k].default is None)}
-        given = {k: v for k, v in given.items() if FIELDS.get(k) != "method"}
+        given = {
+            k: v for k, v in fields.items()
+            if k in known and FIELDS.get(k) != "method" and (v is not None or known[k].default is None)
+        }  # fmt: skip
         lost = [
             k for k in fields
             if k not in known and FIELDS.get(k) in ("path", "places") and k not in ("shift", "set_alpha_to_one")
@@ -59,8 +64,7 @@ class Planner:
             raise InputError(f"{lost[0]}: got {fields[lost[0]]!r}, but {name} places its steps without it")
         try:
             self._own: Any = getattr(diffusers, planner)(**given)
-        except (ArithmeticError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError, AssertionError,
-                ImportError) as error:  # fmt: skip
+        except _REFUSALS as error:
             raise InputError(f"{name} does not accept these fields: {error}") from error
         self._fields = dict(fields)
         self._accepted = tuple(inspect.signature(self._own.set_timesteps).parameters)
@@ -135,8 +139,7 @@ class Planner:
             raise InputError("set_timesteps: the config has use_dynamic_shifting, which needs mu")
         try:
             self._own.set_timesteps(steps, **asked)
-        except (ArithmeticError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError, AssertionError,
-                ImportError) as error:  # fmt: skip
+        except _REFUSALS as error:
             raise InputError(f"set_timesteps: {self.name} refuses: {error}") from error
         names = [float(t) for t in self._own.timesteps]
         levels = [float(s) for s in getattr(self._own, "sigmas", ())]

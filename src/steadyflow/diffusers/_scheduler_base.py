@@ -132,8 +132,7 @@ class SchedulerBase(Configured):
     def order(self) -> int:
         """The number of network calls per step, but for a last one that only reads the clean estimate.
 
-        It is 1 where the run was planned from a list of timesteps or sigmas, as pipelines then count calls; and where
-        steps differ in their number of calls.
+        It is 1 where the run was planned from a list of timesteps or sigmas, as pipelines then count calls.
         """
         return 1 if self._listed else self._calls_per_step
 
@@ -192,7 +191,7 @@ class SchedulerBase(Configured):
         self._names: dict[float, float] = dict(zip(places.times, places.names, strict=True))
         self._by_name: dict[float, float] = {name: time for time, name in reversed(self._names.items())}
         self._listed, self.solver = listed, self._chosen
-        self._end_factor = 1.0
+        self._noise_factor = self._end_factor = 1.0
         state = self._carried.state if self._carried is not None and self._carried.grid == self.grid else None
         self._calls, skipped, barred = self._planned(state)
         starts = [i for i, (k, _) in enumerate(self._calls) if i == 0 or self._calls[i - 1][0] != k]

@@ -20,6 +20,7 @@ from ..errors import InputError
 from ..prediction import Prediction, PredictionType
 from ..schedules import RectifiedFlow, Tabulated
 from . import _configs
+from ._draws import without_variance
 from ._planner import Places, numbers, places_of, time_of_ratio, whole
 from ._scheduler_base import DEFAULT, TABLE_SCHEDULERS, SchedulerBase, SchedulerMixin, register_to_config
 from ._sources import OURS
@@ -127,9 +128,7 @@ class SteadyScheduler(SchedulerBase):
         self._tells_denoised = self._plan.name in ("LCMScheduler", "TCDScheduler")
         self._learned_variance = _configs.learned_variance(fields)
         _configs.check_method(fields, self.solver.name, self.solver.properties.evaluations)
-        self._noise_factor = 1.0
-        first = min(10, len(table))
-        self._plan_over(self._named_places(first), None)
+        self._plan_over(self._named_places(min(10, len(table))), None)
 
     @property
     def prediction(self) -> PredictionType:
@@ -144,9 +143,8 @@ class SteadyScheduler(SchedulerBase):
         return Prediction(prediction.x, x0, "sample", prediction.alpha, prediction.sigma)
 
     def _without_variance(self, output: Tensor, sample: Tensor) -> Tensor:
-        if self._learned_variance and output.ndim > 1 and output.shape[1] == 2 * sample.shape[1]:
-            return output.chunk(2, dim=1)[0]
-        return super()._without_variance(output, sample)
+        mean = without_variance(output, sample) if self._learned_variance else output
+        return mean if mean.shape == sample.shape else super()._without_variance(output, sample)
 
     def _named_places(self, steps: int, **given: Any) -> Places:
         if self._settings.grid is not None:
@@ -196,14 +194,11 @@ class SteadyScheduler(SchedulerBase):
             if original_inference_steps is not None or strength not in (None, 1.0):
                 raise InputError("set_timesteps: original_inference_steps and strength do not go with a list")
             places = self._listed_places(timesteps, sigmas)
-            steps = len(places.times)
         else:
-            steps = num_inference_steps
-            steps = whole(steps, len(self.alphas_cumprod))
+            steps = whole(num_inference_steps, len(self.alphas_cumprod))
             more = {"original_inference_steps": original_inference_steps, "strength": strength}
             places = self._named_places(steps, **more)
         self._plan_over(places, device, listed=bool(listed), steps=len(places.times))
-        self._noise_factor = 1.0
         if self._settings.grid is None and not self.rising and self._carried is None:
             self._noise_factor = self._plan.noise_factor(self.schedule.at(self.grid.times[0]))
             if self._settings.set_alpha_to_one is None and not self.grid.clean:
@@ -222,12 +217,12 @@ class SteadyScheduler(SchedulerBase):
             times = numbers("timesteps", timesteps)
         if not times or min(times) < low or max(times) > high:
             raise InputError(f"set_timesteps: got timesteps {times}, expected some within [{low:g}, {high:g}]")
-        times = _falling(times)
-        if not self._ends_clean and times[-1] == low:
+        times, clean = _falling(times), self._ends_clean
+        if not clean and times[-1] == low:
             times.pop()
         if not times or times[0] == low:
             raise InputError("set_timesteps: the run begins at the end of the table, where there is no noise")
-        return places_of(times, None if self._ends_clean else low)
+        return places_of(times, None if clean else low)
 
     @property
     def _ends_clean(self) -> bool:
@@ -301,7 +296,6 @@ class SteadyFlowScheduler(SchedulerBase):
         )  # fmt: skip
         self._initialize(RectifiedFlow())
         self.clip = _configs.clip_of(fields, self._plan.name)
-        self._noise_factor = 1.0
         no_shift = {"exponential": 0.0, "linear": 1.0}[time_shift_type] if use_dynamic_shifting else None
         self._plan_over(self._named_places(10, mu=no_shift), None)
 
