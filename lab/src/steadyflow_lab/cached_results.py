@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from steadyflow._internal import files
+from steadyflow._version import __version__
 from steadyflow.errors import MALFORMED, CorruptFileError
 from steadyflow.runs.engines import Engine
 
@@ -26,19 +27,20 @@ def cached_results(
 ) -> Iterator[tuple[int, Result]]:
     """Yield (k, function(item)) for each cell (name, item), in any order; what the folder holds is not computed again.
 
-    stamp: what else decides the results; a file of another stamp is computed anew. read: a result, a dataclass or a
-    list of them, from its JSON.
+    stamp: what else decides the results; a file of another stamp, or of another version, is computed anew. read: a
+    result, a dataclass or a list of them, from its JSON.
 
     Raises `CorruptFileError` for a damaged file.
     """
     paths = [None if folder is None else Path(folder) / f"{name}.json" for name, _ in cells]
-    there = [None if path is None else _read(path, stamp, read) for path in paths]
+    there = [None if path is None else stored(path, stamp, read, __version__) for path in paths]
     yield from ((k, result) for k, result in enumerate(there) if result is not None)
     missing = [k for k, result in enumerate(there) if result is None]
     for j, result in engine.each(function, [cells[k][1] for k in missing]):
         path = paths[missing[j]]
         if path is not None:
-            files.write_text(path, json.dumps({"stamp": stamp, "result": plain(result)}, indent=2))
+            text = json.dumps({"stamp": stamp, "version": __version__, "result": plain(result)}, indent=1)
+            files.write_text(path, text + "\n")
         yield missing[j], result
 
 
@@ -47,13 +49,19 @@ def plain(result: Any) -> Any:
     return [plain(one) for one in result] if isinstance(result, list) else dataclasses.asdict(result)
 
 
-def _read(path: Path, stamp: dict[str, Any], read: Callable[[Any], Result]) -> Result | None:
-    """Read the result in a file; None where there is none of this stamp."""
+def stored(
+    path: Path, stamp: dict[str, Any], read: Callable[[Any], Result], version: str | None = None
+) -> Result | None:
+    """Read the result in a file; None where there is none of this stamp and, where one is given, of this version.
+
+    Raises `CorruptFileError` for a damaged file.
+    """
     if not path.is_file():
         return None
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        return read(data["result"]) if data["stamp"] == stamp else None
+        wanted = data["stamp"] == stamp and version in (None, data["version"])
+        return read(data["result"]) if wanted else None
     except MALFORMED as error:
         raise CorruptFileError(
             f"{path}: not a result of this experiment ({error}); delete it to run it anew"

@@ -6,8 +6,10 @@ and a function becomes a command, with its attribute `epilog` below the help.
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -149,43 +151,96 @@ def instability(
     typer.echo(f"\nPictures: {', '.join(str(out / name) for name in pictures)}")
 
 
+Figures = Annotated[
+    list[str] | None, typer.Option(help="A figure of the paper, such as 5 or E.13; may be repeated. All by default.")
+]
+Quick = Annotated[bool, typer.Option("--quick", help="The small form: each figure within a minute of one core.")]
+Out = Annotated[Path, typer.Option(help="The folder for results and pictures; a rerun goes on there.")]
+
+
 @run.command("hallucination", epilog="Example: steadyflow lab run hallucination --figure 5 --quick")
 def hallucination(
-    figure: Annotated[
-        list[str] | None, typer.Option(help="A figure or table of the paper, such as 5 or E.13; may be repeated.")
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer samples: all of it in a few minutes.")] = False,
-    out: Annotated[Path, typer.Option(help="The folder for results and pictures; a rerun goes on there.")] = _OUT,
+    figure: Figures = None,
+    quick: Quick = False,
+    out: Out = _OUT,
     engine: Engine = "local",
     address: Address = None,
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
-    """Repeat the figures on mode interpolation: numbers beside the paper's claim, and whether it holds here."""
+    """Impossible samples between two modes (2605.06831): each claim of the paper with a verdict."""
+    _study("hallucination", figure, quick, out, engine, address, workers, as_json)
+
+
+def _study(
+    name: str,
+    figures: list[str] | None,
+    quick: bool,
+    out: Path,
+    engine: str,
+    address: str | None,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    """Run figures of a paper; print what they give, and draw their curves."""
     from steadyflow._internal import plots
     from steadyflow.runs import engine as make_engine
 
-    from . import hallucination as experiment
-    from .hallucination.runner import draw
+    from .papers import PAPERS
+    from .findings import draw
+    from .studies import run_figures
 
-    chosen = figure or list(experiment.FIGURES)
+    paper, place = PAPERS[name], make_engine(engine, address, workers)
     plots.require()
-    place = make_engine(engine, address, workers)
-    with bar("figure", len(chosen)) as advance:
-        found = experiment.run_figures(chosen, quick=quick, folder=out, engine=place, progress=advance)
+    with _bars(len(figures or paper.figures)) as progress:
+        found = run_figures(paper, figures or (), quick=quick, folder=out, engine=place, progress=progress)
     if as_json:
         print_json([dataclasses.asdict(finding) for finding in found])
         return
     for finding in found:
-        verdict = {True: "holds here", False: "does not hold here", None: "not decided by a number"}[finding.holds]
-        typer.echo(f"Figure {finding.figure}: {finding.title}\nClaim: {finding.claim}: {verdict}.\n")
+        typer.echo(f"{finding.figure}: {finding.title}\n")
         typer.echo(table(finding.heads, finding.rows, left=(0, 1)))
-        typer.echo(f"\n{finding.note}\n" if finding.note else "")
+        typer.echo(f"\n{finding.note}" if finding.note else "")
+        for claim in finding.claims:
+            typer.echo(f"{claim.label}: {claim.says}.\n  paper: {claim.paper}\n  here: {claim.here}")
+            typer.echo(f"  verdict: {claim.verdict}\n")
         if finding.curves:
             picture = plots.figure(7, 4.5)
             draw(finding, picture)
-            plots.save(picture, out / f"hallucination-{finding.figure}.png")
+            plots.save(picture, out / f"{paper.name}-{finding.figure}.png")
     typer.echo(f"Results and pictures: {out}")
+
+
+@contextmanager
+def _bars(figures: int) -> Iterator[Any]:
+    """Show how far a study has come: its figures, and the pieces of the one at work with an estimate of the rest."""
+    from tqdm import tqdm
+
+    class Shown:
+        def __init__(self):
+            self.outer = tqdm(total=figures, unit="figure", leave=False, disable=None, position=0)
+            self.inner = tqdm(total=0, unit="piece", leave=False, disable=None, position=1)
+            self.begun = False
+
+        def figure(self, name: str) -> None:
+            self.outer.update(int(self.begun))
+            self.begun = True
+            self.outer.set_description(f"figure {name}")
+            self.inner.reset(total=0)
+
+        def expect(self, units: int) -> None:
+            self.inner.total = (self.inner.total or 0) + units
+            self.inner.refresh()
+
+        def advance(self) -> None:
+            self.inner.update()
+
+    shown = Shown()
+    try:
+        yield shown
+    finally:
+        shown.inner.close()
+        shown.outer.close()
 
 
 @run.command("stein", epilog="Example: steadyflow lab run stein --quick")

@@ -21,7 +21,7 @@ from steadyflow.grids import Grid
 from steadyflow.runs.engines import Engine, InProcess
 from steadyflow.tasks import sample
 
-from ..theory.interpolation import Classes, classify
+from ..theory.interpolation import INVALID, Classes, classify
 from .setting import Method, Problem, quadratic
 
 BATCH = 10_000
@@ -151,3 +151,8 @@ def _joined(batches: list[Drawn]) -> Drawn:
         sum(records[1:], records[0]) if records else None,
         torch.cat(found) if found else None,
     )
+
+
+def invalid(outcome: Outcome) -> str:
+    """Write the share of samples that are left out of the rate."""
+    return f"{(outcome.classes.kind == INVALID).double().mean():.3%}"

@@ -12,15 +12,16 @@ from steadyflow.tasks import sample
 
 from ..theory import interpolation as theory
 from ..theory import saddles
-from .findings import Finding, Size, percent
+from ..findings import Finding, percent
+from ..studies import Bench
 from .setting import TAU, Problem, exact, learned, pair_length, quadratic, segments
 
 
-def figure_4(size: Size) -> Finding:
+def figure_4(bench: Bench) -> Finding:
     """Measure the convergence to the segment once two modes dominate, with exact and learned score."""
     rows, holds = [], True
     for problem in (exact(), learned()):
-        slopes, under, first = convergence(problem, min(size.n, 4000))
+        slopes, under, first = convergence(problem, min(bench.size.n, 4000))
         rows.append(
             [
                 problem.name,
@@ -77,14 +78,14 @@ def convergence(problem: Problem, n: int, kappa: float = 7.0, count: int = 200) 
     return torch.tensor(slopes), torch.tensor(under), torch.tensor(left)
 
 
-def figure_e6(size: Size) -> Finding:
+def figure_e6(bench: Bench) -> Finding:
     """Find when the assumptions hold in the plane, over kappa, with the exact score."""
-    return _assumptions("E.6", (exact(),), min(size.n, 4000))
+    return _assumptions("E.6", (exact(),), min(bench.size.n, 4000))
 
 
-def figure_e7(size: Size) -> Finding:
+def figure_e7(bench: Bench) -> Finding:
     """Find when the assumptions hold in higher dimensions (figures E.7 and E.8)."""
-    return _assumptions("E.7", tuple(exact(dim) for dim in (4, 8, 32, 64)), min(size.n, 2000))
+    return _assumptions("E.7", tuple(exact(dim) for dim in (4, 8, 32, 64)), min(bench.size.n, 2000))
 
 
 def _assumptions(number: str, problems: tuple[Problem, ...], n: int) -> Finding:
@@ -133,7 +134,7 @@ def _assumptions(number: str, problems: tuple[Problem, ...], n: int) -> Finding:
     )
 
 
-def figure_e12(size: Size) -> Finding:
+def figure_e12(bench: Bench) -> Finding:
     """Compute the eigenvalues of the rescaled flow's Jacobian at the midpoint, for exact and learned score."""
     rows, holds = [], True
     times = quadratic(50).times[-TAU - 1 :]
@@ -173,12 +174,12 @@ def midpoint_eigenvalues(problem: Problem, t: float) -> Tensor:
     return torch.linalg.eigvalsh(0.5 * (jacobian + jacobian.mT)).mean(0)[[0, -1]]
 
 
-def figure_e14(size: Size) -> Finding:
+def figure_e14(bench: Bench) -> Finding:
     """Check the assumptions of P5.1 with the exact score on all 40 segments: |b| <= K, outward drift >= lambda_rep."""
     problem = exact()
     mixture = problem.mixture.to(torch.float64)
     pairs, length = segments(mixture), pair_length(problem)
-    per = max(50, min(size.n, 400_000) // len(pairs))
+    per = max(50, min(bench.size.n, 400_000) // len(pairs))
     generator = torch.Generator().manual_seed(0)
     grid = quadratic(50).times[-TAU - 1 :]
     variances = [theory.variance(mixture, problem.schedule, t) for t in grid]

@@ -11,11 +11,11 @@ from steadyflow.jacobians import largest_singular_value
 from steadyflow.metrics import count_shapes, sliced_wasserstein
 from steadyflow.metrics.statistics import Estimate, wilson
 from steadyflow.models import load
-from steadyflow.runs.engines import Engine
 
 from ..theory import interpolation as theory
-from .drawing import HERE, Request, draw, run
-from .findings import RATE, Finding, Size, invalid, percent
+from ..studies import Bench
+from .drawing import Request, draw, invalid, run
+from ..findings import RATE, Finding, percent
 from .setting import DDPM, UNIT, Method, ddim, learned, remedies, thinned
 
 _IMAGES = 64
@@ -23,13 +23,13 @@ _IMAGES = 64
 _DDPM_250 = Method("DDPM-250", "ddpm", thinned)
 
 
-def figure_e10(size: Size, engine: Engine = HERE) -> Finding:
+def figure_e10(bench: Bench) -> Finding:
     """Measure the share of images of triangles with a wrong count, over training epochs."""
     rows, holds = [], True
     for name in ("triangles-20", "triangles-40", "triangles"):
         model = load(name)
         methods = ddim(), _DDPM_250
-        drawn = draw(model, [Request(method, size.images, batch=_IMAGES) for method in methods], engine)
+        drawn = draw(model, [Request(method, bench.size.images, batch=_IMAGES) for method in methods], bench.engine)
         shares = [wrong_count(images.x) for images in drawn]
         holds = holds and shares[0].low > shares[1].high
         rows.append([name, *(percent(share) for share in shares)])
@@ -49,12 +49,12 @@ def wrong_count(images: Tensor) -> Estimate:
     return wilson(int((count_shapes(images) != 3).sum()), len(images))
 
 
-def detection(size: Size, engine: Engine = HERE) -> Finding:
+def detection(bench: Bench) -> Finding:
     """Compare the detectors that know no modes with the exact classification."""
     rows, best = [], 0.0
     for name in ("mixture25", "mixture25-8d", "mixture25-32d"):
         problem = learned(name)
-        (outcome,) = run(problem, [Request(ddim(), min(size.n, 50_000), watch=_Detectors)], engine)
+        (outcome,) = run(problem, [Request(ddim(), min(bench.size.n, 50_000), watch=_Detectors)], bench.engine)
         assert outcome.found is not None  # it was watched
         counted = outcome.classes.kind != theory.INVALID
         positive = (outcome.classes.kind == theory.INTERPOLATED)[counted]
@@ -93,15 +93,15 @@ class _Detectors:
         return torch.stack([self._variance.scores, *(self._stretches[left] for left in (4, 6, 8))], 1)
 
 
-def remedy_table(size: Size, engine: Engine = HERE) -> Finding:
+def remedy_table(bench: Bench) -> Finding:
     """Compare remedies at about equal evaluations, on all learned models."""
     rows, holds = [], False
     for name in ("mixture25", "mixture25-8d", "mixture25-32d"):
         problem = learned(name)
-        data = problem.mixture.sample(min(size.n, 50_000), seed=12345)
-        few, many = (size.long, size.n) if name == "mixture25" else (size.long // 10, size.n // 4)
+        data = problem.mixture.sample(min(bench.size.n, 50_000), seed=12345)
+        few, many = (bench.size.long, bench.size.n) if name == "mixture25" else (bench.size.long // 10, bench.size.n // 4)
         requests = [Request(method, few if method is DDPM else many, seed=7) for method in remedies()]
-        results = {outcome.label: outcome for outcome in run(problem, requests, engine)}
+        results = {outcome.label: outcome for outcome in run(problem, requests, bench.engine)}
         for label, outcome in results.items():
             rate, balance = outcome.classes.rate(), outcome.classes.balance(25)
             distance = sliced_wasserstein(outcome.x[: len(data)], data) * UNIT
@@ -126,11 +126,11 @@ def remedy_table(size: Size, engine: Engine = HERE) -> Finding:
     )
 
 
-def image_remedies(size: Size, engine: Engine = HERE) -> Finding:
+def image_remedies(bench: Bench) -> Finding:
     """Compare remedies on images of triangles."""
     model, rows, shares = load("triangles"), [], {}
     methods = *remedies()[:-1], _DDPM_250
-    drawn = draw(model, [Request(method, size.images // 2, seed=7, batch=_IMAGES) for method in methods], engine)
+    drawn = draw(model, [Request(method, bench.size.images // 2, seed=7, batch=_IMAGES) for method in methods], bench.engine)
     for method, images in zip(methods, drawn, strict=True):
         share = shares[method.label] = wrong_count(images.x)
         held = "" if images.record is None else f"{images.record.flagged / images.record.samples:.1%}"
