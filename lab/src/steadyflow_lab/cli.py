@@ -186,8 +186,8 @@ def _study(
     from steadyflow._internal import plots
     from steadyflow.runs import engine as make_engine
 
-    from .papers import PAPERS
     from .findings import draw
+    from .papers import PAPERS
     from .studies import run_figures
 
     paper, place = PAPERS[name], make_engine(engine, address, workers)

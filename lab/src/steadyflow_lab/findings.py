@@ -1,8 +1,8 @@
 """What an experiment gives: its numbers, and each claim of the paper with a verdict on it.
 
-A verdict is decided by intervals, from the paper's own definition at the paper's own parameters, and could have come out
-the other way. Where a claim holds only under conditions, the verdict is "holds in part" and `here` names them; where a
-statement is true but bounds nothing at the paper's parameters, it "says nothing".
+A verdict is decided by intervals, from the paper's own definition at the paper's own parameters, and could have come
+out the other way. Where a claim holds only under conditions, the verdict is "holds in part" and `here` names them;
+where a statement is true but bounds nothing at the paper's parameters, it "says nothing".
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ treated, and are examined again.
 
 from dataclasses import astuple, dataclass, field
 from operator import add
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +24,16 @@ from ..errors import InputError
 from ..jacobians.spectra import largest_singular_value
 from ..solvers.base import Solver
 from .restart import check_rounds, is_due, renoise
+
+
+class Window(Protocol):
+    """What says when samples are decided, in steps left; see `diagnostics.CriticalWindow`."""
+
+    @property
+    def opens(self) -> int: ...
+
+    @property
+    def closes(self) -> int: ...
 
 
 @dataclass
@@ -87,6 +97,26 @@ class Escape:
             raise InputError(
                 f"escape: expected products >= 1 and threshold > 0, got {self.products} and {self.threshold}"
             )
+
+    @classmethod
+    def within(cls, window: Window, **options: Any) -> "Escape":
+        """Place the correction by when a model's samples are decided, instead of by hand.
+
+        It acts when the window has closed, on what is still undecided, and renoises that to before the window opened,
+        so that it is decided again.
+
+        Args:
+            window: What `diagnostics.critical_window` found for the model, the solver and the grid.
+            options: The other options of this class.
+
+        Raises:
+            InputError: The window closes where it opens.
+        """
+        if not window.opens > window.closes:
+            raise InputError(
+                f"escape: the window opens and closes with {window.closes} steps left; nothing lies within"
+            )
+        return cls(remaining=window.closes, back=window.opens - window.closes, **options)
 
     def __call__(self, info: StepInfo) -> Tensor | None:
         if not is_due(info, self.remaining, "escape"):

@@ -3,6 +3,7 @@
 from ..jacobians import FlowMap
 from . import amplification, detectors, stability_region
 from .budget import Budget, Codec, in_precision
+from .critical_window import CriticalWindow, critical_window
 from .diagnosis import Diagnosis, Verification, diagnose
 from .eigenvalues import Stiffness, stiffness
 from .likelihood import Likelihood, log_likelihood
@@ -14,6 +15,7 @@ __all__ = [
     "Budget",
     "Codec",
     "Contractivity",
+    "CriticalWindow",
     "Diagnosis",
     "FlowMap",
     "Likelihood",
@@ -23,6 +25,7 @@ __all__ = [
     "Verification",
     "amplification",
     "contractivity",
+    "critical_window",
     "detectors",
     "diagnose",
     "in_precision",

@@ -17,11 +17,11 @@ from steadyflow.grids import Grid
 from steadyflow.models import load
 from steadyflow.schedules import Schedule, Tabulated
 
-from ..theory.interpolation import pair_coordinates
-
 UNIT = 8.0**0.5
 """Lengths are divided by this for training and sampling: 2 sqrt 2."""
 SPREAD, SPACING = 0.02 / UNIT, 2.0 / UNIT
+SPREADS, LENGTHS = tuple(s / UNIT for s in (0.01, 0.02, 0.05)), tuple(v / UNIT for v in (1.0, 2.0, 3.0))
+"""What figure E.16 varies."""
 TAU = 9
 """Steps of the 50-step grid that are left when trajectories have come to a segment (tau_3 of the paper)."""
 
@@ -45,11 +45,13 @@ class Problem:
         return round(self.schedule.domain[1])
 
 
-def mixture_of(dim: int = 2, *, spacing: float = SPACING, std: float = SPREAD) -> GaussianMixture:
-    """Make the 25 modes: a 5 x 5 grid in the plane, the farthest points of a lattice beyond; float32."""
+def mixture_of(
+    dim: int = 2, *, spacing: float = SPACING, std: float = SPREAD, dtype: torch.dtype = torch.float32
+) -> GaussianMixture:
+    """Make the 25 modes: a 5 x 5 grid in the plane, the farthest points of a lattice beyond."""
     if dim == 2:
-        return GaussianMixture.grid(5, spacing=spacing, std=std, dtype=torch.float32)
-    return GaussianMixture.farthest_points(25, dim, spacing=spacing, std=std, dtype=torch.float32)
+        return GaussianMixture.grid(5, spacing=spacing, std=std, dtype=dtype)
+    return GaussianMixture.farthest_points(25, dim, spacing=spacing, std=std, dtype=dtype)
 
 
 MODELS = {"mixture25": 2, "mixture25-8d": 8, "mixture25-32d": 32}
@@ -63,10 +65,37 @@ def learned(name: str = "mixture25") -> Problem:
     return Problem(name, load(name), mixture_of(MODELS[name]))
 
 
-def exact(dim: int = 2, *, spacing: float = SPACING, std: float = SPREAD, schedule: Schedule | None = None) -> Problem:
-    """Make the problem of 25 modes with the exact score."""
-    mixture = mixture_of(dim, spacing=spacing, std=std)
+def exact(
+    dim: int = 2,
+    *,
+    spacing: float = SPACING,
+    std: float = SPREAD,
+    schedule: Schedule | None = None,
+    level: bool = False,
+    weights: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Problem:
+    """Make the problem of 25 modes with the exact score.
+
+    level: bring the modes so near that the nearest are `spacing` apart, as in the plane (the farthest points of the
+    lattice are 3 times as far apart in 4 dimensions, and 16 times in 64). weights: of the modes; equal by default.
+    dtype: float64 where starts 1e-12 lengths from a midpoint must be told apart.
+    """
+    mixture = mixture_of(dim, spacing=spacing, std=std, dtype=dtype)
+    if level:
+        apart = torch.cdist(mixture.means, mixture.means).fill_diagonal_(torch.inf).min()
+        mixture = GaussianMixture(mixture.means * (spacing / apart), mixture.std, mixture.weights)
+    if weights is not None:
+        mixture = GaussianMixture(mixture.means, mixture.std, weights)
     return Problem(f"exact, {dim}-d", mixture.denoiser(schedule or Tabulated.linear()), mixture)
+
+
+def trained(ablation: str) -> Problem:
+    """Load a model of figure E.16: "base", "short" (T = 250), "wide" (sigma = 0.05) or "near" (l = 1)."""
+    mixture = mixture_of(
+        spacing=LENGTHS[0] if ablation == "near" else SPACING, std=SPREADS[2] if ablation == "wide" else SPREAD
+    )
+    return Problem(f"mixture25-{ablation}", load(f"mixture25-{ablation}"), mixture)
 
 
 def quadratic(count: int, top: int = 999) -> Grid:
@@ -161,12 +190,15 @@ def pair_length(problem: Problem) -> float:
 
 
 def near_midpoint(problem: Problem, x: Tensor, t: float, share: float) -> Tensor:
-    """Say which states (n, d) are within `share` lengths of the midpoint of their two nearest modes, (n,)."""
+    """Say which states (n, d) are within `share` lengths of the midpoint of their two nearest modes, (n,).
+
+    In every direction: a cell's centre is half a length from the midpoints around it.
+    """
     y = x / problem.schedule.alpha(t)
-    means = problem.mixture.means
-    nearest = torch.cdist(y, means).topk(2, dim=1, largest=False).indices
-    xi, _ = pair_coordinates(y, means[nearest[:, 0]], means[nearest[:, 1]])
-    return (xi - 0.5).abs() <= share
+    means = problem.mixture.means.to(y)
+    ends = means[torch.cdist(y, means).topk(2, dim=1, largest=False).indices]
+    length = (ends[:, 1] - ends[:, 0]).norm(dim=1)
+    return (y - ends.mean(1)).norm(dim=1) <= share * length
 
 
 def remedies() -> Sequence[Method]:

@@ -133,7 +133,7 @@ class Classes:
     mode: Tensor
     """The nearest mode, shape (n,)."""
     pair: Tensor
-    """The modes of the nearest segment, shape (n, 2); of use where interpolated."""
+    """The two nearest modes, nearest first, shape (n, 2): the dominant pair of A4.1."""
 
     def rate(self, level: float = 0.95) -> Estimate:
         """Give the share of interpolated samples among the valid and interpolated, with Wilson's interval."""
@@ -153,8 +153,10 @@ def classify(x: Tensor, mixture: GaussianMixture, *, sigmas: float = 5.0, chunk:
     """Tell valid, interpolated and invalid samples of a mixture of equal spread apart, by the rule of 2605.06831.
 
     x: shape (n, d). Valid: within `sigmas` spreads of a mode; from ten dimensions on, where a Gaussian is a shell,
-    within sqrt(d) + 4 spreads. Interpolated: not valid, but within the same distance of the segment between two modes.
-    Invalid: neither. Samples are judged as clean data: take the last prediction of x0, not a state with noise in it.
+    within sqrt(d) + 4 spreads. Interpolated: not valid, but within the same distance of the segment between any two
+    modes. Invalid: neither. The pair that a sample belongs to is that of its two nearest modes, not of the nearest
+    segment: close to a mode a long oblique segment often passes nearer than the one that the sample lies on. Samples
+    are judged as clean data: take the last prediction of x0, not a state with noise in it.
     """
     if x.ndim != 2 or x.shape[1] != mixture.dim:
         raise InputError(f"x: got shape {tuple(x.shape)}, expected (n, {mixture.dim})")
@@ -162,25 +164,55 @@ def classify(x: Tensor, mixture: GaussianMixture, *, sigmas: float = 5.0, chunk:
         raise InputError("x: NaN or infinity in a sample")
     means = mixture.means.to(x)
     reach = (sigmas if mixture.dim < SHELL_FROM else math.sqrt(mixture.dim) + 4.0) * mixture.spread
-    distance, mode = torch.cdist(x, means).min(1)
-    kind = torch.where(distance <= reach, VALID, INVALID)
-    pair = torch.stack([mode, mode], 1)
+    nearest = torch.cdist(x, means).topk(2, dim=1, largest=False)
+    kind = torch.where(nearest.values[:, 0] <= reach, VALID, INVALID)
     outside = (kind != VALID).nonzero()[:, 0]
     first, second = torch.triu_indices(len(means), len(means), 1)
     for rows in outside.split(chunk):
         along = means[second] - means[first]
         xi = (x[rows] @ along.T - (means[first] * along).sum(1)) / along.square().sum(1)
-        nearest = means[first] + xi.clamp(0.0, 1.0)[:, :, None] * along
-        least, which = (x[rows][:, None] - nearest).norm(dim=2).min(1)
-        pair[rows] = torch.stack([first[which], second[which]], 1).to(pair)
+        on_segment = means[first] + xi.clamp(0.0, 1.0)[:, :, None] * along
+        least = (x[rows][:, None] - on_segment).norm(dim=2).amin(1)
         kind[rows] = torch.where(least <= reach, INTERPOLATED, INVALID)
-    return Classes(kind, mode, pair)
+    return Classes(kind, nearest.indices[:, 0], nearest.indices)
 
 
 def diagonals(pairs: Tensor, mixture: GaussianMixture) -> Tensor:
-    """Say which pairs of modes (m, 2) are joined by a line along no axis, (m,) of booleans."""
-    along = mixture.means[pairs[:, 1]] - mixture.means[pairs[:, 0]]
-    return (along.abs() > 1e-9 * along.norm(dim=1, keepdim=True)).sum(1) > 1
+    """Say which pairs of modes (m, 2) of an axis-aligned grid are the diagonal of a cell (D.1), (m,) of booleans.
+
+    A cell's diagonal moves along more than one axis, and along each by no more than one spacing of the grid.
+    """
+    along = (mixture.means[pairs[:, 1]] - mixture.means[pairs[:, 0]]).abs()
+    apart = (mixture.means[:, None] - mixture.means).abs()
+    least = apart.masked_fill(apart <= 1e-6 * apart.max(), math.inf).amin((0, 1))
+    moves = along > 0.5 * least
+    return (moves.sum(1) > 1) & (along <= 1.5 * least).all(1)
+
+
+def mode_contraction(mixture: GaussianMixture, radius: float, s2: float) -> float:
+    """Bound from below how fast the exact flow contracts within `radius` of a mode (P4.5, C4.6).
+
+    The Jacobian of dy/ds is Cov_g(mu) / s2 - I, and within the radius r of mode i the covariance is at most
+    sum_k g_k |mu_k - mu_i|^2 with g_k <= (w_k / w_i) exp(-(l_k^2 - 2 r l_k) / (2 s2)), l_k = |mu_k - mu_i|. Any two
+    trajectories in a ball where this rate m is positive approach each other at least like e^-ms, and so come together
+    on the one stable trajectory near the mode. The least over all modes.
+    """
+    apart = torch.cdist(mixture.means, mixture.means).double()
+    odds = (mixture.weights[None] / mixture.weights[:, None]).double()
+    shares = odds * torch.exp(-(apart.square() - 2.0 * radius * apart) / (2.0 * s2))
+    shares = shares.fill_diagonal_(0.0).clamp(max=1.0)
+    return 1.0 - float((shares * apart.square()).sum(1).max()) / s2
+
+
+def mode_pull(mixture: GaussianMixture, radius: float, s2: float) -> float:
+    """Bound from above how far the others pull within `radius` of a mode: sum_k g_k |mu_k - mu_i|, greatest over modes.
+
+    Below `radius`, the flow points inward on the whole sphere: the ball is not left, and holds an equilibrium (P4.5).
+    """
+    apart = torch.cdist(mixture.means, mixture.means).double()
+    odds = (mixture.weights[None] / mixture.weights[:, None]).double()
+    shares = odds * torch.exp(-(apart.square() - 2.0 * radius * apart) / (2.0 * s2))
+    return float((shares.fill_diagonal_(0.0).clamp(max=1.0) * apart).sum(1).max())
 
 
 def diagonal_share(kappa: float) -> float:

@@ -14,7 +14,7 @@ signed distance z = l (xi - 1/2) from the midpoint and for equal weights
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -93,6 +93,18 @@ def trapped_start(length: float, s2_start: float, s2_end: float) -> float:
     return theta * math.exp(-1.5 * growth_integral(length, s2_start, s2_end))
 
 
+def trapping_bound(rates: Sequence[float], spans: Sequence[float], curvature: float) -> float:
+    """Give P4.7's bound from measured rates: theta exp(-(3/2) sum of rate x span), theta = rate_min / curvature.
+
+    rates: the midpoint's eigenvalues at the beginning of each span of the clock s. curvature: the greatest second
+    derivative of the speed along the segment, in 1 / lengths, so that theta and the result are in lengths; within theta
+    the speed then is between 1/2 and 3/2 of the linear one. With the exact score rate_min / (a_max^2 / 4) is
+    `trapping_radius`.
+    """
+    theta = max(min(rates), 0.0) / curvature
+    return theta * math.exp(-1.5 * math.fsum(max(r, 0.0) * s for r, s in zip(rates, spans, strict=True)))
+
+
 def outward(z: Tensor | float, length: float, s2: float) -> Tensor:
     """Give f(z) = (l/2) tanh(l z / (2 s2)) - z: the flow's speed away from the midpoint, at signed distance z."""
     z = torch.as_tensor(z, dtype=torch.float64)
@@ -105,7 +117,7 @@ def greatest_outward(length: float, s2: float, radius: float) -> float:
     f is concave on z > 0, so that |f| is greatest where f' = 0 or at the end.
     """
     ends = (radius, min(radius, _top(length, s2)))
-    return 2.0 * max(abs(float(outward(z, length, s2))) for z in ends)
+    return 2.0 * max(abs(_speed(z, length, s2)) for z in ends)
 
 
 def least_outward(length: float, s2: float, inner: float, outer: float) -> float:
@@ -113,21 +125,35 @@ def least_outward(length: float, s2: float, inner: float, outer: float) -> float
 
     f is concave there, so it is least at one of the ends. Not positive: nothing drives the state out.
     """
-    return 2.0 * min(float(outward(z, length, s2)) for z in (inner, outer))
+    return 2.0 * min(_speed(z, length, s2) for z in (inner, outer))
 
 
-def confinement_bound(length: float, variances: list[float], radius: float) -> float:
-    """Bound how likely the SDE stays within `radius` of the midpoint all along: P5.1's first term.
+def confinement_bound(length: float, variances: list[float], slab: float) -> float:
+    """Bound how likely the SDE stays within `slab` of the midpoint all along: the first term of P5.1.
 
-    (4/pi) exp(-pi^2 H / (8 R^2)), H = s2(start) - s2(end) the noise put in, R = 2 radius + integral of K ds. A path
-    that stays keeps its martingale part within R, and a Brownian motion of clock H stays in (-R, R) no more often
-    (Dubins & Schwarz 1965). Falling variances; s2(start) first. Above 1 it says nothing: `escape_bound` then does.
+    (4/pi) exp(-pi^2 H / (8 R^2)), H = s2(start) - s2(end) the noise put in, R = slab + integral of K ds, K the greatest
+    drift within the slab. A path that stays keeps its start and martingale part together within R, and a Brownian
+    motion of clock H stays in (-R, R) no more often (Dubins & Schwarz 1965). Falling variances; s2(start) first. Above
+    1 it says nothing: `escape_bound` then may.
     """
     drift = 0.0
     for before, after in pairwise(variances):
-        drift += clock(before, after) * max(greatest_outward(length, s2, radius) for s2 in (before, after))
-    reach = 2.0 * radius + drift
+        drift += clock(before, after) * max(greatest_outward(length, s2, slab) for s2 in (before, after))
+    reach = slab + drift
     return 4.0 / math.pi * math.exp(-(math.pi**2) * (variances[0] - variances[-1]) / (8.0 * reach**2))
+
+
+def terminal_bound(length: float, variances: list[float], radius: float, outer: float, *, sharp: bool = False) -> float:
+    """Bound how likely the SDE *ends* within `radius` theta of the midpoint: P5.1, equation 7.
+
+    The sum of two terms: that it stays within the slab 2 theta all along (`confinement_bound`; with `sharp`, the
+    statement of ours for the same event, `escape_bound`), and that, having left it, it comes back to theta before it
+    reaches `outer` (`return_bound`, with s2 at the start). As the paper's, it leaves out that a path comes back from
+    beyond `outer`, near the mode. Raises `InputError` where the drift is not outward between theta and `outer`.
+    """
+    stays = escape_bound if sharp else confinement_bound
+    back = return_bound(length, variances[0], radius, 2.0 * radius, outer)
+    return stays(length, variances, 2.0 * radius) + back
 
 
 def escape_bound(length: float, variances: list[float], radius: float, lipschitz: float | None = None) -> float:
@@ -144,7 +170,7 @@ def escape_bound(length: float, variances: list[float], radius: float, lipschitz
     spread = 0.0
     for before, after in pairwise(variances):
         if lipschitz is None:
-            rate = 2.0 * float(outward(radius, length, before)) / radius
+            rate = 2.0 * _speed(radius, length, before) / radius
         else:
             rate = 2.0 * min(perturbed_rate(length, s2, radius, -lipschitz) for s2 in (before, after))
         step = clock(before, after)
@@ -175,9 +201,9 @@ def saddle_shift(length: float, s2: float, error: float) -> float:
     f's maximum will do: then the saddle may be gone.
     """
     top = _top(length, s2)
-    if float(outward(top, length, s2)) < error:
+    if _speed(top, length, s2) < error:
         raise InputError(f"saddle: an error of {error:g} exceeds the flow's largest outward speed at s2 = {s2:g}")
-    return _zero(lambda z: float(outward(z, length, s2)) - error, 0.0, top)
+    return _zero(lambda z: _speed(z, length, s2) - error, 0.0, top)
 
 
 def perturbed_rate(length: float, s2: float, z: float, gradient: float) -> float:
@@ -192,6 +218,11 @@ def perturbed_rate(length: float, s2: float, z: float, gradient: float) -> float
 def _f(xi: float, ratio: float, log_odds: float) -> float:
     z = ratio * (xi - 0.5) + log_odds
     return (1.0 / (1.0 + math.exp(-z)) if z >= 0 else math.exp(z) / (1.0 + math.exp(z))) - xi
+
+
+def _speed(z: float, length: float, s2: float) -> float:
+    """Give f(z) of one number."""
+    return 0.5 * length * math.tanh(length * z / (2.0 * s2)) - z
 
 
 def _top(length: float, s2: float) -> float:
