@@ -11,6 +11,7 @@ import torch
 
 import steadyflow as sf
 from steadyflow.diagnostics.detectors import TrajectoryVariance, roc_area
+from steadyflow_lab.hallucination import noise, setting
 from steadyflow_lab.theory import interpolation as theory
 from steadyflow_lab.theory import saddles
 
@@ -168,7 +169,7 @@ def test_samples_are_told_apart():
     found = theory.classify(torch.cat([near, between, away]), mixture)
     assert (found.kind[:500] == theory.VALID).all()
     assert (found.kind[500:600] == theory.INTERPOLATED).all()
-    assert (found.pair[500:600] == torch.tensor([0, 1])).all()
+    assert (found.pair[500:600].sort(1).values == torch.tensor([0, 1])).all()
     assert found.kind[601] == theory.INVALID
     rate = found.rate()
     assert rate.value == pytest.approx(100 / int((found.kind != theory.INVALID).sum()), abs=1e-2)
@@ -244,6 +245,39 @@ def test_noise_leaves_the_midpoint_at_least_as_often_as_the_bounds_say(radius):
     assert smaller < bound
 
 
+def test_the_confinement_bound_is_brownian_motions_where_nothing_drifts():
+    """With modes that have merged the drift is inward; a slab of pure noise is left as a Brownian motion leaves it."""
+    length, variances = 1e-6, [1.0, 0.999]
+    bound = saddles.confinement_bound(length, variances, 0.05)
+    drift = 2.0 * 0.05 * theory.clock(1.0, 0.999)
+    expected = 4.0 / math.pi * math.exp(-(math.pi**2) * 0.001 / (8.0 * (0.05 + drift) ** 2))
+    assert bound == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("dim", [2, 8, 32, 64])
+def test_the_terminal_event_is_no_more_frequent_than_equation_7_says(dim):
+    """25 modes as near as in the plane; paths from the bisector and from the edge of the slab, in all dimensions."""
+    problem = setting.exact(dim, level=True, dtype=torch.float64)
+    mixture, length = problem.mixture, setting.pair_length(problem)
+    i, j = setting.segments(mixture)[0].tolist()
+    variances = [(0.07 * length) ** 2 * 0.95**k for k in range(12)]
+    theta, outer, n = 0.1 * length, 0.3 * length, 600
+    path = noise.stochastic_flow(mixture, (i, j), variances, n, 0, step=0.1)
+    assert path[0].abs().max() < 1e-12
+    ended = theory.wilson(int((path[-1].abs() <= theta).sum()), n, 0.9999)
+    stayed = theory.wilson(int((path.abs() <= 2.0 * theta).all(0).sum()), n, 0.9999)
+    first = saddles.escape_bound(length, variances, 2.0 * theta)
+    sharp = saddles.terminal_bound(length, variances, theta, outer, sharp=True)
+    assert ended.low <= sharp < 1.0 < saddles.terminal_bound(length, variances, theta, outer)
+    assert first / 20.0 < stayed.low <= first < sharp  # a first term much smaller would be refuted
+
+
+def test_equation_7_bounds_nothing_at_any_setting_of_a_search():
+    least, tried = noise.least_of_equation_7()
+    assert tried > 1000
+    assert 0.9 < least < 1.0
+
+
 def test_the_papers_confinement_bound_says_nothing_at_its_own_parameters_and_the_sharper_one_does():
     """At tau_3 = 9 steps of 50 and theta = 0.35 l the noise that is left is small against the slab."""
     mixture = sf.GaussianMixture.grid(5, spacing=2.0 / 8**0.5, std=0.02 / 8**0.5)
@@ -313,6 +347,70 @@ def test_the_drift_bounds_are_those_of_a_scan():
         assert saddles.greatest_outward(length, s2, 0.9) == pytest.approx(f.abs().max().item(), rel=1e-5)
         inside = f[(z >= 0.2) & (z <= 0.7)]
         assert saddles.least_outward(length, s2, 0.2, 0.7) == pytest.approx(inside.min().item(), abs=2e-3)
+
+
+def test_the_pair_of_a_sample_is_that_of_its_two_nearest_modes():
+    """Six spreads from a mode along an axis: long oblique segments pass nearer than the one that the sample lies on."""
+    mixture = sf.GaussianMixture.grid(5, spacing=1.0, std=0.01)
+    angles = torch.tensor([0.0, 0.03, 0.3, 0.44, 0.6])  # in radians off the axis
+    x = mixture.means[12] + 0.06 * torch.stack([angles.cos(), angles.sin()], 1)
+    found = theory.classify(x, mixture)
+    assert (found.kind == theory.INTERPOLATED).all()
+    assert not theory.diagonals(found.pair, mixture).any()
+    assert (torch.cdist(x, mixture.means).topk(2, largest=False).indices == found.pair).all()
+    pairs = torch.tensor([[0, 6], [1, 5], [0, 1], [0, 5], [0, 7], [0, 12], [0, 2]])
+    assert theory.diagonals(pairs, mixture).tolist() == [True, True, False, False, False, False, False]
+
+
+@pytest.mark.parametrize("dim", [2, 8])
+def test_near_a_mode_trajectories_come_together_at_the_rate_that_is_bounded(dim):
+    """P4.5 and C4.6: the flow points inward on the ball, and any two trajectories in it approach each other."""
+    mixture = lattice(dim, std=0.05)
+    length = float(torch.cdist(mixture.means, mixture.means).fill_diagonal_(torch.inf).min())
+    radius, s2 = 0.25 * length, (0.2 * length) ** 2
+    rate, pull = theory.mode_contraction(mixture, radius, s2), theory.mode_pull(mixture, radius, s2)
+    assert 0.0 < rate < 1.0
+    assert pull < radius
+    generator = torch.Generator().manual_seed(0)
+    away = torch.nn.functional.normalize(torch.randn(2, 500, dim, generator=generator, dtype=torch.float64), dim=2)
+    y = mixture.means[3] + radius * away * torch.rand(2, 500, 1, generator=generator, dtype=torch.float64)
+    slopes = torch.stack([theory.slope(mixture, part, s2) for part in y])
+    gap, closing = y[0] - y[1], slopes[0] - slopes[1]
+    assert ((gap * closing).sum(1) <= -rate * gap.square().sum(1) + 1e-12).all()
+    edge = mixture.means[3] + radius * away[0]
+    assert ((edge - mixture.means[3]) * theory.slope(mixture, edge, s2)).sum(1).max() < 0.0
+    assert theory.mode_contraction(mixture, 0.5 * length, s2) < rate  # half way there is a saddle
+
+
+def test_what_is_in_the_tube_stays_there():
+    """C4.3: with kappa and a tube of T4.2's tail, the exact flow never leaves while two modes dominate."""
+    mixture, kappa = lattice(2, std=0.02), 3.0
+    tail = theory.far_modes(mixture, kappa)
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda: 2.0 * torch.rand(4000, generator=generator, dtype=torch.float64) - 1.0  # noqa: E731
+    y = torch.stack([mixture.means[12, 0] + 1.0 + draw(), mixture.means[12, 1] + 0.9 * draw()], 1)  # around a segment
+    variances = [0.3 * 0.8**k for k in range(16)]
+    path = rescaled_path(mixture, y, variances, substeps=10)
+    i, j = mixture.means[12], mixture.means[17 if float(mixture.means[17, 0] - mixture.means[12, 0]) > 0.5 else 13]
+    distance = torch.stack([theory.distance_to_segment(z, i, j) for z in path])
+    held = torch.stack([theory.dominance(mixture, z, v).kappa >= kappa for z, v in zip(path, variances, strict=True)])
+    steps = 0
+    for k in range(len(path) - 1):
+        inside = held[k] & held[k + 1] & (distance[k] <= tail)
+        steps += int(inside.sum())
+        assert (distance[k + 1][inside] <= tail + 1e-9).all()
+    assert steps > 10_000
+
+
+def test_the_trapping_bound_of_measured_rates_is_p47s_with_the_exact_ones():
+    length, count = 2.0, 2000
+    variances = [0.8 * (0.35 / 0.8) ** (k / count) for k in range(count + 1)]
+    rates = [saddles.saddle_rate(length**2 / v) for v in variances[:-1]]
+    spans = [theory.clock(a, b) for a, b in pairwise(variances)]
+    curvature = (length**2 / variances[-1]) ** 2 / 4.0
+    found = saddles.trapping_bound(rates, spans, curvature)
+    assert found == pytest.approx(saddles.trapped_start(length, variances[0], variances[-1]), rel=1e-3)
+    assert saddles.trapping_bound([-0.1, 2.0], [1.0, 1.0], 3.0) == 0.0  # no saddle at one of the times
 
 
 def test_a_diagonal_pair_never_dominates_on_a_grid():

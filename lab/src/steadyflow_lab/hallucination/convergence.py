@@ -151,11 +151,11 @@ _HEADS = [
 ]
 
 
-def _row(problem: Problem, method: Method, bench: Bench, n: int) -> tuple[list[str], Convergence, Estimate]:
-    found = paths(problem, method, n, bench.size.seed)
+def _row(problem: Problem, method: Method, n: int, seed: int) -> tuple[list[str], Convergence, Estimate]:
+    found = paths(problem, method, n, seed)
     by = convergence(problem, found)
     two = by.judged & ~by.alone
-    noisy = method is DDPM  # whose two nearest modes flicker, so that the last pair is no measure
+    noisy = method.label == DDPM.label  # whose two nearest modes flicker, so that the last pair is no measure
     slope = (
         noisy_slope(problem, found)
         if noisy
@@ -191,7 +191,8 @@ def figure_4(bench: Bench) -> Finding:
     """Measure the convergence to the segment once two modes dominate: DDIM and DDPM, exact and learned score."""
     count = min(bench.size.n, 2000 if not bench.size.quick else 400)
     jobs = [(problem, method) for problem in (exact(), learned()) for method in (ddim(200), DDPM)]
-    made = bench.map(lambda job: _row(*job, bench, count if job[1] is not DDPM else count // 2), jobs)
+    seed = bench.size.seed
+    made = bench.map(lambda job: _row(*job, count if job[1].label != DDPM.label else count // 2, seed), jobs)
     rows = [cells for cells, _, _ in made]
     (_, sharp, slope), (_, _, noise), (_, rough, bent), (_, _, noise_bent) = made
     every = [wilson(int(by.bounded.sum()), len(by.bounded)) for by in (sharp, rough)]
@@ -243,16 +244,15 @@ def figure_4(bench: Bench) -> Finding:
 def figure_e9(bench: Bench) -> Finding:
     """Measure rates and convergence in higher dimensions, with the learned scores."""
     rows, holds, slopes, rates = [], True, [], []
-    count = 300 if bench.size.quick else 1000
+    count, seed = (300 if bench.size.quick else 1000), bench.size.seed
     for name in ("mixture25-8d", "mixture25-32d"):
         problem = learned(name)
-        few = bench.size.n // 4, bench.size.long // 20 if not bench.size.quick else 500
-        requests = [Request(m, k, seed=bench.size.seed) for m, k in zip((ddim(), DDPM), few, strict=True)]
+        sizes = bench.size.n // 4, bench.size.long // 20 if not bench.size.quick else 500
+        requests = [Request(m, k, seed=seed) for m, k in zip((ddim(), DDPM), sizes, strict=True)]
         outcomes = run(problem, requests, bench.engine)
         for outcome, method in zip(outcomes, (ddim(200), DDPM), strict=True):
-            cells, _, slope = bench.map(
-                lambda m, p=problem: _row(p, m, bench, count if m is not DDPM else count // 2), [method]
-            )[0]
+            few = count if method.label != DDPM.label else count // 2
+            ((cells, _, slope),) = bench.map(lambda m, p=problem, k=few: _row(p, m, k, seed), [method])
             rows.append([*cells[:9], percent(outcome.classes.rate()), invalid(outcome)])
             slopes.append(slope)
         quick, slow = (outcome.classes.rate() for outcome in outcomes)
@@ -299,9 +299,10 @@ def figure_e7(bench: Bench) -> Finding:
 
 
 def _assumptions(number: str, dims: tuple[int, ...], bench: Bench) -> Finding:
-    few = 100 if bench.size.quick else 1000
+    few = 100 if bench.size.quick else 400
     jobs = [(dim, method) for dim in dims for method in (ddim(), DDPM)]
-    made = bench.map(lambda job: _begin(*job, few if job[1] is not DDPM else few // 4, bench.size.seed), jobs)
+    seed = bench.size.seed
+    made = bench.map(lambda job: _begin(*job, few if job[1].label != DDPM.label else few // 4, seed), jobs)
     rows = [row for part, _, _ in made for row in part]
     least = min(low for _, low, _ in made)
     claims = [
@@ -317,7 +318,7 @@ def _assumptions(number: str, dims: tuple[int, ...], bench: Bench) -> Finding:
         times = [times for _, _, times in made]  # DDIM and DDPM by turns
         dominance = [[begin for begin, _, _ in times[k::2]] for k in (0, 1)]
         growing = [grown for _, _, grown in times[1::2]]
-        wide = bench.map(lambda dim: _begin(dim, jobs[0][1], few // 2, bench.size.seed, False)[2][0], dims)
+        wide = bench.map(lambda dim: _begin(dim, ddim(), few // 2, seed, False)[2][0], dims)
         words = ", ".join(f"{first:.0f} and {second:.0f}" for first, second in zip(*dominance, strict=True))
         apart = ", ".join(f"{t:.0f}" for t in wide)
         rising, farther = all(line[-1] > line[0] for line in dominance), wide[-1] > wide[0]

@@ -36,7 +36,7 @@ PAPER = Paper(
         "high-dimensions": beyond.figure_high,
         "images": beyond.figure_images,
     },
-    full=Size("full", 100_000, 40_000, 300),
+    full=Size("full", 40_000, 10_000, 160),
     quick=Size("quick", 4000, 2000, 16),
     page="interpolation.md",
 )

@@ -54,7 +54,7 @@ def counted(
     start: Callable[[str, int], Tensor] | None = None,
 ) -> list[Count]:
     """Draw n pictures of triangles for each (model, method), in pieces that are kept, and count their shapes."""
-    firsts = range(0, n, _IMAGES)
+    firsts, seed = range(0, n, _IMAGES), bench.size.seed
     items = [
         (f"{name}-{method.label}-{first}".replace(" ", "_"), (name, method, first))
         for name, method in jobs
@@ -64,7 +64,7 @@ def counted(
     def one(item: tuple[str, Method, int]) -> Count:
         name, method, first = item
         few = min(_IMAGES, n - first)
-        (drawn,) = draw(load(name), [Request(method, few, bench.size.seed + 1000 * (1 + first), batch=few)])
+        (drawn,) = draw(load(name), [Request(method, few, seed + 1000 * (1 + first), batch=few)])
         held = 0 if drawn.record is None else drawn.record.flagged
         return Count(int((count_shapes(drawn.x) != 3).sum()), few, drawn.evaluations, held)
 
