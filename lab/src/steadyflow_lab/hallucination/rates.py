@@ -335,8 +335,8 @@ def table_i1(bench: Bench) -> Finding:
             "appendix I",
             "with the exact score P(M) agrees between the samplers and P(H) is 0",
             "equal; 0",
-            f"P(M) {short(fast[0])} for DDIM over all timesteps and {short(noisy[0])} for DDPM (DDIM-50: {short(coarse[0])}, "
-            f"the error of its steps); P(H) {short(fast[2])} and {short(noisy[2])}",
+            f"P(M) {short(fast[0])} for DDIM over all timesteps and {short(noisy[0])} for DDPM (DDIM-50: "
+            f"{short(coarse[0])}, the error of its steps); P(H) {short(fast[2])} and {short(noisy[2])}",
             verdict(
                 fast[0].low < noisy[0].high and noisy[0].low < fast[0].high and max(fast[2].low, noisy[2].low) <= 0.0
             ),
