@@ -16,8 +16,8 @@ and the corrected step x - gamma u,
 
     gamma_vp    = [(1 - 1/alpha) E<x, u> + (sigma^2 / alpha) E[div u]] / E|u|^2.
 
-Both of its terms grow like 1/alpha and cancel in the mean, so that what is left of a batch's noise grows as well; the
-change of variable has no such term. This form is here to be measured beside the others.
+Its two terms grow without bound as alpha -> 0 and nearly cancel, so that what is left of them is a batch's noise; the
+change of variable has no such terms. This form is here to be measured beside the others.
 
 For an exact score and Euler's step on exact marginals gamma_next = 1: its departure from 1 is a gauge of how far the
 state has left its marginal. Steps from alpha = 0 are left alone.
