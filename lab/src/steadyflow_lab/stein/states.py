@@ -55,7 +55,7 @@ def step_at(model: Denoiser, level: float, share: float) -> Step:
 
 
 def noised(model: Denoiser, x0: Tensor, level: float, seed: int, cell: int = 0) -> Tensor:
-    """Draw the states at a noise level whose data are x0, exactly of the marginal's law; each cell has its own noise."""
+    """Draw states at a noise level whose data are x0, exactly of the marginal's law; each cell has its own noise."""
     at = model.schedule.at(model.schedule.t_from_ratio(level))
     return at.alpha * x0 + at.sigma * like(x0, seed, PERTURBATION, (cell, 9, 0))
 

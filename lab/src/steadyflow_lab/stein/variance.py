@@ -70,7 +70,7 @@ def variance(bench: Bench) -> Finding:
             cells = {kind: spread_ratio(clean, vp, batch, of=kind) for kind in kinds}
             for kind, cell in cells.items():
                 ratios[kind].append(cell)
-            own = torch.zeros(1, 1, dtype=torch.long)
+            own = torch.zeros(1, 2, dtype=torch.long)
             spread = _spread(clean, batch, "probes", own)[0], _spread(clean, batch, "batch", own)[0]
             both = [f"{value:.2g}" for value in spread]
             rows.append([name, f"{chi:g}", str(batch), *both, *(short(cells[kind]) for kind in kinds)])
