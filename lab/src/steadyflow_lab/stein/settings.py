@@ -99,10 +99,11 @@ def settings() -> dict[str, Setting]:
             make, label = _stein(form, trust, "all"), f"{name}, trust {trust:g}"
             found.append(Setting(f"paper, {name}, clamped", label, make))
             found.append(Setting(f"{name}, other steps' factors", f"{label}, permuted", make, fixed="permuted"))
-    for trust in (0.1, 0.2):
+    for trust in (0.05, 0.1, 0.2):
         for when in _LEVELS:
             for form in ("next", "inverse"):
                 found.append(Setting(f"Stein, {form}", f"{form}, trust {trust:g}, {when}", _stein(form, trust, when)))
+    for trust in (0.1, 0.2):
         for when in ("all", "late"):
             rest = f"trust {trust:g}, {when}"
             one = _stein("inverse", trust, when, "sample")
