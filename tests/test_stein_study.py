@@ -12,7 +12,19 @@ from steadyflow.corrections import Calibrated, Stein
 from steadyflow.solvers.base import Step
 from steadyflow_lab import studies
 from steadyflow_lab.findings import FAILS, HOLDS, PARTLY, Finding, Size
-from steadyflow_lab.stein import PAPER, bound, coefficient, overhead, quality, runs, settings, states, trap, variance
+from steadyflow_lab.stein import (
+    PAPER,
+    bound,
+    coefficient,
+    drifting,
+    overhead,
+    quality,
+    runs,
+    settings,
+    states,
+    trap,
+    variance,
+)
 from steadyflow_lab.stein.problems import problems
 from steadyflow_lab.theory.stein import shift_bound, shifts
 
@@ -202,9 +214,9 @@ def test_figures_of_the_coefficient():
     assert held["reference-free along a run, VP"] != HOLDS
     assert all(held[f"closed form, {name}"] != FAILS for name in ("clean (EDM)", "VP"))
     assert verdicts(coefficient.edm(BENCH))["EDM view"] == HOLDS
-    drift = coefficient.drift(BENCH)
+    drift = drifting.drift(BENCH)
     assert verdicts(drift)["VP singularity"] == HOLDS
-    assert [curve.y[-1] > curve.y[0] for curve in drift.curves] == [True] * 3
+    assert [curve.y[-1] > curve.y[0] for curve in drift.curves] == [True] * 6
     spread = variance.variance(BENCH)
     assert len(spread.rows) == 3 * 5 * 2
 

@@ -5,23 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from steadyflow._internal.tensors import dot
 from steadyflow.metrics.statistics import Estimate
 from steadyflow.noise import PERTURBATION, like
 
-from ..findings import HOLDS, PARTLY, Claim, Curve, Finding, verdict
+from ..findings import HOLDS, PARTLY, Claim, Finding, verdict
 from ..studies import Bench
 from ..theory.stein import edm_scalings
 from .quality import decided, short
 from .states import (
     FORMS,
     PROBLEMS,
-    Terms,
     cells_of,
     data_of,
-    log_slope,
     noised,
     ratio_of_means,
     run_states,
@@ -177,74 +174,3 @@ def edm(bench: Bench) -> Finding:
         [row for row, _ in found],
         note="c_skip and c_out with sigma_data^2 the mean square of the data's numbers; 99.9 % bootstrap intervals.",
     )
-
-
-_DRIFT = (0.5, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
-
-
-def _parted(values: Tensor, count: int = 20) -> Tensor:
-    return values[..., : values.shape[-1] // count * count].unflatten(-1, (count, -1))
-
-
-def drift(bench: Bench) -> Finding:
-    """Follow the drift term of the form for VP as alpha goes to 0, at a step that halves the noise level."""
-
-    def one(item: tuple[int, str, float]) -> tuple[str, float, list[Terms]]:
-        k, name, chi = item
-        model, x0 = data_of(name, min(_count(bench, name), 4000), bench.size.seed)
-        x, step = noised(model, x0, chi, bench.size.seed + 1, k), step_at(model, chi, 0.5)
-        return name, step.start.alpha, [terms(model, x, step, form, x0=x0, probes=1, seed=k) for form in FORMS]
-
-    found = bench.map(one, cells_of(_DRIFT))
-    rows, curves, slopes, spreads, sums = [], list[Curve](), list[float](), list[tuple[float, float]](), list[float]()
-    for name in PROBLEMS:
-        part = [(alpha, t) for which, alpha, t in found if which == name]
-        sizes, overs = list[float](), list[float]()
-        for alpha, (clean, vp) in part:
-            size = abs(vp.drift.mean() / vp.size.mean()).item()
-            assert vp.reference is not None  # the data were given
-            best = (vp.reference.mean() / vp.size.mean()).item()
-            spread = [(_parted(t.above[0]).mean(1) / _parted(t.size).mean(1)).std().item() for t in (clean, vp)]
-            sizes, overs = [*sizes, size], [*overs, size / abs(best)]
-            spreads.append((spread[0] / abs(clean.coefficient), spread[1] / abs(best)))
-            cells = [f"{1.0 - 1.0 / alpha:.3g}", f"{size:.3g}", f"{(vp.above - vp.drift).mean() / vp.size.mean():.3g}"]
-            ends = [f"{vp.coefficient:.3g}", f"{best:.3g}", f"{spreads[-1][1]:.2g}", f"{spreads[-1][0]:.2g}"]
-            rows.append([name, f"{alpha:.4f}", *cells, *ends])
-        high = [k for k, (alpha, _) in enumerate(part) if alpha < 0.2]
-        slopes.append(log_slope([1.0 / part[k][0] for k in high], [sizes[k] for k in high]))
-        sums.append(log_slope([1.0 / part[k][0] for k in high], [overs[k] for k in high]))
-        curves.append(Curve(f"{name}: drift term", [1.0 / alpha for alpha, _ in part], sizes))
-    largest = [max(s[k] for s in spreads) for k in (1, 0)]
-    return Finding(
-        "drift",
-        "The drift term of the form for VP as alpha goes to 0",
-        [
-            Claim(
-                "VP singularity",
-                "as alpha goes to 0 the drift term grows without bound",
-                "1 - 1/alpha goes to minus infinity at high noise; EDM avoids this entirely",
-                "its size grows like 1/alpha to the power "
-                + ", ".join(f"{s:.2f} ({name})" for s, name in zip(slopes, PROBLEMS, strict=True))
-                + f" over alpha < 0.2, and over the best coefficient to {', '.join(f'{s:.2f}' for s in sums)}",
-                decided([s > 0.5 for s in slopes]),
-            ),
-            Claim(
-                "VP instability",
-                "so the form becomes numerically unstable, and the clean form does not",
-                "1/alpha can become numerically unstable",
-                f"largest relative spread over batches of {min(bench.size.long, 4000) // 20} (2-D, 64-D): "
-                f"VP {largest[0]:.2g}, clean {largest[1]:.2g}",
-                decided([largest[0] > 1.0, largest[1] < 1.0]),
-            ),
-        ],
-        ["problem", "alpha", "1 - 1/alpha", "drift term", "divergence term", "sum", "best from reference samples",
-         "spread, VP", "spread, clean"],
-        rows,
-        note=(
-            "Terms of the coefficient, each over E|u|^2; a step halves the noise level. Spread: standard deviation of "
-            "the coefficient over twenty batches, over the best coefficient from reference samples; one probe."
-        ),
-        curves=curves,
-        axes=("1 / alpha", "size of the drift term"),
-        scales=("log", "log"),
-    )  # fmt: skip

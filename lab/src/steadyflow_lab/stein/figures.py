@@ -6,7 +6,7 @@ from functools import partial
 
 from ..findings import Size
 from ..studies import Paper
-from . import bound, coefficient, overhead, quality, trap, variance
+from . import bound, coefficient, drifting, overhead, quality, trap, variance
 from .runs import SOLVERS
 
 PAPER = Paper(
@@ -16,7 +16,7 @@ PAPER = Paper(
         "trap": trap.trap,
         "coefficient": coefficient.coefficient,
         "edm": coefficient.edm,
-        "drift": coefficient.drift,
+        "drift": drifting.drift,
         "variance": variance.variance,
         "bound": bound.bound,
         "overhead": overhead.overhead,
