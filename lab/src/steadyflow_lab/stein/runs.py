@@ -121,10 +121,10 @@ class Study:
         found = average(torch.tensor(logs, dtype=torch.float64))
         return Estimate(math.exp(found.value), math.exp(found.low), math.exp(found.high))
 
-    def change(self, family: str, of: str) -> Estimate:
-        """Give the mean change of precision or recall against the plain solver, with a bootstrap interval over runs."""
-        plain = _by_cell(self.of(PLAIN))
-        changes = [getattr(r, of) - getattr(plain[key], of) for key, r in _by_cell(self.of(family)).items()]
+    def change(self, family: str, of: str, kind: str | None = None) -> Estimate:
+        """Give the mean change of a share against the plain solver, with a bootstrap interval over the runs."""
+        plain = _by_cell(self.of(PLAIN, kind))
+        changes = [getattr(r, of) - getattr(plain[key], of) for key, r in _by_cell(self.of(family, kind)).items()]
         return average(torch.tensor(changes, dtype=torch.float64))
 
     def newly_diverged(self, family: str) -> float:
