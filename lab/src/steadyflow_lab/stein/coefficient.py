@@ -10,7 +10,7 @@ from steadyflow._internal.tensors import dot
 from steadyflow.metrics.statistics import Estimate
 from steadyflow.noise import PERTURBATION, like
 
-from ..findings import HOLDS, PARTLY, Claim, Finding, verdict
+from ..findings import HOLDS, PARTLY, Claim, Finding, Size, verdict
 from ..studies import Bench
 from ..theory.stein import edm_scalings
 from .quality import decided, short
@@ -34,8 +34,8 @@ _OFF = 0.1
 """A coefficient that is off by more than this share has lost what it stands for."""
 
 
-def _count(bench: Bench, name: str) -> int:
-    return bench.size.images if name == "digits" else bench.size.long
+def _count(size: Size, name: str) -> int:
+    return size.images if name == "digits" else size.long
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,12 @@ class _Held:
 
 def coefficient(bench: Bench) -> Finding:
     """Hold the coefficient against the best one from reference samples, and against the model's own on a run."""
+    size = bench.size
 
     def on_marginal(item: tuple[int, str, float]) -> list[_Held]:
         k, name, chi = item
-        model, x0 = data_of(name, _count(bench, name), bench.size.seed)
-        x, step = noised(model, x0, chi, bench.size.seed, k), step_at(model, chi, 0.5)
+        model, x0 = data_of(name, _count(size, name), size.seed)
+        x, step = noised(model, x0, chi, size.seed, k), step_at(model, chi, 0.5)
         found = []
         for form in FORMS:
             t = terms(model, x, step, form, x0=x0, probes=4, seed=k)
@@ -65,8 +66,8 @@ def coefficient(bench: Bench) -> Finding:
         return found
 
     def on_run(name: str) -> list[_Held]:
-        model, _ = data_of(name, _count(bench, name) // 4, bench.size.seed)
-        states = run_states(model, _count(bench, name) // 4, 8, bench.size.seed)
+        model, _ = data_of(name, _count(size, name) // 4, size.seed)
+        states = run_states(model, _count(size, name) // 4, 8, size.seed)
         found = []
         for k, (x, step) in enumerate(states):
             for form in FORMS:
@@ -138,19 +139,20 @@ def _on_runs(along: list[_Held]) -> Claim:
 
 def edm(bench: Bench) -> Finding:
     """Hold EDM's c_skip and c_out against the coefficient of the step along the state itself."""
+    size = bench.size
 
     def one(item: tuple[int, str, float]) -> tuple[list[str], list[bool]]:
         k, name, chi = item
-        _, x0 = data_of(name, _count(bench, name), bench.size.seed)
+        _, x0 = data_of(name, _count(size, name), size.seed)
         x0 = x0.double()
-        y, m = x0 + chi * like(x0, bench.size.seed, PERTURBATION, (k, 10, 0)), x0.square().mean().item()
+        y, m = x0 + chi * like(x0, size.seed, PERTURBATION, (k, 10, 0)), x0.square().mean().item()
         skip, out = edm_scalings(chi, m)
-        size = dot(y, y)
-        dim = torch.full_like(size, x0[0].numel())
-        stein = ratio_of_means(chi**2 * dim, size, level=_LEVEL)  # of u = y, whose divergence is d
-        best = ratio_of_means(dot(y, y - x0), size, level=_LEVEL)
+        square = dot(y, y)
+        dim = torch.full_like(square, x0[0].numel())
+        stein = ratio_of_means(chi**2 * dim, square, level=_LEVEL)  # of u = y, whose divergence is d
+        best = ratio_of_means(dot(y, y - x0), square, level=_LEVEL)
         rest = (x0 - skip * y).square().flatten(1).mean(1)
-        left = ratio_of_means(rest, torch.full_like(size, out**2), level=_LEVEL)
+        left = ratio_of_means(rest, torch.full_like(square, out**2), level=_LEVEL)
         numbers = [f"{1.0 - skip:.4g}", short(stein), short(best), short(left)]
         inside = [e.low <= v <= e.high for e, v in ((stein, 1.0 - skip), (best, 1.0 - skip), (left, 1.0))]
         return [name, f"{chi:g}", *numbers], inside

@@ -66,10 +66,10 @@ def _spread(t: Terms, best: float) -> Estimate:
 
 def drift(bench: Bench) -> Finding:
     """Follow the drift term as alpha goes to 0, at a step that halves the noise level, and over a run of 8 steps."""
-    seed = bench.size.seed
+    size, seed = bench.size, bench.size.seed
 
     def count(name: str) -> int:
-        return min(bench.size.images if name == "digits" else bench.size.long, 4000)
+        return min(size.images if name == "digits" else size.long, 4000)
 
     def on_marginal(item: tuple[int, str, float]) -> _Measured:
         k, name, chi = item

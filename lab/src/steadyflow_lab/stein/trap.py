@@ -41,8 +41,9 @@ class _Row:
 
 def trap(bench: Bench) -> Finding:
     """Measure the constants of the steps of runs of 5 to 50 steps, in flow coordinates."""
-    counts = (5, 20) if bench.size.quick else (5, 10, 20, 50)
-    n = 4 if bench.size.quick else 16
+    size = bench.size
+    counts = (5, 20) if size.quick else (5, 10, 20, 50)
+    n = 4 if size.quick else 16
     images, labels = (part[:n] for part in digits("held-out"))
     net = load("digits").with_condition(labels)
     latent = invert(net, images, solver="rk4", steps=24, progress=False).latent
@@ -54,11 +55,11 @@ def trap(bench: Bench) -> Finding:
         else:
             data = mixture(2, 12)
             model = GaussianMixture(data.means, data.std * value, data.weights).denoiser(VPCosine())
-            x = torch.randn(8 * n, 2, generator=torch.Generator().manual_seed(bench.size.seed))
+            x = torch.randn(8 * n, 2, generator=torch.Generator().manual_seed(size.seed))
             sharpness = f"modes of width {float(data.std) * value:g}"
         grid = grids.make("quadratic", model.schedule, steps)
-        size = contractivity(model, x, grid, solver, coordinates="flow").lipschitz.double()
-        return _Row(name, sharpness, solver, steps, size.amax(0), (size < 1.0).double().mean(0), size.prod(0))
+        found = contractivity(model, x, grid, solver, coordinates="flow").lipschitz.double()
+        return _Row(name, sharpness, solver, steps, found.amax(0), (found < 1.0).double().mean(0), found.prod(0))
 
     items = [("digits", value, solver, k) for value in _GUIDANCES for solver in _SOLVERS for k in counts]
     items += [("2-D mixture", value, "ddim", k) for value in _WIDTHS for k in counts]

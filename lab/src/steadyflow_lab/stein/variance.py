@@ -54,14 +54,15 @@ def _best(t: Terms) -> float:
 
 def variance(bench: Bench) -> Finding:
     """Compare the standard deviations of both forms over probes and batches, at the same states and probes."""
+    size = bench.size
     kinds = ("probes", "batch", "step")
 
-    n = 1024 if bench.size.quick else 4096
+    n = 1024 if size.quick else 4096
 
     def one(item: tuple[int, str, float]) -> tuple[str, float, list[Terms]]:
         k, name, chi = item
-        model, x0 = data_of(name, n, bench.size.seed)
-        x, step = noised(model, x0, chi, bench.size.seed + 2, k), step_at(model, chi, 0.5)
+        model, x0 = data_of(name, n, size.seed)
+        x, step = noised(model, x0, chi, size.seed + 2, k), step_at(model, chi, 0.5)
         return name, chi, [terms(model, x, step, form, x0=x0, probes=_PROBES, seed=k) for form in FORMS]
 
     rows, ratios = [], {kind: list[Estimate]() for kind in kinds}
