@@ -9,9 +9,10 @@ import torch
 
 import steadyflow as sf
 from steadyflow.corrections import Calibrated, Stein
+from steadyflow.metrics.statistics import Estimate
 from steadyflow.solvers.base import Step
 from steadyflow_lab import studies
-from steadyflow_lab.findings import FAILS, HOLDS, PARTLY, Finding, Size
+from steadyflow_lab.findings import FAILS, HOLDS, OPEN, PARTLY, Finding, Size
 from steadyflow_lab.stein import (
     PAPER,
     bound,
@@ -232,4 +233,6 @@ def test_the_trap_is_in_the_constants_and_time_in_the_products(monkeypatch):
     assert "0.8 [0.8, 0.8]" in got["table 3: a VJP"].here
     assert got["table 3: a VJP"].verdict == got["table 3: the rest"].verdict == HOLDS
     assert got["ours: the counter"].verdict == FAILS
+    wide = {"a": Estimate(1.0, 0.5, 1.5)}
+    assert [overhead.below(limit, wide) for limit in (2.0, 1.0, 0.4)] == [HOLDS, OPEN, FAILS]
     assert set(PAPER.figures) >= {"trap", "overhead", "bound", "quality", *(f"study-{s}" for s in runs.SOLVERS)}
