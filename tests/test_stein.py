@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import steadyflow as sf
-from steadyflow.corrections import MomentMatching, Relaxed, Stein
+from steadyflow.corrections import Calibrated, MomentMatching, Relaxed, Stein
 from steadyflow.diagnostics import contractivity
 from steadyflow.jacobians.divergences import divergence
 from steadyflow.jacobians.maps import StepMap
@@ -113,6 +113,116 @@ def test_coefficients_a_sample_do_not_depend_on_the_batch():
     whole = sf.sample(model, corrections=[Stein(per="sample", probes=2, levels=EVERYWHERE)], **options).x
     parts = sf.sample(model, corrections=[Stein(per="sample", probes=2, levels=EVERYWHERE)], batch_size=7, **options).x
     assert torch.allclose(whole, parts, atol=1e-10)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_with_alpha_one_the_papers_form_is_the_clean_one(share):
+    schedule, data = PATHS["ve"], mixture()
+    model = data.denoiser(schedule)
+    t0, t1 = schedule.t_from_ratio(2.0), schedule.t_from_ratio(2.0 * share)
+    x = data.marginal(schedule, t0).sample(50, seed=2)
+    for per in ("batch", "sample"):
+        landed = [one_step(model, x, t0, t1, Stein(f, math.inf, EVERYWHERE, per)) for f in ("clean", "vp")]
+        assert (landed[0] - landed[1]).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("level", [0.3, 2.0, 30.0])
+def test_the_papers_form_on_a_gaussian_is_its_formula_and_lands_at_the_denoised_point(level):
+    schedule, spread, dim = PATHS["vp"], 0.7, 3
+    data = sf.GaussianMixture(torch.zeros(1, dim, dtype=torch.float64), spread)
+    model, (t0, t1) = data.denoiser(schedule), (schedule.t_from_ratio(level), schedule.t_from_ratio(0.5 * level))
+    x = data.marginal(schedule, t0).sample(200_000, seed=4)
+    stein = Stein("vp", math.inf, EVERYWHERE, method="exact")
+    landed = one_step(model, x, t0, t1, stein)
+    start, end = schedule.at(t0), schedule.at(t1)
+    variance = start.alpha**2 * spread**2 + start.sigma**2
+    kept = (end.alpha * start.alpha * spread**2 + end.sigma * start.sigma) / variance  # T(x) = kept x
+    drift = (1.0 - 1.0 / start.alpha) / (1.0 - kept)
+    found = stein.record.coefficients[0][1].item()
+    batch = drift + start.sigma**2 / start.alpha * dim / ((1.0 - kept) * x.square().sum(1).mean().item())
+    assert found == pytest.approx(batch, rel=1e-8)
+    meant = (1.0 - start.alpha * spread**2 / variance) / (1.0 - kept)  # its mean
+    noise = start.sigma**2 / (start.alpha * variance * (1.0 - kept)) * math.sqrt(2.0 / (dim * len(x)))
+    assert abs(found - meant) < 5.0 * noise
+    off = (landed - start.alpha * spread**2 / variance * x).square().mean().sqrt().item()
+    assert off < 5.0 * noise * (1.0 - kept) * math.sqrt(variance)
+
+
+def test_a_free_coefficient_is_taken_as_it_is_and_a_step_to_nowhere_is_left_alone():
+    schedule, data = PATHS["vp"], mixture()
+    t0, t1 = schedule.t_from_ratio(2.0), schedule.t_from_ratio(1.0)
+    x = data.marginal(schedule, t0).sample(100, seed=2)
+    for form in ("clean", "vp", "next"):
+        free = Stein(form, math.inf, EVERYWHERE)
+        one_step(data.denoiser(schedule), x, t0, t1, free)
+        assert free.record.factors[0][1] == free.record.coefficients[0][1]
+    values = torch.tensor([math.nan, math.inf, -math.inf, 7.0])
+    assert free.within_trust(values).tolist() == [1.0, math.inf, -math.inf, 7.0]
+    assert Stein(trust=0.5).within_trust(values).tolist() == [1.0, 1.5, 0.5, 1.5]
+
+
+CORRECTIONS = {
+    "stein": lambda: Stein("next", 0.3, (0.0, 5.0)),
+    "the paper's": lambda: Stein("vp", 0.3, EVERYWHERE),
+    "per sample": lambda: Stein("inverse", 0.1, EVERYWHERE, "sample"),
+    "moments": lambda: MomentMatching(1.5),
+}
+
+
+@pytest.mark.parametrize("name", CORRECTIONS)
+def test_a_calibrated_correction_gives_sample_7_the_same_bits_in_any_batch(name, tmp_path):
+    # a model that works element by element, so that it gives the same bits in any batch itself
+    model = sf.Denoiser(lambda x, t: 1.2 * x / (1.0 + x.abs()), PATHS["vp"], prediction="sample", shape=(3,))
+    correction = CORRECTIONS[name]()
+    options = {"steps": 5, "solver": "ddim", "t_max": 0.99, "dtype": torch.float64}
+    fitted = sf.sample(model, n=30, corrections=[correction], **options).x
+    fixed = Calibrated.of(correction)
+    fixed.save(tmp_path / "factors.json")
+    fixed = Calibrated.load(tmp_path / "factors.json")
+    assert fixed == Calibrated.of(correction)
+    whole = sf.sample(model, n=30, corrections=[fixed], **options).x
+    if name != "per sample":
+        assert torch.allclose(whole, fitted, rtol=0, atol=1e-12)  # at the levels of the fit, the same factors
+    cut = sf.sample(model, n=30, corrections=[fixed], batch_size=7, **options).x
+    alone = sf.sample(model, n=1, index=7, corrections=[fixed], **options).x
+    assert torch.equal(whole, cut)
+    assert torch.equal(whole[7], alone[0])
+    if name != "per sample":
+        measured = sf.sample(model, n=30, corrections=[CORRECTIONS[name]()], batch_size=7, **options).x
+        assert (measured - fitted).abs().max() > 1e-3  # which the correction that measures does not
+
+
+def test_a_calibrated_correction_interpolates_between_levels_and_refuses_others():
+    fixed = Calibrated((0.1, 1.0, 100.0), (0.9, 1.0, 1.4))
+    assert [fixed.factor(level) for level in fixed.levels] == list(fixed.factors)
+    assert fixed.factor(10.0) == pytest.approx(1.2)
+    assert fixed.factor(math.sqrt(0.1)) == pytest.approx(0.95)
+    assert fixed.factor(100.0 * (1.0 + 1e-7)) == 1.4
+    for level in (0.05, 101.0):
+        with pytest.raises(sf.InputError, match=f"noise level {level:g}, outside"):
+            fixed.factor(level)
+    model = mixture().denoiser(PATHS["vp"])
+    with pytest.raises(sf.InputError, match="outside"):
+        sf.sample(model, n=3, steps=5, solver="ddim", t_max=0.999, corrections=[fixed])
+
+
+def test_what_a_calibrated_correction_is_not_made_from(tmp_path):
+    with pytest.raises(sf.InputError, match="seen no step"):
+        Calibrated.of(Stein())
+    for wrong in (((), ()), ((1.0,), (1.0, 2.0)), ((2.0, 1.0), (1.0, 1.0)), ((1.0,), (math.nan,)), ((0.0,), (1.0,))):
+        with pytest.raises(sf.InputError, match="calibrated"):
+            Calibrated(*wrong)
+    with pytest.raises(sf.UnknownNameError, match="space"):
+        Calibrated((1.0,), (1.0,), "data")  # type: ignore[arg-type]
+    path = tmp_path / "factors.json"
+    with pytest.raises(FileNotFoundError):
+        Calibrated.load(path)
+    Calibrated((1.0, 2.0), (0.9, 1.1)).save(path)
+    good = path.read_text()
+    for damaged in (good[:40], "[]", good.replace("1.1", '"many"'), good.replace("calibrated", "other"), "\0" * 80):
+        path.write_text(damaged)
+        with pytest.raises(sf.CorruptFileError, match=r"factors\.json"):
+            Calibrated.load(path)
 
 
 @pytest.mark.parametrize("path", PATHS)

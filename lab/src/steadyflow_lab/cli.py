@@ -243,40 +243,18 @@ def _bars(figures: int) -> Iterator[Any]:
         shown.outer.close()
 
 
-@run.command("stein", epilog="Example: steadyflow lab run stein --quick")
+@run.command("stein", epilog="Example: steadyflow lab run stein --figure bound --quick")
 def stein(
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer samples, budgets and seeds.")] = False,
-    out: Annotated[Path, typer.Option(help="The folder for all runs as JSON.")] = _OUT,
+    figure: Figures = None,
+    quick: Quick = False,
+    out: Out = _OUT,
     engine: Engine = "local",
     address: Address = None,
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
-    """Measure what Stein corrections are worth: tuned families beside controls, on other problems and seeds."""
-    from steadyflow._internal import files
-    from steadyflow.runs import engine as make_engine
-
-    from . import stein as experiment
-
-    place = make_engine(engine, address, workers)
-    with bar("problem") as advance:
-        scores, results = experiment.study(quick=quick, engine=place, progress=advance)
-    written = {"scores": experiment.figures(scores), "runs": [dataclasses.asdict(result) for result in results]}
-    files.write_text(out / "stein.json", json.dumps(written, indent=1))
-    if as_json:
-        print_json(written["scores"])
-        return
-    heads, rows = experiment.table(scores)
-    typer.echo("Sliced Wasserstein distance to the data over the plain solver's, geometric mean, 95 % interval\n")
-    for first in range(1, len(heads) - 1, 3):
-        part = [0, *range(first, first + 3), len(heads) - 1]
-        typer.echo(table([heads[k] for k in part], [[row[k] for k in part] for row in rows], left=(0,)) + "\n")
-    typer.echo("Digits: precision and recall among the real ones, and the share recognised\n")
-    typer.echo(table(*experiment.digits_table(results), left=(0, 1)) + "\n")
-    chosen = dict.fromkeys((s.solver, s.family, s.label) for s in scores)
-    typer.echo("Settings chosen in tuning:\n")
-    typer.echo(table(["solver", "family", "setting"], [list(c) for c in chosen], left=(0, 1, 2)))
-    typer.echo(f"\nAll runs: {out / 'stein.json'}")
+    """Stein corrections of large steps (2606.07835): each claim of the paper with a verdict, beside controls."""
+    _study("stein", figure, quick, out, engine, address, workers, as_json)
 
 
 @run.command("editing", epilog="Example: steadyflow lab run editing --quick --out results")
