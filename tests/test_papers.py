@@ -106,12 +106,12 @@ def test_a_result_of_another_size_or_version_is_computed_anew(tmp_path):
 def test_a_page_is_filled_and_what_it_lacks_is_named(tmp_path, monkeypatch):
     paper = _paper([])
     monkeypatch.setitem(PAPERS, "paper", paper)
-    page = "before\n<!-- claims paper -->\nold\n<!-- end -->\nbetween\n<!-- table paper a -->\n<!-- end -->\nafter\n"
+    page = "before\n<!-- claims paper -->\nbygone\n<!-- end -->\nbetween\n<!-- table paper a -->\n<!-- end -->\nafter\n"
     with pytest.raises(sf.InputError, match="no result of the full form for a"):
         fill(page, tmp_path)
     run_figures(paper, folder=tmp_path, engine=InProcess())
     text = fill(page, tmp_path)
-    assert "old" not in text
+    assert "bygone" not in text
     assert "| 1 | it is so | 1 | 13 | **holds** | `paper --figure a` |" in text
     assert "| 1\\|2 |" in text
     assert "a note" in text
