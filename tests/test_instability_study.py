@@ -139,7 +139,8 @@ def test_the_toys_expand_between_their_modes_and_contract_on_them():
     assert torch.allclose(line.values[:, 0].log(), line.ratio, atol=1e-3)
     plane = toys.toy(5, 0.3, own=True, n=50)
     assert (plane.values[:, 0] >= plane.values[:, 1]).all()
-    assert torch.allclose(plane.values.log().sum(1), plane.ratio, atol=1e-3)
+    assert torch.allclose(plane.log_det, plane.ratio, atol=1e-3)
+    assert torch.allclose(plane.values.log().sum(1), plane.log_det, atol=1e-3)
 
 
 def test_the_likelihood_of_the_digits_model_is_its_determinant():

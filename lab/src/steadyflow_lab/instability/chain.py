@@ -26,7 +26,7 @@ def faces(bench: Bench) -> Finding:
 
 def ink(bench: Bench) -> Finding:
     """Measure on held-out pictures under their captions, in the latents of the bundled pipeline."""
-    return _figure(bench, "ink", 6 if bench.size.quick else 32, 100)
+    return _figure(bench, "ink", 6 if bench.size.quick else 24, 100)
 
 
 @dataclass(frozen=True)

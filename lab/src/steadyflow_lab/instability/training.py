@@ -127,7 +127,7 @@ def ablation(bench: Bench) -> Finding:
     """Train the network in each way from several seeds, and compare."""
     quick = bench.size.quick
     ways = {name: WAYS[name] for name in (("plain", "noise 0.3") if quick else WAYS)}
-    seeds, steps, n = (1, 300, 16) if quick else (3, 1500, bench.size.images)
+    seeds, steps, n = (1, 300, 16) if quick else (3, 1000, bench.size.images)
     items = [(f"{way.replace(' ', '-')}-{k}", (way, k)) for way in ways for k in range(seeds)]
 
     def one(item: tuple[str, int]) -> Trained:
