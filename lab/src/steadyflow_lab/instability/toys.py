@@ -320,9 +320,9 @@ def conditions(bench: Bench) -> Finding:
         claims,
         ["model", "spread", "threshold l", "found by bisection", "largest error of ln stretch", "sign agrees"],
         rows,
-        note="Jacobians of RK4 (96 steps, for six modes 192) against `theory.instability`. Two modes: the error is that "
-        "of the stretch along their line at 100 latents, at 1.5 times the threshold. Six modes at random places: that "
-        "of ln |det J| over the dimension, at samples of the model and at points uniform in the cube.",
+        note="Jacobians of RK4 (96 steps, for six modes 192) against `theory.instability`. Two modes: the error is "
+        "that of the stretch along their line at 100 latents, at 1.5 times the threshold. Six modes at random places: "
+        "that of ln |det J| over the dimension, at samples of the model and at points uniform in the cube.",
     )
 
 
