@@ -122,7 +122,7 @@ def report(data: Problem, real: Chain, own: Chain, nfe: int) -> Finding:
         ),
         Claim(
             "mechanism 1",
-            "expansion makes the reconstruction error",
+            "images with a larger coefficient are reconstructed worse, also at equal errors of the latent",
             "strong positive correlation",
             f"rank correlation of coefficient and error {_interval(step_error)}; given the latent's error "
             f"{_interval(alone)}",
