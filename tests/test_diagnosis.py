@@ -13,7 +13,6 @@ import steadyflow as sf
 from steadyflow.datasets import digits
 from steadyflow.diagnostics import CAUSES, in_precision
 from steadyflow.diagnostics import report as report
-from steadyflow_lab import instability as experiment
 from steadyflow_lab.coupling import conditional_mixture
 from steadyflow_lab.datasets import faces
 
@@ -169,38 +168,6 @@ def test_the_command_prints_figures_and_writes_a_report(tmp_path):
     assert figures["cause"] == "steps"
     assert figures["verified"]["gain"] > 1.0
     assert (tmp_path / "diagnosis.html").is_file()
-
-
-def test_expansion_grows_certain_with_dimension_for_real_data_but_not_for_generated():
-    rows = experiment.theorem((1, 8, 32), stds=(0.1,), n=60, steps=24)
-    real = [row.random for row in rows if row.data == "real"]
-    generated = [row.random for row in rows if row.data == "generated"]
-    assert real[0].high < real[-1].low
-    assert real[-1].low > 0.9
-    assert generated[-1].high < 0.2
-
-
-def test_the_toys_expand_between_their_modes_and_contract_on_them():
-    line = experiment.toy(1, side=41)
-    middle = line.latents[:, 0].abs().argmin()
-    assert line.stretch[middle] > 10.0
-    assert line.stretch[line.latents[:, 0].abs() > 1.5].max() < 1.0
-    assert torch.allclose(line.stretch, line.geometric)
-    plane = experiment.toy(2, side=9)
-    assert (plane.stretch >= plane.geometric - 1e-12).all()
-
-
-@pytest.mark.parametrize("name", ["digits", "faces"])
-def test_the_study_sets_error_against_instability(name):
-    model, images = experiment.problem(name, 4)
-    result = experiment.study(model, images, methods=(("euler", 12), ("rk4", 12)), probes=2, reference=8)
-    heads, cells = experiment.table(result)
-    assert len(cells) == 2
-    assert all(len(row) == len(heads) for row in cells)
-    assert result.rows[1].error.median() < result.rows[0].error.median()
-    json.dumps(experiment.figures(result, []))
-    with pytest.raises(sf.UnknownNameError):
-        experiment.problem("cats", 3)
 
 
 def test_the_faces_are_real_and_split():

@@ -16,6 +16,8 @@ import typer
 from steadyflow.cli.options import Json, bar, print_json, table
 from steadyflow.errors import InputError
 
+from .reconstruction_command import EPILOG, reconstruction
+
 Number = Annotated[int, typer.Option("--n", help="How many samples.")]
 Engine = Annotated[str, typer.Option(help="'local', or 'ray' for all cores or a cluster.")]
 Address = Annotated[str | None, typer.Option(help="With --engine ray, the cluster, such as 'auto'.")]
@@ -89,73 +91,28 @@ def coupling(
     typer.echo(f"\nPicture: {path}")
 
 
-@run.command("instability", epilog="Example: steadyflow lab run instability --model digits --out results")
-def instability(
-    model: Annotated[
-        str, typer.Option(help="'digits', 'faces', or with --images a saved model or a diffusers pipeline.")
-    ] = "digits",
-    images: Annotated[
-        Path | None, typer.Option(help="A folder of pictures for a model of your own, scaled to its size.")
-    ] = None,
-    n: Number = 100,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer images and steps, and small mixtures.")] = False,
-    out: Annotated[Path, typer.Option(help="The folder for the pictures.")] = _OUT,
-    engine: Engine = "local",
-    address: Address = None,
-    workers: Workers = None,
-    as_json: Json = False,
-) -> None:
-    """Show why reconstructions fail: expansion regions, the theorem, error against instability on real images."""
-    from steadyflow._internal import plots
-    from steadyflow.datasets.sources import open_source
-    from steadyflow.loading import load_model
-    from steadyflow.runs import engine as make_engine
-
-    from . import instability as experiment
-
-    if images is None:
-        denoiser, x = experiment.problem(model, min(n, 24) if quick else n)
-    else:
-        denoiser = load_model(model)
-        source = open_source(denoiser, str(images), n, resize=True)
-        x, _ = source.rows(0, len(source))
-        if len(x) < 3:
-            raise InputError(f"images: {images} holds {len(x)} pictures; the study needs at least 3")
-    toys = experiment.toy(1, side=41 if quick else 161), experiment.toy(2, side=21 if quick else 81)
-    shares = experiment.theorem((1, 4, 16), n=100) if quick else experiment.theorem()
-    methods = (("euler", 50), ("rk4", 48)) if quick else experiment.SOLVERS
-    plots.require()
-    place = make_engine(engine, address, workers)
-    with bar("solver", len(methods) + 1) as advance:
-        result = experiment.study(denoiser, x, name=model, methods=methods, engine=place, progress=advance)
-    pictures = {
-        "instability-toys.png": ((12, 3.6), lambda figure: experiment.draw_toys(*toys, figure)),
-        "instability-theorem.png": ((6, 4), lambda figure: experiment.draw_theorem(shares, figure.subplots())),
-        f"instability-{Path(model).stem}.png": ((15, 3.6), lambda figure: experiment.draw_study(result, figure)),
-    }
-    for name, (size, draw) in pictures.items():
-        figure = plots.figure(*size)
-        draw(figure)
-        plots.save(figure, out / name)
-    if as_json:
-        print_json(experiment.figures(result, shares))
-        return
-    typer.echo("Share of data points at which the generation map expands:\n")
-    typer.echo(table(*experiment.theorem_table(shares), left=(0, 1)))
-    low, high = result.sweep.regime
-    typer.echo(
-        f"\nReconstruction of {len(x)} images; the coefficient does not depend on the perturbation's size from "
-        f"{low:.1g} to {high:.1g}, {result.perturbation:.1g} was used:\n"
-    )
-    typer.echo(table(*experiment.table(result), left=(0,)))
-    typer.echo(f"\nPictures: {', '.join(str(out / name) for name in pictures)}")
-
-
 Figures = Annotated[
     list[str] | None, typer.Option(help="A figure of the paper, such as 5 or E.13; may be repeated. All by default.")
 ]
 Quick = Annotated[bool, typer.Option("--quick", help="The small form: each figure within a minute of one core.")]
 Out = Annotated[Path, typer.Option(help="The folder for results and pictures; a rerun goes on there.")]
+
+
+@run.command("instability", epilog="Example: steadyflow lab run instability --figure chain-digits --quick")
+def instability(
+    figure: Figures = None,
+    quick: Quick = False,
+    out: Out = _OUT,
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Why reconstructions fail (2506.18290): each claim of the paper with a verdict."""
+    _study("instability", figure, quick, out, engine, address, workers, as_json)
+
+
+run.command("reconstruction", epilog=EPILOG)(reconstruction)
 
 
 @run.command("hallucination", epilog="Example: steadyflow lab run hallucination --figure 5 --quick")

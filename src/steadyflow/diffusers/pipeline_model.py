@@ -337,15 +337,16 @@ def from_diffusers(
     return model.with_negative(negative_prompt).with_condition("" if prompt is None else prompt, guidance=guidance)
 
 
-def load_pipeline(path: str | Path, **options: Any) -> PipelineModel:
+def load_pipeline(path: str | Path, *, dtype: torch.dtype = torch.float32, **options: Any) -> PipelineModel:
     """Load a saved pipeline as a model.
 
     Args:
         path: A folder in diffusers' format, or a name on the hub where it is cached.
+        dtype: The precision of its networks, such as torch.bfloat16 for those that would not fit in float32.
         **options: Those of `from_diffusers`.
 
     Returns:
-        The model, in float32.
+        The model.
 
     Raises:
         MissingExtraError: diffusers is not installed.
@@ -353,9 +354,11 @@ def load_pipeline(path: str | Path, **options: Any) -> PipelineModel:
     """
     try:
         with _quiet():
-            from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+            from diffusers.pipelines import pipeline_utils
 
-            pipe = DiffusionPipeline.from_pretrained(str(path)).to(torch.float32)
+            # diffusers before 0.42 knows the word by its old name only
+            word = "dtype" if hasattr(pipeline_utils, "_resolve_dtype") else "torch_dtype"
+            pipe = pipeline_utils.DiffusionPipeline.from_pretrained(str(path), **{word: dtype}).to(dtype)
     except ImportError as error:
         raise MissingExtraError("diffusers", "diffusers", "loading pipelines") from error
     except (OSError, ValueError, SafetensorError) as error:
