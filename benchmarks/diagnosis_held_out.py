@@ -25,7 +25,8 @@ EXACT = ("rex-heun", "rex-ralston", "rex-ssprk3", "rex-tsit5", "bdia", "belm", "
 
 
 def problems():
-    for name, path, dim in (("mixture cosine", sf.VPCosine(), 6), ("mixture shifted flow", sf.RectifiedFlow(3.0, 1e-3, 0.999), 12)):
+    shifted = sf.RectifiedFlow(3.0, 1e-3, 0.999)
+    for name, path, dim in (("mixture cosine", sf.VPCosine(), 6), ("mixture shifted flow", shifted, 12)):
         means = sf.GaussianMixture.farthest_points(8, dim, seed=3).means / 2.0
         data = sf.GaussianMixture(means, 0.25, labels=[0, 0, 0, 0, 1, 1, 1, 1])
         model = data.denoiser(path).with_condition(torch.zeros(N, dtype=torch.long))
