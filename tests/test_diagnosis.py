@@ -14,7 +14,7 @@ from steadyflow.datasets import digits
 from steadyflow.diagnostics import CAUSES, in_precision
 from steadyflow.diagnostics import report as report
 from steadyflow_lab import instability as experiment
-from steadyflow_lab.coupling import conditional_mixture
+from steadyflow_lab.editing.coupling import conditional_mixture
 from steadyflow_lab.datasets import faces
 
 PATHS = {"vp": sf.VPLinear(), "flow": sf.RectifiedFlow()}
