@@ -212,6 +212,21 @@ def test_the_knob_is_that_of_the_solvers_and_its_best_value_has_an_interval():
     assert knob.best(close, (0.0, 1.0))[1:] == (0.0, 1.0)
 
 
+def test_the_knob_has_a_rule_only_if_following_it_pays_everywhere():
+    def swept(weak, strong, name="digits"):
+        """Errors of eight samples at three values, the best of which is 1 at either end."""
+        tables = {1.0: weak, 7.5: strong}
+        full = {w: torch.tensor(t)[:, None] * torch.linspace(1.0, 1.1, 8) for w, t in tables.items()}
+        return knob.sweep(name, "x of ees25", (0.0, 0.1, 0.2), full)
+
+    moving, still = swept([1.0, 1.5, 3.0], [3.0, 1.5, 1.0]), swept([1.0, 1.5, 3.0], [1.0, 1.5, 3.0], "mixture")
+    idle = swept([1.0, 1.01, 1.02], [1.02, 1.01, 1.0])
+    assert moving.moves == pytest.approx(0.2)
+    assert [knob.judged(some).verdict for some in ([moving, moving], [moving, still], [idle], [still])] == [
+        "holds", "holds in part", "does not hold", "does not hold",
+    ]  # fmt: skip
+
+
 def test_the_budget_of_edits_is_a_figure():
     found = diagnostic._budget(2, (("ddim", {}), 3.0))
     assert torch.allclose(found["inversion"] + found["generation"], torch.ones(2).double(), atol=1e-4)
