@@ -11,7 +11,7 @@ import steadyflow as sf
 from steadyflow.errors import UnknownNameError
 from steadyflow_lab.editing import PAPER, coupling, diagnostic, equations, ink, knob, smoothing, tradeoff
 from steadyflow_lab.editing.ink import Seen
-from steadyflow_lab.editing.methods import AUTO, METHODS, PUBLISHED, label, solver_of
+from steadyflow_lab.editing.methods import AUTO, METHODS, PUBLISHED, label, paired_rates, solver_of
 from steadyflow_lab.findings import Size
 from steadyflow_lab.studies import Bench
 
@@ -156,17 +156,32 @@ def test_smoothing_at_equal_evaluations_takes_fewer_steps_and_smooths_the_ways_t
 
 
 @pytest.mark.parametrize(
-    ("evaluations", "steps", "verdict"),
-    [(2.0, 2.0, "holds"), (2.0, 0.0, "holds in part"), (0.0, 0.0, "does not hold"), (-2.0, -2.0, "does not hold")],
+    ("evaluations", "steps", "n", "verdict"),
+    [
+        (2.0, 2.0, 60, "holds"),
+        (2.0, 0.0, 60, "holds in part"),
+        (0.0, 0.0, 60, "does not hold"),
+        (0.0, 0.0, 12, "not decided"),  # so few pictures cannot exclude a gain
+        (-2.0, -2.0, 12, "does not hold"),
+    ],
 )
-def test_smoothing_improves_edits_only_if_it_does_at_equal_steps_too(evaluations, steps, verdict):
+def test_smoothing_improves_edits_only_if_it_does_at_equal_steps_too(evaluations, steps, n, verdict):
     method, base = ("ees25", {}), 20.0
-    results = [(smoothing.Setting(method), [seen(base, 0.5, 1.0)] * 2)]
+    results = [(smoothing.Setting(method), [seen(base, 0.5, 1.0, n=n)] * 2)]
     for equal, gain in (("evaluations", evaluations), ("steps", steps)):
         setting = smoothing.Setting(method, "inversion", 0.2, equal)
-        results.append((setting, [seen(base + gain, 0.5, 1.0)] * 2))
+        results.append((setting, [seen(base + gain, 0.5, 1.0, n=n)] * 2))
     claim = smoothing._improves(results, method, ("inversion",), "smoothing", "says", "paper")
     assert claim.verdict == verdict
+
+
+def test_the_difference_of_rates_has_a_width_where_no_picture_differs():
+    alike = paired_rates([True] * 16, [True] * 16)
+    assert alike.value == 0.0
+    assert alike.high == pytest.approx(sf.metrics.statistics.wilson(0, 16).high)
+    apart = paired_rates([True] * 16, [False] * 16)
+    assert apart.low > 0.7
+    assert paired_rates([False] * 16, [True] * 16).low == pytest.approx(-apart.high)
 
 
 def test_the_numerical_error_of_an_edit_falls_with_the_tolerance(monkeypatch):

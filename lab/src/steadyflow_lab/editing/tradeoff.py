@@ -18,7 +18,20 @@ from steadyflow.tasks import invert
 from ..findings import EMPTY, FAILS, HOLDS, OPEN, PARTLY, Claim, Curve, Finding
 from ..studies import Bench
 from .ink import Seen, decode, joined, look, setting, task
-from .methods import GUIDANCES, METHODS, NEAR, OURS, PUBLISHED, Method, label, mean, median, shown, solver_of
+from .methods import (
+    GUIDANCES,
+    METHODS,
+    NEAR,
+    OURS,
+    PUBLISHED,
+    Method,
+    label,
+    mean,
+    median,
+    paired_rates,
+    shown,
+    solver_of,
+)
 
 NFE = 48
 CHUNK = 8
@@ -51,6 +64,8 @@ class Row:
 
     def paired(self, other: Row, name: str) -> Estimate:
         """Give the mean difference from another method on the same pictures."""
+        if name == "success":
+            return paired_rates(self.seen.success, other.seen.success)
         mine, theirs = (torch.tensor(getattr(row.seen, name), dtype=torch.float64) for row in (self, other))
         known = mine.isfinite() & theirs.isfinite()  # a picture may be all strokes
         return mean((mine - theirs)[known])
