@@ -251,7 +251,7 @@ def _visible(error: Tensor, differs: Tensor) -> Claim:
         if last <= TENTH:
             high, low = max(high, e.high), max(low, e.low)
     return Claim(
-        "error and quality",
+        "ours: error and quality",
         "the quality of an edit does not depend on its numerical error while that is below a tenth of the edit's "
         "change",
         "not said (ours)",
