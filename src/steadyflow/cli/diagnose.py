@@ -16,9 +16,7 @@ def diagnose(
     resize: o.Resize = False,
     label: o.Label = None,
     prompt: o.Prompt = None,
-    target: Annotated[
-        str | None, typer.Option(help="Diagnose an edit to this class or prompt, instead of a round trip.")
-    ] = None,
+    target: Annotated[str | None, typer.Option(help="What to move to: a class, or a prompt.")] = None,
     guidance: o.Guidance = None,
     source_guidance: o.SourceGuidance = None,
     solver: o.Solver = None,
