@@ -14,7 +14,7 @@ import steadyflow as sf
 from steadyflow import solvers
 from steadyflow.metrics import rmse
 from steadyflow.solvers.base import steps_for
-from steadyflow_lab.coupling import conditional_mixture
+from steadyflow_lab.editing.coupling import conditional_mixture
 
 TABLE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 THEIRS = {

@@ -12,7 +12,7 @@ from steadyflow import solvers
 from steadyflow.datasets import digits
 from steadyflow.metrics import rmse
 from steadyflow.tasks.choosing import APPROXIMATE
-from steadyflow_lab.coupling import conditional_mixture
+from steadyflow_lab.editing.coupling import conditional_mixture
 
 FIXED = [*((n, o, g) for n, o in APPROXIMATE for g in ("quadratic", "uniform")), ("ddim", {}, "quadratic")]
 

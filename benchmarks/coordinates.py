@@ -8,7 +8,7 @@ import torch
 
 import steadyflow as sf
 from steadyflow.datasets import digits
-from steadyflow_lab.coupling import conditional_mixture
+from steadyflow_lab.editing.coupling import conditional_mixture
 
 METHODS = ("midpoint", "heun", "rk4", "ees25", "ees27")
 

@@ -11,8 +11,8 @@ import torch
 import steadyflow as sf
 from steadyflow.datasets import digits
 from steadyflow.diagnostics import in_precision
-from steadyflow_lab.coupling import conditional_mixture
 from steadyflow_lab.datasets import faces
+from steadyflow_lab.editing.coupling import conditional_mixture
 
 N = 16
 

@@ -48,8 +48,8 @@ with _instrumented():
     from steadyflow.runs import folder as run_folder
     from steadyflow.solvers import registry
     from steadyflow.solvers.state import deserialize_state
-    from steadyflow_lab import piebench
     from steadyflow_lab.cached_results import cached_results
+    from steadyflow_lab.editing import piebench
     from steadyflow_lab.models import WEIGHTS
 
 OURS = (sf.SteadyflowError, FileNotFoundError)

@@ -130,7 +130,7 @@ def test_too_few_steps_say_how_far_they_came():
 
 @pytest.fixture(scope="module")
 def conditional():
-    from steadyflow_lab.coupling import conditional_mixture
+    from steadyflow_lab.editing.coupling import conditional_mixture
 
     mixture = conditional_mixture()
     return mixture.denoiser(sf.VPScaledLinear()), mixture.sample(16, label=0)

@@ -187,7 +187,7 @@ def test_pictures_survive_writing_and_reading_to_half_a_level(tmp_path):
 
 
 COMMANDS = ("", "sample", "invert", "reconstruct", "edit", "diagnose", "solvers", "demo", "lab", "lab run", "runs",
-            "runs show", "runs export", "lab run coupling", "lab run instability", "lab run hallucination",
+            "runs show", "runs export", "lab run piebench", "lab run instability", "lab run hallucination",
             "lab run reconstruction", "lab run stein", "lab run editing")  # fmt: skip
 
 

@@ -13,8 +13,8 @@ import steadyflow as sf
 from steadyflow.datasets import digits
 from steadyflow.diagnostics import CAUSES, in_precision
 from steadyflow.diagnostics import report as report
-from steadyflow_lab.coupling import conditional_mixture
 from steadyflow_lab.datasets import faces
+from steadyflow_lab.editing.coupling import conditional_mixture
 
 PATHS = {"vp": sf.VPLinear(), "flow": sf.RectifiedFlow()}
 

@@ -22,7 +22,7 @@ from steadyflow import runs
 from steadyflow._internal import html
 from steadyflow.datasets import arrays
 from steadyflow.diagnostics import report
-from steadyflow_lab import piebench
+from steadyflow_lab.editing import piebench
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import contextlib

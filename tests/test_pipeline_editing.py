@@ -13,7 +13,7 @@ import pipelines  # needs diffusers
 import steadyflow as sf
 from steadyflow.denoisers import Smoothing
 from steadyflow.diffusers.pipeline_model import load_pipeline
-from steadyflow_lab import piebench
+from steadyflow_lab.editing import piebench, piebench_runs
 
 
 @pytest.fixture(scope="module")
@@ -183,17 +183,63 @@ def test_piebench_is_run_with_its_protocol(call, folder, tmp_path):
     )
     out = tmp_path / "out"
     options = ["--model", folder, "--nfe", "6", "--guidance", "2", "--out", out]
-    status, text, _ = call("lab", "run", "editing", "--data", data, *options)
-    assert status == 0, text
-    kept = json.loads((out / "piebench.json").read_text())
+    status, _, problem = call("lab", "run", "piebench", "--data", data, *options)
+    assert status == 0, problem
+    (kept,) = json.loads((out / "piebench.json").read_text())
     assert len(kept["scores"]) == 3
     assert np.isnan(kept["scores"][1]["values"]["psnr"])  # nothing is unedited
     known = [kept["scores"][k]["values"]["psnr"] for k in (0, 2)]
     assert kept["means"]["psnr"] == pytest.approx(np.mean(known))
     assert np.isnan(kept["means"]["clip whole"])
-    status, text, _ = call("lab", "run", "editing", "--data", data, *options[:-1], tmp_path / "two", "--solver", "ddim")
-    assert status == 0, text
-    assert json.loads((tmp_path / "two" / "piebench.json").read_text())["fingerprint"] != kept["fingerprint"]
+
+
+def test_piebench_runs_many_settings_and_goes_on_batch_by_batch(call, folder, model, tmp_path, monkeypatch):
+    data, out = piebench_folder(tmp_path / "data"), tmp_path / "out"
+    words = ["--model", folder, "--nfe", "6", "--guidance", "1", "--guidance", "2", "--smooth", "0", "--smooth", "0.3"]
+    words += ["--solver", "ees25", "--solver", "ddim", "--batch-size", "2", "--data", data, "--out", out]
+    done, real = [], piebench_runs._batch
+
+    def stops(*given):
+        if len(done) == 5:
+            raise KeyboardInterrupt
+        done.append(given[-1])
+        return real(*given)
+
+    monkeypatch.setattr(piebench_runs, "_batch", stops)
+    call("lab", "run", "piebench", *words)  # is interrupted within the third of eight settings
+    assert len(list((out / "cells").iterdir())) == 5
+    monkeypatch.setattr(piebench_runs, "_batch", lambda *given: done.append(given[-1]) or real(*given))
+    status, text, problem = call("lab", "run", "piebench", *words)
+    assert status == 0, problem
+    assert len(done) == 8 * 2  # none of the five twice
+    found = json.loads((out / "piebench.json").read_text())
+    assert len({one["fingerprint"] for one in found}) == 8
+    assert [len(one["scores"]) for one in found] == [3] * 8
+    assert "ddim, guidance 2, smoothed 0.3 (inversion)" in text
+    # the numbers are those of the verb
+    item = piebench.items(data)[0]
+    x = model.encode(sf.datasets.arrays.read(item.path, model.image_shape, resize=True))
+    edited = sf.edit(model, x, item.target, source=item.source, guidance=2.0, solver="ddim", nfe=6, smoothing=0.3,
+                     smooth="inversion").x  # fmt: skip
+    original = sf.datasets.arrays.read(item.path, (3, 512, 512), resize=True)
+    mine = piebench.score(original, piebench.sized(model.decode(edited)), item, {})
+    (theirs,) = (one["scores"][0]["values"] for one in found if one["setting"].startswith("ddim, guidance 2, smoothed"))
+    assert theirs["psnr"] == pytest.approx(mine["psnr"], abs=0.05)
+
+
+def test_piebench_computes_in_half_precision_and_refuses_what_it_does_not_know(folder, tmp_path):
+    half = piebench_runs.load(str(folder), dtype="bfloat16")
+    assert half.dtype == torch.bfloat16
+    (found,) = piebench_runs.run(
+        half, piebench_folder(tmp_path), [piebench_runs.Setting("ddim", 1.0, 2)], name="tiny", dtype="bfloat16", limit=1
+    )
+    assert np.isfinite(found["means"]["mse"])
+    with pytest.raises(sf.UnknownNameError, match="dtype 'float8'"):
+        piebench_runs.load(str(folder), dtype="float8")
+    with pytest.raises(sf.InputError, match="inversion, generation"):
+        piebench_runs.Setting("ddim", 1.0, smooth=0.2, when="up")
+    with pytest.raises(sf.InputError, match="batch_size"):
+        piebench_runs.run(half, tmp_path, [], name="tiny", batch_size=0)
 
 
 def test_the_unedited_part_is_measured_over_the_whole_frame():
@@ -248,7 +294,7 @@ def test_wrong_use_is_explained_in_one_line(call, folder, picture, tmp_path):
         (("edit", "--model", folder, "--target", "a"), "give --input"),
         (("sample", "--prompt", "a cat"), "takes none"),
         (("sample", "--model", folder, "--label", "3"), "give --prompt"),
-        (("lab", "run", "editing", "--data", tmp_path, "--model", "digits"), "no diffusers pipeline"),
+        (("lab", "run", "piebench", "--data", tmp_path, "--model", "digits"), "no diffusers pipeline"),
     ):
         status, _, text = call(*arguments)
         assert status == 1, (arguments, text)

@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import typer
 
 from steadyflow.cli.options import Json, bar, print_json, table
-from steadyflow.errors import InputError
 
 from .reconstruction_command import EPILOG, reconstruction
 
@@ -57,38 +56,6 @@ run = typer.Typer(
     help="Run an experiment; each prints its tables and writes pictures.", epilog=_EXAMPLE, no_args_is_help=True
 )
 lab.add_typer(run, name="run")
-
-
-@run.command("coupling", epilog="Example: steadyflow lab run coupling --problem digits --out results")
-def coupling(
-    problem: Annotated[str, typer.Option(help="'mixture' (16-dimensional, exact) or 'digits'.")] = "mixture",
-    n: Number = 64,
-    nfe: Annotated[int, typer.Option(help="Model evaluations each way.")] = 48,
-    grid: Annotated[str, typer.Option(help="uniform, quadratic, log-snr or karras.")] = "quadratic",
-    out: Annotated[Path, typer.Option(help="The folder for the picture.")] = _OUT,
-    engine: Engine = "local",
-    address: Address = None,
-    workers: Workers = None,
-    as_json: Json = False,
-) -> None:
-    """Compare exact reversibility with stability: edits at rising guidance, fixed and automatic coupling."""
-    from steadyflow._internal import plots
-    from steadyflow.runs import engine as make_engine
-
-    from . import coupling as experiment
-
-    plots.require()
-    place = make_engine(engine, address, workers)
-    with bar("method", len(experiment.METHODS)) as advance:
-        rows = experiment.study(problem, n=n, nfe=nfe, grid=grid, engine=place, progress=advance)
-    if as_json:
-        print_json([dataclasses.asdict(row) for row in rows])
-        return
-    figure, path = plots.figure(8, 5), out / f"coupling-{problem}.png"
-    experiment.draw(rows, figure.subplots())
-    plots.save(figure, path)
-    typer.echo(table(*experiment.table(rows), left=(0, 1)))
-    typer.echo(f"\nPicture: {path}")
 
 
 Figures = Annotated[
@@ -214,110 +181,72 @@ def stein(
     _study("stein", figure, quick, out, engine, address, workers, as_json)
 
 
-@run.command("editing", epilog="Example: steadyflow lab run editing --quick --out results")
+@run.command("editing", epilog="Example: steadyflow lab run editing --figure smoothing --quick")
 def editing(
-    n: Number = 96,
-    nfe: Annotated[int, typer.Option(help="Model evaluations each way.")] = 48,
-    quick: Annotated[bool, typer.Option("--quick", help="Three solvers, two guidance scales, 16 pictures.")] = False,
-    data: Annotated[Path | None, typer.Option(help="Instead, PIE-Bench: the folder with mapping_file.json.")] = None,
-    model: Annotated[str, typer.Option(help="For PIE-Bench, the pipeline: its folder or name.")] = "ink",
-    solver: Annotated[str, typer.Option(help="For PIE-Bench, a solver's name; see `steadyflow solvers`.")] = "ees25",
-    guidance: Annotated[float, typer.Option(help="For PIE-Bench, the scale of classifier-free guidance.")] = 7.5,
-    limit: Annotated[int | None, typer.Option(help="For PIE-Bench, how many of its pictures.")] = None,
-    clip: Annotated[str | None, typer.Option(help="For PIE-Bench, CLIP's weights: a folder, or a name.")] = None,
-    dino: Annotated[str | None, typer.Option(help="For PIE-Bench, DINO's weights: a folder, or a name.")] = None,
-    perceptual: Annotated[bool, typer.Option("--lpips", help="For PIE-Bench, LPIPS too (needs torchvision).")] = False,
-    out: Annotated[Path, typer.Option(help="The folder for results and pictures.")] = _OUT,
+    figure: Figures = None,
+    quick: Quick = False,
+    out: Out = _OUT,
     engine: Engine = "local",
     address: Address = None,
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
-    """Measure what edits keep and what they change, over solvers and guidance; or run PIE-Bench with one solver."""
-    if data is not None:
-        _piebench(data, model, solver, nfe, guidance, limit, clip, dino, perceptual, out, as_json)
-        return
-    from steadyflow._internal import files, plots
-    from steadyflow.datasets import arrays
-    from steadyflow.runs import engine as make_engine
-
-    from . import editing as experiment
-
-    methods = experiment.QUICK if quick else experiment.METHODS
-    scales = (2.0, 7.5) if quick else experiment.GUIDANCES
-    plots.require()
-    place = make_engine(engine, address, workers)
-    with bar("method", len(methods)) as advance:
-        count = min(n, 16) if quick else n
-        options = {"guidances": scales, "methods": methods, "folder": out, "engine": place}
-        rows = experiment.study(n=count, nfe=nfe, **options, progress=advance)
-    written = {"extractor": experiment.InkExtractor().hash, "rows": [dataclasses.asdict(row) for row in rows]}
-    files.write_text(out / "editing.json", json.dumps(written, indent=1))
-    figure = plots.figure(12, 4.5)
-    experiment.draw(rows, figure)
-    plots.save(figure, out / "editing.png")
-    sheet = experiment.pictures(experiment.bundled(), ("ees25", "ddim", "rex-midpoint"), nfe=nfe)
-    arrays.write(out / "editing-pictures.png", sheet)
-    if as_json:
-        print_json(written)
-        return
-    for task, title in (("digit", "another digit"), ("ink", "another ink")):
-        typer.echo(f"To {title}, mean over the pictures with a 95 % interval:\n")
-        typer.echo(table(*experiment.table(rows, task), left=(0,)) + "\n")
-    typer.echo(f"Results and pictures: {out}")
+    """What edits by exactly and nearly reversible solvers keep (2605.16399): each claim of the paper with a verdict."""
+    _study("editing", figure, quick, out, engine, address, workers, as_json)
 
 
-def _piebench(
-    data: Path,
-    model: str,
-    solver: str,
-    nfe: int,
-    guidance: float,
-    limit: int | None,
-    clip: str | None,
-    dino: str | None,
-    perceptual: bool,
-    out: Path,
-    as_json: bool,
+@run.command("piebench", epilog="Example: steadyflow lab run piebench --data PIE-Bench --model sd-folder --device cuda")
+def piebench(
+    data: Annotated[Path, typer.Option(help="The folder with mapping_file.json and annotation_images.")],
+    model: Annotated[str, typer.Option(help="The pipeline: its folder, or its name on the hub.")] = "ink",
+    solver: Annotated[
+        list[str] | None, typer.Option(help="A solver's name (see `steadyflow solvers`); may be repeated. ees25.")
+    ] = None,
+    guidance: Annotated[
+        list[float] | None, typer.Option(help="A scale of classifier-free guidance; may be repeated. 7.5.")
+    ] = None,
+    smooth: Annotated[
+        list[float] | None, typer.Option(help="Average the field over this radius, 0 for not at all; may be repeated.")
+    ] = None,
+    smooth_when: Annotated[str, typer.Option(help="On which ways: inversion, generation or both.")] = "inversion",
+    nfe: Annotated[int, typer.Option(help="Model evaluations each way.")] = 48,
+    limit: Annotated[int | None, typer.Option(help="How many of its pictures.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures that are edited together, and kept together.")] = 4,
+    device: Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, ...")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="In what the networks compute: float32, float16 or bfloat16.")] = "float32",
+    clip: Annotated[str | None, typer.Option(help="CLIP's weights: a folder, or a name.")] = None,
+    dino: Annotated[str | None, typer.Option(help="DINO's weights: a folder, or a name.")] = None,
+    perceptual: Annotated[bool, typer.Option("--lpips", help="LPIPS too (needs torchvision).")] = False,
+    out: Out = _OUT,
+    as_json: Json = False,
 ) -> None:
-    """Run PIE-Bench and write its result file."""
-    from tqdm import tqdm
+    """Run PIE-Bench in every combination of solvers, guidance scales and radii, batch by batch; a rerun goes on."""
+    from itertools import product
 
-    from steadyflow import __version__, metrics
+    from steadyflow import metrics
     from steadyflow._internal import files
-    from steadyflow.diffusers import PipelineModel
-    from steadyflow.loading import load_model
-    from steadyflow.solvers import get
-    from steadyflow.solvers.base import steps_for
 
-    from . import piebench
+    from .editing import piebench as benchmark
+    from .editing import piebench_runs as runs
 
-    denoiser, method = load_model(model), get(solver)
-    if not isinstance(denoiser, PipelineModel):
-        raise InputError(f"model: {model!r} is no diffusers pipeline; PIE-Bench needs one that takes prompts")
+    settings = [
+        runs.Setting(name, scale, nfe, radius, smooth_when)
+        for name, scale, radius in product(solver or ["ees25"], guidance or [7.5], smooth or [0.0])
+    ]
+    denoiser = runs.load(model, device, dtype)
     extractors: dict[str, metrics.Extractor] = {}
     if clip is not None:
         extractors["clip"] = metrics.Clip(clip)
     if dino is not None:
         extractors["dino"] = metrics.Dino(dino)
-    settings = {"model": model, "solver": method.spec(), "nfe": nfe, "guidance": guidance, "version": __version__}
-    options = {"solver": method, "steps": steps_for(method, nfe), "guidance": guidance, "progress": False}
-    total = len(piebench.items(data, limit))
-    scores = list(
-        tqdm(
-            piebench.run(denoiser, data, extractors=extractors, perceptual=perceptual, limit=limit, **options),
-            total=total,
-            unit="picture",
-            leave=False,
-            disable=None,
-        )
-    )
-    found = piebench.as_json(scores, extractors, **settings)
+    where = {"name": model, "device": device, "dtype": dtype, "batch_size": batch_size, "folder": out}
+    what = {"extractors": extractors, "perceptual": perceptual, "limit": limit}
+    with bar("picture", len(benchmark.items(data, limit)) * len(settings)) as advance:
+        found = runs.run(denoiser, data, settings, **where, **what, progress=advance)
     files.write_text(out / "piebench.json", json.dumps(found, indent=1))
     if as_json:
         print_json(found)
         return
-    typer.echo(f"PIE-Bench, {len(scores)} pictures, protocol and settings {found['fingerprint']}\n")
-    cells = [[name, f"{value:.4g}"] for name, value in found["means"].items()]
-    typer.echo(table(["metric", "mean"], cells, left=(0,)))
+    typer.echo(f"PIE-Bench, {len(found[0]['scores'])} pictures; means:\n")
+    typer.echo(table(*runs.table(found), left=(0,)))
     typer.echo(f"\nAll scores: {out / 'piebench.json'}")

@@ -16,6 +16,7 @@ def diagnose(
     resize: o.Resize = False,
     label: o.Label = None,
     prompt: o.Prompt = None,
+    target: Annotated[str | None, typer.Option(help="What to move to: a class, or a prompt.")] = None,
     guidance: o.Guidance = None,
     source_guidance: o.SourceGuidance = None,
     solver: o.Solver = None,
@@ -44,7 +45,7 @@ def diagnose(
     shard: o.Shard = None,
     as_json: o.Json = False,
 ) -> None:
-    """Say where the error of a round trip comes from and what to change.
+    """Say where the error of a round trip, or with --target of an edit, comes from and what to change.
 
     Samples that are computed together get one diagnosis.
     """
@@ -58,8 +59,9 @@ def diagnose(
     words |= o.given(t_min=t_min, t_max=t_max, tolerance=tolerance, verify=verify, block=batch_size, double=double)
     words["solver"] = o.solver_spec(solver, coordinates)
     denoiser = load_model(model, device)
+    words |= o.given(target=o.condition(denoiser, "target", target))
     if contractivity:
-        _check_instead(run=run, batch_size=batch_size, tolerance=tolerance, verify=verify or None)
+        _check_instead(run=run, batch_size=batch_size, tolerance=tolerance, verify=verify or None, target=target)
     job = Diagnosing(model, n=o.count_samples(denoiser, input, n, resize, label), device=device, **words)
     if contractivity:
         _contractivity(job, denoiser, out, as_json)

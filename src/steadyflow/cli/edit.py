@@ -87,31 +87,18 @@ def edit(
     special = o.given(share=share, average=average, gamma=gamma, eta=eta, window=_window(window))
     way = None if method is None and not special else editing.get(method or "inversion", **special)
     _check_saved(way, save, saved, coordinates)
-    words = o.given(input=input, resize=resize, source=_condition(denoiser, "source", source), method=way)
+    words = o.given(input=input, resize=resize, source=o.condition(denoiser, "source", source), method=way)
     words |= o.given(guidance=guidance, source_guidance=source_guidance, smoothing=smooth, smooth=smooth_when)
     words |= {name: str(path) for name, path in o.given(mask=mask, lora=lora, inversion=saved).items()}
     words |= o.given(steps=steps, nfe=nfe, grid=grid, strength=strength, t_min=t_min, t_max=t_max)
     words |= o.given(seed=seed, index=index, noise=noise, block=batch_size, double=double)
     words["solver"] = o.solver_spec(solver, coordinates, None if way is None else way.defaults.get("solver"))
-    words["target"] = _condition(denoiser, "target", target)
+    words["target"] = o.condition(denoiser, "target", target)
     count = _count(denoiser, input, n, resize, words.get("source"), saved)
     done = perform(Editing(model, n=count, device=device, **words), place, denoiser, out=out)
     if save is not None:
         Inversion.concatenate([part.kept for part in done.parts()]).save(save)
     o.print_figures(figures_of(done, place), as_json, out or save)
-
-
-def _condition(model: Any, name: str, given: str | None) -> int | str | None:
-    """A class as a number, or a prompt."""
-    from ..errors import InputError
-    from ..loading import takes_prompts
-
-    if given is None or takes_prompts(model):
-        return given
-    try:
-        return int(given)
-    except ValueError:
-        raise InputError(f"{name}: got {given!r}, but {model.name!r} takes classes, which are numbers") from None
 
 
 def _window(given: str | None) -> tuple[float, float] | None:

@@ -128,6 +128,28 @@ def solver_spec(solver: str | None, coordinates: str | None, default: str | None
     return solvers.get(solver or default or DEFAULT_SOLVER, coordinates=coordinates).spec()
 
 
+def condition(model: Any, name: str, given: str | None) -> int | str | None:
+    """A class as a number, or a prompt.
+
+    Args:
+        model: The model that it is for.
+        name: What the option is called.
+        given: What was given, if anything.
+
+    Raises:
+        InputError: The model takes classes, and it is none.
+    """
+    from ..errors import InputError
+    from ..loading import takes_prompts
+
+    if given is None or takes_prompts(model):
+        return given
+    try:
+        return int(given)
+    except ValueError:
+        raise InputError(f"{name}: got {given!r}, but {model.name!r} takes classes, which are numbers") from None
+
+
 def count_samples(model: Any, path: str | None, n: int | None, resize: bool, label: Any) -> int:
     """How many samples a job is about: at most n of what there is."""
     from ..datasets.sources import open_source

@@ -1,4 +1,4 @@
-"""The error budget of a reconstruction: where the difference between x and its round trip comes from.
+"""The error budget of a reconstruction or of an edit: where the difference from what was wanted comes from.
 
 With z the latent of x by the exact ODE under the inversion's model, z^ what the solver found, G the exact generation
 map under the model of the way back, G_h the solver's, J the Jacobian of G half way between z and z^, and x^ what came
@@ -18,6 +18,12 @@ latent's error itself and what the amplification E = |J (z^ - z)| / |z^ - z| add
 
 For an exactly reversible solver, with the same model both ways, the discretisation errors cancel by construction, and
 only rounding remains.
+
+Of an edit, G belongs to the target, another condition or guidance than that of the way up, and G(z) is the edit that
+an exact solver would have made. What it changes is wanted, so that the error is x^ - G(z): there is no mismatch, and
+the other terms stay, J being the Jacobian of the target's map. The change |G(z) - x| is reported beside them. With a
+codec the exact edit of an image is the image plus decode(G(z)) - decode(encode(x)). Exactly reversible solvers are
+no exception here, as nothing cancels between different fields.
 """
 
 from __future__ import annotations
@@ -47,6 +53,8 @@ TERMS = ("codec", "guidance", "inversion", "amplification", "regeneration", "rou
 _REFERENCE = registry.get("dopri5")
 _EXPLAINED = 0.5
 """The share of an error that the budget may leave unexplained where the linear theory is said to hold."""
+_LOOSE = 1e-5
+"""The largest tolerance of a reference solve, unless one is given."""
 _JACOBIAN = 1e-6
 """The tolerance of the solve whose Jacobian is taken."""
 
@@ -92,6 +100,10 @@ class Budget:
     """x^, shape (B, ...)."""
     nfe: int
     """Model evaluations per sample that the budget cost; a Jacobian product counts as two."""
+    exact: Tensor | None = None
+    """Of an edit, what an exact solver would have made of the images, shape (B, ...)."""
+    change: Tensor | None = None
+    """Of an edit, the root mean square of what that changes, in the image's units, shape (B,)."""
 
     @property
     def shares(self) -> dict[str, float]:
@@ -124,6 +136,7 @@ def budget(
     back: Denoiser | None = None,
     codec: Codec | None = None,
     tolerance: float | None = None,
+    edit: bool = False,
 ) -> Budget:
     """Compute the error budget of inverting images under `model` and generating them again under `back`.
 
@@ -136,6 +149,7 @@ def budget(
         codec: Encodes images to the model's samples and back, where the model works on latents.
         tolerance: The tolerance of the reference solves; by default a thousandth of the error found, within
             [1e-10, 1e-5].
+        edit: Whether the way back is an edit: what the exact edit changes is then no error.
 
     Returns:
         The terms of the error of each image.
@@ -152,14 +166,13 @@ def budget(
     shown = returned if codec is None else codec.decode(returned)
     if shown.shape != images.shape:
         raise InputError(f"codec: decodes to shape {tuple(shown.shape)}, but the images have {tuple(images.shape)}")
-    error = (shown - images).double()
-    measured = rms(error)
+    start = x.double()
+    loosely, spent = _loosely(model, back, start, grid) if edit and tolerance is None else (start, 0)
     if tolerance is None:
-        tolerance = min(max(1e-3 * rmse(returned, x).median().item(), 1e-10), 1e-5)
+        tolerance = min(max(1e-3 * rmse(returned.double(), loosely).median().item(), 1e-10), _LOOSE)
 
     exact = _Exact(in_precision(model, torch.float64), grid, tolerance)
     exact_back = exact if same else _Exact(in_precision(back, torch.float64), grid, tolerance)
-    start = x.double()
     precise = invert(exact.model, start, solver=solver, grid=grid)
     precise_returned = precise.decode(exact_back.model).x
     found = precise.latent
@@ -169,9 +182,9 @@ def budget(
     along = FlowMap(exact_back.model, run.grid, _REFERENCE)
     tangent, at_start = along.carry(z + 0.5 * offset, offset), along.carry(z, offset)
     products = 3 * 2 * run.nfe  # of two evaluations per step each
-    nfe = 2 * (inversion.nfe + precise.nfe) + exact.nfe + products
+    nfe = 2 * (inversion.nfe + precise.nfe) + exact.nfe + products + spent
 
-    cancels = same and solver.properties.inverse == "exact"
+    cancels = same and not edit and solver.properties.inverse == "exact"
     vectors = {
         "guidance": torch.zeros_like(start),
         "inversion": tangent.change,
@@ -179,16 +192,24 @@ def budget(
         "rounding": returned.double() - precise_returned,
     }
     unknown = {"inversion": rms(along.jvp(z, z_open)), "regeneration": rms(again_open)}
-    if not same:
+    there = start
+    if not same or edit:
         there, there_open, _ = exact_back.solve(z)
-        vectors["guidance"], unknown["guidance"] = there - start, rms(there_open)
-        nfe += exact_back.nfe
+        nfe += 0 if same else exact_back.nfe
+        if not edit:
+            vectors["guidance"], unknown["guidance"] = there - start, rms(there_open)
     if cancels:
         vectors = {name: torch.zeros_like(start) for name in vectors} | {"rounding": returned.double() - start}
         unknown = {}
     if codec is not None:
-        vectors = {name: _pushed(codec, x, vector) for name, vector in vectors.items()}
+        middle = there.to(x.dtype) if edit else x
+        vectors = {name: _pushed(codec, middle, vector) for name, vector in vectors.items()}
         vectors["codec"] = (codec.decode(x) - images).double()
+    wanted = _edited(images, x, there, codec) if edit else images.double()
+    error = shown.double() - wanted
+    measured = rms(error)
+    names = [name for name in TERMS if name != "codec" or codec is not None]
+    names = [name for name in names if name != "guidance" or not edit]
     total_vector = torch.stack(list(vectors.values())).sum(0)
     total = rms(total_vector)
     parts = {name: _along(vector, total_vector) for name, vector in vectors.items()}
@@ -201,8 +222,8 @@ def budget(
     return Budget(
         measured=measured,
         total=total,
-        terms={name: parts.get(name, zero) for name in TERMS if name != "codec" or codec is not None},
-        uncertainty={name: unknown.get(name, zero) for name in TERMS if name != "codec" or codec is not None},
+        terms={name: parts.get(name, zero) for name in names},
+        uncertainty={name: unknown.get(name, zero) for name in names},
         remainder=remainder,
         linear=linear & (remainder <= _EXPLAINED * measured),
         coefficient=coefficient,
@@ -211,7 +232,42 @@ def budget(
         growth=tangent.norms / tangent.norms[0].clamp_min(1e-300),
         reconstruction=shown,
         nfe=nfe,
+        exact=wanted if edit else None,
+        change=rms(wanted - images.double()) if edit else None,
     )
+
+
+def exact_edit(model: Denoiser, back: Denoiser, images: Tensor, *, grid: Grid, codec: Codec | None = None) -> Tensor:
+    """Edit images as an exact solver would.
+
+    Args:
+        model: The model of the inversion.
+        back: The model of the way back.
+        images: The images, shape (B, ...).
+        grid: The times of the way back, of which only the ends count.
+        codec: Encodes images to the model's samples and back, where the model works on latents.
+
+    Returns:
+        The edited images in float64, shape (B, ...).
+
+    Raises:
+        ConvergenceError: A reference solve failed.
+    """
+    x = images if codec is None else codec.encode(images)
+    return _edited(images, x, _loosely(model, back, x.double(), grid)[0], codec)
+
+
+def _loosely(model: Denoiser, back: Denoiser, start: Tensor, grid: Grid) -> tuple[Tensor, int]:
+    """The exact edit of samples to the loosest tolerance of a reference solve, and its evaluations."""
+    up, down = (_Exact(in_precision(one, torch.float64), grid, _LOOSE) for one in (model, back))
+    return down.end(up.end(start, rising=True)), up.nfe + down.nfe
+
+
+def _edited(images: Tensor, x: Tensor, there: Tensor, codec: Codec | None) -> Tensor:
+    """The exact edit of images whose samples x it brings `there`."""
+    if codec is None:
+        return there
+    return images.double() + codec.decode(there.to(x.dtype)).double() - codec.decode(x).double()
 
 
 class _Exact:
@@ -230,6 +286,10 @@ class _Exact:
         fine, coarse = self._run(x, rising, self.tolerance), self._run(x, rising, 10.0 * self.tolerance)
         loose = coarse if rising or 10.0 * self.tolerance >= _JACOBIAN else self._run(x, rising, _JACOBIAN)
         return fine.x, fine.x - coarse.x, loose
+
+    def end(self, x: Tensor, rising: bool = False) -> Tensor:
+        """Give the end of one solve from x."""
+        return self._run(x, rising, self.tolerance).x
 
     def _run(self, x: Tensor, rising: bool, tolerance: float) -> Solution:
         ends = (self.grid.times[-1], self.grid.times[0]) if rising else (self.grid.times[0], self.grid.times[-1])
@@ -267,4 +327,4 @@ def _along(vector: Tensor, whole: Tensor) -> Tensor:
     return dot(vector, whole) / vector[0].numel() / rms(whole).clamp_min(1e-300)
 
 
-__all__ = ["TERMS", "Budget", "Codec", "budget", "in_precision"]
+__all__ = ["TERMS", "Budget", "Codec", "budget", "exact_edit", "in_precision"]

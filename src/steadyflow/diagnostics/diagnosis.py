@@ -1,8 +1,8 @@
-"""`diagnose`: why a reconstruction fails, and what to change.
+"""`diagnose`: why a reconstruction or an edit fails, and what to change.
 
-The error budget (`budget`) says where the error of a round trip comes from; the recommendation (`remedies`) names the
-cause and a remedy that was tried on a few of the images. `Diagnosis.verify` tries it on all of them, and `report` shows
-everything on a page.
+The error budget (`budget`) says where the error of a round trip, or of an edit, comes from; the recommendation
+(`remedies`) names the cause and a remedy that was tried on a few of the images. `Diagnosis.verify` tries it on all of
+them, and `report` shows everything on a page.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from .._integrate import check_state, progress_bar
-from ..denoisers.base import Denoiser
+from .._internal.tensors import rms
+from ..denoisers.base import Condition, Denoiser
 from ..errors import InputError, NonFiniteError
 from ..tasks._options import DEFAULT_GRID, Options, Resolved
 from ..tasks.choosing import resolved_for_inversion
-from .budget import TERMS, Budget, Codec, budget
+from .budget import TERMS, Budget, Codec, budget, exact_edit
 from .remedies import Recommendation, Setting, recommend
 
 
@@ -50,12 +51,14 @@ class Diagnosis:
     model: Denoiser
     """The model of the way up."""
     codec: Codec | None = None
+    target: Denoiser | None = None
+    """The model of the way back, where an edit was diagnosed."""
     verified: Verification | None = None
     """What the recommendation gained on all images; None where it was not verified."""
 
     @property
     def measured(self) -> Tensor:
-        """The root mean square reconstruction error of each image, shape (B,)."""
+        """The root mean square error of each image's reconstruction, or of its edit, shape (B,)."""
         return self.budget.measured
 
     @property
@@ -80,12 +83,13 @@ class Diagnosis:
 
     @property
     def reconstruction(self) -> Tensor:
-        """The images after the round trip, shape (B, ...)."""
+        """The images after the round trip, or after the edit, shape (B, ...)."""
         return self.budget.reconstruction
 
     def verify(self) -> Verification:
         """Carry out the recommendation on all images, and compare the errors before and after."""
-        error = self.recommendation.setting.errors(self.model, self.images, self.codec)
+        advised, wanted = self.recommendation.setting, self.budget.exact
+        error = advised.errors(self.model, self.images, self.codec, target=self.target, wanted=wanted)
         before, after = self.measured.median().item(), error.median().item()
         gain = before / max(after, 1e-300) if math.isfinite(before) else math.inf
         return Verification(error, gain, self.recommendation.gain)
@@ -102,6 +106,7 @@ class Diagnosis:
             "linear": found.linear.tolist(),
             "coefficient": found.coefficient.tolist(),
             "nfe": found.nfe,
+            "change": None if found.change is None else found.change.tolist(),
             "cause": self.cause,
             "recommendation": {"text": advice.text, "call": advice.call, "error": advice.error, "gain": advice.gain},
             "tried": advice.tried,
@@ -115,7 +120,14 @@ class Diagnosis:
         found = self.budget
         median, mean = found.measured.median().item(), found.measured.mean().item()
         largest = found.measured.max().item()
-        lines = [f"reconstruction error (rms): median {median:.3g}, mean {mean:.3g}, largest {largest:.3g}"]
+        what = "reconstruction error" if self.target is None else "distance to the exact edit"
+        lines = [f"{what} (rms): median {median:.3g}, mean {mean:.3g}, largest {largest:.3g}"]
+        if found.change is not None:
+            share = (found.measured / found.change.clamp_min(1e-300)).median().item()
+            lines.append(
+                f"the exact edit changes the images by {found.change.median().item():.3g} (median); "
+                f"the numerical error is {share:.2g} of that"
+            )
         if math.isfinite(median):
             lines.append(f"the budget, mean over the images, sums to {found.total.mean().item():.3g}")
             for name, term in found.terms.items():
@@ -146,6 +158,7 @@ def diagnose(
     model: Denoiser,
     images: Tensor,
     *,
+    target: Condition = None,
     guidance: float | None = None,
     source_guidance: float | None = None,
     codec: Codec | None = None,
@@ -153,14 +166,17 @@ def diagnose(
     verify: bool = False,
     **options: Unpack[Options],
 ) -> Diagnosis:
-    """Find where the error of reconstructing images comes from, name its cause and recommend a remedy.
+    """Find where the error of reconstructing or editing images comes from, name its cause and recommend a remedy.
 
     It costs some hundreds to thousands of evaluations per sample, in float64.
 
     Args:
         model: The model of the data, under the images' own condition if it has one.
         images: The images, shape (B, ...), float32 or float64.
-        guidance: The scale of classifier-free guidance on the way back; that of the way up by default.
+        target: A condition to edit to, as `edit` takes it. The error is then the distance to the edit that an exact
+            solver would make; what that changes is reported beside it (`Budget.change`).
+        guidance: The scale of classifier-free guidance on the way back; that of the way up by default, and the model's
+            own towards a target.
         source_guidance: The scale of guidance on the way up; the model's own by default.
         codec: Encodes images to the model's samples and back, where the model works on latents.
         tolerance: The tolerance of the reference solves; by default a thousandth of the error found, within
@@ -178,9 +194,11 @@ def diagnose(
     """
     check_state("images", images, model.shape if codec is None else None)
     resolved = Resolved.of(options, diagnose, refused=_NO_MEANING)
+    there = None if target is None else model.with_condition(target, guidance=guidance)
     model = model if source_guidance is None else model.with_guidance(source_guidance)
     if resolved.auto is not None:
-        resolved = resolved.aimed(None if guidance is None else model.with_guidance(guidance))
+        back = None if guidance is None else model.with_guidance(guidance)
+        resolved = resolved.aimed(back if there is None else there)
         samples = images if codec is None else codec.encode(images)
         resolved, _ = resolved_for_inversion(resolved, model, samples)
     if resolved.controller is not None:
@@ -192,16 +210,19 @@ def diagnose(
     whole = all(getattr(resolved, name) is None for name in ("strength", "t_min", "t_max"))
     grid = (resolved.grid or DEFAULT_GRID) if named else times
     ends = None if whole and named else (times.times[-1], times.times[0])
-    setting = Setting(method, times.steps, grid, guidance=guidance, ends=ends)
-    _, back = setting.models(model)
+    setting = Setting(method, times.steps, grid, guidance=guidance, ends=ends, edits=there is not None)
+    _, back = setting.models(model, there)
     bar = progress_bar(resolved.progress, 2 + verify, unit="part")
     try:
         try:
-            found = budget(model, images, solver=method, grid=times, back=back, codec=codec, tolerance=tolerance)
+            words = {"solver": method, "grid": times, "back": back, "codec": codec, "tolerance": tolerance}
+            found = budget(model, images, **words, edit=there is not None)
         except NonFiniteError:
-            found = _diverged(images)
+            wanted = None if there is None else exact_edit(model, there, images, grid=times, codec=codec)
+            found = _diverged(images, wanted)
         bar.update()
-        result = Diagnosis(found, recommend(setting, found, model, images, codec), setting, images, model, codec)
+        advice = recommend(setting, found, model, images, codec, target=there)
+        result = Diagnosis(found, advice, setting, images, model, codec, there)
         bar.update()
         if verify:
             result = replace(result, verified=result.verify())
@@ -215,10 +236,10 @@ def diagnose(
 _NO_MEANING = ("seed", "index", "noise", "batch_size", "corrections", "callback", "record")
 
 
-def _diverged(images: Tensor) -> Budget:
-    """The budget of a round trip that did not stay finite."""
+def _diverged(images: Tensor, wanted: Tensor | None) -> Budget:
+    """The budget of a round trip, or of an edit to what was wanted, that did not stay finite."""
     nothing = torch.full((len(images),), math.nan, dtype=torch.float64)
-    terms = {name: nothing for name in TERMS if name != "codec"}
+    terms = {name: nothing for name in TERMS if name != "codec" and (name != "guidance" or wanted is None)}
     return Budget(
         measured=torch.full_like(nothing, math.inf),
         total=torch.full_like(nothing, math.inf),
@@ -232,4 +253,6 @@ def _diverged(images: Tensor) -> Budget:
         growth=nothing[None][:0],
         reconstruction=torch.full_like(images, math.nan),
         nfe=0,
+        exact=wanted,
+        change=None if wanted is None else rms(wanted - images.double()),
     )

@@ -4,6 +4,9 @@ The group of terms with the largest share in the error names the kind of cause. 
 cause is the change that would have mended it: a bad grid, if another grid gains more at the same cost than four times
 the steps do on this one; too few steps otherwise. Remedies are tried on a few of the images and the best is
 recommended; more steps or a more precise state only where nothing at equal cost gains ten times.
+
+Of an edit, the causes tell the two ways apart, and a numerical error that is small against the change which the exact
+edit makes is no cause of anything that can be seen.
 """
 
 from __future__ import annotations
@@ -32,8 +35,11 @@ CAUSES = {
     "instability": "The solver is exactly reversible and unstable: it amplifies what another solver would damp",
     "grid": "The grid's steps lie in the wrong places",
     "steps": "The steps are too few, or the solver's order too low",
+    "change": "The numerical error is small against the change that an exact solver would make",
+    "inversion": "The latent is off, by too few steps or too low an order on the way up",
+    "generation": "The way to the target has too few steps, or too low an order",
 }
-"""The causes that a diagnosis can name, and what they mean."""
+"""The causes that a diagnosis can name, and what they mean; the last three are of edits."""
 
 GRIDS = ("quadratic", "uniform", "log-snr", "karras")
 """The grids that are tried."""
@@ -45,6 +51,12 @@ _FLOOR = 1e-9
 """The error below which nothing is wrong, whatever the precision."""
 _ENOUGH = 10.0
 """The gain at equal cost for which a dearer remedy is not recommended."""
+_MORE = {
+    "change": ". Neither more steps nor another solver will change what you see; guidance, the target, `strength` or a "
+    "`mask` will."
+}
+_SMALL = 0.01
+"""The share of an edit's change below which its numerical error is no cause of anything."""
 
 
 @dataclass(frozen=True)
@@ -64,19 +76,25 @@ class Setting:
     """The precision in which the network computes; None for its own."""
     dtype: torch.dtype | None = None
     """The precision of the state; None for that of the images."""
+    edits: bool = False
+    """Whether the way back is to another condition."""
 
-    def models(self, model: Denoiser) -> tuple[Denoiser, Denoiser | None]:
+    def models(self, model: Denoiser, target: Denoiser | None = None) -> tuple[Denoiser, Denoiser | None]:
         """Set up the models of both ways.
 
         Args:
             model: The model to start from.
+            target: Of an edit, the model of the way back, under the target's condition.
 
         Returns:
             The model of the inversion, and that of the way back, None where it is the same.
         """
         if self.model_dtype is not None:
             model = in_precision(model, self.model_dtype)
+            target = None if target is None else in_precision(target, self.model_dtype)
         here = model if self.source_guidance is None else model.with_guidance(self.source_guidance)
+        if target is not None:
+            return here, target if self.guidance is None else target.with_guidance(self.guidance)
         if self.guidance is None or self.guidance == here.guidance:
             return here, None
         return here, model.with_guidance(self.guidance)
@@ -89,18 +107,28 @@ class Setting:
         ends = {} if self.ends is None else dict(zip(("t_min", "t_max"), self.ends, strict=True))
         return {"steps": self.steps, "grid": self.grid, **ends}
 
-    def errors(self, model: Denoiser, images: Tensor, codec: Codec | None) -> Tensor:
-        """Measure the error of the round trip.
+    def errors(
+        self,
+        model: Denoiser,
+        images: Tensor,
+        codec: Codec | None,
+        *,
+        target: Denoiser | None = None,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
+        """Measure the error of the round trip, or of the edit.
 
         Args:
             model: The model to start from.
             images: The images, shape (B, ...).
             codec: Encodes images to the model's samples and back, where the model works on latents.
+            target: Of an edit, the model of the way back.
+            wanted: What should come out, shape (B, ...); the images by default.
 
         Returns:
             The root mean square error of each image, shape (B,); infinite where the run fails.
         """
-        here, back = self.models(model)
+        here, back = self.models(model, target)
         x = images if self.dtype is None else images.to(self.dtype)
         try:
             samples = x if codec is None else codec.encode(x)
@@ -109,10 +137,10 @@ class Setting:
         except SteadyflowError:
             return torch.full((len(images),), float("inf"), dtype=torch.float64)
         shown = returned if codec is None else codec.decode(returned)
-        return rms((shown - x).double())
+        return rms(shown.double() - (x if wanted is None else wanted).double())
 
     def call(self) -> str:
-        """The Python call that makes this round trip."""
+        """The Python call that makes this round trip, or this edit."""
         spec = self.solver.spec()
         plain = registry.get(spec.pop("name")).spec()
         changed = {key: value for key, value in spec.items() if plain[key] != value}
@@ -127,7 +155,9 @@ class Setting:
         if self.source_guidance is not None:
             spacing += f", source_guidance={self.source_guidance:g}"
         text = f"sf.invert({model}, {images}, solver={name}, {spacing})"
-        return f"{text}.decode({'' if self.guidance is None else f'guidance={self.guidance:g}'})"
+        words = ["model.with_condition(target)"] if self.edits else []
+        words += [] if self.guidance is None else [f"guidance={self.guidance:g}"]
+        return f"{text}.decode({', '.join(words)})"
 
 
 def _quoted(value: Any) -> str:
@@ -155,7 +185,14 @@ class Recommendation:
 
 
 def recommend(
-    setting: Setting, found: Budget, model: Denoiser, images: Tensor, codec: Codec | None, *, samples: int = 8
+    setting: Setting,
+    found: Budget,
+    model: Denoiser,
+    images: Tensor,
+    codec: Codec | None,
+    *,
+    target: Denoiser | None = None,
+    samples: int = 8,
 ) -> Recommendation:
     """Name the cause of an error, and find the best of the remedies that fit it.
 
@@ -165,26 +202,32 @@ def recommend(
         model: The model to start from.
         images: The images, shape (B, ...).
         codec: Encodes images to the model's samples and back, where the model works on latents.
+        target: Of an edit, the model of the way back.
         samples: The number of images on which remedies are tried, the first ones.
     """
     few = images[:samples]
     here = model.slice(0, len(few)) if len(images) > len(few) else model
+    there = None if target is None else target.slice(0, len(few)) if len(images) > len(few) else target
+    wanted = None if found.exact is None else found.exact[:samples]
     tried: dict[str, tuple[Setting, float]] = {}
 
     def error(candidate: Setting) -> float:
         key = candidate.call()
         if key not in tried:
-            tried[key] = candidate, candidate.errors(here, few, codec).median().item()
+            errors = candidate.errors(here, few, codec, target=there, wanted=wanted)
+            tried[key] = candidate, errors.median().item()
         return tried[key][1]
 
     before = error(setting)
     floor = max(100.0 * torch.finfo(images.dtype).eps, _FLOOR)
     group = _group(setting, found, floor)
-    if group in ("none", "codec"):
-        return Recommendation(group, CAUSES[group] + ".", setting.call(), setting, before, 1.0)
+    if group in ("none", "codec", "change"):
+        return Recommendation(group, CAUSES[group] + _MORE.get(group, "."), setting.call(), setting, before, 1.0)
     if group == "discretisation":
         group = _discretisation(setting, before, error)
         candidates = _finer(setting, before, error)
+    elif group in ("inversion", "generation"):
+        candidates = [*_finer(setting, before, error), *_unstable(setting)]
     else:
         candidates = [candidate for candidate in _remedies(setting, group, model) if _possible(candidate, model)]
     best = min([setting, *candidates], key=error)
@@ -194,8 +237,12 @@ def recommend(
         if error(equal) * _ENOUGH <= before or error(equal) <= _DEARER * error(best):
             best = min([setting, equal], key=error)
     gain = before / max(error(best), 1e-300)
+    if target is not None and setting.solver.properties.inverse == "exact" and group in ("inversion", "generation"):
+        group = "instability" if gain >= _ENOUGH else group
     where = "" if best is not setting else " None of the remedies tried is better than what is done now."
     text = f"{CAUSES[group]}.{where or f' {_words(setting, best)} lowers the median error {gain:.3g} times.'}"
+    if group == "inversion":
+        text += _sensitivity(found)
     return Recommendation(
         group, text, best.call(), best, error(best), gain, {key: entry[1] for key, entry in tried.items()}
     )
@@ -208,6 +255,8 @@ def _group(setting: Setting, found: Budget, floor: float) -> str:
     if found.measured.median().item() < floor:
         return "none"
     terms = found.terms
+    if setting.edits:
+        return _group_of_edit(found)
     groups = {
         "guidance": terms["guidance"],
         "precision": terms["rounding"],
@@ -219,6 +268,29 @@ def _group(setting: Setting, found: Budget, floor: float) -> str:
     if setting.solver.properties.inverse == "exact" and largest in ("precision", "discretisation"):
         return "instability"
     return largest
+
+
+def _group_of_edit(found: Budget) -> str:
+    """The same of an edit, of which the two ways are told apart."""
+    assert found.change is not None
+    terms = found.terms
+    groups = {
+        "precision": terms["rounding"],
+        "inversion": terms["inversion"] + terms["amplification"],
+        "generation": terms["regeneration"],
+    }
+    if "codec" in terms:
+        groups["codec"] = terms["codec"]
+    if (found.measured / found.change.clamp_min(1e-300)).median().item() < _SMALL:
+        return "change"
+    return max(groups, key=lambda name: groups[name].median().item())
+
+
+def _sensitivity(found: Budget) -> str:
+    """What of the error is the latent's own, and what the map to the target makes of it."""
+    latent, growth = found.latent_error.median().item(), found.coefficient.median().item()
+    what = f"amplifies that {growth:.2g} times" if growth > 1.0 else f"leaves {growth:.2g} of that"
+    return f" The latent is off by {latent:.2g}, and the map to the target {what}."
 
 
 def _discretisation(setting: Setting, before: float, error: Callable[[Setting], float]) -> str:
@@ -263,16 +335,21 @@ def _remedies(setting: Setting, group: str, model: Denoiser) -> Iterator[Setting
         yield replace(setting, model_dtype=torch.float64 if not half else torch.float32, dtype=torch.float64)
     if group == "instability":
         budget = _cost(setting)
-        spec = setting.solver.spec()
-        name = spec.pop("name")
-        for options in ({"coupling": "auto"}, {"coupling": "auto", "coordinates": "flow"}):
-            if all(key in spec for key in options):
-                yield replace(setting, solver=registry.get(name, **{**spec, **options}))
+        yield from _unstable(setting)
         for name in SOLVERS:
             solver = registry.get(name)
             if budget >= (solver.properties.evaluations or 1):
                 yield replace(setting, solver=solver, steps=steps_for(solver, budget))
         yield replace(setting, dtype=torch.float64)
+
+
+def _unstable(setting: Setting) -> Iterator[Setting]:
+    """The same solver with the coupling that follows the path, where it has one."""
+    spec = setting.solver.spec()
+    name = spec.pop("name")
+    for options in ({"coupling": "auto"}, {"coupling": "auto", "coordinates": "flow"}):
+        if all(key in spec for key in options):
+            yield replace(setting, solver=registry.get(name, **{**spec, **options}))
 
 
 def _possible(setting: Setting, model: Denoiser) -> bool:

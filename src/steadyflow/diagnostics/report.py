@@ -24,15 +24,16 @@ _COLOURS = {
 }
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>steadyflow: diagnosis of a reconstruction</title>
+<title>steadyflow: diagnosis of {{ what }}</title>
 <style>{{ style }}</style></head><body>
-<h1>Why the reconstruction is off</h1>
+<h1>{{ title }}</h1>
 <p><strong>{{ cause }}.</strong> {{ advice }}</p>
 <pre>{{ call }}</pre>
 {% if verified %}<p>{{ verified }}</p>{% endif %}
+{% if change %}<p>{{ change }}</p>{% endif %}
 <h2>Where the error comes from</h2>
-{% if budget %}<figure><img alt="Stacked bars: for each image, the terms of its reconstruction error, with the measured
-error as a mark" src="data:image/png;base64,{{ budget }}"><figcaption>The terms of the budget for each image, in the
+{% if budget %}<figure><img alt="Stacked bars: for each image, the terms of its error, with the measured error as a
+mark" src="data:image/png;base64,{{ budget }}"><figcaption>The terms of the budget for each image, in the
 image's units (root mean square): parts below zero work against the others, and an amplification below zero is a
 contraction. The mark is the measured error; where it
 is hollow, the linear theory does not hold for that image and the budget is a guide only.</figcaption></figure>
@@ -40,7 +41,7 @@ is hollow, the linear theory does not hold for that image and the budget is a gu
 <figure><img alt="Norm of the inversion error carried along the generation, against path time, one line per image"
 src="data:image/png;base64,{{ growth }}"><figcaption>The inversion error carried along by the exact generation map,
 relative to its size in the latent. Above one the model amplifies it.</figcaption></figure>
-{% else %}<p>The round trip did not stay finite, so that there is no budget.</p>{% endif %}
+{% else %}<p>The run did not stay finite, so that there is no budget.</p>{% endif %}
 {% for strip in strips %}<figure><img class="digits" alt="{{ strip.alt }}"
 src="data:image/png;base64,{{ strip.png }}"><figcaption>{{ strip.alt }}</figcaption></figure>
 {% endfor %}
@@ -81,10 +82,20 @@ def write(found: Diagnosis, path: str | Path) -> Path:
     if found.verified is not None:
         after = found.verified.error.median().item()
         verified = f"Verified on all images: median error {after:.3g}, {found.verified.gain:.3g} times lower."
+    edits, change = found.target is not None, ""
+    if finite and found.budget.change is not None:
+        share = (found.measured / found.budget.change.clamp_min(1e-300)).median().item()
+        change = (
+            f"An exact solver would change the images by {found.budget.change.median().item():.3g} (median); that is "
+            f"the edit itself. What the solver adds to it is {share:.2g} of that."
+        )
     tried = sorted(found.recommendation.tried.items(), key=lambda entry: entry[1])
     return html.write(
         path,
         _PAGE,
+        what="an edit" if edits else "a reconstruction",
+        title="How far the edit is from an exact solver's" if edits else "Why the reconstruction is off",
+        change=change,
         cause=CAUSES[found.cause],
         advice=found.recommendation.text.partition(". ")[2],
         call=found.recommendation.call,
@@ -92,7 +103,14 @@ def write(found: Diagnosis, path: str | Path) -> Path:
         budget=_picture(found, draw_budget, (9.0, 4.0)) if finite else "",
         growth=_picture(found, draw_growth, (7.5, 3.6)) if finite else "",
         strips=_strips(found) if finite else [],
-        heads=["image", "measured", "sum", *found.terms, "linear"],
+        heads=[
+            "image",
+            *([] if found.budget.change is None else ["change"]),
+            "measured",
+            "sum",
+            *found.terms,
+            "linear",
+        ],
         rows=_rows(found),
         summary=found.summary(),
         tried=[(call, f"{error:.2e}") for call, error in tried],
@@ -102,6 +120,7 @@ def write(found: Diagnosis, path: str | Path) -> Path:
 def _rows(found: Diagnosis) -> list[list[str]]:
     """The budget of each image as text."""
     columns = [found.measured, found.total, *found.terms.values()]
+    columns = columns if found.budget.change is None else [found.budget.change, *columns]
     return [
         [str(k), *(f"{column[k].item():.3g}" for column in columns), "yes" if bool(found.linear[k]) else "no"]
         for k in range(len(found.measured))
@@ -155,10 +174,12 @@ def _strips(found: Diagnosis, count: int = 16) -> list[dict[str, str]]:
     if found.images.ndim != 4 or found.images.shape[1] not in (1, 3):
         return []
     source, back = found.images[:count], found.reconstruction[:count]
-    largest = (back - source).abs().max().clamp_min(1e-30)
+    wanted = source if found.budget.exact is None else found.budget.exact[:count].to(source.dtype)
+    largest = (back - wanted).abs().max().clamp_min(1e-30)
     strips = [
         ("Source", source),
-        ("Reconstruction", back),
-        (f"Difference, scaled to the range of the picture (largest {largest:.2g})", (back - source) / largest),
+        *([] if found.budget.exact is None else [("The edit of an exact solver", wanted)]),
+        ("Reconstruction" if found.target is None else "The edit", back),
+        (f"Difference, scaled to the range of the picture (largest {largest:.2g})", (back - wanted) / largest),
     ]
     return [{"alt": text, "png": html.strip(x)} for text, x in strips]

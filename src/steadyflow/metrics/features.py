@@ -1,7 +1,7 @@
 """Scores over the features of an exchangeable network: alignment with prompts, structure, distributions.
 
-An `Extractor` turns images into features. The one for the bundled pictures is in `steadyflow_lab.editing`; `Clip` and
-`Dino` take weights that lie on this machine, through transformers; `lpips` and `inception_features` come from
+An `Extractor` turns images into features. The one for the bundled pictures is in `steadyflow_lab.editing.ink`; `Clip`
+and `Dino` take weights that lie on this machine, through transformers; `lpips` and `inception_features` come from
 torchmetrics. Every extractor has a `hash` of its weights, to be reported with every number that it gives.
 """
 

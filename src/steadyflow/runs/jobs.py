@@ -182,15 +182,17 @@ class Reconstructing(Addressed, OnData):
 
 @dataclass(frozen=True)
 class Diagnosing(OnData):
-    """Take the error of round trips apart, block by block; a cause and a recommendation per block.
+    """Take the error of round trips or of edits apart, block by block; a cause and a recommendation per block.
 
     Args:
+        target: A label or a prompt to edit to; none for round trips.
         guidance: The scale of classifier-free guidance on the way back.
         source_guidance: That of the way up.
         tolerance: Of the reference solves, as in `diagnose`.
         verify: Carry every recommendation out.
     """
 
+    target: int | str | None = None
     guidance: float | None = None
     source_guidance: float | None = None
     tolerance: float | None = None
@@ -199,7 +201,7 @@ class Diagnosing(OnData):
 
     def call(self, block: Block) -> Diagnosis:
         assert block.x is not None
-        words = self.words("guidance", "source_guidance", "tolerance")
+        words = self.words("target", "guidance", "source_guidance", "tolerance")
         how = {**self.options(), "verify": self.verify, "progress": block.progress}
         return diagnose(block.model, block.x, **words, **how)
 
@@ -207,6 +209,8 @@ class Diagnosing(OnData):
         assert first.x is not None
         up = first.model if self.source_guidance is None else first.model.with_guidance(self.source_guidance)
         back = None if self.guidance is None else up.with_guidance(self.guidance)
+        if self.target is not None:
+            back = first.model.with_condition(self.target, guidance=self.guidance)
         options = {name: value for name, value in self.options().items() if name != "solver"}
         if "steps" in options:
             raise InputError("steps: solver 'auto' compares solvers at equal evaluations; give nfe instead")
@@ -220,6 +224,8 @@ class Diagnosing(OnData):
         columns = {"measured": found.measured, "total": found.budget.total, "linear": found.linear}
         columns |= {f"terms.{name}": term for name, term in found.terms.items()}
         columns |= {"coefficient": found.budget.coefficient, "remainder": found.budget.remainder}
+        if found.budget.change is not None:
+            columns["change"] = found.budget.change
         if found.verified is not None:
             columns["verified"] = found.verified.error
         tensors = {name: value.detach().cpu().contiguous() for name, value in columns.items()}
@@ -248,6 +254,8 @@ class Diagnosing(OnData):
             "causes, by blocks": _counted(entry["cause"] for entry in advice),
             "recommended, by blocks": _counted(entry["call"] for entry in advice),
         }
+        if "change" in whole.tensors:
+            figures["change of the exact edit, median"] = whole.tensors["change"].median().item()
         if "verified" in whole.tensors:
             figures["verified error median"] = whole.tensors["verified"].median().item()
         return figures

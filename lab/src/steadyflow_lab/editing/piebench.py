@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from steadyflow import edit
-from steadyflow.datasets import arrays
-from steadyflow.diffusers.pipeline_model import PipelineModel
 from steadyflow.errors import MALFORMED, CorruptFileError, InputError
 from steadyflow.metrics import Extractor, lpips, mse, psnr, ssim
 from steadyflow.metrics.features import structure_distance
@@ -104,28 +101,6 @@ def items(folder: str | Path, limit: int | None = None) -> list[Item]:
     return found
 
 
-def run(
-    model: PipelineModel,
-    folder: str | Path,
-    *,
-    extractors: dict[str, Extractor] | None = None,
-    perceptual: bool = False,
-    limit: int | None = None,
-    **options: Any,
-) -> Iterator[Score]:
-    """Edit every picture of the benchmark and score it.
-
-    extractors: under "clip" and "dino", where their weights are at hand. perceptual: LPIPS, with torchvision. The
-    options are those of `steadyflow.edit`.
-    """
-    for item in items(folder, limit):
-        picture = arrays.read(item.path, model.image_shape, resize=True)
-        edited = edit(model, model.encode(picture), item.target, source=item.source, **options).x
-        original = arrays.read(item.path, (3, SIDE, SIDE), resize=True)
-        values = score(original, _sized(model.decode(edited)), item, extractors or {}, perceptual)
-        yield Score(item.key, item.category, values)
-
-
 def score(
     source: Tensor, edited: Tensor, item: Item, extractors: dict[str, Extractor], perceptual: bool = False
 ) -> dict[str, float]:
@@ -165,24 +140,11 @@ def fingerprint(hashes: dict[str, str], **settings: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def as_json(scores: Sequence[Score], extractors: dict[str, Extractor], **settings: Any) -> dict[str, Any]:
-    """Give all that belongs into a result file."""
-    hashes = {name: extractor.hash for name, extractor in extractors.items()}
-    return {
-        "protocol": PROTOCOL,
-        "fingerprint": fingerprint(hashes, **settings),
-        "extractors": hashes,
-        "settings": settings,
-        "means": summary(scores),
-        "scores": [asdict(score) for score in scores],
-    }
-
-
 def _plain(prompt: str) -> str:
     return prompt.replace("[", "").replace("]", "")
 
 
-def _sized(image: Tensor) -> Tensor:
+def sized(image: Tensor) -> Tensor:
     """Scale images to the benchmark's frame."""
     if tuple(image.shape[-2:]) == (SIDE, SIDE):
         return image.clamp(-1.0, 1.0)
