@@ -90,7 +90,7 @@ def problem(name: str, n: int, quick: bool = False) -> Problem:
         settings = {"probes": 8, "reference": 48, "directions": 6, "batch": 10, **fine}
         return Problem(name, load(name), images[:n], labels[:n], **settings)
     if name == "ink":
-        from ..editing import bundled, tasks
+        from ..editing.ink import bundled, tasks
 
         model, task = bundled(), tasks(n)[0]
         settings = {"probes": 4, "reference": 24, "directions": 4, "batch": 8, "steps": 8, **fine}
