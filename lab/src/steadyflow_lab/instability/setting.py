@@ -90,11 +90,11 @@ def problem(name: str, n: int, quick: bool = False) -> Problem:
         settings = {"probes": 8, "reference": 48, "directions": 6, "batch": 10, **fine}
         return Problem(name, load(name), images[:n], labels[:n], **settings)
     if name == "ink":
-        from ..editing.ink import bundled, tasks
+        from ..editing.ink import bundled, task
 
-        model, task = bundled(), tasks(n)[0]
+        model, job = bundled(), task(n)
         settings = {"probes": 4, "reference": 24, "directions": 4, "batch": 8, "steps": 8, **fine}
-        return Problem(name, model, model.encode(task.pictures.images), task.sources, **settings)
+        return Problem(name, model, model.encode(job.pictures.images), job.sources, **settings)
     raise UnknownNameError("problem", name, ("digits", "faces", "ink"))
 
 
