@@ -65,35 +65,36 @@ Quick = Annotated[bool, typer.Option("--quick", help="The small form: each figur
 Out = Annotated[Path, typer.Option(help="The folder for results and pictures; a rerun goes on there.")]
 
 
-@run.command("instability", epilog="Example: steadyflow lab run instability --figure chain-digits --quick")
-def instability(
-    figure: Figures = None,
-    quick: Quick = False,
-    out: Out = _OUT,
-    engine: Engine = "local",
-    address: Address = None,
-    workers: Workers = None,
-    as_json: Json = False,
-) -> None:
-    """Why reconstructions fail (2506.18290): each claim of the paper with a verdict."""
-    _study("instability", figure, quick, out, engine, address, workers, as_json)
+_STUDIES = {
+    "instability": ("Why reconstructions fail (2506.18290)", "chain-digits"),
+    "editing": ("What edits by exactly and nearly reversible solvers keep (2605.16399)", "smoothing"),
+    "stein": ("Stein corrections of large steps, beside controls (2606.07835)", "bound"),
+    "hallucination": ("Impossible samples between two modes (2605.06831)", "5"),
+}
+"""What each paper is about, and a figure of it."""
 
 
+def _command(name: str, about: str, example: str) -> None:
+    """Add the command that runs the figures of a paper."""
+
+    def command(
+        figure: Figures = None,
+        quick: Quick = False,
+        out: Out = _OUT,
+        engine: Engine = "local",
+        address: Address = None,
+        workers: Workers = None,
+        as_json: Json = False,
+    ) -> None:
+        _study(name, figure, quick, out, engine, address, workers, as_json)
+
+    words = f"{about}: each claim of the paper with a verdict."
+    run.command(name, help=words, epilog=f"Example: steadyflow lab run {name} --figure {example} --quick")(command)
+
+
+for _name, (_about, _figure) in _STUDIES.items():
+    _command(_name, _about, _figure)
 run.command("reconstruction", epilog=EPILOG)(reconstruction)
-
-
-@run.command("hallucination", epilog="Example: steadyflow lab run hallucination --figure 5 --quick")
-def hallucination(
-    figure: Figures = None,
-    quick: Quick = False,
-    out: Out = _OUT,
-    engine: Engine = "local",
-    address: Address = None,
-    workers: Workers = None,
-    as_json: Json = False,
-) -> None:
-    """Impossible samples between two modes (2605.06831): each claim of the paper with a verdict."""
-    _study("hallucination", figure, quick, out, engine, address, workers, as_json)
 
 
 def _study(
@@ -147,6 +148,8 @@ def _bars(figures: int) -> Iterator[Any]:
             self.begun = False
 
         def figure(self, name: str) -> None:
+            if self.outer.disable:  # no terminal: a word for the log
+                typer.echo(f"figure {name}", err=True)
             self.outer.update(int(self.begun))
             self.begun = True
             self.outer.set_description(f"figure {name}")
@@ -165,34 +168,6 @@ def _bars(figures: int) -> Iterator[Any]:
     finally:
         shown.inner.close()
         shown.outer.close()
-
-
-@run.command("stein", epilog="Example: steadyflow lab run stein --figure bound --quick")
-def stein(
-    figure: Figures = None,
-    quick: Quick = False,
-    out: Out = _OUT,
-    engine: Engine = "local",
-    address: Address = None,
-    workers: Workers = None,
-    as_json: Json = False,
-) -> None:
-    """Stein corrections of large steps (2606.07835): each claim of the paper with a verdict, beside controls."""
-    _study("stein", figure, quick, out, engine, address, workers, as_json)
-
-
-@run.command("editing", epilog="Example: steadyflow lab run editing --figure smoothing --quick")
-def editing(
-    figure: Figures = None,
-    quick: Quick = False,
-    out: Out = _OUT,
-    engine: Engine = "local",
-    address: Address = None,
-    workers: Workers = None,
-    as_json: Json = False,
-) -> None:
-    """What edits by exactly and nearly reversible solvers keep (2605.16399): each claim of the paper with a verdict."""
-    _study("editing", figure, quick, out, engine, address, workers, as_json)
 
 
 @run.command("piebench", epilog="Example: steadyflow lab run piebench --data PIE-Bench --model sd-folder --device cuda")
