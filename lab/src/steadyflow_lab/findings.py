@@ -8,7 +8,7 @@ where a statement is true but bounds nothing at the paper's parameters, it "says
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,6 +100,20 @@ class Finding:
 def verdict(holds: bool, otherwise: str = FAILS) -> str:
     """Give the verdict on a claim that was decided by a comparison."""
     return HOLDS if holds else otherwise
+
+
+def decide(inside: Iterable[bool], outside: Iterable[bool]) -> str:
+    """Give the verdict on a claim about several cases, each decided by its interval.
+
+    inside: whether a case's interval lies within what the claim says; outside: whether it lies without. It holds if all
+    are inside, fails if all are outside, holds in part if there are both, and is not decided otherwise.
+    """
+    yes, no = list(inside), list(outside)
+    if all(yes):
+        return HOLDS
+    if all(no):
+        return FAILS
+    return PARTLY if any(yes) and any(no) else OPEN
 
 
 RATE = ["sampler", "interpolated", "invalid"]

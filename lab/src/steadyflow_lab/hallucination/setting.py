@@ -132,6 +132,12 @@ class Method:
     correct: Callable[[], Correction] | None = None
 
     @property
+    def stochastic(self) -> bool:
+        """Whether one start has many outcomes."""
+        solver = solvers.get(self.solver) if isinstance(self.solver, str) else self.solver
+        return solver.properties.stochastic or self.correct is not None
+
+    @property
     def back(self) -> int:
         """The evaluations per sample of a plain restart, which are no part of the run's own count."""
         correction = None if self.correct is None else self.correct()

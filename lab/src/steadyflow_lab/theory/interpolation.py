@@ -67,22 +67,27 @@ class Dominance:
     pair: Tensor
     """The two nearest modes, shape (n, 2)."""
     kappa: Tensor
-    """The largest kappa for which assumption A4.1 holds, shape (n,): the margin of squared distance over 2 s2."""
+    """The largest kappa for which both dominate, shape (n,): |y - mu_k|^2 less that of the second, over 2 s2."""
+    weak: Tensor
+    """The largest for which assumption A4.1 holds, shape (n,): |y - mu_k|^2 less that of the nearest, over 2 s2."""
 
 
 def dominance(mixture: GaussianMixture, y: Tensor, s2: float) -> Dominance:
-    """Measure two-mode dominance (A4.1): min over others of |y - mu_k|^2 less that of the second nearest, over 2 s2.
+    """Measure two-mode dominance (A4.1) by the third nearest mode k.
 
-    With it, the responsibility of all other modes together is at most K e^-kappa (for equal weights).
+    The remark after A4.1 says that near a mode it may hold for several pairs at once, (i, j) and (i, k): so its margin
+    is over the nearer of the two, `weak`. With it the responsibility of all other modes together is at most K e^-kappa
+    (for equal weights), which is all that T4.2 needs. Over the farther of the two, `kappa`, the pair is one.
     """
     if len(mixture.means) < 3:
         raise InputError("dominance: expected a mixture of at least three modes")
     squares, order = torch.cdist(y, mixture.means).square().sort(dim=1)
-    return Dominance(order[:, :2], (squares[:, 2] - squares[:, 1]) / (2.0 * s2))
+    third = squares[:, 2]
+    return Dominance(order[:, :2], (third - squares[:, 1]) / (2.0 * s2), (third - squares[:, 0]) / (2.0 * s2))
 
 
 def first_dominance(mixture: GaussianMixture, path: Tensor, variances: list[float], kappa: float) -> Tensor:
-    """Find the first index from which on two-mode dominance holds with kappa, (n,); T where it never does.
+    """Find the first index from which on both modes dominate with kappa, (n,); T where they never do.
 
     path: y at each time of a run, shape (T, n, d), noisy end first; variances: s2 at the same times.
     """
