@@ -81,7 +81,8 @@ class Bench:
         name: of the figure. read: a result, a dataclass or a list of them, from its JSON. settings: what else decides
         the results.
         """
-        named = [(f"cells/{name}-{cell}", item) for cell, item in items]
+        form = "-quick" if self.size.quick else ""
+        named = [(f"cells/{name}{form}-{cell}", item) for cell, item in items]
         found = dict(cached_results(self.engine, function, named, self.folder, {**_stamp(self.size), **settings}, read))
         return [found[k] for k in range(len(items))]
 
@@ -116,8 +117,8 @@ def run_figures(
     """Make the findings of the chosen figures of a paper, of all by default.
 
     quick: the small form. folder: where each finding is written as JSON once it is there, and read again instead of
-    computed, if it is of the same size and version. engine: where the pieces of a figure are done; in this process by
-    default.
+    computed, if it is of the same size and was made by the same code and models. engine: where the pieces of a figure
+    are done; in this process by default.
 
     Raises `UnknownNameError` for a figure, `CorruptFileError` for a damaged file in the folder.
     """
@@ -144,7 +145,7 @@ def result_name(paper: Paper, figure: str, quick: bool = False) -> str:
 
 
 def read_findings(paper: Paper, folder: str | Path) -> dict[str, Finding]:
-    """Read the findings of the full form that a folder holds, of this size and any version, by figure."""
+    """Read the findings of the full form that a folder holds, of this size, by figure; made by whatever code."""
     found = {}
     for figure in paper.figures:
         finding = stored(Path(folder) / f"{result_name(paper, figure)}.json", _stamp(paper.full), Finding.read)

@@ -284,6 +284,8 @@ class Denoiser:
     def _check_labels(self, given: Condition) -> None:
         if is_words(given):
             raise InputError(f"condition: got {given!r}, but the model {self.name!r} takes labels or embeddings")
+        if given is not None and getattr(self.net, "classes", None) == 0:
+            raise InputError(f"condition: got {given!r}, but the model {self.name!r} takes none")
         if self.classes is None or given is None or isinstance(given, Mapping):
             return
         try:

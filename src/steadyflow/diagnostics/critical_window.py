@@ -81,8 +81,15 @@ def critical_window(
         InputError: The level or the number of samples is out of range, or no sample is ever undecided: the model's flow
             contracts everywhere, as with one mode.
     """
-    if not 0.0 < level < 1.0 or n < 2:
-        raise InputError(f"critical window: expected 0 < level < 1 and n >= 2, got {level} and {n}")
+    if not 0.0 < level < 1.0 or n < 2 or products < 1:
+        raise InputError(
+            f"critical window: expected 0 < level < 1, n >= 2 and products >= 1, got {level}, {n} and {products}"
+        )
+    for name in ("x", "callback", "index"):
+        if name in options:
+            raise InputError(
+                f"critical window: {name} is set here; it takes the options of a run, such as solver and grid"
+            )
     watch = _Stretches(products)
     settings: dict[str, Any] = {"progress": False, **options}
     sample(model, n=n, callback=watch, **settings)

@@ -51,6 +51,14 @@ class Item:
     mask: Tensor
     """(512, 512), 1 where the edit belongs."""
 
+    @property
+    def content(self) -> str:
+        """A hash of all that an edit of it depends on, the picture's bytes among it."""
+        hashed = hashlib.sha256(json.dumps([self.key, self.source, self.target, self.category]).encode())
+        hashed.update(self.mask.numpy().tobytes())
+        hashed.update(self.path.read_bytes())
+        return hashed.hexdigest()[:16]
+
 
 @dataclass(frozen=True)
 class Score:
@@ -77,8 +85,13 @@ def decode_mask(runs: Sequence[int]) -> Tensor:
 def items(folder: str | Path, limit: int | None = None) -> list[Item]:
     """Read the benchmark's entries in the order of its file.
 
-    Raises `FileNotFoundError` without the mapping file, `CorruptFileError` where it is not as published.
+    limit: at most so many, the first ones.
+
+    Raises `FileNotFoundError` without the mapping file, `CorruptFileError` where it is not as published, `InputError`
+    for a limit below 1.
     """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit: got {limit}, expected at least 1")
     folder = Path(folder)
     mapping = folder / "mapping_file.json"
     if not mapping.is_file():

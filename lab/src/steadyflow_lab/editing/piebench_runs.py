@@ -17,10 +17,11 @@ import torch
 
 from steadyflow import __version__, edit
 from steadyflow.datasets import arrays
-from steadyflow.diffusers.pipeline_model import PipelineModel
+from steadyflow.diffusers.pipeline_model import PipelineModel, load_pipeline
 from steadyflow.editing.base import SmoothedWays
 from steadyflow.errors import InputError, UnknownNameError
 from steadyflow.loading import PIPELINES, load_model
+from steadyflow.loading import fingerprint as weights_of
 from steadyflow.metrics import Extractor
 from steadyflow.models import pipeline_folder
 from steadyflow.runs.engines import InProcess
@@ -89,18 +90,15 @@ def load(name: str, device: str = "cpu", dtype: str = "float32") -> PipelineMode
     """
     if dtype not in DTYPES:
         raise UnknownNameError("dtype", dtype, DTYPES)
-    if dtype == "float32":
-        model = load_model(name, device)
-        if not isinstance(model, PipelineModel):
-            raise InputError(f"model: {name!r} is no diffusers pipeline; PIE-Bench needs one that takes prompts")
+    if name in PIPELINES or dtype != "float32":
+        model = load_pipeline(pipeline_folder(name) if name in PIPELINES else name, dtype=DTYPES[dtype])
+        assert model.family is not None  # a pipeline has one
+        model.family.pipe.to(device)
         return model
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-
-    from steadyflow.diffusers import from_diffusers
-
-    folder = pipeline_folder(name) if name in PIPELINES else name
-    pipe = DiffusionPipeline.from_pretrained(str(folder)).to(device, DTYPES[dtype])
-    return from_diffusers(pipe)
+    model = load_model(name, device)
+    if not isinstance(model, PipelineModel):
+        raise InputError(f"model: {name!r} is no diffusers pipeline; PIE-Bench needs one that takes prompts")
+    return model
 
 
 def run(
@@ -128,10 +126,11 @@ def run(
     extractors = extractors or {}
     hashes = {key: extractor.hash for key, extractor in extractors.items()}
     pictures, results = items(data, limit), []
+    weights, contents = weights_of(model), [item.content for item in pictures]
     starts = range(0, len(pictures), batch_size)
     for setting in settings:
         facts = setting.facts(name, device, dtype)
-        mark = fingerprint(hashes, **facts, lpips=perceptual, data=[item.key for item in pictures])
+        mark = fingerprint(hashes, **facts, lpips=perceptual, weights=weights, data=contents)
         cells = [(f"cells/piebench-{mark}-{start:05d}-{batch_size}", start) for start in starts]
         work = partial(_batch, model, pictures, setting, batch_size, extractors, perceptual)
         found: dict[int, Batch] = {}

@@ -229,7 +229,7 @@ def _retained(found: dict[tuple[str, float], Row], names: Sequence[str], strong:
     near = ", ".join(label(m) for m in NEAR if label(m) in names)
     return Claim(
         "background preservation",
-        f"near-reversible methods ({near}) largely retain the background that reversible solvers preserve: at "
+        "near-reversible methods (ees25) largely retain the background that reversible solvers preserve: at "
         "least half "
         "of what a stable one gains over DDIM",
         '"largely retains"; no number in the sources at hand',

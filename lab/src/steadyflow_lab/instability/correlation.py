@@ -151,7 +151,7 @@ def report(
     claims.append(
         Claim(
             "ours",
-            "the correlation with the coefficient disappears with the order of the solver",
+            "with solvers of higher order no correlation with the coefficient is found",
             "",
             "along random directions "
             + ", ".join(f"{row.trip.solver} {_interval(row.correlations['random'])}" for row in better),

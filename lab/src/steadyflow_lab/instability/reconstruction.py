@@ -7,6 +7,7 @@ an interruption loses no more than a batch.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -166,6 +167,10 @@ def _words(caption: Any) -> str:
     return caption.strip()
 
 
+def _content(path: Path) -> str:
+    return f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+
+
 def run(
     model: Denoiser,
     paths: Sequence[Path],
@@ -191,18 +196,23 @@ def run(
         **dataclasses.asdict(settings),
         "model": fingerprint(model),
         "dtype": dtype,
-        "pictures": [f"{path.name} {path.stat().st_size}" for path in paths],
-        "captions": list(given) if given is not None and not isinstance(given, str) else given,
         "shape": list(model.shape or ()),
     }
+
+    def about(part: tuple[int, int]) -> dict[str, Any]:
+        """Say what decides the numbers of a batch: its own pictures, by their bytes, and captions."""
+        chosen = paths[slice(*part)]
+        words = given if given is None or isinstance(given, str) else list(given[slice(*part)])
+        return {**stamp, "pictures": [_content(path) for path in chosen], "captions": words}
+
     ranges = batches(len(paths), settings.batch_size)
     first = [("cells/reconstruction-linear", ranges[0])]
     check = partial(_linear, model, paths, given, settings)
-    (_, linear), *_ = cached_results(InProcess(), check, first, folder, stamp, lambda data: Linear(**data))
+    (_, linear), *_ = cached_results(InProcess(), check, first, folder, about, lambda data: Linear(**data))
     cells = [(f"cells/reconstruction-{start:05d}", (start, stop)) for start, stop in ranges]
     work = partial(_batch, model, paths, given, settings)
     rows: dict[int, list[Row]] = {}
-    for k, found in cached_results(InProcess(), work, cells, folder, stamp, lambda data: [Row(**row) for row in data]):
+    for k, found in cached_results(InProcess(), work, cells, folder, about, lambda data: [Row(**row) for row in data]):
         rows[k] = found
         if progress is not None:
             for _ in found:

@@ -130,10 +130,12 @@ def ablation(bench: Bench) -> Finding:
     seeds, steps, n = (1, 300, 16) if quick else (3, 1000, bench.size.images)
     items = [(f"{way.replace(' ', '-')}-{k}", (way, k)) for way in ways for k in range(seeds)]
 
+    size = bench.size
+
     def one(item: tuple[str, int]) -> Trained:
         way, seed = item
-        alone = Bench(bench.size)  # a network is one piece of work
-        return measure(alone, train(steps, bench.size.seed + seed, **WAYS[way]), n, 100 if quick else 1000)
+        alone = Bench(size)  # a network is one piece of work
+        return measure(alone, train(steps, size.seed + seed, **WAYS[way]), n, 100 if quick else 1000)
 
     found = bench.cells("instability-training", one, items, _read, steps=steps, ways=ways)
     return report({way: found[k * seeds : (k + 1) * seeds] for k, way in enumerate(ways)}, n)
