@@ -21,7 +21,6 @@ from .ink import Seen, decode, joined, look, setting, task
 from .methods import (
     GUIDANCES,
     METHODS,
-    NEAR,
     OURS,
     PUBLISHED,
     Method,
@@ -226,7 +225,6 @@ def _retained(found: dict[tuple[str, float], Row], names: Sequence[str], strong:
     verdict = (
         EMPTY if not gained else HOLDS if kept == gained else FAILS if lost == gained else PARTLY if kept else OPEN
     )
-    near = ", ".join(label(m) for m in NEAR if label(m) in names)
     return Claim(
         "background preservation",
         "near-reversible methods (ees25) largely retain the background that reversible solvers preserve: at "
