@@ -177,6 +177,16 @@ def test_embeddings_may_come_in_a_dictionary_and_are_cut_with_the_batch():
     assert torch.equal(model.with_guidance(2.0)(torch.zeros(4, 1), 0.5).eps, 2 * whole)
 
 
+def test_a_network_that_takes_no_condition_is_given_none():
+    model = sf.load("mixture25")
+    with pytest.raises(sf.InputError, match="'mixture25' takes none"):
+        model.with_condition(3)
+    with pytest.raises(sf.InputError, match="takes none"):
+        sf.edit(model, torch.zeros(2, 2), 3)
+    with pytest.raises(sf.InputError, match="takes none"):
+        sf.diagnose(model, torch.zeros(2, 2), target=3)
+
+
 def test_conditions_that_do_not_fit_are_refused():
     model = sf.Denoiser(Counting(), sf.VPLinear(), shape=(2,), null=3, classes=3)
     with pytest.raises(sf.InputError, match="2 rows for a batch of 3"):

@@ -188,6 +188,11 @@ def test_a_critical_window_that_is_not_there_is_named():
         critical_window(one, level=1.0)
     with pytest.raises(sf.InputError, match="single step"):
         critical_window(one, n=4, steps=1, solver="ddim")
+    with pytest.raises(sf.InputError, match="products"):
+        critical_window(one, products=0)
+    for name in ("x", "callback"):
+        with pytest.raises(sf.InputError, match=f"{name} is set here"):
+            critical_window(one, **{name: None})
 
 
 def test_a_study_goes_on_where_it_stopped(tmp_path, monkeypatch):

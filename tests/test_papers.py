@@ -7,7 +7,7 @@ import pytest
 
 import steadyflow as sf
 from steadyflow.runs.engines import InProcess
-from steadyflow_lab.findings import VERDICTS, Claim, Finding, Size
+from steadyflow_lab.findings import VERDICTS, Claim, Finding, Size, decide
 from steadyflow_lab.pages import claims_table, fill
 from steadyflow_lab.papers import PAPERS
 from steadyflow_lab.studies import Bench, Paper, read_findings, result_name, run_figures
@@ -85,6 +85,23 @@ def test_a_figure_is_kept_by_cell_and_tells_how_far_it_has_come(tmp_path):
     (quick,) = run_figures(paper, quick=True, folder=tmp_path)
     assert quick.claims[0].here == "4"
     assert calls[-3:] == ["cell 0", "cell 1", "cell 2"]  # of another size: not the same cells
+    (tmp_path / "paper-a.json").unlink()
+    assert run_figures(paper, folder=tmp_path) == [first]
+    assert len(calls) == 7  # nor have they been overwritten
+
+
+@pytest.mark.parametrize(
+    ("inside", "outside", "expected"),
+    [
+        ([True, True], [False, False], "holds"),
+        ([False, False], [True, True], "does not hold"),
+        ([True, False], [False, True], "holds in part"),
+        ([True, False], [False, False], "not decided"),
+        ([False, False], [False, False], "not decided"),
+    ],
+)
+def test_a_claim_about_several_cases_is_decided_by_all_of_them(inside, outside, expected):
+    assert decide(inside, outside) == expected
 
 
 def test_a_result_of_another_size_or_version_is_computed_anew(tmp_path):

@@ -1,6 +1,7 @@
 """The paper's experiment for pipelines of one's own: what is measured, kept, refused and held in memory."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -100,6 +101,27 @@ def test_an_interrupted_run_loses_no_more_than_a_batch(folder, bundled, tmp_path
         assert a.image_error == pytest.approx(b.image_error, rel=1e-4)
     other = experiment.Settings(steps=4, directions=1, batch_size=2)
     assert experiment.run(bundled, paths, CAPTION, other, folder=tmp_path).rows != resumed.rows  # of other settings
+
+
+def test_a_picture_that_has_changed_is_done_again_with_its_batch_alone(folder, bundled, tmp_path, monkeypatch):
+    """Same name and same size: told apart by its bytes; and more pictures leave the batches that are there."""
+    copies = tmp_path / "pictures"
+    shutil.copytree(folder, copies)
+    paths, measured, done = experiment.pictures(copies, 5), experiment._batch, []
+
+    def counted(model, paths, given, settings, rows):
+        done.append(rows)
+        return measured(model, paths, given, settings, rows)
+
+    monkeypatch.setattr(experiment, "_batch", counted)
+    experiment.run(bundled, paths[:4], CAPTION, FEW, folder=tmp_path)
+    experiment.run(bundled, paths, CAPTION, FEW, folder=tmp_path)
+    assert done == [(0, 2), (2, 4), (4, 5)]
+    data = bytearray(paths[2].read_bytes())
+    paths[2].write_bytes(paths[3].read_bytes())
+    assert bytes(data) != paths[2].read_bytes()
+    experiment.run(bundled, paths, CAPTION, FEW, folder=tmp_path)
+    assert done[3:] == [(2, 4)]
 
 
 def test_no_more_than_a_batch_is_held_in_memory(folder, bundled, tmp_path, monkeypatch):
