@@ -10,7 +10,7 @@ import torch
 from steadyflow.metrics import frechet_distance, precision_recall
 from steadyflow.metrics.statistics import Estimate
 
-from ..findings import FAILS, HOLDS, PARTLY, Claim, Finding
+from ..findings import FAILS, HOLDS, OPEN, PARTLY, Claim, Finding
 from ..studies import Bench
 from .problems import problems
 from .runs import Study, mean, study
@@ -78,7 +78,7 @@ def _claims(found: Study) -> list[Claim]:
                 _WORDS,
                 f"distance over the plain solver's, {here}{_at_limit(found, families_)}; newly "
                 f"diverged: at most {diverged:.0%}",
-                decided([e.high < 1.0 for e in cells.values()]),
+                decided([e.high < 1.0 for e in cells.values()], [e.low > 1.0 for e in cells.values()]),
             )
         )
     best = min(CLAMPED + FREE, key=lambda f: found.ratio(f).value)
@@ -89,7 +89,7 @@ def _claims(found: Study) -> list[Claim]:
             f"the best of the paper's forms with {found.solver} does better than a constant, one more step, equal cost",
             "no such control in the sources at hand",
             f"{best} over each: " + ", ".join(f"{name} {short(e)}" for name, e in over.items()),
-            decided([e.high < 1.0 for e in over.values()]),
+            decided([e.high < 1.0 for e in over.values()], [e.low > 1.0 for e in over.values()]),
         )
     )
     return claims
@@ -102,9 +102,17 @@ def _at_limit(found: Study, names: Sequence[str]) -> str:
     return f"; steps at the region's end: {', '.join(words)}" if words else ""
 
 
-def decided(parts: Sequence[bool]) -> str:
-    """Give the verdict on a claim that was decided in several cells."""
-    return HOLDS if all(parts) else PARTLY if any(parts) else FAILS
+def decided(parts: Sequence[bool], contrary: Sequence[bool] | None = None) -> str:
+    """Give the verdict on a claim that was decided in several cells.
+
+    contrary: the cells whose interval says the opposite; by default all that do not say so. Where no cell says either,
+    nothing is decided.
+    """
+    if all(parts):
+        return HOLDS
+    if any(parts):
+        return PARTLY
+    return FAILS if contrary is None or any(contrary) else OPEN
 
 
 _SHOWN = (PLAIN, *FREE, *CLAMPED, *CONTROLS, "moments", "moments, calibrated")
