@@ -49,7 +49,9 @@ HOLDING = {
 def test_the_papers_claims_hold_in_the_small(figure):
     found = PAPER.figures[figure](Bench(SMALL))
     assert [claim.label for claim in found.claims] == HOLDING[figure]
-    assert [claim.verdict for claim in found.claims] == ["holds"] * len(found.claims)
+    open_ = {"figure 4"}  # a slope over 200 noisy trajectories, too few for its margin
+    verdicts = {claim.label: claim.verdict for claim in found.claims}
+    assert all(word == "holds" or (word == "not decided" and label in open_) for label, word in verdicts.items())
 
 
 def test_with_the_exact_score_the_midpoint_holds_only_what_starts_next_to_it():
