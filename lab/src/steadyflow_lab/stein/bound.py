@@ -117,7 +117,7 @@ def _claims(steps: list[Shift], failing: list[Shift]) -> list[Claim]:
         Claim(
             "bound, where contraction fails",
             "the bound holds where no contraction is certified",
-            "it does not invoke the contraction that fails in the trap (the authors to their referee)",
+            "said not to invoke the contraction that fails in the trap (a review of the paper)",
             f"kept at {sum(map(kept, failing))} of the {len(failing)} steps that expand, with local constants up to "
             f"{max(one.lipschitz for one in failing):.1f}",
             verdict(all(map(kept, failing))),
