@@ -268,13 +268,12 @@ def test_damaged_benchmark_data_is_named(tmp_path):
         piebench.decode_mask([1, 2, 3])
 
 
-@pytest.mark.slow
-def test_the_instability_study_takes_pipelines(call, folder, tmp_path):
+def test_the_reconstruction_experiment_takes_pipelines(call, folder, tmp_path):
     for k in range(4):
         values = np.random.default_rng(k).integers(0, 256, (32, 32, 3), dtype=np.uint8)
         Image.fromarray(values).save(tmp_path / f"{k}.png")
-    options = ["--model", folder, "--images", tmp_path, "--quick", "--n", "4", "--out", tmp_path / "lab", "--json"]
-    status, text, _ = call("lab", "run", "instability", *options)
+    options = ["--model", folder, "--images", tmp_path, "--prompt", "a cat", "--steps", "4", "--n", "4"]
+    status, text, _ = call("lab", "run", "reconstruction", *options, "--out", tmp_path / "lab", "--json")
     assert status == 0, text
     assert json.loads(text)
 

@@ -14,6 +14,7 @@ import steadyflow as sf
 from steadyflow.datasets import arrays
 from steadyflow.datasets.ink import ink
 from steadyflow_lab.instability import reconstruction as experiment
+from steadyflow_lab.precision import load_in
 
 CAPTION = "a handwritten seven in red ink"
 FEW = experiment.Settings(steps=3, directions=2, batch_size=2)
@@ -32,7 +33,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bundled():
-    return experiment.load("ink")
+    return load_in("ink")
 
 
 def test_errors_floor_and_coefficient_are_what_they_say(folder, bundled):
@@ -158,13 +159,13 @@ def test_the_command_prints_correlations_and_keeps_all_rows(call, folder, tmp_pa
 
 
 def test_half_precision_is_honoured(folder, bundled):
-    half = experiment.load("ink", dtype="bfloat16")
+    half = load_in("ink", dtype="bfloat16")
     assert half.family.pipe.unet.dtype == half.family.pipe.vae.dtype == torch.bfloat16
     found = experiment.run(half, experiment.pictures(folder, 3), CAPTION, experiment.Settings(steps=2, directions=1))
     whole = experiment.run(bundled, experiment.pictures(folder, 3), CAPTION, experiment.Settings(steps=2, directions=1))
     assert found.rows != whole.rows
     assert found.rows[0].floor == pytest.approx(whole.rows[0].floor, rel=0.3)
-    digits = experiment.load("digits", dtype="float16")
+    digits = load_in("digits", dtype="float16")
     assert next(digits.net.parameters()).dtype == torch.float16
 
 
@@ -192,16 +193,16 @@ def test_captions_are_read_from_three_kinds_of_files(tmp_path):
 
 def test_what_cannot_be_done_is_refused_by_name(call, folder, bundled, tmp_path):
     with pytest.raises(sf.InputError, match="dtype"):
-        experiment.load("ink", dtype="float8")
+        load_in("ink", dtype="float8")
     with pytest.raises(sf.InputError, match="height"):
-        experiment.load("digits", height=8)
+        load_in("digits", height=8)
     with pytest.raises(sf.InputError, match="at least 3"):
         experiment.pictures(folder, 2)
     paths = experiment.pictures(folder, 3)
     with pytest.raises(sf.InputError, match="takes none"):
-        experiment.run(experiment.load("digits"), paths, CAPTION)
+        experiment.run(load_in("digits"), paths, CAPTION)
     with pytest.raises(sf.InputError, match="'own' is for pipelines"):
-        experiment.run(experiment.load("digits"), paths, None, experiment.Settings(grid="own", steps=2))
+        experiment.run(load_in("digits"), paths, None, experiment.Settings(grid="own", steps=2))
     with pytest.raises(sf.UnknownNameError):
         experiment.run(bundled, paths, CAPTION, experiment.Settings(solver="eule"))
     with pytest.raises(sf.InputError, match="positive"):
@@ -212,5 +213,5 @@ def test_what_cannot_be_done_is_refused_by_name(call, folder, bundled, tmp_path)
 
 
 def test_a_model_of_pixels_needs_no_codec(folder):
-    found = experiment.run(experiment.load("digits"), experiment.pictures(folder, 3), None, FEW)
+    found = experiment.run(load_in("digits"), experiment.pictures(folder, 3), None, FEW)
     assert all(row.floor == 0.0 and row.image_error == row.latent_error for row in found.rows)

@@ -7,7 +7,6 @@ where a statement is true but bounds nothing at the paper's parameters, it "says
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -131,9 +130,9 @@ def short(e: Estimate) -> str:
     return f"{e.value:.{digits}%} [{e.low:.{digits}%}, {e.high:.{digits}%}]"
 
 
-def mean_rate(values: Sequence[Estimate]) -> float:
-    """Give the mean of rates over equal numbers of starts."""
-    return math.fsum(e.value for e in values) / len(values)
+def shown(e: Estimate, how: str = "{:.2f}") -> str:
+    """Write an estimate with its interval."""
+    return f"{how.format(e.value)} [{how.format(e.low)}, {how.format(e.high)}]"
 
 
 def curve(label: str, x: Sequence[float], values: Sequence[Estimate]) -> Curve:

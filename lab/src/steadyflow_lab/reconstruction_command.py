@@ -46,6 +46,7 @@ def reconstruction(
     from steadyflow._internal import files
 
     from .instability import reconstruction as experiment
+    from .precision import load_in
 
     if [captions is not None, prompt is not None, no_captions].count(True) != 1:
         raise InputError("captions: give one of --captions, --prompt and --no-captions")
@@ -54,7 +55,7 @@ def reconstruction(
     settings = experiment.Settings(
         solver, steps, grid, guidance, directions, perturbation, batch_size=batch_size, seed=seed
     )
-    loaded = experiment.load(model, device, dtype, height, width)
+    loaded = load_in(model, device, dtype, height, width)
     with bar("picture", len(paths)) as advance:
         result = experiment.run(loaded, paths, given, settings, folder=out, progress=lambda: advance(""))
     written = experiment.as_json(result, model=model, device=device, dtype=dtype)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .._internal.numerics import middle, ranks
 from .._internal.tensors import finite
 from ..errors import InputError
 
@@ -51,7 +52,7 @@ def spearman(x: Tensor, y: Tensor, *, resamples: int = 2000, level: float = 0.95
     Raises:
         InputError: The shapes do not fit, or a number is not finite.
     """
-    return _bootstrapped(_ranks(x), _ranks(y), resamples, level, seed)
+    return _bootstrapped(ranks(x), ranks(y), resamples, level, seed)
 
 
 def wilson(hits: int, n: int, level: float = 0.95) -> Estimate:
@@ -92,7 +93,7 @@ def average(x: Tensor, *, resamples: int = 2000, level: float = 0.95, seed: int 
         raise InputError("average: NaN or infinity in the sample")
     x = x.double()
     drawn = x[torch.randint(len(x), (resamples, len(x)), generator=torch.Generator().manual_seed(seed))].mean(1)
-    return Estimate(x.mean().item(), *_middle(drawn, level))
+    return Estimate(x.mean().item(), *middle(drawn, level))
 
 
 def _bootstrapped(x: Tensor, y: Tensor, resamples: int, level: float, seed: int) -> Estimate:
@@ -105,23 +106,9 @@ def _bootstrapped(x: Tensor, y: Tensor, resamples: int, level: float, seed: int)
     x, y = x.double(), y.double()
     rows = torch.randint(len(x), (resamples, len(x)), generator=torch.Generator().manual_seed(seed))
     drawn = _correlation(x[rows], y[rows])
-    return Estimate(_correlation(x, y).item(), *_middle(drawn[drawn.isfinite()], level))
-
-
-def _middle(drawn: Tensor, level: float) -> tuple[float, float]:
-    """The ends of the middle share `level` of what was drawn."""
-    tail = (1.0 - level) / 2.0
-    low, high = drawn.quantile(torch.tensor([tail, 1.0 - tail], dtype=torch.float64)).tolist()
-    return low, high
+    return Estimate(_correlation(x, y).item(), *middle(drawn[drawn.isfinite()], level))
 
 
 def _correlation(x: Tensor, y: Tensor) -> Tensor:
     x, y = x - x.mean(-1, keepdim=True), y - y.mean(-1, keepdim=True)
     return (x * y).sum(-1) / (x.norm(dim=-1) * y.norm(dim=-1))
-
-
-def _ranks(x: Tensor) -> Tensor:
-    """Ranks from 1, ties sharing their mean."""
-    _, place, counts = x.double().unique(return_inverse=True, return_counts=True)
-    ends = counts.cumsum(0).double()
-    return (ends - (counts.double() - 1.0) / 2.0)[place]

@@ -24,10 +24,10 @@ from steadyflow.schedules import VPScaledLinear
 from steadyflow.solvers.base import steps_for
 from steadyflow.tasks import invert
 
-from ..findings import HOLDS, PARTLY, Claim, Curve, Finding, verdict
+from ..findings import HOLDS, PARTLY, Claim, Curve, Finding, shown, verdict
 from ..studies import Bench
 from ..watching import Largest
-from .methods import GUIDANCES, METHODS, NEAR, PUBLISHED, Method, exact, label, median, ratio, shown, solver_of
+from .methods import GUIDANCES, METHODS, NEAR, PUBLISHED, Method, exact, label, median, ratio, solver_of
 
 NFE = 48
 """Model evaluations each way."""

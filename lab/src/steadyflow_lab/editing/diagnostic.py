@@ -31,10 +31,10 @@ from steadyflow.solvers.base import steps_for
 from steadyflow.tasks import invert
 
 from ..digits import recognise
-from ..findings import FAILS, HOLDS, OPEN, PARTLY, Claim, Curve, Finding
+from ..findings import FAILS, HOLDS, OPEN, PARTLY, Claim, Curve, Finding, shown
 from ..studies import Bench
 from .coupling import problem, reference
-from .methods import AUTO, GUIDANCES, METHODS, PUBLISHED, Method, label, mean, median, shown, solver_of
+from .methods import AUTO, GUIDANCES, METHODS, PUBLISHED, Method, label, mean, median, solver_of
 
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 ADAPTIVE = ("dopri5", "ees25")

@@ -18,9 +18,9 @@ from steadyflow.metrics import rmse
 from steadyflow.schedules import RectifiedFlow
 from steadyflow.solvers import RungeKutta
 
-from ..findings import Claim, Finding, verdict
+from ..findings import Claim, Finding, shown, verdict
 from ..studies import Bench
-from .methods import NEAR, PLAIN, PUBLISHED, Method, exact, label, median, shown, solver_of
+from .methods import NEAR, PLAIN, PUBLISHED, Method, exact, label, median, solver_of
 
 STEPS = (0.08, 0.04)
 """Sizes of the step, in the time of a rectified flow."""

@@ -24,10 +24,10 @@ from steadyflow.solvers.reversible import Coupling, contraction, regular_coordin
 from steadyflow.solvers.rex import Rex
 from steadyflow.tasks import invert
 
-from ..findings import FAILS, HOLDS, PARTLY, Claim, Curve, Finding
+from ..findings import FAILS, HOLDS, PARTLY, Claim, Curve, Finding, shown
 from ..studies import Bench
 from .coupling import NFE, problem, reference
-from .methods import GUIDANCES, ratio, shown
+from .methods import GUIDANCES, ratio
 
 KNOBS: dict[str, tuple[float, ...]] = {
     "x of ees25": (-0.2, -0.1, 0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4),

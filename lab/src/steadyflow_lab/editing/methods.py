@@ -89,8 +89,3 @@ def paired_rates(mine: Sequence[bool], theirs: Sequence[bool], level: float = 0.
     value = only.value - other.value
     low = value - math.hypot(only.value - only.low, other.high - other.value)
     return Estimate(value, low, value + math.hypot(only.high - only.value, other.value - other.low))
-
-
-def shown(e: Estimate, how: str = "{:.2f}") -> str:
-    """Write an estimate with its interval."""
-    return f"{how.format(e.value)} [{how.format(e.low)}, {how.format(e.high)}]"

@@ -17,22 +17,19 @@ import torch
 
 from steadyflow import __version__, edit
 from steadyflow.datasets import arrays
-from steadyflow.diffusers.pipeline_model import PipelineModel, load_pipeline
+from steadyflow.diffusers.pipeline_model import PipelineModel
 from steadyflow.editing.base import SmoothedWays
-from steadyflow.errors import InputError, UnknownNameError
-from steadyflow.loading import PIPELINES, load_model
+from steadyflow.errors import InputError
 from steadyflow.loading import fingerprint as weights_of
 from steadyflow.metrics import Extractor
-from steadyflow.models import pipeline_folder
 from steadyflow.runs.engines import InProcess
 from steadyflow.solvers import get
 from steadyflow.solvers.base import steps_for
 
 from ..cached_results import cached_results
+from ..precision import load_in
 from .piebench import METRICS, PROTOCOL, SIDE, Item, Score, fingerprint, items, score, sized, summary
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-"""The precisions in which a network can compute; the states stay in float32."""
 BATCH = 4
 
 
@@ -88,14 +85,7 @@ def load(name: str, device: str = "cpu", dtype: str = "float32") -> PipelineMode
 
     Raises `InputError` for a model that is no pipeline, `UnknownNameError` for a precision.
     """
-    if dtype not in DTYPES:
-        raise UnknownNameError("dtype", dtype, DTYPES)
-    if name in PIPELINES or dtype != "float32":
-        model = load_pipeline(pipeline_folder(name) if name in PIPELINES else name, dtype=DTYPES[dtype])
-        assert model.family is not None  # a pipeline has one
-        model.family.pipe.to(device)
-        return model
-    model = load_model(name, device)
+    model = load_in(name, device, dtype)
     if not isinstance(model, PipelineModel):
         raise InputError(f"model: {name!r} is no diffusers pipeline; PIE-Bench needs one that takes prompts")
     return model

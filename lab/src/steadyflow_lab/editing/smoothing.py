@@ -23,11 +23,11 @@ from steadyflow.models import load
 from steadyflow.tasks import invert
 
 from ..digits import recognise
-from ..findings import FAILS, HOLDS, OPEN, PARTLY, Claim, Finding
+from ..findings import FAILS, HOLDS, OPEN, PARTLY, Claim, Finding, shown
 from ..studies import Bench
 from . import ink
 from .ink import BLOWN, Seen, decode, joined
-from .methods import AUTO, Method, label, paired_rates, shown, solver_of
+from .methods import AUTO, Method, label, paired_rates, solver_of
 
 NFE = 48
 """Evaluations each way of the run without smoothing."""

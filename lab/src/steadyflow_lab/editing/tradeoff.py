@@ -15,7 +15,7 @@ from steadyflow.metrics.statistics import Estimate, wilson
 from steadyflow.solvers.base import steps_for
 from steadyflow.tasks import invert
 
-from ..findings import EMPTY, FAILS, HOLDS, OPEN, PARTLY, Claim, Curve, Finding
+from ..findings import EMPTY, FAILS, HOLDS, OPEN, PARTLY, Claim, Curve, Finding, shown
 from ..studies import Bench
 from .ink import Seen, decode, joined, look, setting, task
 from .methods import (
@@ -28,7 +28,6 @@ from .methods import (
     mean,
     median,
     paired_rates,
-    shown,
     solver_of,
 )
 

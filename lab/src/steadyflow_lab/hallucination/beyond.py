@@ -25,12 +25,20 @@ from ..studies import Bench
 from ..theory import interpolation as theory
 from .drawing import Outcome, Request, run
 from .remedies import DDPM_250, counted
-from .setting import DDPM, Method, Problem, ddim, eta, exact, hybrid, learned, quadratic, quadratic_50, uniform_20
-
-
-def uniform_50(top: int = 999) -> Grid:
-    """Make the grid of fifty timesteps at equal distances from 0.8 T down to 0."""
-    return Grid(tuple(float(round(0.8 * (top + 1) * (1.0 - k / 49))) for k in range(50)))
+from .setting import (
+    DDPM,
+    Method,
+    Problem,
+    ddim,
+    eta,
+    exact,
+    hybrid,
+    learned,
+    quadratic,
+    quadratic_50,
+    uniform_20,
+    uniform_50,
+)
 
 
 def window_of(problem: Problem, method: Method, n: int = 256, seed: int = 77) -> CriticalWindow:

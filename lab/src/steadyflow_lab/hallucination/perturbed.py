@@ -15,6 +15,7 @@ from ..studies import Bench
 from ..theory import interpolation as theory
 from ..theory import saddles
 from .drawing import Outcome, Request, run
+from .rates import starting_radius
 from .saddle import flow_slope, last_times
 from .setting import (
     DDPM,
@@ -289,10 +290,8 @@ def figure_c(bench: Bench) -> Finding:
             ]
         )
     n = 80 if bench.size.quick else 800
-    tiny = 0.01 * (1.0 - 2.0 * (torch.arange(n) // 40 % 2).double())
-    starts = [Request(m, n, bench.size.seed, start=on_segments(rough, tiny), tau=TAU) for m in (DDPM, ddim())]
-    free = [int((o.classes.kind == theory.VALID).sum()) for o in run(rough, starts)]
-    escaped, stuck = wilson(free[0], n), wilson(min(free[1], 80) if n <= 80 else free[1] * 80 // n, 80)
+    near = starting_radius(rough, (DDPM, ddim()), (0.01,), n, bench)
+    escaped, stuck = (wilson(known - held, known) for ((held, known),) in near.values())
     seen, told = (torch.cat(parts).double() for parts in zip(*guesses, strict=True))
     agreement = spearman(told, seen)
     miss = float((told - seen).abs().median())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -117,9 +118,12 @@ def thinned(top: int = 999) -> Grid:
     return Grid(tuple(float(t) for t in [*range(top, 0, -4), 0]))
 
 
-def uniform_20(top: int = 999) -> Grid:
-    """Make the grid of twenty timesteps at equal distances from 0.8 T down to 0."""
-    return Grid(tuple(float(round(0.8 * (top + 1) * (1.0 - k / 19))) for k in range(20)))
+def uniform(count: int, top: int = 999) -> Grid:
+    """Make the grid of `count` timesteps at equal distances from 0.8 T down to 0."""
+    return Grid(tuple(float(round(0.8 * (top + 1) * (1.0 - k / (count - 1)))) for k in range(count)))
+
+
+uniform_20, uniform_50 = partial(uniform, 20), partial(uniform, 50)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from steadyflow.metrics.statistics import Estimate, spearman, wilson
 
-from ..findings import FAILS, HOLDS, OPEN, PARTLY, Claim, Finding, short
+from ..findings import FAILS, HOLDS, OPEN, PARTLY, Claim, Finding, short, shown
 from ..studies import Bench
 from .correlations import exceeds, kind, median, partial_spearman
 from .setting import Amplified, Dense, Problem, RoundTrip, amplified, densities, problem, round_trip
@@ -90,12 +90,12 @@ def report(data: Problem, real: Chain, own: Chain, nfe: int) -> Finding:
     found: dict[tuple[str, ...], Estimate] = {}
     for x, y, _ in LINKS:
         found[x, y] = spearman(columns[x], columns[y])
-        rows.append([f"{x}, {y}", _interval(found[x, y]), _interval(spearman(control[x], control[y]))])
+        rows.append([f"{x}, {y}", shown(found[x, y]), shown(spearman(control[x], control[y]))])
     for x, y, given, _ in GIVEN:
         e = partial_spearman(columns[x], columns[y], [columns[key] for key in given])
         other = partial_spearman(control[x], control[y], [control[key] for key in given])
         found[(x, y, *given)] = e
-        rows.append([f"{x}, {y} given {' and '.join(given)}", _interval(e), _interval(other)])
+        rows.append([f"{x}, {y} given {' and '.join(given)}", shown(e), shown(other)])
     below = exceeds(-columns["density"], -control["density"])
     worse = exceeds(columns["error"], control["error"])
     expanding = wilson(int((columns["mean stretch"] > 0.0).sum()), n)
@@ -108,8 +108,8 @@ def report(data: Problem, real: Chain, own: Chain, nfe: int) -> Finding:
             "mechanism 2",
             "images of low density have a large Jacobian determinant",
             "low density needs large determinants; no number in the sources at hand",
-            f"rank correlation of log density and mean stretch {_interval(found['density', 'mean stretch'])}; with the "
-            f"coefficient along random directions {_interval(step_density)}",
+            f"rank correlation of log density and mean stretch {shown(found['density', 'mean stretch'])}; with the "
+            f"coefficient along random directions {shown(step_density)}",
             _both(kind(found["density", "mean stretch"], -1), kind(step_density, -1)),
         ),
         Claim(
@@ -124,24 +124,23 @@ def report(data: Problem, real: Chain, own: Chain, nfe: int) -> Finding:
             "mechanism 1",
             "images with a larger coefficient are reconstructed worse, also at equal errors of the latent",
             "strong positive correlation",
-            f"rank correlation of coefficient and error {_interval(step_error)}; given the latent's error "
-            f"{_interval(alone)}",
+            f"rank correlation of coefficient and error {shown(step_error)}; given the latent's error {shown(alone)}",
             _both(kind(step_error), kind(alone)),
         ),
         Claim(
             "mechanism 2",
             "images of low density are reconstructed worse, and by way of expansion",
             "the chain low density, expansion, error",
-            f"rank correlation of log density and error {_interval(found['density', 'error'])}; given the coefficient "
-            f"{_interval(rest)}; the quarter of least density has {low:.2f} times the median error",
+            f"rank correlation of log density and error {shown(found['density', 'error'])}; given the coefficient "
+            f"{shown(rest)}; the quarter of least density has {low:.2f} times the median error",
             _mediated(found["density", "error"], rest),
         ),
         Claim(
             "failure signature",
             "real images lie where the model's density is low, and are reconstructed worse",
             "pi_real puts mass where pi_gen is low",
-            f"a real image has less density than an own sample in {_share(below)} of pairs, and a larger error in "
-            f"{_share(worse)}",
+            f"a real image has less density than an own sample in {shown(below, '{:.0%}')} of pairs, and a larger "
+            f"error in {shown(worse, '{:.0%}')}",
             _both(_above(below), _above(worse)),
         ),
     ]
@@ -182,11 +181,3 @@ def _mediated(whole: Estimate, rest: Estimate) -> str:
 
 def _above(share: Estimate) -> str:
     return "yes" if share.low > 0.5 else "no" if share.high < 0.5 else "open"
-
-
-def _share(e: Estimate) -> str:
-    return f"{e.value:.0%} [{e.low:.0%}, {e.high:.0%}]"
-
-
-def _interval(e: Estimate) -> str:
-    return f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]"

@@ -13,7 +13,7 @@ from torch import Tensor
 from steadyflow.jacobians import singular_values
 from steadyflow.metrics.statistics import Estimate, pearson, spearman, wilson
 
-from ..findings import FAILS, HOLDS, OPEN, PARTLY, Claim, Finding, short
+from ..findings import FAILS, HOLDS, OPEN, PARTLY, Claim, Finding, short, shown
 from ..studies import Bench
 from .correlations import kind, median
 from .setting import SIZE, Amplified, Problem, RoundTrip, amplified, own_coefficient, problem, regime, round_trip
@@ -107,7 +107,7 @@ def report(
             "main result",
             "coefficient and reconstruction error are strongly and positively correlated",
             "strong positive correlation; no number in the sources at hand",
-            f"rank correlation along random directions {_interval(random)}, of the logarithms {_interval(logs)}; {n} "
+            f"rank correlation along random directions {shown(random)}, of the logarithms {shown(logs)}; {n} "
             f"{name}, Euler, {first.trip.nfe} evaluations",
             {"yes": HOLDS if random.low > STRONG else PARTLY, "no": FAILS, "open": OPEN}[kind(random)],
         ),
@@ -154,7 +154,7 @@ def report(
             "with solvers of higher order no correlation with the coefficient is found",
             "",
             "along random directions "
-            + ", ".join(f"{row.trip.solver} {_interval(row.correlations['random'])}" for row in better),
+            + ", ".join(f"{row.trip.solver} {shown(row.correlations['random'])}" for row in better),
             HOLDS if not still else PARTLY if len(still) < len(better) else FAILS,
         )
     )
@@ -177,7 +177,7 @@ def report(
             f"{float(row.trip.latent_error.median()):.1e}",
             f"{row.own:.3f}",
             f"{float(row.trip.inversion.median()):.2f}",
-            *(_interval(e) for e in row.correlations.values()),
+            *(shown(e) for e in row.correlations.values()),
         ]
         for row in made
     ]
@@ -200,7 +200,3 @@ def report(
 def _alike(a: Row, b: Row) -> bool:
     """Whether two rows took the same evaluations, but for a few."""
     return abs(a.trip.nfe - b.trip.nfe) <= 0.1 * b.trip.nfe
-
-
-def _interval(e: Estimate) -> str:
-    return f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]"

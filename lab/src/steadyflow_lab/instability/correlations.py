@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from steadyflow._internal.numerics import middle, ranks
 from steadyflow.errors import InputError
 from steadyflow.metrics.statistics import Estimate
 
@@ -75,19 +76,14 @@ def _median(rows: Tensor) -> Tensor:
 
 
 def _estimate(value: float, drawn: Tensor) -> Estimate:
-    drawn = drawn[drawn.isfinite()]
-    tail = (1.0 - LEVEL) / 2.0
-    low, high = drawn.quantile(torch.tensor([tail, 1.0 - tail], dtype=torch.float64)).tolist()
-    return Estimate(value, low, high)
+    return Estimate(value, *middle(drawn[drawn.isfinite()], LEVEL))
 
 
 def _ranks(x: Tensor) -> Tensor:
     """Give ranks from 1, ties sharing their mean."""
     if x.ndim != 1 or not bool(x.isfinite().all()):
         raise InputError("partial correlation: expected finite numbers, one per sample")
-    _, place, counts = x.double().unique(return_inverse=True, return_counts=True)
-    ends = counts.cumsum(0).double()
-    return (ends - (counts.double() - 1.0) / 2.0)[place]
+    return ranks(x)
 
 
 def batches(n: int, size: int) -> list[tuple[int, int]]:

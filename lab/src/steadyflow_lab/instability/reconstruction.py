@@ -21,14 +21,12 @@ from torch import Tensor
 from steadyflow._internal.tensors import norm, unit
 from steadyflow.datasets import arrays
 from steadyflow.denoisers import Denoiser
-from steadyflow.diagnostics import in_precision
-from steadyflow.diffusers.pipeline_model import PipelineModel, load_pipeline
+from steadyflow.diffusers.pipeline_model import PipelineModel
 from steadyflow.errors import CorruptFileError, InputError
 from steadyflow.jacobians import FlowMap
-from steadyflow.loading import PIPELINES, apply_condition, fingerprint, load_model, takes_prompts
+from steadyflow.loading import apply_condition, fingerprint, takes_prompts
 from steadyflow.metrics import rmse
 from steadyflow.metrics.statistics import Estimate, pearson, spearman, wilson
-from steadyflow.models import pipeline_folder
 from steadyflow.noise import PERTURBATION, like
 from steadyflow.runs.engines import InProcess
 from steadyflow.solvers import registry
@@ -36,9 +34,6 @@ from steadyflow.tasks import invert
 
 from ..cached_results import cached_results
 from .correlations import batches, median
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-"""The precisions of a network; the states of a run are float32 in all of them."""
 
 
 @dataclass(frozen=True)
@@ -91,30 +86,6 @@ class Result:
     """By how much the coefficient changes, relatively, for a quarter and for four times the perturbation; medians."""
     dim: int
     """The number of dimensions of a latent."""
-
-
-def load(
-    name: str, device: str = "cpu", dtype: str = "float32", height: int | None = None, width: int | None = None
-) -> Denoiser:
-    """Load a model in a precision on a device; a pipeline is never held in a larger one.
-
-    height, width: of the pictures of a pipeline, in pixels. Raises `InputError` for a precision that is not known, or
-    for a size where the model is no pipeline.
-    """
-    if dtype not in DTYPES:
-        raise InputError(f"dtype: got {dtype!r}, expected one of {', '.join(DTYPES)}")
-    folder = pipeline_folder(name) if name in PIPELINES else Path(name)
-    if folder.is_dir() or ("/" in name and folder.suffix != ".safetensors"):
-        source = folder if folder.is_dir() else name
-        model: Denoiser = load_pipeline(source, dtype=DTYPES[dtype], height=height, width=width)
-        assert isinstance(model, PipelineModel)
-        assert model.family is not None
-        model.family.pipe.to(device)
-        return model
-    if (height, width) != (None, None):
-        raise InputError(f"height, width: {name!r} is no pipeline; its pictures have one size")
-    model = load_model(name, device)
-    return model if dtype == "float32" else in_precision(model, DTYPES[dtype])
 
 
 def pictures(folder: str | Path, n: int | None) -> list[Path]:

@@ -65,7 +65,7 @@ def train(steps: int, seed: int = 0, *, noise: float = 0.0, penalty: float = 0.0
     """Train a small network on the real digits, by denoising score matching.
 
     noise: the standard deviation of what is added to the images. penalty: the factor of |J_D|_F^2 / dim in the loss,
-    with J_D the Jacobian of the estimate of the clean image, by a difference along one random direction a sample.
+    with J_D the Jacobian of the estimate of the clean image, by a difference along one random direction per sample.
     """
     torch.manual_seed(seed)
     net = ResidualMLP((1, 8, 8), hidden=128, blocks=2, classes=10)
