@@ -86,13 +86,12 @@ def _moved(model: Denoiser, device: str) -> Denoiser:
 
 def _pipeline(model: Denoiser) -> Any:
     """The diffusers pipeline of a model, or None."""
-    family = getattr(model, "family", None)
-    return None if family is None else family.pipe
+    return getattr(model, "pipe", None)
 
 
 def takes_prompts(model: Denoiser) -> bool:
     """Whether a model's conditions are prompts."""
-    return getattr(model, "embed", None) is not None
+    return bool(getattr(model, "takes_prompts", False))
 
 
 def apply_condition(

@@ -9,6 +9,7 @@ except ImportError as error:
 
 from ._scheduler_base import SteadyOutput
 from .pipeline_model import Latents, PipelineModel, from_diffusers, load_pipeline
+from .served import ServedModel
 from .schedulers import (
     SteadyFlowInverseScheduler,
     SteadyFlowScheduler,
@@ -19,6 +20,7 @@ from .schedulers import (
 __all__ = [
     "Latents",
     "PipelineModel",
+    "ServedModel",
     "SteadyFlowInverseScheduler",
     "SteadyFlowScheduler",
     "SteadyInverseScheduler",

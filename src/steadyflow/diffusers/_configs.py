@@ -136,6 +136,42 @@ def refuse_other_paths(fields: Mapping[str, Any]) -> None:
         raise InputError("scale_factors: changes the size of the latents between steps; keep the pipeline's scheduler")
 
 
+def special_path(scheduler: Any) -> tuple[str, dict[str, float]] | None:
+    """A path that a pipeline's own call follows and our schedulers do not, and its numbers.
+
+    They are "edm" (Cosmos: x0 + sigma eps), "continuous" (Stable Video Diffusion: the network's time is
+    log(sigma) / 4), "trigonometric" (SANA-Sprint) and "inverted" (Mochi: the network's time grows towards the data).
+
+    Args:
+        scheduler: The scheduler of the pipeline.
+
+    Returns:
+        The name and the numbers; None for other paths.
+    """
+    name, config = type(scheduler).__name__, scheduler.config
+    if name == "SCMScheduler" and config["prediction_type"] == "trigflow":
+        return "trigonometric", {"sigma_data": float(config["sigma_data"])}
+    if name in ("FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler") and config.get("sigma_data"):
+        return "edm", {k: float(config[k]) for k in ("sigma_min", "sigma_max")}
+    if name == "EulerDiscreteScheduler" and config["timestep_type"] == "continuous":
+        if config["prediction_type"] == "v_prediction":
+            bounds = {k: float(config[k] or default) for k, default in (("sigma_min", 0.002), ("sigma_max", 700.0))}
+            return "continuous", bounds
+    if name == "FlowMatchEulerDiscreteScheduler" and config["invert_sigmas"]:
+        return "inverted", {"scale": float(config["num_train_timesteps"]), "shift": shift_of(config)}
+    return None
+
+
+def shift_of_mu(fields: Mapping[str, Any], mu: float) -> float:
+    """The shift of a flow's time by the `mu` that a pipeline has handed over.
+
+    Args:
+        fields: The config's fields.
+        mu: The number.
+    """
+    return math.exp(mu) if fields.get("time_shift_type", "exponential") == "exponential" else mu
+
+
 def shift_of(fields: Mapping[str, Any]) -> float:
     """The shift of a flow's time under its two names, 1 where it depends on the size of the image."""
     if fields.get("use_dynamic_shifting"):
@@ -165,7 +201,7 @@ def dynamic_shift(fields: Mapping[str, Any], tokens: int) -> float | None:
         tokens: The length of the image's sequence in the network.
     """
     mu = dynamic_mu(fields, tokens)
-    return math.exp(mu) if mu is not None and fields.get("time_shift_type", "exponential") == "exponential" else mu
+    return None if mu is None else shift_of_mu(fields, mu)
 
 
 def clip_of(fields: Mapping[str, Any], name: str | None) -> Clip | None:

@@ -14,25 +14,17 @@ from ._configs import lays_flow_sigmas, pipeline_fields
 from ._family import Constant, Embeddings, Family, as_like
 
 
-def family_of(pipe: Any) -> type[Family]:
+def family_of(pipe: Any) -> type[Family] | None:
     """Find the family of a pipeline, by its exact class or by that of diffusers from which a user's own is derived.
 
     Args:
         pipe: The diffusers pipeline.
 
-    Raises:
-        InputError: The pipeline is of no known family.
+    Returns:
+        The family; None where it is none of those with an adapter.
     """
     name = next((c.__name__ for c in type(pipe).__mro__ if c.__module__.startswith("diffusers.")), None)
-    kind = FAMILIES.get(str(name))
-    if kind is None:
-        raise InputError(
-            f"pipeline: {name or type(pipe).__name__} is not one of {', '.join(FAMILIES)}; its inputs beyond prompts, "
-            "such as control pictures, would be left out. Give its scheduler a steadyflow solver instead "
-            "(SteadyScheduler.from_config, SteadyFlowScheduler.from_config), or wrap its network: "
-            "sf.Denoiser(net, schedule, prediction=..., shape=...), net(x, time, condition) -> (B, ...)"
-        )
-    return kind
+    return FAMILIES.get(str(name))
 
 
 class _SD(Family):

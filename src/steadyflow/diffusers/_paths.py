@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,16 +52,24 @@ class Path:
         dynamic = None if tokens is None else _configs.dynamic_shift(self.fields, tokens)
         return RectifiedFlow(shift=shift or dynamic or _configs.shift_of(self.fields))
 
-    def grid(self, schedule: Schedule, steps: int, tokens: int, sigmas: list[float] | None) -> Grid:
+    def mu(self, tokens: int) -> float | None:
+        """The number that pipelines compute from the size of an image; None where the config asks for none.
+
+        Args:
+            tokens: The length of an image's sequence.
+        """
+        return _configs.dynamic_mu(self.fields, tokens)
+
+    def grid(self, schedule: Schedule, steps: int, mu: float | None, sigmas: Sequence[float] | None) -> Grid:
         """The times at which the scheduler steps in its pipeline.
 
         Args:
             schedule: The path on which to count them.
             steps: How many.
-            tokens: The length of an image's sequence, for shifts that depend on it.
+            mu: What the pipeline computes from the size of an image, for shifts that depend on it.
             sigmas: The sigmas that the pipeline hands over instead of the number.
         """
-        mu = _configs.dynamic_mu(self.fields, tokens)
+        sigmas = None if sigmas is None else [float(s) for s in sigmas]
         given = {} if self.kind == "table" else {"mu": mu, "sigmas": sigmas}
         if getattr(self.scheduler, "rising", False) or "Inverse" in type(self.scheduler).__name__:
             raise InputError("own_grid: the pipeline's scheduler is an inverse one, whose steps lead to noise")

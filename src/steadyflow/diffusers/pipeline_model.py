@@ -12,9 +12,7 @@ whatever the network computes in (FLUX's own pipeline rounds it to the latents' 
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +29,8 @@ from ._configs import vae_fields
 from ._families import family_of
 from ._family import Embeddings, Family
 from ._paths import path_of
+from ._pixels import check_pixels
+from .served import ServedModel, serve
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,33 +114,6 @@ def _home(module: torch.nn.Module) -> torch.device:
         if device is not None:
             return torch.device(device)
     return next(module.parameters()).device
-
-
-def check_pixels(images: Tensor) -> None:
-    """Check that images may lie in [-1, 1].
-
-    Args:
-        images: The images.
-
-    Raises:
-        InputError: They are integers, or reach far beyond.
-    """
-    if not images.is_floating_point():
-        raise InputError(f"images: got {images.dtype}, expected floats in [-1, 1]: images / 127.5 - 1 for bytes")
-    if not images.numel():
-        return
-    least, largest = (float(v) for v in images.aminmax())
-    if not math.isfinite(least + largest):
-        raise InputError("images: some values are not finite")
-    if max(-least, largest) > 8.0:
-        raise InputError(
-            f"images: got values up to {largest:.4g}, expected [-1, 1]: images / 127.5 - 1 for values in [0, 255]"
-        )
-    if least >= 0.0 and 0.0 < largest <= 1.0:
-        warnings.warn(
-            "images: all values lie in [0, 1], where [-1, 1] is expected: 2 * images - 1 if they are in [0, 1]",
-            stacklevel=3,
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,6 +203,16 @@ class PipelineModel(Denoiser):
         return self._replace(net=self.family.net_with(self.shape, adapter))
 
     @property
+    def takes_prompts(self) -> bool:
+        """Whether conditions may be prompts."""
+        return self.embed is not None
+
+    @property
+    def pipe(self) -> Any:
+        """The pipeline; None for a model that is not over one."""
+        return None if self.family is None else self.family.pipe
+
+    @property
     def image_shape(self) -> tuple[int, ...]:
         """The shape of an image of one latent, (channels, height, width)."""
         assert self.shape is not None
@@ -270,8 +253,14 @@ def from_diffusers(
     width: int | None = None,
     embedded_guidance: float | None = None,
     shift: float | None = None,
-) -> PipelineModel:
-    """Create a model over a pipeline's network, in its latent space.
+    served: bool | None = None,
+    **call: Any,
+) -> PipelineModel | ServedModel:
+    """Create a model over a pipeline, in its latent space.
+
+    Stable Diffusion 1 and 2 with LCM, SDXL, SD3, FLUX and unconditional models have adapters of their own, which call
+    the network (`PipelineModel`). Every other pipeline, and these with further arguments of their call, are served: the
+    pipeline's own call is kept suspended and answers the queries (`ServedModel`).
 
     Args:
         pipe: The diffusers pipeline.
@@ -285,15 +274,24 @@ def from_diffusers(
             the pipeline's own call.
         shift: The shift of the time of flow models, which places named grids; that of the pipeline's scheduler by
             default.
+        served: Whether to serve the pipeline; by default where it has no adapter of its own, or takes more than that
+            one would give.
+        **call: Further arguments of the pipeline's call, such as image=..., num_frames=... or max_sequence_length=...
 
     Returns:
-        The model, of latents of shape (c, h, w).
+        The model.
 
     Raises:
-        InputError: The pipeline's family is not known or takes inputs that would be left out, its scheduler's config
-            cannot be honoured, it takes no prompt, or the size does not fit.
+        InputError: An argument is not one of the pipeline's call, its scheduler's config cannot be honoured, it takes
+            no prompt, the size does not fit, or its answers are no field (see `ServedModel`).
     """
     name, kind = type(pipe).__name__, family_of(pipe)
+    why = _why_served(pipe, kind, call) if kind is not None else "it has no adapter"
+    if served is False and (why or kind is None):
+        raise InputError(f"served: got False, but {name} has to be served: {why}")
+    if served or why or kind is None:
+        sizes = {key: value for key, value in (("height", height), ("width", width)) if value is not None}
+        return serve(pipe, prompt, negative_prompt, guidance, embedded_guidance, shift, sizes | call)
     path = path_of(pipe.scheduler)
     family = kind(pipe, path.learned_variance)
     family.check()
@@ -310,7 +308,7 @@ def from_diffusers(
     schedule = path.schedule(shift, family.tokens(shape))
 
     def own_places(steps: int) -> Grid:
-        return path.grid(schedule, steps, family.tokens(shape), family.sigmas(steps))
+        return path.grid(schedule, steps, path.mu(family.tokens(shape)), family.sigmas(steps))
 
     model = PipelineModel(
         family.net_with(shape),
@@ -337,7 +335,20 @@ def from_diffusers(
     return model.with_negative(negative_prompt).with_condition("" if prompt is None else prompt, guidance=guidance)
 
 
-def load_pipeline(path: str | Path, *, dtype: torch.dtype = torch.float32, **options: Any) -> PipelineModel:
+def _why_served(pipe: Any, kind: type[Family], call: Mapping[str, Any]) -> str:
+    """Why a pipeline of a family with an adapter is served nevertheless; empty if it is not."""
+    if call:
+        return f"its adapter does not take {', '.join(call)}"
+    try:
+        kind(pipe, True).check()
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def load_pipeline(
+    path: str | Path, *, dtype: torch.dtype = torch.float32, **options: Any
+) -> PipelineModel | ServedModel:
     """Load a saved pipeline as a model.
 
     Args:

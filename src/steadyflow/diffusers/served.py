@@ -1,0 +1,399 @@
+"""A model over any diffusers pipeline: the pipeline's own call, kept suspended, answers every query.
+
+    model = sf.from_diffusers(pipe, "a red fox", height=512, width=512)      # QwenImage, Wan, LTX-2, FLUX.2, ...
+    inversion = sf.invert(model, model.encode(pictures), solver="ees25", steps=16)
+    edited = inversion.decode(model.with_condition("a blue fox"), guidance=4.0)
+    pictures = model.decode(edited.x)
+
+`scheduler.step(output, t, x)` is the normal form of diffusers' pipelines: packing, true guidance with its norm kept,
+negated outputs, two networks and embedded guidance all end there as one velocity or noise. What a pipeline hands to
+`step` at (x, t) is the model (`_server`, `_line`, `_desk`). Gradients pass through where the pipeline's own operations
+let them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor
+
+from ..denoisers.base import Condition, Denoiser, is_words
+from ..errors import InputError
+from ..grids import Grid
+from ._call import Request
+from ._pixels import check_pixels
+from ._server import Server
+from ._served_paths import served_path
+from ._way_out import Affine
+
+_NONE: Mapping[str, Tensor] = {}
+"""The negative where none is given."""
+
+
+@dataclass(frozen=True, eq=False)
+class ServedModel(Denoiser):
+    """A pipeline's own call as a model; made by `from_diffusers`.
+
+    A condition is a prompt, one per sample, or arguments of the pipeline's call by name, such as
+    `{"prompt": ..., "image": ...}`. Every condition and every number of samples has a suspended call of its own, of
+    which the last few are kept; `close`, or leaving a `with` block, ends them all. A closed model opens again when it
+    is asked.
+    """
+
+    server: Server = field(default=cast(Server, None), repr=False)
+    """What asks the pipeline."""
+
+    # ---- conditions
+
+    def with_condition(self, condition: Condition | Mapping[str, Any], *, guidance: float | None = None) -> Self:
+        """Set the condition.
+
+        Args:
+            condition: A prompt, one per sample, or arguments of the pipeline's call by name, which are changed; None
+                for an empty prompt.
+            guidance: The scale of classifier-free guidance; the model's own by default.
+
+        Returns:
+            This model under the condition.
+
+        Raises:
+            InputError: The pipeline's call does not take it.
+        """
+        if isinstance(condition, Mapping):
+            self.server.signature.check(condition)
+            condition = cast(Condition, {**self._inputs, **self._prompt_by_name, **condition})
+        elif condition is None or is_words(condition):
+            if not self.server.signature.takes_prompts and condition is not None:
+                raise InputError(f"condition: {self.name} takes no prompts")
+            words = "" if condition is None else condition
+            condition = cast(Condition, {**self._inputs, "prompt": words} if self._inputs else words)
+        else:
+            raise InputError(
+                f"condition: got {type(condition).__name__}, expected a prompt, one per sample, or arguments of the "
+                "pipeline's call by name"
+            )
+        model = self._replace(condition=condition)
+        return model if guidance is None else model.with_guidance(guidance)
+
+    def with_guidance(self, guidance: float) -> Self:
+        """Set the scale of classifier-free guidance, in the pipeline's own way (its true guidance where it has two).
+
+        Args:
+            guidance: The scale; 1 is the plain conditional model.
+
+        Returns:
+            This model under that guidance.
+
+        Raises:
+            InputError: The pipeline cannot guide by it.
+        """
+        if guidance != 1.0 and self.null is None:
+            raise InputError(self.server.signature.unguided(guidance))
+        self.server.signature.guided(guidance, True)
+        return super().with_guidance(guidance)
+
+    def with_negative(self, negative: Condition) -> Self:
+        """Set the negative prompt.
+
+        Args:
+            negative: A prompt or one per sample; None for what the pipeline takes where none is given.
+
+        Returns:
+            This model with guidance away from that prompt.
+
+        Raises:
+            InputError: The pipeline takes none.
+        """
+        if negative is None:
+            return super().with_negative(None if self.null is None else _NONE)
+        if not is_words(negative) or self.null is None or "negative_prompt" not in self.server.signature.parameters:
+            takes = "takes no negative prompt" if is_words(negative) else "expected a prompt or one per sample"
+            raise InputError(f"negative_prompt: got {negative!r}; {self.name}: {takes}")
+        return super().with_negative(negative)
+
+    @property
+    def takes_prompts(self) -> bool:
+        """Whether conditions may be prompts."""
+        return self.server.signature.takes_prompts
+
+    @property
+    def pipe(self) -> Any:
+        """The pipeline."""
+        return self.server.pipe
+
+    @property
+    def _inputs(self) -> dict[str, Any]:
+        """The condition's arguments of the call beside the prompt."""
+        given = self.condition if isinstance(self.condition, Mapping) else {}
+        return {name: value for name, value in given.items() if name != "prompt"}
+
+    @property
+    def _prompt_by_name(self) -> dict[str, Any]:
+        prompt = self.condition.get("prompt") if isinstance(self.condition, Mapping) else self.condition
+        return {} if prompt is None else {"prompt": prompt}
+
+    @cached_property
+    def request(self) -> Request:
+        """What the pipeline's call is opened with."""
+        guided = self.guidance != 1.0 and self.null is not None
+        negative = self.null if guided and is_words(self.null) else None
+        prompt = self._prompt_by_name.get("prompt")
+        return Request(_words(prompt), _words(negative), self.guidance, self._inputs)
+
+    def _of_samples(self, choose: Callable[[Any], Any]) -> Self:
+        def chosen(value: Any, count: int) -> Any:
+            if not isinstance(value, list | tuple) or len(value) != count or count == 1:
+                return value
+            return [value[k] for k in choose(torch.arange(count)).tolist()]
+
+        count = self.request.prompts
+        condition = self.condition
+        if isinstance(condition, Mapping):
+            condition = {name: chosen(value, count) for name, value in condition.items()}
+        else:
+            condition = chosen(condition, count)
+        null = chosen(self.null, count) if is_words(self.null) else self.null
+        return self._replace(condition=cast(Condition, condition), null=null)
+
+    # ---- queries
+
+    def _output(self, x: Tensor, t: float | Tensor) -> Tensor:
+        request = self.request
+        if request.prompts > 1 and len(x) != request.prompts:
+            raise InputError(f"condition: got {request.prompts} rows for a batch of {len(x)} samples")
+        if self.shape is not None and tuple(x.shape[1:]) != self.shape:
+            raise InputError(f"x: got samples of shape {tuple(x.shape[1:])}, {self.name} takes {self.shape}")
+        _check_transforms(x)
+        if isinstance(t, Tensor) and t.numel() > 1:
+            times: list[float] = t.tolist()
+            if len(set(times)) > 1:
+                return torch.cat([self.slice(k, k + 1)._output(x[k : k + 1], time) for k, time in enumerate(times)])
+            t = times[0]
+        return self.server.answer(request, x, float(t))
+
+    def own_grid(self, steps: int) -> Grid:
+        """Return the times at which the pipeline itself would step, to give as `grid` to a verb.
+
+        Args:
+            steps: The number of steps, the pipeline's `num_inference_steps`.
+
+        Raises:
+            InputError: The scheduler does not accept the number, or its places are not known.
+        """
+        path = self.server.path.path
+        if path is None:
+            raise InputError(f"own_grid: the places of {type(self.pipe.scheduler).__name__} are not known")
+        given = self.server.plan(self.request, steps)
+        return path.grid(self.schedule, steps, given.get("mu"), given.get("sigmas"))
+
+    # ---- pictures, videos and sounds
+
+    @property
+    def noise(self) -> Tensor:
+        """The latents with which the pipeline's own call begins under its `generator`, shape (B, ...)."""
+        return self.server.join(self.server.first)
+
+    @property
+    def codec(self) -> Self:
+        """The model itself, which encodes and decodes."""
+        return self
+
+    @cached_property
+    def _affine(self) -> Affine:
+        if self.server.parts > 1:
+            raise InputError(
+                f"encode: a sample of {self.name} is {self.server.parts} states in one, of which the vae encodes but "
+                "one; give latents instead"
+            )
+        return Affine(self.server, self.request)
+
+    @cached_property
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape of what one sample decodes to: (c, h, w), (c, frames, h, w) for videos, (c, samples) for sounds."""
+        return tuple(self.decode(torch.zeros(1, *cast("tuple[int, ...]", self.shape))).shape[1:])
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Encode pictures, videos or sounds into states.
+
+        Args:
+            images: In [-1, 1], shape (B, *image_shape).
+
+        Returns:
+            The states, shape (B, *shape), float32.
+
+        Raises:
+            InputError: They have another shape, are bytes, or the pipeline has no way in.
+        """
+        wanted = self.image_shape
+        if tuple(images.shape[1:]) != wanted:
+            raise InputError(f"images: got shape {tuple(images.shape)}, {self.name} takes (B, {_shown(wanted)})")
+        check_pixels(images)
+        affine, vae = self._affine, self.pipe.vae
+        z = torch.cat([_encoded(vae, image[None], affine.shape) for image in images]).float()
+        states = affine.back(z, len(images)).reshape(len(images), *cast("tuple[int, ...]", self.shape))
+        return states / self.server.path.scale
+
+    def decode(self, x: Tensor) -> Any:
+        """Decode states by the pipeline's own way out.
+
+        Args:
+            x: The states, shape (B, *shape).
+
+        Returns:
+            What they decode to, in [-1, 1], shape (B, *image_shape); a dict by name where a sample is several things,
+            such as a video and its sound.
+        """
+        found = [self._decoded(self.slice(k, k + 1).request, x[k : k + 1]) for k in range(len(x))]
+        if isinstance(found[0], dict):
+            return {name: torch.cat([part[name] for part in found]) for name in found[0]}
+        return torch.cat(found)
+
+    def _decoded(self, request: Request, x: Tensor) -> Any:
+        more = {"output_type": "pt"} if "output_type" in self.server.signature.parameters else {}
+        outputs = _by_name(self.server.finished(request, x.detach(), **more))
+        named = {name: _as_tensor(name, value) for name, value in outputs.items() if value is not None}
+        kept = {name: value for name, value in named.items() if value is not None}
+        if not kept:
+            raise InputError(f"decode: {self.name} returned no pictures, videos or sounds: {', '.join(outputs)}")
+        return kept if len(kept) > 1 and self.server.parts > 1 else next(iter(kept.values()))
+
+    # ---- the end
+
+    def close(self) -> None:
+        """End all suspended calls and their threads."""
+        self.server.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def serve(
+    pipe: Any,
+    prompt: str | Sequence[str] | None,
+    negative_prompt: str | Sequence[str] | None,
+    guidance: float,
+    embedded_guidance: float | None,
+    shift: float | None,
+    call: dict[str, Any],
+) -> ServedModel:
+    """Open a pipeline's call as a model; the arguments are those of `from_diffusers`."""
+    if getattr(pipe, "scheduler", None) is None or not hasattr(type(pipe), "__call__"):  # noqa: B004
+        raise InputError(f"pipeline: {type(pipe).__name__} has no scheduler, so there is no path along which it samples")
+    path = served_path(pipe.scheduler, shift)
+    server = Server(pipe, path, {})
+    signature = server.signature
+    if "num_inference_steps" not in signature.parameters:
+        raise InputError(f"pipeline: the call of {signature.name} takes no num_inference_steps")
+    signature.check(call)
+    server.fixed = {**call, **signature.embedded(embedded_guidance)}
+    guides = signature.scale is not None
+    model = ServedModel(
+        _no_network, path.schedule, prediction=path.prediction, null=_NONE if guides else None, name=signature.name,
+        clip=path.clip, server=server,
+    )  # fmt: skip
+    embedded = any("prompt_embeds" in name for name in call)
+    if prompt is not None or (signature.takes_prompts and not embedded):
+        model = model.with_condition("" if prompt is None else prompt)
+    if negative_prompt is not None:
+        model = model.with_negative(negative_prompt)
+    model = model.with_guidance(guidance)
+    first = model.request if model.request.prompts == 1 else model.slice(0, 1).request
+    server.open(first)
+    sizes = server.sizes
+    shape = sizes[0] if len(sizes) == 1 else (sum(torch.Size(size).numel() for size in sizes),)
+    schedule = path.schedule
+    if path.path is not None and shift is None and path.path.mu(1) is not None:
+        default = signature.parameters["num_inference_steps"].default
+        plan = server.plan(first, default if isinstance(default, int) and default > 1 else 50)
+        schedule = path.shifted(plan.get("mu"))
+        if schedule is not path.schedule:
+            server.path = served_path(pipe.scheduler, schedule.shift)
+    return model._replace(schedule=schedule, shape=shape)
+
+
+def _no_network(*args: Any) -> Tensor:
+    raise InputError("net: a served pipeline has no network of its own to call; call the model")
+
+
+def _words(prompt: Any) -> str | tuple[str, ...] | None:
+    if prompt is None or isinstance(prompt, str):
+        return prompt
+    return tuple(prompt) if len(prompt) != 1 else prompt[0]
+
+
+def _check_transforms(x: Tensor) -> None:
+    """Refuse tensors of torch.func, whose transforms do not reach another thread."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        raise InputError(
+            "derivatives: torch.func's transforms do not reach a served pipeline; use torch.autograd, whose gradients "
+            "do"
+        )
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    return ", ".join(str(n) for n in shape)
+
+
+def _encoded(vae: Any, image: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """One picture, video or sound in the latents of a VAE, with the mean of its posterior.
+
+    Args:
+        vae: The VAE.
+        image: The picture, shape (1, ...).
+        shape: The shape of the latents that its decoder takes for one sample, (z, ...).
+
+    Raises:
+        InputError: It encodes to another shape.
+    """
+    weight = next(vae.parameters())
+    image = image.to(device=weight.device, dtype=weight.dtype)
+    if image.ndim == 4 and len(shape) == 5:
+        image = image.unsqueeze(2)  # a picture is a video of one frame
+    elif image.ndim == 5 and len(shape) == 4:
+        image = image[0].transpose(0, 1)  # a video, frame by frame
+    with torch.no_grad():
+        found = vae.encode(image)
+    if hasattr(found, "latent_dist"):
+        z = found.latent_dist.mode()
+    else:
+        z = found.latent if hasattr(found, "latent") else found.latents
+    if tuple(z.shape) != shape:
+        raise InputError(f"encode: the vae encodes to shape {tuple(z.shape)}, its decoder is given {shape}")
+    return z
+
+
+_PICTURES = ("images", "image", "frames", "videos", "video", "audios", "audio")
+
+
+def _by_name(result: Any) -> dict[str, Any]:
+    if isinstance(result, Mapping):
+        return {name: value for name, value in result.items() if name in _PICTURES} or dict(result)
+    if isinstance(result, tuple):
+        return {"images": result[0]}
+    return {name: value for name in _PICTURES if (value := getattr(result, name, None)) is not None}
+
+
+def _as_tensor(name: str, value: Any) -> Tensor | None:
+    """A pipeline's output as a batch in [-1, 1], (B, c, h, w), (B, c, frames, h, w) or (B, c, samples)."""
+    if isinstance(value, list):
+        if not value or not all(isinstance(v, Tensor) for v in value):
+            return None
+        value = torch.stack(value) if value[0].ndim < 5 else torch.cat(value)
+    if not isinstance(value, Tensor):
+        try:
+            value = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError):
+            return None
+    value = value.float()
+    if name.startswith("audio"):
+        return value if value.ndim == 3 else value.reshape(len(value), 1, -1)
+    if value.ndim == 5:  # (B, frames, c, h, w)
+        value = value.transpose(1, 2)
+    return 2.0 * value - 1.0
