@@ -541,7 +541,7 @@ def test_bad_input_is_named(pipes):
     assert sf.sample(embedded, n=2, steps=2).x.isfinite().all()
     with pytest.raises(sf.InputError, match="multiples of"):
         sf.from_diffusers(pipe, height=33, width=32)
-    with pytest.raises(sf.InputError, match="wrap its network"):
+    with pytest.raises(sf.InputError, match="to wrap its network"):
         sf.from_diffusers(object())
 
 

@@ -36,6 +36,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .._integrate import PIDController, Solution, integrate
 from .._internal.tensors import dot, rms
@@ -316,7 +317,7 @@ def _is_linear(middle: Tangent, start: Tangent, total: Tensor) -> Tensor:
 
 def _pushed(codec: Codec, x: Tensor, vector: Tensor) -> Tensor:
     """A difference in the model's space as one between images, by the decoder's derivative."""
-    with torch.no_grad(), forward_ad.dual_level():
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), forward_ad.dual_level():  # fused attention has no derivative
         tangent = forward_ad.unpack_dual(codec.decode(forward_ad.make_dual(x, vector.to(x.dtype)))).tangent
     assert tangent is not None
     return tangent.double()

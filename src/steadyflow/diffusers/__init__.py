@@ -9,13 +9,13 @@ except ImportError as error:
 
 from ._scheduler_base import SteadyOutput
 from .pipeline_model import Latents, PipelineModel, from_diffusers, load_pipeline
-from .served import ServedModel
 from .schedulers import (
     SteadyFlowInverseScheduler,
     SteadyFlowScheduler,
     SteadyInverseScheduler,
     SteadyScheduler,
 )
+from .served import ServedModel
 
 __all__ = [
     "Latents",

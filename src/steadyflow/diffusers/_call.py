@@ -22,6 +22,7 @@ _OURS = {
     "num_inference_steps": "the verb takes steps=",
     "timesteps": "the verb takes grid=",
     "sigmas": "the verb takes grid=",
+    "intermediate_timesteps": "the verb takes grid=",
     "latents": "they are the state, which the verb takes",
     "output_type": "decode returns tensors",
     "return_dict": "the call is answered one query at a time",

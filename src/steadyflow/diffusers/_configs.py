@@ -139,8 +139,9 @@ def refuse_other_paths(fields: Mapping[str, Any]) -> None:
 def special_path(scheduler: Any) -> tuple[str, dict[str, float]] | None:
     """A path that a pipeline's own call follows and our schedulers do not, and its numbers.
 
-    They are "edm" (Cosmos: x0 + sigma eps), "continuous" (Stable Video Diffusion: the network's time is
-    log(sigma) / 4), "trigonometric" (SANA-Sprint) and "inverted" (Mochi: the network's time grows towards the data).
+    They are "edm" (Cosmos 2: x0 + sigma eps), "continuous" (Stable Video Diffusion: the network's time is
+    log(sigma) / 4), "arctangent" (Stable Audio: it is 2 arctan(sigma) / pi), "trigonometric" (SANA-Sprint) and
+    "inverted" (Mochi, LongCat: the network's time grows towards the data).
 
     Args:
         scheduler: The scheduler of the pipeline.
@@ -153,10 +154,11 @@ def special_path(scheduler: Any) -> tuple[str, dict[str, float]] | None:
         return "trigonometric", {"sigma_data": float(config["sigma_data"])}
     if name in ("FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler") and config.get("sigma_data"):
         return "edm", {k: float(config[k]) for k in ("sigma_min", "sigma_max")}
-    if name == "EulerDiscreteScheduler" and config["timestep_type"] == "continuous":
-        if config["prediction_type"] == "v_prediction":
-            bounds = {k: float(config[k] or default) for k, default in (("sigma_min", 0.002), ("sigma_max", 700.0))}
-            return "continuous", bounds
+    of_v = config.get("prediction_type") == "v_prediction"
+    if name == "EulerDiscreteScheduler" and config["timestep_type"] == "continuous" and of_v:
+        return "continuous", {k: float(config[k] or v) for k, v in (("sigma_min", 0.002), ("sigma_max", 700.0))}
+    if name == "CosineDPMSolverMultistepScheduler" and of_v and config["sigma_data"] == 1.0:
+        return "arctangent", {k: float(config[k]) for k in ("sigma_min", "sigma_max")}
     if name == "FlowMatchEulerDiscreteScheduler" and config["invert_sigmas"]:
         return "inverted", {"scale": float(config["num_train_timesteps"]), "shift": shift_of(config)}
     return None

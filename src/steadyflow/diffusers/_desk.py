@@ -22,6 +22,8 @@ from ..errors import InputError
 class Counter(Protocol):
     """Who takes what is handed over the desk (see `_line.Line`)."""
 
+    name: str
+    """The class of the pipeline."""
     steps: int
     """How many steps the pipeline is told to take."""
     first: float
@@ -84,7 +86,7 @@ class Levels(torch.Tensor):
     """`scheduler.sigmas`: the level at the time that is asked for, whatever step it is asked by."""
 
     counter: Counter
-    floor: float
+    least: float
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
 
@@ -92,11 +94,11 @@ class Levels(torch.Tensor):
         plain = self.as_subclass(Tensor)
         if isinstance(key, slice):
             return plain[key]
-        return torch.full((), max(self.counter.level(), self.floor), dtype=plain.dtype, device=plain.device)
+        return torch.full((), max(self.counter.level(), self.least), dtype=plain.dtype, device=plain.device)
 
     def to(self, *args: Any, **kwargs: Any) -> Tensor:
         made = self.as_subclass(Tensor).to(*args, **kwargs).as_subclass(Levels)
-        made.counter, made.floor = self.counter, self.floor
+        made.counter, made.least = self.counter, self.least
         return made
 
 
@@ -136,7 +138,7 @@ class DeskMixin:
         live = torch.full((count,), self.counter.first, dtype=torch.float32, device=device).as_subclass(Live)
         live.counter, live.whole = self.counter, self._whole
         levels = torch.full((count + 1,), self.counter.level(), dtype=torch.float32).as_subclass(Levels)
-        levels.counter, levels.floor = self.counter, _FLOOR
+        levels.counter, levels.least = self.counter, _FLOOR
         self.__dict__["_live"], self.__dict__["_levels"] = live, levels
 
     timesteps = property(lambda self: self.__dict__.get("_live"), lambda self, value: None)
@@ -164,6 +166,11 @@ class DeskMixin:
     def step(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> Handed:
         """Hand over an output, and return the next state."""
         given = self._step_signature.bind(self, *args, **kwargs).arguments
+        if given.get("per_token_timesteps") is not None:
+            raise InputError(
+                f"pipeline: {self.counter.name} gives every token a time of its own, so that its state is no sample of "
+                "one time of a path"
+            )
         output, sample, timestep = given["model_output"], given["sample"], given["timestep"]
         following = self.counter.handed(self.part, output, sample, timestep)
         return Handed((following, following))

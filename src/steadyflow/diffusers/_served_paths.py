@@ -3,10 +3,11 @@
 Most are those that our schedulers follow (`_paths`): tables of betas and straight flows. Others are read off what the
 pipelines of these families hand to `step`:
 
-    Cosmos                    x = x0 + sigma eps, handed over as eps; the pipeline reads sigma itself
+    Cosmos 2                  x = x0 + sigma eps, handed over as eps; the pipeline reads sigma itself
     Stable Video Diffusion    v on the table's family, the network's time is log(sigma / alpha) / 4
+    Stable Audio              the same, with the network's time 2 arctan(sigma / alpha) / pi
     SANA-Sprint               x = cos(t) x0 + sin(t) eps, handed over as v; the network's time is t
-    Mochi                     the straight flow with its time turned round, handed over as -v
+    Mochi, LongCat            the straight flow with its time turned round, handed over as -v
 """
 
 from __future__ import annotations
@@ -76,6 +77,22 @@ class ContinuousVP(VariancePreserving):
 
     def model_time(self, t: Scalar) -> Scalar:
         return 0.25 * log(t)
+
+
+@dataclass(frozen=True)
+class ArctangentVP(ContinuousVP):
+    """The same path, whose networks take 2 arctan(t) / pi as their time: that of Stable Audio (Evans et al. 2024).
+
+    Args:
+        t_min: The last time of a default grid.
+        t_max: The first time of a default grid.
+    """
+
+    t_min: float = 0.3
+    t_max: float = 500.0
+
+    def model_time(self, t: Scalar) -> Scalar:
+        return arctan2(t, 0.0 * t + 1.0) * (2.0 / math.pi)
 
 
 def _infinite(value: Any) -> bool:
@@ -156,6 +173,9 @@ def _special(name: str, numbers: dict[str, float], shift: float | None) -> Serve
             return ServedPath(ve, "epsilon", lambda t: t, lambda t: t, 1.0)
         case "continuous":
             vp = ContinuousVP(numbers["sigma_min"], numbers["sigma_max"])
+            return ServedPath(vp, "v_prediction", vp.model_time, lambda t: t, 1.0)
+        case "arctangent":
+            vp = ArctangentVP(numbers["sigma_min"], numbers["sigma_max"])
             return ServedPath(vp, "v_prediction", vp.model_time, lambda t: t, 1.0)
         case "trigonometric":
             trig = TrigFlow()

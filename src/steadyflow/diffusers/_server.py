@@ -13,7 +13,8 @@ import copy
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,10 +27,12 @@ from ._line import Line
 from ._served_paths import ServedPath
 from ._way_out import Echoes
 
-_STEPS = 20_000
+_STEPS = 2_000
 """How many queries a call answers before another is opened."""
-_CHECKED = 3
+_CHECKED = 4
 """The number of steps of the call that is checked."""
+_FORCED = {"strength": 1.0, "intermediate_timesteps": None}
+"""Arguments of calls that would choose the steps."""
 _OPEN = 4
 """How many calls are kept open; each holds the embeddings of its prompts."""
 
@@ -85,37 +88,45 @@ class Server:
 
     def _check(self, line: Line) -> None:
         name = self.signature.name
-        parts = [line.samples[k] for k in sorted(line.samples)]
-        self.sizes, self.first = [tuple(p.shape[1:]) for p in parts], [p.clone() for p in parts]
-        expected = [o.clone() for o in line.answer()]
-        self.echoes = line.echoes
-        if any(o.shape[0] != p.shape[0] for o, p in zip(expected, parts, strict=True)):
+        begun = [line.samples[k].clone() for k in sorted(line.samples)]
+        outputs = [output.clone() for output in line.answer()]
+        self.sizes, self.first, self.echoes = [tuple(p.shape[1:]) for p in begun], begun, line.echoes
+        if any(o.shape[0] != p.shape[0] for o, p in zip(outputs, begun, strict=True)):
             raise InputError(f"pipeline: {name} hands its scheduler outputs of another batch than its latents")
-        given = [p.clone() for p in parts]
-        for _ in range(_CHECKED - 1):
+        generator = torch.Generator().manual_seed(1)
+        moved = [p + torch.randn(p.shape, generator=generator).to(p) for p in begun]
+        before: list[Tensor] = []
+        for k, given in enumerate((moved, moved, begun)):
             line.ask(given, line.first, self.path.level(self.path.middle))
-            for k, sample in enumerate(given):
-                if not _close_to(line.samples[k], sample):
-                    raise InputError(
-                        f"pipeline: {name} changes the latents between its steps (a mask that is blended in, noise "
-                        "that is added), so that they are not the state of one path; for masks there is "
-                        "sf.edit(mask=...) on the pipeline without one"
-                    )
-                told = line.told[k]
-                if isinstance(told, Tensor | int | float) and abs(float(told) - line.first) > 1e-3 * abs(line.first):
-                    raise InputError(
-                        f"pipeline: {name} hands its scheduler the time {float(told):g} where it was asked for "
-                        f"{line.first:g}: its loop goes by the number of the step"
-                    )
-            for got, before in zip(line.answer(), expected, strict=True):
-                if not _close_to(got, before):
-                    raise InputError(
-                        f"pipeline: {name} gives two answers at the same latents and time: its output depends on the "
-                        "number of the step or on earlier steps (a window of steps such as control_guidance_end, a "
-                        "guider with a memory, a cache, noise that is drawn inside, dropout), so that it is no field"
-                    )
+            self._check_handed(line, given)
+            expected = (None, before, outputs)[k]
+            if expected is None:
+                before += [output.clone() for output in line.answer()]
+            elif not all(map(_close_to, line.answer(), expected)):
+                raise InputError(
+                    f"pipeline: {name} gives two answers at the same latents and time: its output depends on the "
+                    "number of the step or on earlier steps (a window of steps such as control_guidance_end, a guider "
+                    "with a memory, a cache, noise that is drawn inside, dropout), so that it is no field"
+                )
         if "output_type" in self.signature.parameters:  # a second loop would begin now
-            line.finish(given)
+            line.finish(begun)
+
+    def _check_handed(self, line: Line, given: Sequence[Tensor]) -> None:
+        """Check that the networks were called at the latents and the time that were handed over."""
+        name = self.signature.name
+        for k, sample in enumerate(given):
+            if not _close_to(line.samples[k], sample):
+                raise InputError(
+                    f"pipeline: {name} changes the latents between its steps (a mask that is blended in, noise that is "
+                    "added), so that they are not the state of one path; for masks there is sf.edit(mask=...) on the "
+                    "pipeline without one"
+                )
+            told = line.told[k]
+            if isinstance(told, Tensor | int | float) and abs(float(told) - line.first) > 1e-3 * abs(line.first):
+                raise InputError(
+                    f"pipeline: {name} hands its scheduler the time {float(told):g} where it was asked for "
+                    f"{line.first:g}: its loop goes by the number of the step"
+                )
 
     def _line(self, request: Request, rows: int, *, steps: int = _STEPS, **more: Any) -> Line:
         """Open a call.
@@ -124,24 +135,27 @@ class Server:
             request: What to open it with.
             rows: The number of samples.
             steps: How many steps it is told to take.
-            **more: `echoes` for a call without networks, `vae` in place of the pipeline's, and arguments of the call.
+            **more: `echoes` for a call without networks, `instead` for parts in place of the pipeline's, and arguments
+                of the call.
         """
         pipe = copy.copy(self.pipe)
         pipe.set_progress_bar_config(disable=True)
-        echoes, vae, plan_only = more.pop("echoes", None), more.pop("vae", None), more.pop("plan_only", False)
+        echoes, plan_only = more.pop("echoes", None), more.pop("plan_only", False)
         if echoes is not None:
             echoes.put_into(pipe)
-        if vae is not None:
-            pipe.__dict__["vae"] = vae
+        pipe.__dict__.update(more.pop("instead", {}))
         call = self._arguments(request, rows, steps) | more
         time, level = self.path.time(self.path.middle), self.path.level(self.path.middle)
         hear = Echoes.of(pipe) if steps == _CHECKED and echoes is None else None
         try:
-            line = Line(pipe, call, time, level, steps=steps, plan_only=plan_only, echoes=hear)
-        except (ValueError, TypeError) as error:
+            with _same_draws():
+                line = Line(pipe, call, time, level, steps=steps, plan_only=plan_only, echoes=hear)
+        except (ValueError, TypeError, LookupError, AttributeError, NameError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"pipeline: the call of {self.signature.name} failed: {error}") from error
+            raise InputError(
+                f"pipeline: the call of {self.signature.name} failed: {type(error).__name__}: {error}"
+            ) from error
         if not plan_only and not line.samples:
             raise InputError(f"pipeline: the call of {self.signature.name} made no step")
         return line
@@ -161,8 +175,9 @@ class Server:
                     call[name] = [call[name]] * request.prompts
         elif rows > 1 and signature.count is not None:
             call[signature.count] = rows
-        if "strength" in signature.parameters:
-            call["strength"] = 1.0
+        for name, value in _FORCED.items():
+            if name in signature.parameters:
+                call[name] = value
         call["num_inference_steps"] = steps
         call.setdefault("generator", torch.Generator().manual_seed(0))
         call["generator"] = _copied(call["generator"])
@@ -285,7 +300,7 @@ class Server:
         Args:
             request: What the call is opened with.
             x: The state, shape (1, ...).
-            **more: `vae` in place of the pipeline's, and arguments of the call.
+            **more: As in `_line`.
         """
         try:
             line = self._line(request, 1, echoes=self.echoes, **more)
@@ -321,6 +336,18 @@ def _copied(generator: Any) -> Any:
     if isinstance(generator, torch.Generator):
         return torch.Generator(generator.device).set_state(generator.get_state())
     return [_copied(g) for g in generator] if isinstance(generator, Sequence) else generator
+
+
+@contextmanager
+def _same_draws() -> Iterator[None]:
+    """Let a call draw the same every time from torch's own state, which is left as it was.
+
+    Some pipelines encode the pictures of their call by a draw from the VAE's posterior, without their generator.
+    """
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(0)
+        yield
 
 
 def _close_to(a: Tensor, b: Tensor) -> bool:

@@ -8,8 +8,9 @@ them by the family's statistics: every number of the VAE's input z is an affine 
 
     z_j = a_j x_{s(j)} + b_j
 
-Which number it is, and a and b, are found by sending the digits of the numbers' places through the pipeline (`Affine`),
-and checked on noise. A picture is then encoded by the VAE, and x is read off z.
+or is constant, such as the first frame of a video that is given. Which number it is, and a and b, are found by sending
+the digits of the numbers' places through the pipeline (`Affine`), and checked on noise. A picture is then encoded by
+the VAE, and x is read off z.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Echoes:
         """Begin to hear the networks of a pipeline."""
         echoes = Echoes()
         for name, module in pipe.components.items():
-            if isinstance(module, torch.nn.Module) and name not in ("vae", "safety_checker"):
+            if isinstance(module, torch.nn.Module) and name not in ("vae", "movq", "safety_checker"):
                 echoes._hooks.append(module.register_forward_hook(echoes._heard(name)))
         return echoes
 
@@ -79,7 +80,7 @@ class _Echo:
         self.__dict__.update(_module=module, _outputs=outputs, _next=0)
 
     @property
-    def __class__(self) -> Any:
+    def __class__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  # pipelines ask for it
         return type(self._module)
 
     def __getattr__(self, name: str) -> Any:
@@ -94,22 +95,19 @@ class _Echo:
         return said
 
 
-class Reached(Left):
-    """A pipeline has come to its VAE."""
+class Heard:
+    """A VAE whose decoder is listened to; with `stop`, reaching it ends the call.
 
-    def __init__(self, z: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]):
-        super().__init__()
-        self.z, self.more, self.named = z, args, kwargs
+    Args:
+        vae: The VAE.
+        stop: Whether to leave there.
+    """
 
-
-class Stop:
-    """A VAE that is not asked: reaching its decoder ends the call."""
-
-    def __init__(self, vae: Any):
-        self.__dict__.update(_vae=vae, reached=None)
+    def __init__(self, vae: Any, *, stop: bool = False):
+        self.__dict__.update(_vae=vae, _stop=stop, taken=None, made=None)
 
     @property
-    def __class__(self) -> Any:
+    def __class__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  # pipelines ask for it
         return type(self._vae)
 
     def __getattr__(self, name: str) -> Any:
@@ -119,12 +117,16 @@ class Stop:
         setattr(self._vae, name, value)
 
     def decode(self, z: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Note what was to be decoded, and leave."""
-        self.__dict__["reached"] = Reached(z, args, kwargs)
-        raise Left
+        """Note what is decoded, and what becomes of it."""
+        self.__dict__["taken"] = z
+        if self._stop:
+            raise Left
+        made = self._vae.decode(z, *args, **kwargs)
+        self.__dict__["made"] = made[0] if isinstance(made, tuple) else made["sample"]
+        return made
 
 
-def reached(server: Any, request: Any, x: Tensor) -> Reached:
+def reached(server: Any, request: Any, x: Tensor) -> Tensor:
     """What the pipeline would hand its VAE for a final state.
 
     Args:
@@ -135,17 +137,22 @@ def reached(server: Any, request: Any, x: Tensor) -> Reached:
     Raises:
         InputError: The pipeline ends without its VAE.
     """
-    vae = getattr(server.pipe, "vae", None)
-    if vae is None:
+    name = vae_name(server.pipe)
+    if name is None:
         raise InputError(f"encode: {server.signature.name} has no vae")
-    stop = Stop(vae)
-    server.finished(request, x, vae=stop, **_pictures(server))
-    if stop.reached is None:
+    vae = Heard(getattr(server.pipe, name), stop=True)
+    server.finished(request, x, instead={name: vae}, **pictures(server))
+    if vae.taken is None:
         raise InputError(f"encode: {server.signature.name} does not decode its latents by its vae")
-    return stop.reached
+    return vae.taken
 
 
-def _pictures(server: Any) -> dict[str, Any]:
+def vae_name(pipe: Any) -> str | None:
+    """The name under which a pipeline has its VAE, None if it has none."""
+    return next((name for name in ("vae", "movq") if getattr(pipe, name, None) is not None), None)
+
+
+def pictures(server: Any) -> dict[str, Any]:
     """The argument that asks for tensors instead of latents."""
     return {"output_type": "pt"} if "output_type" in server.signature.parameters else {}
 
@@ -167,30 +174,30 @@ class Affine:
         like = server.first[0][:1].float()
 
         def through(values: Tensor) -> Tensor:
-            return reached(server, request, values.reshape(1, *size).to(like)).z.float()
+            return reached(server, request, values.reshape(1, *size).to(like)).float()
 
         empty = torch.zeros(count, device=like.device)
         arrived = reached(server, request, empty.reshape(1, *size))
-        self.more, self.named, self.dtype = arrived.more, arrived.named, arrived.z.dtype
-        self.shape = tuple(arrived.z.shape)
-        offset = arrived.z.float()
+        self.shape = tuple(arrived.shape)
+        offset = arrived.float()
         slope = through(empty + 1.0) - offset
         name = server.signature.name
-        if offset.numel() != count or bool((slope == 0.0).any()):
+        self.moving = (slope != 0.0).reshape(-1)
+        if int(self.moving.sum()) != count:
             raise InputError(
-                f"encode: on its way to the vae, {name} turns its {count} latents into {offset.numel()} numbers that "
-                "do not each depend on one of them; give latents instead of pictures"
+                f"encode: on its way to the vae, {name} turns its {count} latents into {int(self.moving.sum())} "
+                "numbers, so that some come from none or from several; give latents instead of pictures"
             )
+        slope = slope.reshape(-1)[self.moving]
         places, unit = torch.arange(count, device=like.device), 1
-        source = torch.zeros_like(offset)
+        source = torch.zeros_like(slope)
         while unit < count:
             digits = ((places // unit) % _BASE).float()
-            source += ((through(digits) - offset) / slope).round() * unit
+            source += ((through(digits) - offset).reshape(-1)[self.moving] / slope).round() * unit
             unit *= _BASE
-        self.source = source.reshape(-1).long()
-        self.slope, self.offset = slope.reshape(-1), offset.reshape(-1)
+        self.source, self.slope, self.offset = source.long(), slope, offset.reshape(-1)
         probe = torch.randn(count, generator=torch.Generator().manual_seed(0)).to(like.device)
-        found, size_of = through(probe).reshape(-1), self.slope.abs().amax()
+        found, size_of = through(probe).reshape(-1)[self.moving], self.slope.abs().amax()
         whole = bool((self.source.sort().values == places).all())
         if not whole or not torch.allclose(found, self._forth(probe), atol=0.05 * float(size_of), rtol=0.02):
             raise InputError(
@@ -199,19 +206,7 @@ class Affine:
             )
 
     def _forth(self, x: Tensor) -> Tensor:
-        return x[..., self.source] * self.slope + self.offset
-
-    def forth(self, x: Tensor) -> Tensor:
-        """The VAE's input for states.
-
-        Args:
-            x: The states, shape (B, ...).
-
-        Returns:
-            Its input, shape (B z, ...), in x's type, where z is the number of rows that it takes for a sample.
-        """
-        z = self._forth(x.reshape(len(x), -1))
-        return z.reshape(len(x) * self.shape[0], *self.shape[1:])
+        return x[..., self.source] * self.slope + self.offset[self.moving]
 
     def back(self, z: Tensor, samples: int) -> Tensor:
         """The states for the VAE's output.
@@ -223,7 +218,7 @@ class Affine:
         Returns:
             The states, shape (B, n).
         """
-        flat = (z.reshape(samples, -1) - self.offset) / self.slope
+        flat = (z.reshape(samples, -1) - self.offset)[:, self.moving] / self.slope
         x = torch.empty_like(flat)
         x[:, self.source] = flat
         return x

@@ -21,14 +21,16 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor
 
+from .._internal.autograd import grad_enabled_by
 from ..denoisers.base import Condition, Denoiser, is_words
 from ..errors import InputError
 from ..grids import Grid
 from ._call import Request
+from ._media import as_tensor, by_name, encoded
 from ._pixels import check_pixels
-from ._server import Server
 from ._served_paths import served_path
-from ._way_out import Affine
+from ._server import Server
+from ._way_out import Affine, Heard, pictures, vae_name
 
 _NONE: Mapping[str, Tensor] = {}
 """The negative where none is given."""
@@ -213,8 +215,27 @@ class ServedModel(Denoiser):
 
     @cached_property
     def image_shape(self) -> tuple[int, ...]:
-        """The shape of what one sample decodes to: (c, h, w), (c, frames, h, w) for videos, (c, samples) for sounds."""
-        return tuple(self.decode(torch.zeros(1, *cast("tuple[int, ...]", self.shape))).shape[1:])
+        """The shape of what one sample decodes to: (c, h, w), (c, frames, h, w) for videos, (c, samples) for sounds.
+
+        Raises:
+            InputError: A sample decodes to several things.
+        """
+        found = self.decode(torch.zeros(1, *self._size))
+        if isinstance(found, dict):
+            raise InputError(f"image_shape: a sample of {self.name} is several things: {', '.join(found)}")
+        return tuple(found.shape[1:])
+
+    @property
+    def _size(self) -> tuple[int, ...]:
+        return cast("tuple[int, ...]", self.shape)
+
+    @cached_property
+    def _is_its_picture(self) -> bool:
+        """Whether states are pictures, which the pipeline returns as they are."""
+        if self.image_shape != self.shape:
+            return False
+        x = 1.8 * torch.rand(1, *self._size, generator=torch.Generator().manual_seed(0)) - 0.9
+        return bool(torch.allclose(self.decode(x), x, atol=1e-5))
 
     def encode(self, images: Tensor) -> Tensor:
         """Encode pictures, videos or sounds into states.
@@ -232,9 +253,13 @@ class ServedModel(Denoiser):
         if tuple(images.shape[1:]) != wanted:
             raise InputError(f"images: got shape {tuple(images.shape)}, {self.name} takes (B, {_shown(wanted)})")
         check_pixels(images)
-        affine, vae = self._affine, self.pipe.vae
-        z = torch.cat([_encoded(vae, image[None], affine.shape) for image in images]).float()
-        states = affine.back(z, len(images)).reshape(len(images), *cast("tuple[int, ...]", self.shape))
+        name = vae_name(self.pipe)
+        if name is None and self._is_its_picture:
+            return images
+        affine = self._affine
+        vae = getattr(self.pipe, str(name))
+        z = torch.cat([encoded(vae, image[None], affine.shape) for image in images]).float()
+        states = affine.back(z, len(images)).reshape(len(images), *self._size)
         return states / self.server.path.scale
 
     def decode(self, x: Tensor) -> Any:
@@ -247,19 +272,44 @@ class ServedModel(Denoiser):
             What they decode to, in [-1, 1], shape (B, *image_shape); a dict by name where a sample is several things,
             such as a video and its sound.
         """
-        found = [self._decoded(self.slice(k, k + 1).request, x[k : k + 1]) for k in range(len(x))]
+        with grad_enabled_by(x):
+            found = [self._decoded(self.slice(k, k + 1).request, x[k : k + 1]) for k in range(len(x))]
         if isinstance(found[0], dict):
             return {name: torch.cat([part[name] for part in found]) for name in found[0]}
         return torch.cat(found)
 
     def _decoded(self, request: Request, x: Tensor) -> Any:
-        more = {"output_type": "pt"} if "output_type" in self.server.signature.parameters else {}
-        outputs = _by_name(self.server.finished(request, x.detach(), **more))
-        named = {name: _as_tensor(name, value) for name, value in outputs.items() if value is not None}
+        kept = self._outputs(request, x)
+        if self._signed:
+            kept = {name: v if name.startswith("audio") else 0.5 * (v + 1.0) for name, v in kept.items()}
+        return kept if len(kept) > 1 and self.server.parts > 1 else next(iter(kept.values()))
+
+    @cached_property
+    def _signed(self) -> bool:
+        """Whether the pipeline returns pictures in [-1, 1], where most return them in [0, 1]."""
+        x = torch.randn(1, *self._size, generator=torch.Generator().manual_seed(0)) * 0.3
+        name, request = vae_name(self.pipe), self.slice(0, 1).request
+        heard = None if name is None else Heard(getattr(self.pipe, name))
+        kept = self._outputs(request, x, **({} if heard is None else {"instead": {name: heard}}))
+        made = x if heard is None else heard.made
+        found = next(iter(kept.values()))
+        if made is None or made.numel() != found.numel():
+            return False
+        made, raw = made.float().flatten().sort().values, (0.5 * (found.float() + 1.0)).flatten().sort().values
+        return bool(torch.allclose(raw, made.to(raw), atol=1e-2)) and float(made.std()) > 0.0
+
+    def _outputs(self, request: Request, x: Tensor, **more: Any) -> dict[str, Tensor]:
+        """What the pipeline returns for a final state, by name."""
+        outputs = by_name(self.server.finished(request, x, **pictures(self.server), **more))
+        named = {
+            "video" if name == "frames" else name: as_tensor(name, value)
+            for name, value in outputs.items()
+            if value is not None
+        }
         kept = {name: value for name, value in named.items() if value is not None}
         if not kept:
             raise InputError(f"decode: {self.name} returned no pictures, videos or sounds: {', '.join(outputs)}")
-        return kept if len(kept) > 1 and self.server.parts > 1 else next(iter(kept.values()))
+        return kept
 
     # ---- the end
 
@@ -285,7 +335,9 @@ def serve(
 ) -> ServedModel:
     """Open a pipeline's call as a model; the arguments are those of `from_diffusers`."""
     if getattr(pipe, "scheduler", None) is None or not hasattr(type(pipe), "__call__"):  # noqa: B004
-        raise InputError(f"pipeline: {type(pipe).__name__} has no scheduler, so there is no path along which it samples")
+        raise InputError(
+            f"pipeline: {type(pipe).__name__} has no scheduler, so there is no path along which it samples"
+        )
     path = served_path(pipe.scheduler, shift)
     server = Server(pipe, path, {})
     signature = server.signature
@@ -314,7 +366,7 @@ def serve(
         plan = server.plan(first, default if isinstance(default, int) and default > 1 else 50)
         schedule = path.shifted(plan.get("mu"))
         if schedule is not path.schedule:
-            server.path = served_path(pipe.scheduler, schedule.shift)
+            server.path = served_path(pipe.scheduler, getattr(schedule, "shift", None))
     return model._replace(schedule=schedule, shape=shape)
 
 
@@ -330,7 +382,7 @@ def _words(prompt: Any) -> str | tuple[str, ...] | None:
 
 def _check_transforms(x: Tensor) -> None:
     """Refuse tensors of torch.func, whose transforms do not reach another thread."""
-    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):  # pyright: ignore[reportAttributeAccessIssue]
         raise InputError(
             "derivatives: torch.func's transforms do not reach a served pipeline; use torch.autograd, whose gradients "
             "do"
@@ -339,61 +391,3 @@ def _check_transforms(x: Tensor) -> None:
 
 def _shown(shape: tuple[int, ...]) -> str:
     return ", ".join(str(n) for n in shape)
-
-
-def _encoded(vae: Any, image: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """One picture, video or sound in the latents of a VAE, with the mean of its posterior.
-
-    Args:
-        vae: The VAE.
-        image: The picture, shape (1, ...).
-        shape: The shape of the latents that its decoder takes for one sample, (z, ...).
-
-    Raises:
-        InputError: It encodes to another shape.
-    """
-    weight = next(vae.parameters())
-    image = image.to(device=weight.device, dtype=weight.dtype)
-    if image.ndim == 4 and len(shape) == 5:
-        image = image.unsqueeze(2)  # a picture is a video of one frame
-    elif image.ndim == 5 and len(shape) == 4:
-        image = image[0].transpose(0, 1)  # a video, frame by frame
-    with torch.no_grad():
-        found = vae.encode(image)
-    if hasattr(found, "latent_dist"):
-        z = found.latent_dist.mode()
-    else:
-        z = found.latent if hasattr(found, "latent") else found.latents
-    if tuple(z.shape) != shape:
-        raise InputError(f"encode: the vae encodes to shape {tuple(z.shape)}, its decoder is given {shape}")
-    return z
-
-
-_PICTURES = ("images", "image", "frames", "videos", "video", "audios", "audio")
-
-
-def _by_name(result: Any) -> dict[str, Any]:
-    if isinstance(result, Mapping):
-        return {name: value for name, value in result.items() if name in _PICTURES} or dict(result)
-    if isinstance(result, tuple):
-        return {"images": result[0]}
-    return {name: value for name in _PICTURES if (value := getattr(result, name, None)) is not None}
-
-
-def _as_tensor(name: str, value: Any) -> Tensor | None:
-    """A pipeline's output as a batch in [-1, 1], (B, c, h, w), (B, c, frames, h, w) or (B, c, samples)."""
-    if isinstance(value, list):
-        if not value or not all(isinstance(v, Tensor) for v in value):
-            return None
-        value = torch.stack(value) if value[0].ndim < 5 else torch.cat(value)
-    if not isinstance(value, Tensor):
-        try:
-            value = torch.as_tensor(value)
-        except (TypeError, ValueError, RuntimeError):
-            return None
-    value = value.float()
-    if name.startswith("audio"):
-        return value if value.ndim == 3 else value.reshape(len(value), 1, -1)
-    if value.ndim == 5:  # (B, frames, c, h, w)
-        value = value.transpose(1, 2)
-    return 2.0 * value - 1.0
