@@ -220,14 +220,15 @@ def gemma2(width: int = 32, **options):
     }))  # fmt: skip
 
 
-def llama_tokenizer(length: int = 512, special: tuple[str, ...] = ()):
+def llama_tokenizer(length: int = 512, special: tuple[str, ...] = (), form=LlamaTokenizer, **options):
     tokens = ["<unk>", "<s>", "</s>", "<pad>", *special, _SPACE, *_PRINTABLE, "\n"]
-    tokenizer = LlamaTokenizer(
+    tokenizer = form(
         vocab=_numbered(tokens), merges=[], model_max_length=length, pad_token="<pad>",
-        additional_special_tokens=list(special),
+        additional_special_tokens=list(special), **options,
     )  # fmt: skip
     tokenizer.chat_template = (
-        "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+        "{% for message in messages if message['role'] != 'system' %}"
+        "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
         "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}"
         "{% elif part['type'] == 'image' %}{{ '[IMG]' }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
     )
@@ -252,14 +253,9 @@ def glm(width: int = 32, **options):
     }))  # fmt: skip
 
 
-class MistralProcessor:
-    """What the pipelines use of Mistral's processor, which itself needs torchvision: chats turned into tokens."""
-
-    def __init__(self):
-        self.tokenizer = llama_tokenizer(special=("[IMG]", "[IMG_BREAK]", "[IMG_END]"))
-
-    def apply_chat_template(self, conversation, **options):
-        return self.tokenizer.apply_chat_template(conversation, **options)
+def mistral_tokenizer(length: int = 512):
+    """Stands in for Mistral's processor, which needs torchvision; of that one the pipelines use the chats only."""
+    return llama_tokenizer(length, special=("[IMG]", "[IMG_BREAK]", "[IMG_END]"))
 
 
 def mistral3(width: int = 32, layers: int = 2):

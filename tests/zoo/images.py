@@ -1,0 +1,459 @@
+"""Families that make pictures."""
+
+from collections.abc import Callable
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+
+from . import parts
+from ._member import Member
+from .parts import PROMPT, mask, picture
+
+
+def _call(**options) -> Callable[[], dict[str, Any]]:
+    """Arguments of a run; those that are functions are called anew for every run."""
+    return lambda: {key: value() if callable(value) else value for key, value in options.items()}
+
+
+def _with(make: Callable[[], Any], form, **options) -> Callable[[], Any]:
+    """Another form of a pipeline, made of the same components and of the `options`, called where they are functions."""
+
+    def make_form():
+        own = {key: value() if callable(value) else value for key, value in options.items()}
+        return form(**{**make().components, **own})
+
+    return make_form
+
+
+def _ddim(**options):
+    return DDIMScheduler(**{
+        "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False,
+        "set_alpha_to_one": False, "steps_offset": 1, **options,
+    })  # fmt: skip
+
+
+_flow = FlowMatchEulerDiscreteScheduler
+
+
+# --- Stable Diffusion -------------------------------------------------------------------------------------------
+
+
+def _unet(**options):
+    return diffusers.UNet2DConditionModel(**{
+        "block_out_channels": (8, 16), "layers_per_block": 1, "sample_size": 16, "in_channels": 4, "out_channels": 4,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "attention_head_dim": 4,
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "norm_num_groups": 2, "cross_attention_dim": 32,
+        **options,
+    })  # fmt: skip
+
+
+_UNSAFE = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+
+
+def _sd():
+    return diffusers.StableDiffusionPipeline(
+        unet=_unet(), vae=parts.vae(), scheduler=_ddim(), text_encoder=parts.clip(), tokenizer=parts.clip_tokenizer(),
+        **_UNSAFE,
+    )  # fmt: skip
+
+
+def _controlnet(**options):
+    return diffusers.ControlNetModel(**{
+        "block_out_channels": (8, 16), "layers_per_block": 1, "in_channels": 4, "cross_attention_dim": 32,
+        "norm_num_groups": 2, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "attention_head_dim": 4,
+        "conditioning_embedding_out_channels": (8, 16), **options,
+    })  # fmt: skip
+
+
+def _sd_control():
+    parts_of_sd = {**_sd().components, **_UNSAFE}
+    return diffusers.StableDiffusionControlNetPipeline(**parts_of_sd, controlnet=_controlnet())
+
+
+def _lcm():
+    scheduler = diffusers.LCMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False
+    )
+    components = {**_sd().components, **_UNSAFE, "unet": _unet(time_cond_proj_dim=16), "scheduler": scheduler}
+    return diffusers.LatentConsistencyModelPipeline(**components)
+
+
+def _upscale():
+    unet = _unet(in_channels=7, class_embed_type=None, num_class_embeds=1000)
+    return diffusers.StableDiffusionUpscalePipeline(
+        unet=unet, vae=parts.vae(channels=(8, 8, 16), scaling_factor=0.08333), scheduler=_ddim(prediction_type="v_prediction"),
+        low_res_scheduler=diffusers.DDPMScheduler(), text_encoder=parts.clip(), tokenizer=parts.clip_tokenizer(),
+        max_noise_level=350,
+    )  # fmt: skip
+
+
+_STABLE_DIFFUSION = [
+    Member("sd", "Stable Diffusion", _sd, _call(prompt=PROMPT), image_sibling="sd-img2img", quick=True),
+    Member(
+        "sd-img2img", "Stable Diffusion, image to image",
+        _with(_sd, diffusers.StableDiffusionImg2ImgPipeline, **_UNSAFE),
+        _call(prompt=PROMPT, image=picture, strength=0.6), text_to_image=False, quick=True,
+    ),
+    Member(
+        "sd-inpaint", "Stable Diffusion, inpainting with a text-to-image network",
+        _with(_sd, diffusers.StableDiffusionInpaintPipeline, **_UNSAFE),
+        _call(prompt=PROMPT, image=picture, mask_image=mask, height=32, width=32, strength=0.6), text_to_image=False,
+    ),
+    Member(
+        "sd-inpaint9", "Stable Diffusion, inpainting with a network of its own",
+        _with(_sd, diffusers.StableDiffusionInpaintPipeline, unet=lambda: _unet(in_channels=9), **_UNSAFE),
+        _call(prompt=PROMPT, image=picture, mask_image=mask, height=32, width=32), text_to_image=False,
+        note="the network reads nine channels: latents, mask, masked picture",
+    ),
+    Member("sd-controlnet", "Stable Diffusion with a ControlNet", _sd_control,
+           _call(prompt=PROMPT, image=picture), text_to_image=False),
+    Member(
+        "sd-pix2pix", "InstructPix2Pix",
+        _with(_sd, diffusers.StableDiffusionInstructPix2PixPipeline, unet=lambda: _unet(in_channels=8), **_UNSAFE),
+        _call(prompt=PROMPT, image=picture), text_to_image=False, note="three network rows: two scales of guidance",
+    ),
+    Member("sd-upscale", "Stable Diffusion, upscaling", _upscale, _call(prompt=PROMPT, image=lambda: picture(16)),
+           text_to_image=False),
+    Member("sd-pag", "Stable Diffusion with perturbed attention", _with(
+        _sd, diffusers.StableDiffusionPAGPipeline, pag_applied_layers="mid", **_UNSAFE), _call(prompt=PROMPT)),
+    Member("lcm", "Latent Consistency Models", _lcm, _call(prompt=PROMPT), image_sibling="lcm-img2img"),
+    Member("lcm-img2img", "Latent Consistency Models, image to image",
+           _with(_lcm, diffusers.LatentConsistencyModelImg2ImgPipeline, **_UNSAFE),
+           _call(prompt=PROMPT, image=picture, strength=0.6), text_to_image=False),
+]  # fmt: skip
+
+
+# --- Stable Diffusion XL ----------------------------------------------------------------------------------------
+
+
+def _xl_unet(**options):
+    return _unet(**{
+        "attention_head_dim": (2, 4), "use_linear_projection": True, "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8, "transformer_layers_per_block": (1, 2), "cross_attention_dim": 64,
+        "projection_class_embeddings_input_dim": 80, **options,
+    })  # fmt: skip
+
+
+def _sdxl():
+    return diffusers.StableDiffusionXLPipeline(
+        unet=_xl_unet(), vae=parts.vae(), scheduler=_ddim(), text_encoder=parts.clip(),
+        text_encoder_2=parts.clip_projected(), tokenizer=parts.clip_tokenizer(), tokenizer_2=parts.clip_tokenizer(),
+        add_watermarker=False,
+    )  # fmt: skip
+
+
+def _sdxl_control():
+    components = {k: v for k, v in _sdxl().components.items() if k not in ("image_encoder", "feature_extractor")}
+    net = _controlnet(
+        attention_head_dim=(2, 4), use_linear_projection=True, addition_embed_type="text_time",
+        addition_time_embed_dim=8, transformer_layers_per_block=(1, 2), cross_attention_dim=64,
+        projection_class_embeddings_input_dim=80,
+    )  # fmt: skip
+    return diffusers.StableDiffusionXLControlNetPipeline(**components, controlnet=net, add_watermarker=False)
+
+
+_XL = [
+    Member("sdxl", "Stable Diffusion XL", _sdxl, _call(prompt=PROMPT), image_sibling="sdxl-img2img", quick=True),
+    Member(
+        "sdxl-img2img", "Stable Diffusion XL, image to image",
+        _with(_sdxl, diffusers.StableDiffusionXLImg2ImgPipeline, add_watermarker=False),
+        _call(prompt=PROMPT, image=picture, strength=0.6), text_to_image=False,
+    ),
+    Member(
+        "sdxl-inpaint", "Stable Diffusion XL, inpainting",
+        _with(_sdxl, diffusers.StableDiffusionXLInpaintPipeline, add_watermarker=False),
+        _call(prompt=PROMPT, image=picture, mask_image=mask, height=32, width=32, strength=0.6), text_to_image=False,
+    ),
+    Member("sdxl-controlnet", "Stable Diffusion XL with a ControlNet", _sdxl_control,
+           _call(prompt=PROMPT, image=picture), text_to_image=False),
+]  # fmt: skip
+
+
+# --- Stable Diffusion 3 -----------------------------------------------------------------------------------------
+
+_SD3 = {
+    "sample_size": 16, "patch_size": 2, "in_channels": 4, "num_layers": 2, "attention_head_dim": 8,
+    "num_attention_heads": 4, "joint_attention_dim": 32, "caption_projection_dim": 32, "pooled_projection_dim": 64,
+    "out_channels": 4, "pos_embed_max_size": 32,
+}  # fmt: skip
+
+
+def _sd3(channels=4):
+    transformer = diffusers.SD3Transformer2DModel(**{**_SD3, "in_channels": channels, "out_channels": channels})
+    return diffusers.StableDiffusion3Pipeline(
+        transformer=transformer, vae=parts.flow_vae(channels, (4, 8)),
+        scheduler=_flow(shift=3.0), text_encoder=parts.clip_projected(), tokenizer=parts.clip_tokenizer(),
+        text_encoder_2=parts.clip_projected(), tokenizer_2=parts.clip_tokenizer(), text_encoder_3=parts.t5(),
+        tokenizer_3=parts.t5_tokenizer(), image_encoder=None, feature_extractor=None,
+    )  # fmt: skip
+
+
+_STABLE_DIFFUSION_3 = [
+    Member("sd3", "Stable Diffusion 3", _sd3, _call(prompt=PROMPT, height=32, width=32, max_sequence_length=77),
+           image_sibling="sd3-img2img", quick=True),
+    Member("sd3-img2img", "Stable Diffusion 3, image to image",
+           _with(_sd3, diffusers.StableDiffusion3Img2ImgPipeline),
+           _call(prompt=PROMPT, image=picture, strength=0.6, height=32, width=32, max_sequence_length=77),
+           text_to_image=False),
+    Member("sd3-inpaint", "Stable Diffusion 3, inpainting",
+           _with(lambda: _sd3(16), diffusers.StableDiffusion3InpaintPipeline),
+           _call(prompt=PROMPT, image=picture, mask_image=mask, strength=0.6, height=32, width=32,
+                 max_sequence_length=77), text_to_image=False),
+    Member("sd3-controlnet", "Stable Diffusion 3 with a ControlNet",
+           _with(_sd3, diffusers.StableDiffusion3ControlNetPipeline,
+                 controlnet=lambda: diffusers.SD3ControlNetModel(**_SD3)),
+           _call(prompt=PROMPT, control_image=picture, height=32, width=32, max_sequence_length=77),
+           text_to_image=False, note="draws from the encoded picture with torch's own generator, not the call's"),
+]  # fmt: skip
+
+
+# --- Flux, Chroma -----------------------------------------------------------------------------------------------
+
+_FLUX = {
+    "patch_size": 1, "in_channels": 16, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16,
+    "num_attention_heads": 2, "joint_attention_dim": 32, "axes_dims_rope": [4, 4, 8],
+}  # fmt: skip
+
+
+def _flux(guidance_embeds=True, **options):
+    transformer = diffusers.FluxTransformer2DModel(
+        **{**_FLUX, "pooled_projection_dim": 32, "guidance_embeds": guidance_embeds, **options}
+    )
+    return diffusers.FluxPipeline(
+        transformer=transformer, vae=parts.flow_vae(4, (4, 8)),
+        scheduler=_flow(shift=3.0, use_dynamic_shifting=guidance_embeds), text_encoder=parts.clip(),
+        tokenizer=parts.clip_tokenizer(), text_encoder_2=parts.t5(), tokenizer_2=parts.t5_tokenizer(),
+        image_encoder=None, feature_extractor=None,
+    )  # fmt: skip
+
+
+def _flux_control(form, **options):
+    components = _flux(**options).components
+    return form(**{k: v for k, v in components.items() if k not in ("image_encoder", "feature_extractor")})
+
+
+def _chroma():
+    return diffusers.ChromaPipeline(
+        transformer=diffusers.ChromaTransformer2DModel(
+            **_FLUX, approximator_hidden_dim=32, approximator_layers=1, approximator_num_channels=16
+        ),
+        vae=parts.flow_vae(4, (4, 8)), scheduler=_flow(), text_encoder=parts.t5(), tokenizer=parts.t5_tokenizer(),
+    )  # fmt: skip
+
+
+_SMALL = {"prompt": PROMPT, "height": 16, "width": 16, "max_sequence_length": 48}
+
+_FLUXES = [
+    Member("flux", "FLUX.1 [dev]", _flux, _call(**_SMALL), image_sibling="flux-img2img", quick=True,
+           note="the scale of guidance is an input of the network"),
+    Member("flux-schnell", "FLUX.1 [schnell]", lambda: _flux(False), _call(**_SMALL), image_sibling="flux-img2img"),
+    Member("flux-img2img", "FLUX.1, image to image", _with(_flux, diffusers.FluxImg2ImgPipeline),
+           _call(**_SMALL, image=picture, strength=0.6), text_to_image=False),
+    Member("flux-inpaint", "FLUX.1, inpainting", _with(_flux, diffusers.FluxInpaintPipeline),
+           _call(**_SMALL, image=picture, mask_image=mask, strength=0.6), text_to_image=False),
+    Member("flux-fill", "FLUX.1 Fill",
+           lambda: _flux_control(diffusers.FluxFillPipeline, in_channels=48, out_channels=16),
+           _call(**_SMALL, image=lambda: picture(16), mask_image=lambda: mask(16)), text_to_image=False,
+           note="the network reads the latents, the masked picture and the mask"),
+    Member("flux-kontext", "FLUX.1 Kontext", _with(_flux, diffusers.FluxKontextPipeline),
+           _call(**_SMALL, image=picture, max_area=256, _auto_resize=False), text_to_image=False,
+           note="the picture stands beside the latents in the sequence"),
+    Member("flux-control", "FLUX.1 Control",
+           lambda: _flux_control(diffusers.FluxControlPipeline, in_channels=32, out_channels=16),
+           _call(**_SMALL, control_image=picture), text_to_image=False),
+    Member("flux-controlnet", "FLUX.1 with a ControlNet",
+           _with(_flux, diffusers.FluxControlNetPipeline,
+                 controlnet=lambda: diffusers.FluxControlNetModel(
+                     **_FLUX, pooled_projection_dim=32, guidance_embeds=True)),
+           _call(**_SMALL, control_image=picture), text_to_image=False),
+    Member("chroma", "Chroma", _chroma, _call(**_SMALL), image_sibling="chroma-img2img"),
+    Member("chroma-img2img", "Chroma, image to image", _with(_chroma, diffusers.ChromaImg2ImgPipeline),
+           _call(**_SMALL, image=picture, strength=0.6), text_to_image=False),
+]  # fmt: skip
+
+
+# --- FLUX.2 -----------------------------------------------------------------------------------------------------
+
+
+def _flux2_transformer(**options):
+    return diffusers.Flux2Transformer2DModel(
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, timestep_guidance_channels=32, axes_dims_rope=[4, 4, 4, 4], **options,
+    )  # fmt: skip
+
+
+def _flux2():
+    return diffusers.Flux2Pipeline(
+        transformer=_flux2_transformer(), vae=parts.flux2_vae(), scheduler=_flow(use_dynamic_shifting=True),
+        text_encoder=parts.mistral3(), tokenizer=parts.mistral_tokenizer(),
+    )  # fmt: skip
+
+
+def _klein(form=diffusers.Flux2KleinPipeline):
+    return form(
+        transformer=_flux2_transformer(guidance_embeds=False), vae=parts.flux2_vae(),
+        scheduler=_flow(use_dynamic_shifting=True), text_encoder=parts.qwen3_causal(),
+        tokenizer=parts.qwen_tokenizer(), is_distilled=False,
+    )  # fmt: skip
+
+
+_FLUX2S = [
+    Member("flux2", "FLUX.2 [dev]", _flux2, _call(**_SMALL, text_encoder_out_layers=(1,))),
+    Member("flux2-image", "FLUX.2 [dev] with a picture", _flux2,
+           _call(**_SMALL, image=lambda: picture(64), text_encoder_out_layers=(1,)), text_to_image=False),
+    Member("klein", "FLUX.2 [klein]", _klein, _call(**{**_SMALL, "max_sequence_length": 96},
+           text_encoder_out_layers=(1,)), quick=True),
+    Member("klein-image", "FLUX.2 [klein] with a picture", _klein,
+           _call(**{**_SMALL, "max_sequence_length": 96}, image=lambda: picture(64), text_encoder_out_layers=(1,)),
+           text_to_image=False),
+]  # fmt: skip
+
+
+# --- Qwen-Image -------------------------------------------------------------------------------------------------
+
+_QWEN = {
+    "patch_size": 2, "in_channels": 16, "out_channels": 4, "num_layers": 2, "attention_head_dim": 16,
+    "num_attention_heads": 2, "joint_attention_dim": 32, "axes_dims_rope": (8, 4, 4),
+}  # fmt: skip
+
+
+def _qwen(form=diffusers.QwenImagePipeline, **components):
+    return form(
+        transformer=diffusers.QwenImageTransformer2DModel(**_QWEN), vae=parts.qwen_vae(),
+        scheduler=_flow(use_dynamic_shifting=True), text_encoder=parts.qwen2_5_vl(),
+        tokenizer=parts.qwen_tokenizer(), **components,
+    )  # fmt: skip
+
+
+_QWENS = [
+    Member("qwenimage", "Qwen-Image", _qwen, _call(prompt=PROMPT, height=32, width=32),
+           image_sibling="qwenimage-img2img", quick=True),
+    Member("qwenimage-img2img", "Qwen-Image, image to image", lambda: _qwen(diffusers.QwenImageImg2ImgPipeline),
+           _call(prompt=PROMPT, height=32, width=32, image=picture, strength=0.6), text_to_image=False),
+    Member("qwenimage-inpaint", "Qwen-Image, inpainting", lambda: _qwen(diffusers.QwenImageInpaintPipeline),
+           _call(prompt=PROMPT, height=32, width=32, image=picture, mask_image=mask, strength=0.6),
+           text_to_image=False),
+    Member("qwenimage-edit", "Qwen-Image-Edit",
+           lambda: _qwen(diffusers.QwenImageEditPipeline, processor=parts.qwen_vl_processor()),
+           _call(prompt=PROMPT, height=32, width=32, image=picture), text_to_image=False),
+    Member("qwenimage-edit-plus", "Qwen-Image-Edit-2509",
+           lambda: _qwen(diffusers.QwenImageEditPlusPipeline, processor=parts.qwen_vl_processor()),
+           _call(prompt=PROMPT, height=32, width=32, image=lambda: [picture(), picture(seed=7)]),
+           text_to_image=False),
+    Member("qwenimage-controlnet", "Qwen-Image with a ControlNet",
+           lambda: _qwen(diffusers.QwenImageControlNetPipeline,
+                         controlnet=diffusers.QwenImageControlNetModel(**_QWEN)),
+           _call(prompt=PROMPT, height=32, width=32, control_image=picture), text_to_image=False),
+]  # fmt: skip
+
+
+# --- Z-Image ----------------------------------------------------------------------------------------------------
+
+
+def _z():
+    return diffusers.ZImagePipeline(
+        transformer=diffusers.ZImageTransformer2DModel(
+            all_patch_size=(2,), all_f_patch_size=(1,), in_channels=4, dim=32, n_layers=2, n_refiner_layers=1,
+            n_heads=2, n_kv_heads=2, cap_feat_dim=32, axes_dims=[8, 4, 4], axes_lens=[256, 32, 32],
+        ),
+        vae=parts.flow_vae(4, (4, 8)), scheduler=_flow(shift=3.0), text_encoder=parts.qwen3(),
+        tokenizer=parts.qwen_tokenizer(),
+    )  # fmt: skip
+
+
+_Z = {**_SMALL, "max_sequence_length": 96}
+_ZS = [
+    Member("zimage", "Z-Image", _z, _call(**_Z), image_sibling="zimage-img2img", quick=True),
+    Member("zimage-img2img", "Z-Image, image to image", _with(_z, diffusers.ZImageImg2ImgPipeline),
+           _call(**_Z, image=lambda: picture(16), strength=0.6), text_to_image=False),
+]  # fmt: skip
+
+
+# --- Sana -------------------------------------------------------------------------------------------------------
+
+
+def _sana(form=diffusers.SanaPipeline, scheduler=lambda: _flow(shift=3.0), **options):
+    return form(
+        transformer=diffusers.SanaTransformer2DModel(
+            patch_size=1, in_channels=4, out_channels=4, num_layers=2, num_attention_heads=4, attention_head_dim=8,
+            num_cross_attention_heads=4, cross_attention_head_dim=8, cross_attention_dim=32, caption_channels=32,
+            sample_size=16, **options,
+        ),
+        vae=parts.deep_vae(), scheduler=scheduler(), text_encoder=parts.gemma2(), tokenizer=parts.gemma_tokenizer(),
+    )  # fmt: skip
+
+
+_SANA = {
+    "prompt": PROMPT, "height": 32, "width": 32, "max_sequence_length": 48, "complex_human_instruction": None,
+}  # fmt: skip
+_SPRINT = {"guidance_embeds": True, "qk_norm": "rms_norm_across_heads"}
+_SANAS = [
+    Member("sana", "Sana", _sana, _call(**_SANA, use_resolution_binning=False), quick=True),
+    Member("sana-pag", "Sana with perturbed attention",
+           lambda: _with(_sana, diffusers.SanaPAGPipeline, pag_applied_layers="transformer_blocks.0")(),
+           _call(**_SANA, use_resolution_binning=False)),
+    Member("sana-sprint", "Sana-Sprint", lambda: _sana(
+        diffusers.SanaSprintPipeline, diffusers.SCMScheduler, **_SPRINT),
+        _call(**_SANA, use_resolution_binning=False), image_sibling="sana-sprint-img2img"),
+    Member("sana-sprint-img2img", "Sana-Sprint, image to image", lambda: _sana(
+        diffusers.SanaSprintImg2ImgPipeline, diffusers.SCMScheduler, **_SPRINT),
+        _call(**_SANA, use_resolution_binning=False, image=picture, strength=0.6), text_to_image=False),
+]  # fmt: skip
+
+
+# --- PixArt, DiT, unconditional ---------------------------------------------------------------------------------
+
+_PIXART = {
+    "sample_size": 16, "patch_size": 2, "num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 4,
+    "caption_channels": 32, "in_channels": 4, "cross_attention_dim": 32, "out_channels": 8,
+}  # fmt: skip
+
+
+def _pixart(form, **options):
+    return form(
+        transformer=diffusers.PixArtTransformer2DModel(**_PIXART, **options), vae=parts.vae(),
+        scheduler=_ddim(beta_schedule="linear", beta_start=0.0001, beta_end=0.02), text_encoder=parts.t5(),
+        tokenizer=parts.t5_tokenizer(),
+    )  # fmt: skip
+
+
+def _dit():
+    return diffusers.DiTPipeline(
+        transformer=diffusers.DiTTransformer2DModel(
+            sample_size=16, patch_size=2, num_layers=2, attention_head_dim=8, num_attention_heads=4, in_channels=4,
+            out_channels=8, attention_bias=True, num_embeds_ada_norm=1000,
+        ),
+        vae=parts.vae(), scheduler=_ddim(), id2label={3: "cat", 7: "ship"},
+    )  # fmt: skip
+
+
+def _pixels():
+    return diffusers.UNet2DModel(
+        sample_size=16, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=2, attention_head_dim=8,
+    )  # fmt: skip
+
+
+_BINNED = {"use_resolution_binning": False, "max_sequence_length": 48, "height": 32, "width": 32}
+_DITS = [
+    Member("pixart-sigma", "PixArt-Sigma", lambda: _pixart(diffusers.PixArtSigmaPipeline),
+           _call(prompt=PROMPT, **_BINNED), note="the network predicts a variance, too"),
+    Member("pixart-alpha", "PixArt-alpha", lambda: _pixart(
+        diffusers.PixArtAlphaPipeline, use_additional_conditions=False), _call(prompt=PROMPT, **_BINNED)),
+    Member("dit", "DiT", _dit, _call(class_labels=lambda: [3]), text_to_image=False,
+           note="class labels instead of a prompt"),
+    Member("ddim", "DDIM, unconditional",
+           lambda: diffusers.DDIMPipeline(unet=_pixels(), scheduler=DDIMScheduler(clip_sample=False)), _call(),
+           text_to_image=False, note="no condition at all; pixels, no autoencoder"),
+    Member("ddpm", "DDPM, unconditional",
+           lambda: diffusers.DDPMPipeline(unet=_pixels(), scheduler=diffusers.DDPMScheduler(clip_sample=False)),
+           _call(), text_to_image=False, note="no condition at all; pixels, no autoencoder"),
+]  # fmt: skip
+
+
+MEMBERS = [
+    *_STABLE_DIFFUSION, *_XL, *_STABLE_DIFFUSION_3, *_FLUXES, *_FLUX2S, *_QWENS, *_ZS, *_SANAS, *_DITS,
+]  # fmt: skip
