@@ -683,7 +683,9 @@ MEMBERS: list[Member] = [
     ),
     Member("cosmos", "Cosmos Predict 1", cosmos, lambda: _clip_of(32), "video", image_sibling="cosmos_v2w"),
     Member("cosmos_v2w", "Cosmos Predict 1 video to world", cosmos_of_picture, lambda: _of_picture(32), "video", False),
-    Member("cosmos2_v2w", "Cosmos Predict 2 video to world", cosmos2_of_picture, lambda: _of_picture(32), "video", False),
+    Member(
+        "cosmos2_v2w", "Cosmos Predict 2 video to world", cosmos2_of_picture, lambda: _of_picture(32), "video", False,
+    ),
     Member("cosmos25", "Cosmos Predict 2.5", cosmos25, lambda: _clip_of(32, max_sequence_length=256), "video"),
 ]  # fmt: skip
 
