@@ -23,6 +23,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
+from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
 from transformers import (
     ByT5Tokenizer,
     CLIPVisionConfig,
@@ -35,6 +36,9 @@ from transformers import (
     Qwen2_5_VLTextModel,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
+    SiglipVisionModel,
     T5Gemma2Encoder,
     T5Gemma2EncoderConfig,
     T5Gemma2TextConfig,
@@ -45,6 +49,10 @@ from ._member import Member
 from .video_parts import Permissive, film, with_ftfy
 
 PROMPT = parts.PROMPT
+SIGLIP = {
+    "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32,
+    "patch_size": 8,
+}  # fmt: skip
 
 
 def _clip_of(side=16, frames=5, **more):
@@ -123,9 +131,24 @@ def skyreels():
     return with_ftfy(diffusers.SkyReelsV2Pipeline)(**_wan_parts(_flow(8.0), transformer=net))
 
 
+def skyreels_of_picture():
+    net = _wan_net(diffusers.SkyReelsV2Transformer3DModel, channels=12, image_dim=8)
+    return with_ftfy(diffusers.SkyReelsV2ImageToVideoPipeline)(**_wan_parts(_flow(8.0), transformer=net), **_eye())
+
+
 def skyreels_forcing():
     net = _wan_net(diffusers.SkyReelsV2Transformer3DModel)
     return with_ftfy(diffusers.SkyReelsV2DiffusionForcingPipeline)(**_wan_parts(_flow(8.0), transformer=net))
+
+
+def wan_animate():
+    net = _wan_net(
+        diffusers.WanAnimateTransformer3DModel, channels=12, latent_channels=4, image_dim=8,
+        motion_encoder_channel_sizes={"4": 8, "8": 8, "16": 8}, motion_encoder_size=16, motion_style_dim=8,
+        motion_dim=4, motion_encoder_dim=8, face_encoder_hidden_dim=16, face_encoder_num_heads=2,
+        inject_face_latents_blocks=2,
+    )  # fmt: skip
+    return with_ftfy(diffusers.WanAnimatePipeline)(**_wan_parts(transformer=net), **_eye())
 
 
 def chronoedit():
@@ -137,6 +160,15 @@ def anyflow():
     net = _wan_net(diffusers.AnyFlowTransformer3DModel, gate_value=0.25, deltatime_type="r", qk_norm=None)
     scheduler = diffusers.FlowMapEulerDiscreteScheduler(shift=5.0)
     return with_ftfy(diffusers.AnyFlowPipeline)(**_wan_parts(scheduler, transformer=net))
+
+
+def anyflow_in_chunks():
+    net = _wan_net(
+        diffusers.AnyFlowFARTransformer3DModel, gate_value=0.25, deltatime_type="r", qk_norm=None,
+        compressed_patch_size=(1, 4, 4), full_chunk_limit=3, chunk_partition=(1, 1),
+    )  # fmt: skip
+    scheduler = diffusers.FlowMapEulerDiscreteScheduler(shift=5.0)
+    return with_ftfy(diffusers.AnyFlowFARPipeline)(**_wan_parts(scheduler, transformer=net))
 
 
 def lucy():
@@ -152,37 +184,50 @@ def helios():
     return with_ftfy(diffusers.HeliosPipeline)(**_wan_parts(scheduler, transformer=net))
 
 
-def sana_video():
+def _sana(kind, scheduler):
     net = diffusers.SanaVideoTransformer3DModel(
         in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=2,
         num_cross_attention_heads=2, cross_attention_head_dim=12, cross_attention_dim=24, caption_channels=32,
         mlp_ratio=2.0, sample_size=8, patch_size=(1, 2, 2), qk_norm="rms_norm_across_heads", rope_max_seq_len=32,
     )  # fmt: skip
+    text = {"tokenizer": parts.gemma_tokenizer(), "text_encoder": parts.gemma2()}
+    return kind(**_wan_parts(scheduler, transformer=net) | text)
+
+
+def sana_video():
     scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8.0)
-    pieces = _wan_parts(scheduler, transformer=net)
-    return diffusers.SanaVideoPipeline(
-        **pieces | {"tokenizer": parts.gemma_tokenizer(), "text_encoder": parts.gemma2()}
-    )
+    return _sana(diffusers.SanaVideoPipeline, scheduler)
 
 
-def motif():
+def sana_video_of_picture():
+    return _sana(diffusers.SanaImageToVideoPipeline, FlowMatchEulerDiscreteScheduler(shift=8.0))
+
+
+def _motif(kind, **more):
     text = T5Gemma2TextConfig(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=40, vocab_size=120,
         max_position_embeddings=128, head_dim=16, num_key_value_heads=2, dropout_rate=0.0,
     )  # fmt: skip
+    config = T5Gemma2EncoderConfig(text_config=text, vision_config=SIGLIP, mm_tokens_per_image=4)
     net = diffusers.MotifVideoTransformer3DModel(
         in_channels=9, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=1,
         num_single_layers=1, mlp_ratio=2.0, patch_size=1, patch_size_t=1, qk_norm="rms_norm", text_embed_dim=32,
-        rope_axes_dim=(4, 4, 4),
+        rope_axes_dim=(4, 4, 4), **more,
     )  # fmt: skip
     pieces = _wan_parts(FlowMatchEulerDiscreteScheduler(shift=7.0), transformer=net)
-    eye = {
-        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "image_size": 32, "patch_size": 8,
-    }  # fmt: skip
-    config = T5Gemma2EncoderConfig(text_config=text, vision_config=eye, mm_tokens_per_image=4)
     pieces["text_encoder"] = T5Gemma2Encoder(config)
-    return diffusers.MotifVideoPipeline(**pieces, guider=diffusers.AdaptiveProjectedGuidance())
+    return kind(
+        **pieces, guider=diffusers.AdaptiveProjectedGuidance(),
+        feature_extractor=SiglipImageProcessor(size={"height": 32, "width": 32}),
+    )  # fmt: skip
+
+
+def motif():
+    return _motif(diffusers.MotifVideoPipeline)
+
+
+def motif_of_picture():
+    return _motif(diffusers.MotifVideoImage2VideoPipeline, image_embed_dim=16)
 
 
 # --- LTX --------------------------------------------------------------------------------------------------------
@@ -233,24 +278,21 @@ def ltx_condition():
 
 def _ltx2(kind):
     tokenizer = parts.gemma_tokenizer()
+    tokenizer.padding_side = "left"
     start, end, soft = tokenizer.convert_tokens_to_ids(["<start_of_image>", "<end_of_image>", "<image_soft_token>"])
     text = {
         "vocab_size": 120, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 64,
     }  # fmt: skip
-    eye = {
-        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "image_size": 32, "patch_size": 8,
-    }  # fmt: skip
     encoder = Gemma3ForConditionalGeneration(Gemma3Config(
-        text_config=text, vision_config=eye, mm_tokens_per_image=4, image_token_index=soft, boi_token_index=start,
+        text_config=text, vision_config=SIGLIP, mm_tokens_per_image=4, image_token_index=soft, boi_token_index=start,
         eoi_token_index=end,
     ))  # fmt: skip
     net = diffusers.LTX2VideoTransformer3DModel(
         in_channels=4, out_channels=4, patch_size=1, patch_size_t=1, num_attention_heads=2, attention_head_dim=8,
         cross_attention_dim=16, audio_in_channels=4, audio_out_channels=4, audio_num_attention_heads=2,
         audio_attention_head_dim=4, audio_cross_attention_dim=8, num_layers=2, qk_norm="rms_norm_across_heads",
-        caption_channels=32, rope_double_precision=False, rope_type="split",
+        caption_channels=32, rope_double_precision=False, rope_type="split", perturbed_attn=True,
     )  # fmt: skip
     bridge = {
         "connector_num_attention_heads": 4, "connector_attention_head_dim": 8, "connector_num_layers": 1,
@@ -289,6 +331,10 @@ def ltx2():
 
 def ltx2_of_picture():
     return _ltx2(diffusers.LTX2ImageToVideoPipeline)
+
+
+def ltx2_condition():
+    return _ltx2(diffusers.LTX2ConditionPipeline)
 
 
 # --- HunyuanVideo and Kandinsky ---------------------------------------------------------------------------------
@@ -335,11 +381,27 @@ def hunyuan_video_of_picture():
     )  # fmt: skip
 
 
-def hunyuan_video_15():
+def hunyuan_framepack():
+    net = diffusers.HunyuanVideoFramepackTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=10, num_layers=1,
+        num_single_layers=1, num_refiner_layers=1, patch_size=2, patch_size_t=1, guidance_embeds=True,
+        text_embed_dim=32, pooled_projection_dim=8, rope_axes_dim=(2, 4, 4), mlp_ratio=2.0, has_image_proj=True,
+        image_proj_dim=16, has_clean_x_embedder=True,
+    )  # fmt: skip
+    return diffusers.HunyuanVideoFramepackPipeline(
+        transformer=net, vae=_hunyuan_vae(), scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
+        text_encoder=LlamaModel(parts.llama_config(layers=4)), tokenizer=parts.llama_tokenizer(),
+        text_encoder_2=parts.clip(8), tokenizer_2=parts.clip_tokenizer(),
+        image_encoder=SiglipVisionModel(SiglipVisionConfig(**SIGLIP)),
+        feature_extractor=SiglipImageProcessor(size={"height": 32, "width": 32}),
+    )  # fmt: skip
+
+
+def _hunyuan_15(kind, task, **more):
     net = diffusers.HunyuanVideo15Transformer3DModel(
         in_channels=9, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=1,
         num_refiner_layers=1, mlp_ratio=2.0, patch_size=1, patch_size_t=1, text_embed_dim=16, text_embed_2_dim=32,
-        image_embed_dim=12, rope_axes_dim=(2, 2, 4), target_size=16, task_type="t2v",
+        image_embed_dim=16, rope_axes_dim=(2, 2, 4), target_size=16, task_type=task,
     )  # fmt: skip
     vae = AutoencoderKLHunyuanVideo15(
         latent_channels=4, block_out_channels=(8, 8), layers_per_block=1, spatial_compression_ratio=4,
@@ -350,25 +412,46 @@ def hunyuan_video_15():
         vocab_size=parts.QWEN_VOCABULARY,
         rope_parameters={"mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 1e6},
     )  # fmt: skip
-    return diffusers.HunyuanVideo15Pipeline(
+    return kind(
         transformer=net, vae=vae, scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
         text_encoder=Qwen2_5_VLTextModel(text), tokenizer=parts.qwen_tokenizer(),
         text_encoder_2=parts.t5(vocab_size=400), tokenizer_2=ByT5Tokenizer(),
-        guider=diffusers.ClassifierFreeGuidance(guidance_scale=6.0),
+        guider=diffusers.ClassifierFreeGuidance(guidance_scale=6.0), **more,
     )  # fmt: skip
 
 
-def kandinsky5():
+def hunyuan_video_15():
+    return _hunyuan_15(diffusers.HunyuanVideo15Pipeline, "t2v")
+
+
+def hunyuan_video_15_of_picture():
+    # the pipeline counts on 729 pieces of a picture
+    eye = SiglipVisionConfig(**SIGLIP | {"image_size": 216})
+    return _hunyuan_15(
+        diffusers.HunyuanVideo15ImageToVideoPipeline, "i2v", image_encoder=SiglipVisionModel(eye),
+        feature_extractor=SiglipImageProcessor(size={"height": 216, "width": 216}),
+    )  # fmt: skip
+
+
+def _kandinsky5(kind, **more):
     net = diffusers.Kandinsky5Transformer3DModel(
         in_visual_dim=4, in_text_dim=32, in_text_dim2=16, time_dim=16, out_visual_dim=4, patch_size=(1, 2, 2),
-        model_dim=16, ff_dim=32, num_text_blocks=1, num_visual_blocks=2, axes_dims=(1, 1, 2), visual_cond=False,
-        attention_type="regular",
+        model_dim=16, ff_dim=32, num_text_blocks=1, num_visual_blocks=2, axes_dims=(1, 1, 2),
+        attention_type="regular", **more,
     )  # fmt: skip
-    return diffusers.Kandinsky5T2VPipeline(
+    return kind(
         transformer=net, vae=_hunyuan_vae(), scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
         text_encoder=parts.qwen2_5_vl(32), tokenizer=parts.qwen_tokenizer(), text_encoder_2=parts.clip(16),
         tokenizer_2=parts.clip_tokenizer(),
     )  # fmt: skip
+
+
+def kandinsky5():
+    return _kandinsky5(diffusers.Kandinsky5T2VPipeline, visual_cond=False)
+
+
+def kandinsky5_of_picture():
+    return _kandinsky5(diffusers.Kandinsky5I2VPipeline, visual_cond=True)
 
 
 # --- CogVideoX, Mochi, Allegro, Latte, EasyAnimate --------------------------------------------------------------
@@ -616,8 +699,21 @@ MEMBERS: list[Member] = [
     Member("ltx", "LTX-Video", ltx, lambda: _clip_of(32, 9), "video", image_sibling="ltx_i2v"),
     Member("ltx_i2v", "LTX-Video image to video", ltx_of_picture, lambda: _of_picture(32, 9), "video", False),
     Member("ltx_condition", "LTX-Video with conditions", ltx_condition, lambda: _of_picture(32, 9), "video", False),
-    Member("ltx2", "LTX-2", ltx2, lambda: _clip_of(32), "video+audio", image_sibling="ltx2_i2v", quick=True),
-    Member("ltx2_i2v", "LTX-2 image to video", ltx2_of_picture, lambda: _of_picture(32), "video+audio", False),
+    Member(
+        "ltx2", "LTX-2", ltx2, lambda: _clip_of(32, spatio_temporal_guidance_blocks=[1]), "video+audio",
+        image_sibling="ltx2_i2v", quick=True,
+    ),
+    Member(
+        "ltx2_i2v", "LTX-2 image to video", ltx2_of_picture,
+        lambda: _of_picture(32, spatio_temporal_guidance_blocks=[1]), "video+audio", False,
+    ),
+    Member(
+        "ltx2_condition", "LTX-2 with conditions", ltx2_condition,
+        lambda: _clip_of(
+            32, spatio_temporal_guidance_blocks=[1], conditions=LTX2VideoCondition(parts.picture(32), 0, 1.0)
+        ),
+        "video+audio", False,
+    ),
     Member(
         "hunyuan_video", "HunyuanVideo", hunyuan_video, lambda: _clip_of(prompt_template=PLAIN), "video",
         image_sibling="hunyuan_video_i2v",
@@ -633,7 +729,7 @@ MEMBERS: list[Member] = [
         "hunyuan_video_15", "HunyuanVideo 1.5", hunyuan_video_15,
         lambda: {"prompt": PROMPT, "height": 16, "width": 16, "num_frames": 5}, "video",
     ),
-    Member("kandinsky5", "Kandinsky 5 video", kandinsky5, lambda: _clip_of(32, max_sequence_length=1000), "video"),
+    Member("kandinsky5_t2v", "Kandinsky 5 video", kandinsky5, lambda: _clip_of(32, max_sequence_length=1000), "video"),
     Member("cogvideox", "CogVideoX", cogvideox, lambda: _clip_of(frames=8), "video", image_sibling="cogvideox_i2v"),
     Member(
         "cogvideox_i2v", "CogVideoX image to video", cogvideox_of_picture, lambda: _of_picture(frames=8), "video",
@@ -687,6 +783,44 @@ MEMBERS: list[Member] = [
         "cosmos2_v2w", "Cosmos Predict 2 video to world", cosmos2_of_picture, lambda: _of_picture(32), "video", False,
     ),
     Member("cosmos25", "Cosmos Predict 2.5", cosmos25, lambda: _clip_of(32, max_sequence_length=256), "video"),
+    Member("skyreels_i2v", "SkyReels V2 image to video", skyreels_of_picture, _of_picture, "video", False),
+    Member(
+        "wan_animate", "Wan Animate", wan_animate,
+        lambda: {
+            "prompt": PROMPT, "image": parts.picture(16), "pose_video": film(5, seed=10),
+            "face_video": film(5, seed=20), "height": 16, "width": 16, "segment_frame_length": 5,
+            "max_sequence_length": 32,
+        },
+        "video", False,
+    ),
+    Member("anyflow_far", "AnyFlow, chunk after chunk", anyflow_in_chunks, _clip_of, "video"),
+    Member(
+        "sana_video_i2v", "Sana Video of a picture", sana_video_of_picture,
+        lambda: {
+            "prompt": PROMPT, "image": parts.picture(32), "height": 32, "width": 32, "frames": 5,
+            "max_sequence_length": 32, "complex_human_instruction": [], "use_resolution_binning": False,
+        },
+        "video", False,
+    ),
+    Member("motif_i2v", "Motif Video of a picture", motif_of_picture, _of_picture, "video", False),
+    Member(
+        "framepack", "HunyuanVideo FramePack", hunyuan_framepack,
+        lambda: _of_picture(32, 9, prompt_template=PLAIN, latent_window_size=3, max_sequence_length=256), "video",
+        False,
+    ),
+    Member(
+        "hunyuan_video_15_i2v", "HunyuanVideo 1.5 image to video", hunyuan_video_15_of_picture,
+        lambda: {"prompt": PROMPT, "image": parts.picture(16), "num_frames": 5}, "video", False,
+    ),
+    Member(
+        "kandinsky5_i2v", "Kandinsky 5 image to video", kandinsky5_of_picture,
+        lambda: _of_picture(32, 17, max_sequence_length=1000), "video", False,
+    ),
 ]  # fmt: skip
 
-NOT_BUILT: dict[str, str] = {}
+# pipelines that are not among them, and why
+NOT_BUILT: dict[str, str] = {
+    "ConsisIDPipeline": "wants OpenCV",
+    "HeliosPyramidPipeline": "takes a list of numbers of steps, one for every size of the picture",
+    "HunyuanSkyreelsImageToVideoPipeline": "as HunyuanVideoPipeline, with a picture beside the latents",
+}
