@@ -6,6 +6,8 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.deprecated.wuerstchen.modeling_paella_vq_model import PaellaVQModel
+from transformers import ByT5Tokenizer, SmolLM3Config, SmolLM3ForCausalLM
 
 from . import parts
 from ._member import Member
@@ -454,6 +456,419 @@ _DITS = [
 ]  # fmt: skip
 
 
+# --- flow models of other makers --------------------------------------------------------------------------------
+
+
+def _lumina2():
+    return diffusers.Lumina2Pipeline(
+        transformer=diffusers.Lumina2Transformer2DModel(
+            sample_size=16, patch_size=2, in_channels=4, hidden_size=32, num_layers=2, num_refiner_layers=1,
+            num_attention_heads=2, num_kv_heads=1, multiple_of=16, axes_dim_rope=[8, 4, 4], axes_lens=[300, 64, 64],
+            cap_feat_dim=32,
+        ),
+        vae=parts.flow_vae(4, (4, 8)), scheduler=_flow(shift=6.0), text_encoder=parts.gemma2(),
+        tokenizer=parts.gemma_tokenizer(),
+    )  # fmt: skip
+
+
+def _lumina():
+    return diffusers.LuminaPipeline(
+        transformer=diffusers.LuminaNextDiT2DModel(
+            sample_size=16, patch_size=2, in_channels=4, hidden_size=32, num_layers=2, num_attention_heads=2,
+            num_kv_heads=1, multiple_of=16, learn_sigma=True, qk_norm=True, cross_attention_dim=32,
+        ),
+        vae=parts.vae(), scheduler=_flow(), text_encoder=parts.gemma(), tokenizer=parts.gemma_tokenizer(),
+    )  # fmt: skip
+
+
+def _cogview4():
+    return diffusers.CogView4Pipeline(
+        transformer=diffusers.CogView4Transformer2DModel(
+            patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=4,
+            text_embed_dim=32, time_embed_dim=16, condition_dim=8,
+        ),
+        vae=parts.vae(), text_encoder=parts.glm_causal(), tokenizer=parts.llama_tokenizer(padding_side="left"),
+        scheduler=_flow(
+            base_shift=0.25, max_shift=0.75, base_image_seq_len=256, use_dynamic_shifting=True,
+            time_shift_type="linear",
+        ),
+    )  # fmt: skip
+
+
+def _cogview3():
+    return diffusers.CogView3PlusPipeline(
+        transformer=diffusers.CogView3PlusTransformer2DModel(
+            patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=4,
+            text_embed_dim=32, time_embed_dim=16, condition_dim=8, pos_embed_max_size=16, sample_size=16,
+        ),
+        vae=parts.vae(), text_encoder=parts.t5(), tokenizer=parts.t5_tokenizer(),
+        scheduler=diffusers.CogVideoXDDIMScheduler(
+            prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing",
+        ),
+    )  # fmt: skip
+
+
+def _auraflow():
+    return diffusers.AuraFlowPipeline(
+        transformer=diffusers.AuraFlowTransformer2DModel(
+            sample_size=16, patch_size=2, in_channels=4, num_mmdit_layers=1, num_single_dit_layers=1,
+            attention_head_dim=8, num_attention_heads=4, joint_attention_dim=32, caption_projection_dim=32,
+            out_channels=4, pos_embed_max_size=64,
+        ),
+        vae=parts.vae(), scheduler=_flow(shift=1.73), text_encoder=parts.umt5(), tokenizer=parts.t5_tokenizer(),
+    )  # fmt: skip
+
+
+def _hidream():
+    text_encoder = parts.llama()
+    return diffusers.HiDreamImagePipeline(
+        transformer=diffusers.HiDreamImageTransformer2DModel(
+            patch_size=2, in_channels=4, out_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8,
+            num_attention_heads=4, caption_channels=[32, 32], text_emb_dim=64, num_routed_experts=4,
+            num_activated_experts=2, axes_dims_rope=(4, 2, 2), max_resolution=(32, 32), llama_layers=(0, 1),
+        ),
+        vae=parts.flow_vae(4, (4, 8)), scheduler=_flow(shift=3.0),
+        text_encoder=parts.clip_projected(max_position_embeddings=128), tokenizer=parts.clip_tokenizer(),
+        text_encoder_2=parts.clip_projected(max_position_embeddings=128), tokenizer_2=parts.clip_tokenizer(),
+        text_encoder_3=parts.t5(), tokenizer_3=parts.t5_tokenizer(), text_encoder_4=text_encoder,
+        tokenizer_4=parts.llama_tokenizer(),
+    )  # fmt: skip
+
+
+def _hunyuan_image():
+    guidance = diffusers.AdaptiveProjectedMixGuidance
+    return diffusers.HunyuanImagePipeline(
+        transformer=diffusers.HunyuanImageTransformer2DModel(
+            in_channels=4, out_channels=4, num_attention_heads=4, attention_head_dim=8, num_layers=1,
+            num_single_layers=1, num_refiner_layers=1, patch_size=(1, 1), text_embed_dim=32, text_embed_2_dim=32,
+            rope_axes_dim=(4, 4),
+        ),
+        vae=diffusers.AutoencoderKLHunyuanImage(
+            in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(32, 32, 32), layers_per_block=1,
+            spatial_compression_ratio=4, sample_size=32, scaling_factor=0.476986,
+        ),
+        scheduler=_flow(shift=5.0), text_encoder=parts.qwen2_5_vl(), tokenizer=parts.qwen_tokenizer(),
+        text_encoder_2=parts.t5(vocab_size=400), tokenizer_2=ByT5Tokenizer(),
+        guider=guidance(adaptive_projected_guidance_start_step=1),
+        ocr_guider=guidance(adaptive_projected_guidance_start_step=1),
+    )  # fmt: skip
+
+
+def _hunyuandit():
+    return diffusers.HunyuanDiTPipeline(
+        transformer=diffusers.HunyuanDiT2DModel(
+            sample_size=16, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=4, in_channels=4,
+            cross_attention_dim=32, cross_attention_dim_t5=32, pooled_projection_dim=16, hidden_size=32,
+            activation_fn="gelu-approximate",
+        ),
+        vae=parts.vae(), scheduler=diffusers.DDPMScheduler(prediction_type="v_prediction", beta_end=0.018),
+        text_encoder=parts.bert(), tokenizer=parts.bert_tokenizer(), text_encoder_2=parts.t5(),
+        tokenizer_2=parts.t5_tokenizer(256), **_UNSAFE,
+    )  # fmt: skip
+
+
+def _kandinsky5(form=diffusers.Kandinsky5T2IPipeline, channels=4, **options):
+    return form(
+        transformer=diffusers.Kandinsky5Transformer3DModel(
+            in_visual_dim=channels, out_visual_dim=channels, in_text_dim=32, in_text_dim2=32, time_dim=16,
+            patch_size=(1, 2, 2), model_dim=32, ff_dim=40, num_text_blocks=1, num_visual_blocks=2,
+            axes_dims=(4, 2, 2), attention_type="regular", **options,
+        ),
+        vae=parts.flow_vae(channels, (4, 8)), scheduler=_flow(shift=3.0), text_encoder=parts.qwen2_5_vl(),
+        tokenizer=parts.qwen_vl_processor(), text_encoder_2=parts.clip(), tokenizer_2=parts.clip_tokenizer(),
+    )  # fmt: skip
+
+
+def _ovis():
+    return diffusers.OvisImagePipeline(
+        transformer=diffusers.OvisImageTransformer2DModel(**_FLUX), vae=parts.flow_vae(4, (4, 8)),
+        scheduler=_flow(use_dynamic_shifting=True), text_encoder=parts.qwen3(), tokenizer=parts.qwen_tokenizer(),
+    )  # fmt: skip
+
+
+def _prx():
+    return diffusers.PRXPipeline(
+        transformer=diffusers.PRXTransformer2DModel(
+            patch_size=2, in_channels=4, context_in_dim=32, hidden_size=32, mlp_ratio=2.0, num_heads=2, depth=2,
+            axes_dim=[8, 8],
+        ),
+        vae=parts.flow_vae(4, (4, 8)), scheduler=_flow(shift=3.0), text_encoder=parts.t5_gemma(),
+        tokenizer=parts.gemma_tokenizer(64),
+    )  # fmt: skip
+
+
+def _krea2():
+    return diffusers.Krea2Pipeline(
+        transformer=diffusers.Krea2Transformer2DModel(
+            in_channels=16, num_layers=2, attention_head_dim=16, num_attention_heads=2, num_key_value_heads=1,
+            intermediate_size=40, timestep_embed_dim=16, text_hidden_dim=32, num_text_layers=2,
+            text_num_attention_heads=2, text_num_key_value_heads=1, text_intermediate_size=40,
+            num_layerwise_text_blocks=1, num_refiner_text_blocks=1, axes_dims_rope=(8, 4, 4),
+        ),
+        vae=parts.qwen_vae(), scheduler=_flow(use_dynamic_shifting=True), text_encoder=parts.qwen3_vl_body(),
+        tokenizer=parts.qwen_tokenizer(), text_encoder_select_layers=(1, 2),
+    )  # fmt: skip
+
+
+def _bria():
+    return diffusers.BriaPipeline(
+        transformer=diffusers.BriaTransformer2DModel(**{
+            **_FLUX, "pooled_projection_dim": None, "axes_dims_rope": [0, 8, 8],
+        }),
+        vae=parts.vae(), scheduler=_flow(), text_encoder=parts.t5(), tokenizer=parts.t5_tokenizer(),
+        image_encoder=None, feature_extractor=None,
+    )  # fmt: skip
+
+
+def _fibo():
+    sizes = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = SmolLM3Config(**sizes, num_key_value_heads=2, vocab_size=120, pad_token_id=3)
+    return diffusers.BriaFiboPipeline(
+        transformer=diffusers.BriaFiboTransformer2DModel(**{
+            **_FLUX, "in_channels": 4, "joint_attention_dim": 64, "text_encoder_dim": 32,
+            "pooled_projection_dim": None, "axes_dims_rope": [0, 8, 8],
+        }),
+        vae=parts.wan_vae(), scheduler=_flow(use_dynamic_shifting=True), text_encoder=SmolLM3ForCausalLM(text),
+        tokenizer=parts.llama_tokenizer(),
+    )  # fmt: skip
+
+
+def _omnigen():
+    return diffusers.OmniGenPipeline(
+        transformer=diffusers.OmniGenTransformer2DModel(
+            patch_size=2, hidden_size=32, num_attention_heads=4, num_key_value_heads=4, intermediate_size=40,
+            num_layers=2, in_channels=4, time_step_dim=16, vocab_size=120, pad_token_id=3,
+            rope_scaling={"long_factor": [1.0, 2.0, 3.0, 4.0], "short_factor": [1.0, 1.0, 1.0, 1.0]},
+        ),
+        vae=parts.vae(), scheduler=_flow(invert_sigmas=True, num_train_timesteps=1),
+        tokenizer=parts.llama_tokenizer(),
+    )  # fmt: skip
+
+
+class _Harmless(torch.nn.Module):
+    """Stands in for the guardrail of Cosmos, which is large."""
+
+    dtype, device = torch.float32, torch.device("cpu")
+
+    def check_text_safety(self, prompt):
+        return True
+
+    def check_video_safety(self, video):
+        return video
+
+
+def _cosmos2():
+    return diffusers.Cosmos2TextToImagePipeline(
+        transformer=diffusers.CosmosTransformer3DModel(
+            in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=2, mlp_ratio=2,
+            text_embed_dim=32, adaln_lora_dim=4, max_size=(4, 32, 32), patch_size=(1, 2, 2),
+            rope_scale=(2.0, 1.0, 1.0), concat_padding_mask=True, extra_pos_embed_type="learnable",
+        ),
+        vae=parts.wan_vae(), scheduler=_flow(use_karras_sigmas=True), text_encoder=parts.t5(),
+        tokenizer=parts.t5_tokenizer(), safety_checker=_Harmless(),
+    )  # fmt: skip
+
+
+def _longcat(form=diffusers.LongCatImagePipeline):
+    return form(
+        transformer=diffusers.LongCatImageTransformer2DModel(**_FLUX, pooled_projection_dim=32),
+        vae=parts.flow_vae(4, (4, 8)), scheduler=_flow(use_dynamic_shifting=True), text_encoder=parts.qwen2_5_vl(),
+        tokenizer=parts.qwen_tokenizer(), text_processor=parts.qwen_vl_processor(),
+    )  # fmt: skip
+
+
+def _ideogram4():
+    sizes = {
+        "in_channels": 16, "num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2,
+        "intermediate_size": 40, "adaln_dim": 16, "llm_features_dim": 13 * 32, "mrope_section": (4, 2, 2),
+    }  # fmt: skip
+    return diffusers.Ideogram4Pipeline(
+        transformer=diffusers.Ideogram4Transformer2DModel(**sizes),
+        unconditional_transformer=diffusers.Ideogram4Transformer2DModel(**sizes), vae=parts.flux2_vae(),
+        scheduler=_flow(), text_encoder=parts.qwen3_vl_body(layers=36), tokenizer=parts.qwen_tokenizer(),
+    )  # fmt: skip
+
+
+def _ernie():
+    return diffusers.ErnieImagePipeline(
+        transformer=diffusers.ErnieImageTransformer2DModel(
+            hidden_size=32, num_attention_heads=2, num_layers=2, ffn_hidden_size=40, in_channels=16, out_channels=16,
+            text_in_dim=32, rope_axes_dim=(8, 4, 4),
+        ),
+        vae=parts.flux2_vae(), scheduler=_flow(shift=3.0), text_encoder=parts.mistral3().model,
+        tokenizer=parts.mistral_tokenizer(),
+    )  # fmt: skip
+
+
+def _nucleus():
+    return diffusers.NucleusMoEImagePipeline(
+        transformer=diffusers.NucleusMoEImageTransformer2DModel(
+            patch_size=2, in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
+            num_key_value_heads=1, joint_attention_dim=32, axes_dims_rope=(8, 4, 4), moe_enabled=False,
+            capacity_factors=[8.0, 8.0],
+        ),
+        vae=parts.qwen_vae(), scheduler=_flow(use_dynamic_shifting=True), text_encoder=parts.qwen3_vl(layers=8),
+        processor=parts.qwen_vl_processor(),
+    )  # fmt: skip
+
+
+def _dreamlite():
+    return diffusers.DreamLitePipeline(
+        unet=diffusers.DreamLiteUNetModel(
+            sample_size=16, in_channels=4, out_channels=4, block_out_channels=(16, 32), cross_attention_dim=32,
+            down_block_types=("DreamLiteCrossAttnNoSelfAttnDownBlock2D", "DreamLiteCrossAttnDownBlock2D"),
+            up_block_types=("DreamLiteCrossAttnUpBlock2D", "DreamLiteUpBlock2D"), attention_head_dim=8,
+            layers_per_block=1, norm_num_groups=4, transformer_layers_per_block=1,
+        ),
+        vae=diffusers.AutoencoderTiny(
+            encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
+            num_decoder_blocks=(1, 1), latent_channels=4,
+        ),
+        scheduler=_flow(), text_encoder=parts.qwen3_vl(), tokenizer=parts.qwen_tokenizer(),
+        processor=parts.qwen_vl_processor(),
+    )  # fmt: skip
+
+
+def _joyimage():
+    processor = parts.qwen_vl_processor()
+    return diffusers.JoyImageEditPipeline(
+        transformer=diffusers.JoyImageEditTransformer3DModel(
+            patch_size=[1, 2, 2], in_channels=4, hidden_size=32, num_attention_heads=2, text_dim=32, num_layers=2,
+            rope_dim_list=[4, 6, 6], theta=256,
+        ),
+        vae=parts.wan_vae(), scheduler=_flow(), text_encoder=parts.qwen3_vl(), tokenizer=processor.tokenizer,
+        processor=processor,
+    )  # fmt: skip
+
+
+_OTHERS = [
+    Member("lumina2", "Lumina Image 2.0", _lumina2, _call(prompt=PROMPT, height=32, width=32), quick=True),
+    Member("lumina", "Lumina-Next", _lumina, _call(prompt=PROMPT, height=32, width=32)),
+    Member("cogview4", "CogView4", _cogview4,
+           _call(prompt=PROMPT, height=32, width=32, max_sequence_length=48)),
+    Member("cogview3plus", "CogView3Plus", _cogview3,
+           _call(prompt=PROMPT, height=32, width=32, max_sequence_length=48)),
+    Member("auraflow", "AuraFlow", _auraflow,
+           _call(prompt=PROMPT, height=32, width=32, max_sequence_length=48)),
+    Member("hidream", "HiDream-I1", _hidream,
+           _call(prompt=PROMPT, height=32, width=32, max_sequence_length=48)),
+    Member("hunyuanimage", "HunyuanImage 2.1", _hunyuan_image, _call(prompt="a sign that says 'cat'",
+           height=32, width=32), note="guidance is a component; words between quotation marks have an encoder"),
+    Member("hunyuandit", "Hunyuan-DiT", _hunyuandit,
+           _call(prompt=PROMPT, height=32, width=32, use_resolution_binning=False)),
+    Member("kandinsky5-image", "Kandinsky 5, text to image", _kandinsky5,
+           _call(prompt=PROMPT, height=32, width=32)),
+    Member("ovis", "Ovis-Image", _ovis, _call(**{**_SMALL, "max_sequence_length": 96})),
+    Member("prx", "PRX", _prx, _call(prompt=PROMPT, height=32, width=32, use_resolution_binning=False)),
+    Member("krea2", "Krea 2", _krea2, _call(prompt=PROMPT, height=32, width=32)),
+    Member("bria", "Bria 3", _bria, _call(**_SMALL)),
+    Member("bria-fibo", "Bria FIBO", _fibo, _call(prompt=PROMPT, height=32, width=32)),
+    Member("omnigen", "OmniGen", _omnigen, _call(prompt=PROMPT, height=32, width=32),
+           note="one network reads the words, too; time runs upwards"),
+    Member("cosmos2", "Cosmos 2, text to image", _cosmos2,
+           _call(prompt=PROMPT, height=32, width=32, max_sequence_length=48)),
+    Member("longcat", "LongCat-Image", _longcat,
+           _call(prompt=PROMPT, height=16, width=16, enable_prompt_rewrite=False)),
+    Member("ideogram4", "Ideogram 4", _ideogram4,
+           _call(prompt=PROMPT, height=32, width=32, max_sequence_length=96, prompt_upsampling=False),
+           note="guidance has a network of its own"),
+    Member("ernie", "ERNIE-Image", _ernie, _call(prompt=PROMPT, height=32, width=32, use_pe=False)),
+    Member("nucleus", "Nucleus-Image", _nucleus, _call(prompt=PROMPT, height=32, width=32)),
+    Member("dreamlite", "DreamLite", _dreamlite, _call(prompt=PROMPT, height=32, width=32)),
+    Member("joyimage-edit", "JoyImage-Edit", _joyimage,
+           _call(prompt=PROMPT, image=picture, height=32, width=32), text_to_image=False),
+]  # fmt: skip
+
+
+# --- Kandinsky, IF, Stable Cascade: families of several stages --------------------------------------------------
+
+
+def _movq():
+    return diffusers.VQModel(
+        block_out_channels=[8, 16], down_block_types=["DownEncoderBlock2D", "AttnDownEncoderBlock2D"],
+        up_block_types=["AttnUpDecoderBlock2D", "UpDecoderBlock2D"], latent_channels=4, layers_per_block=1,
+        norm_num_groups=4, norm_type="spatial", num_vq_embeddings=12, vq_embed_dim=4,
+    )  # fmt: skip
+
+
+def _added_kv_unet(**options):
+    return diffusers.UNet2DConditionModel(
+        sample_size=16, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=2,
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn", cross_attention_dim=32, encoder_hid_dim=32,
+        attention_head_dim=4, resnet_time_scale_shift="scale_shift", **options,
+    )  # fmt: skip
+
+
+def _kandinsky22():
+    return diffusers.KandinskyV22Pipeline(
+        unet=_added_kv_unet(
+            in_channels=4, out_channels=8, addition_embed_type="image", encoder_hid_dim_type="image_proj"
+        ),
+        scheduler=_ddim(beta_schedule="linear"), movq=_movq(),
+    )  # fmt: skip
+
+
+def _kandinsky3():
+    return diffusers.Kandinsky3Pipeline(
+        unet=diffusers.Kandinsky3UNet(
+            in_channels=4, time_embedding_dim=16, groups=2, attention_head_dim=4, layers_per_block=3,
+            block_out_channels=(8, 16), cross_attention_dim=16, encoder_hid_dim=32,
+        ),
+        scheduler=diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=False), movq=_movq(),
+        text_encoder=parts.t5(), tokenizer=parts.t5_tokenizer(128),
+    )  # fmt: skip
+
+
+def _if():
+    return diffusers.IFPipeline(
+        unet=_added_kv_unet(
+            in_channels=3, out_channels=6, addition_embed_type="text", addition_embed_type_num_heads=2,
+            cross_attention_norm="group_norm", act_fn="gelu",
+        ),
+        scheduler=diffusers.DDPMScheduler(
+            beta_schedule="squaredcos_cap_v2", variance_type="learned_range", thresholding=True,
+            dynamic_thresholding_ratio=0.95, sample_max_value=1.5, clip_sample=False,
+        ),
+        text_encoder=parts.t5(), tokenizer=parts.t5_tokenizer(), watermarker=None, **_UNSAFE,
+    )  # fmt: skip
+
+
+def _cascade():
+    blocks = ["SDCascadeResBlock", "SDCascadeTimestepBlock"]
+    return diffusers.StableCascadeDecoderPipeline(
+        decoder=diffusers.StableCascadeUNet(
+            in_channels=4, out_channels=4, conditioning_dim=32, block_out_channels=[16, 32],
+            num_attention_heads=[-1, 2], down_num_layers_per_block=[1, 1], up_num_layers_per_block=[1, 1],
+            down_blocks_repeat_mappers=[1, 1], up_blocks_repeat_mappers=[1, 1], switch_level=None,
+            block_types_per_layer=[blocks, [*blocks, "SDCascadeAttnBlock"]], clip_text_pooled_in_channels=32,
+            dropout=[0.1, 0.1], effnet_in_channels=4,
+        ),
+        vqgan=PaellaVQModel(bottleneck_blocks=1, num_vq_embeddings=4, embed_dim=16, levels=2, latent_channels=4),
+        scheduler=diffusers.DDPMWuerstchenScheduler(), text_encoder=parts.clip_projected(),
+        tokenizer=parts.clip_tokenizer(), latent_dim_scale=4.0,
+    )  # fmt: skip
+
+
+def _embedding(*shape):
+    return lambda: torch.randn(shape, generator=torch.Generator().manual_seed(3))
+
+
+_STAGES = [
+    Member("kandinsky22", "Kandinsky 2.2, decoder", _kandinsky22,
+           _call(image_embeds=_embedding(1, 32), negative_image_embeds=_embedding(1, 32), height=32, width=32),
+           text_to_image=False, note="reads the embedding of a picture, which the prior makes of a prompt"),
+    Member("kandinsky3", "Kandinsky 3", _kandinsky3, _call(prompt=PROMPT, height=32, width=32)),
+    Member("if", "DeepFloyd IF, first stage", _if, _call(prompt=PROMPT, height=16, width=16, clean_caption=False),
+           note="pixels, no autoencoder; the network predicts a variance, too"),
+    Member("cascade", "Stable Cascade, decoder", _cascade,
+           _call(prompt=PROMPT, image_embeddings=_embedding(1, 4, 4, 4)), text_to_image=False,
+           note="reads the latents that the prior makes of a prompt"),
+]  # fmt: skip
+
+
 MEMBERS = [
-    *_STABLE_DIFFUSION, *_XL, *_STABLE_DIFFUSION_3, *_FLUXES, *_FLUX2S, *_QWENS, *_ZS, *_SANAS, *_DITS,
+    *_STABLE_DIFFUSION, *_XL, *_STABLE_DIFFUSION_3, *_FLUXES, *_FLUX2S, *_QWENS, *_ZS, *_SANAS, *_DITS, *_OTHERS,
+    *_STAGES,
 ]  # fmt: skip

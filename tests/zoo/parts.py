@@ -9,6 +9,18 @@ from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderKLFlux2, Autoenco
 from PIL import Image
 from tokenizers import pre_tokenizers
 from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    GemmaConfig,
+    GemmaForCausalLM,
+    ProcessorMixin,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLModel,
+    T5GemmaConfig,
+    T5GemmaEncoderModel,
+    T5GemmaModuleConfig,
     CLIPImageProcessorPil,
     CLIPTextConfig,
     CLIPTextModel,
@@ -20,6 +32,7 @@ from transformers import (
     Gemma2Model,
     GemmaTokenizer,
     GlmConfig,
+    GlmForCausalLM,
     GlmModel,
     LlamaConfig,
     LlamaForCausalLM,
@@ -154,13 +167,15 @@ def qwen_tokenizer(length: int = 4096):
 class WordsAndPictures(Qwen2VLProcessor):
     """The processor without its part for videos, which needs torchvision."""
 
-    def check_argument_for_proper_class(self, argument_name, argument):
-        return type(argument)
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **options):
+        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+        self.image_token_id, self.video_token_id = tokenizer.convert_tokens_to_ids([self.image_token, self.video_token])
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
 
 def qwen_vl_processor(**options):
     pictures = Qwen2VLImageProcessorPil(**{"min_pixels": 28 * 28, "max_pixels": 56 * 56, **options})
-    return WordsAndPictures(pictures, qwen_tokenizer(), None, chat_template=QWEN_CHAT)
+    return WordsAndPictures(pictures, qwen_tokenizer(), chat_template=QWEN_CHAT)
 
 
 def qwen2_5_vl(width: int = 32, **options):
@@ -183,6 +198,30 @@ def qwen2_5_vl(width: int = 32, **options):
         video_token_id=ids("<|video_pad|>"), vision_start_token_id=ids("<|vision_start|>"),
         vision_end_token_id=ids("<|vision_end|>"), tie_word_embeddings=False,
     ))  # fmt: skip
+
+
+def qwen3_vl(width: int = 32, layers: int = 2, form=Qwen3VLForConditionalGeneration):
+    """As `qwen2_5_vl`, the next generation; its patches are as large as those of `qwen_vl_processor`."""
+    ids = qwen_tokenizer().convert_tokens_to_ids
+    text = {
+        "vocab_size": QWEN_VOCABULARY, "hidden_size": width, "intermediate_size": 40, "num_hidden_layers": layers,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 4096,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 2, 2]},
+        "pad_token_id": ids("<|endoftext|>"),
+    }  # fmt: skip
+    vision = {
+        "depth": 2, "hidden_size": width, "intermediate_size": 40, "num_heads": 2, "out_hidden_size": width,
+        "patch_size": 14, "deepstack_visual_indexes": [1], "num_position_embeddings": 64,
+    }  # fmt: skip
+    return form(Qwen3VLConfig(
+        text_config=text, vision_config=vision, image_token_id=ids("<|image_pad|>"),
+        video_token_id=ids("<|video_pad|>"), vision_start_token_id=ids("<|vision_start|>"),
+        vision_end_token_id=ids("<|vision_end|>"), tie_word_embeddings=False,
+    ))  # fmt: skip
+
+
+def qwen3_vl_body(width: int = 32, layers: int = 2):
+    return qwen3_vl(width, layers, Qwen3VLModel)
 
 
 def qwen3_config(width: int = 32, layers: int = 2, **options):
@@ -220,6 +259,39 @@ def gemma2(width: int = 32, **options):
     }))  # fmt: skip
 
 
+def gemma(width: int = 32, **options):
+    return GemmaForCausalLM(GemmaConfig(**{
+        "vocab_size": 120, "hidden_size": width, "intermediate_size": 40, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8, "pad_token_id": 0, "eos_token_id": 1,
+        "bos_token_id": 2, **options,
+    }))  # fmt: skip
+
+
+def t5_gemma(width: int = 32):
+    sizes = {
+        "vocab_size": 120, "hidden_size": width, "intermediate_size": 40, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256,
+    }  # fmt: skip
+    config = T5GemmaConfig(encoder=T5GemmaModuleConfig(**sizes), is_encoder_decoder=False, vocab_size=120)
+    return T5GemmaEncoderModel(config).encoder
+
+
+def glm_causal(width: int = 32, **options):
+    return glm(width, GlmForCausalLM, **options)
+
+
+def bert_tokenizer(length: int = 77):
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *_PRINTABLE, *("##" + c for c in _PRINTABLE)]
+    return BertTokenizer(vocab=_numbered(tokens), model_max_length=length)
+
+
+def bert(width: int = 32):
+    return BertModel(BertConfig(
+        vocab_size=200, hidden_size=width, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=128,
+    ))  # fmt: skip
+
+
 def llama_tokenizer(length: int = 512, special: tuple[str, ...] = (), form=LlamaTokenizer, **options):
     tokens = ["<unk>", "<s>", "</s>", "<pad>", *special, _SPACE, *_PRINTABLE, "\n"]
     tokenizer = form(
@@ -246,8 +318,8 @@ def llama(width: int = 32, layers: int = 2, **options):
     return LlamaForCausalLM(llama_config(width, layers, **options))
 
 
-def glm(width: int = 32, **options):
-    return GlmModel(GlmConfig(**{
+def glm(width: int = 32, form=GlmModel, **options):
+    return form(GlmConfig(**{
         "vocab_size": 120, "hidden_size": width, "intermediate_size": 40, "num_hidden_layers": 2, "head_dim": 8,
         "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 3, **options,
     }))  # fmt: skip
