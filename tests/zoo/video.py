@@ -22,6 +22,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
+from diffusers.models.autoencoders.autoencoder_mmaudio import MMAudioVAE
+from diffusers.models.autoencoders.mmaudio_vocoder import MMAudioVocoder
 from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
 from transformers import (
@@ -381,6 +383,12 @@ def hunyuan_video_of_picture():
     )  # fmt: skip
 
 
+def hunyuan_skyreels():
+    base = hunyuan_video()
+    net = _hunyuan_net(in_channels=8)  # the latents, and as many of the picture
+    return diffusers.HunyuanSkyreelsImageToVideoPipeline(**base.components | {"transformer": net})
+
+
 def hunyuan_framepack():
     net = diffusers.HunyuanVideoFramepackTransformer3DModel(
         in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=10, num_layers=1,
@@ -452,6 +460,28 @@ def kandinsky5():
 
 def kandinsky5_of_picture():
     return _kandinsky5(diffusers.Kandinsky5I2VPipeline, visual_cond=True)
+
+
+def kandinsky6():
+    net = diffusers.Kandinsky6Transformer3DModel(
+        in_visual_dim=4, out_visual_dim=4, in_text_dim=32, in_text_dim2=16, time_dim=16, patch_size=(1, 2, 2),
+        model_dim=16, ff_dim=32, num_text_blocks=1, num_visual_blocks=2, axes_dims=(2, 2, 4), visual_cond=True,
+        in_audio_dim=4, out_audio_dim=4, model_dim_a=16, time_dim_a=16, ff_dim_a=32, axes_dims_a=(8,),
+        visual_token_type_num_embeddings=2,
+    )  # fmt: skip
+    ear = MMAudioVAE(
+        mel_bins=8, latent_channels=4, hidden_channels=16, channel_multipliers=(1, 2), layers_per_block=1,
+        sample_rate=1600, n_fft=64, hop_length=16,
+    )  # fmt: skip
+    voice = MMAudioVocoder(
+        num_mels=8, upsample_initial_channel=8, upsample_rates=(4, 4), upsample_kernel_sizes=(8, 8),
+        resblock_kernel_sizes=(3,), resblock_dilation_sizes=((1, 3, 5),),
+    )  # fmt: skip
+    return diffusers.Kandinsky6TI2VAPipeline(
+        transformer=net, vae=_hunyuan_vae(), scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
+        text_encoder=parts.qwen2_5_vl(32), tokenizer=parts.qwen_tokenizer(), text_encoder_2=parts.clip(16),
+        tokenizer_2=parts.clip_tokenizer(), audio_vae=ear, vocoder=voice,
+    )  # fmt: skip
 
 
 # --- CogVideoX, Mochi, Allegro, Latte, EasyAnimate --------------------------------------------------------------
@@ -653,6 +683,26 @@ def animatediff_of_film():
     return _animatediff(diffusers.AnimateDiffVideoToVideoPipeline)
 
 
+def animatediff_xl():
+    unet = diffusers.UNet2DConditionModel(
+        block_out_channels=(8, 8), layers_per_block=1, sample_size=8, cross_attention_dim=16, norm_num_groups=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=4, use_linear_projection=True,
+        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=56,
+        transformer_layers_per_block=1,
+    )  # fmt: skip
+    motion = diffusers.MotionAdapter(
+        block_out_channels=(8, 8), motion_layers_per_block=1, motion_norm_num_groups=2,
+        motion_num_attention_heads=2, use_motion_mid_block=False,
+    )  # fmt: skip
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="linear", clip_sample=False)
+    return diffusers.AnimateDiffSDXLPipeline(
+        unet=unet, motion_adapter=motion, vae=parts.vae(), scheduler=scheduler, text_encoder=parts.clip(8),
+        tokenizer=parts.clip_tokenizer(), text_encoder_2=parts.clip_projected(8, 8),
+        tokenizer_2=parts.clip_tokenizer(),
+    )  # fmt: skip
+
+
 def stable_video():
     unet = diffusers.UNetSpatioTemporalConditionModel(
         block_out_channels=(32, 32), layers_per_block=1, sample_size=16, in_channels=8, out_channels=4,
@@ -754,7 +804,10 @@ MEMBERS: list[Member] = [
     Member("anyflow", "AnyFlow", anyflow, _clip_of, "video"),
     Member("chronoedit", "ChronoEdit", chronoedit, _of_picture, "video", False),
     Member("motif", "Motif Video", motif, _clip_of, "video"),
-    Member("helios", "Helios", helios, _clip_of, "video"),
+    Member(
+        "helios", "Helios, chunk after chunk", helios,
+        lambda: _clip_of(frames=9, num_latent_frames_per_chunk=2, history_sizes=[4, 2, 1]), "video",
+    ),
     Member("lucy", "Lucy Edit", lucy, lambda: _clip_of(video=film(5)), "video", False),
     Member(
         "animatediff", "AnimateDiff", animatediff,
@@ -816,11 +869,24 @@ MEMBERS: list[Member] = [
         "kandinsky5_i2v", "Kandinsky 5 image to video", kandinsky5_of_picture,
         lambda: _of_picture(32, 17, max_sequence_length=1000), "video", False,
     ),
+    Member(
+        "hunyuan_skyreels", "HunyuanVideo SkyReels image to video", hunyuan_skyreels,
+        lambda: _of_picture(prompt_template=PLAIN, negative_prompt="dull"), "video", False,
+    ),
+    Member(
+        "kandinsky6", "Kandinsky 6, video with sound", kandinsky6,
+        lambda: _clip_of(32, max_sequence_length=1000), "video+audio",
+    ),
+    Member(
+        "animatediff_xl", "AnimateDiff SDXL", animatediff_xl,
+        lambda: {"prompt": PROMPT, "height": 16, "width": 16, "num_frames": 2}, "video",
+    ),
 ]  # fmt: skip
 
 # pipelines that are not among them, and why
 NOT_BUILT: dict[str, str] = {
     "ConsisIDPipeline": "wants OpenCV",
     "HeliosPyramidPipeline": "takes a list of numbers of steps, one for every size of the picture",
-    "HunyuanSkyreelsImageToVideoPipeline": "as HunyuanVideoPipeline, with a picture beside the latents",
+    "Cosmos3OmniPipeline": "a language model and a generator in one, with states of video, sound and action",
+    "SanaWMPipeline": "wants cameras, and a second pipeline that refines what the first one made",
 }
