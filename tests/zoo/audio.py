@@ -158,15 +158,17 @@ def audio_ldm_2():
 MEMBERS: list[Member] = [
     Member(
         "stable_audio", "Stable Audio", stable_audio_1, lambda: {"prompt": PROMPT, "audio_end_in_s": 4.0}, "audio",
+        note="its scheduler draws noise; no callback with latents",
     ),
     Member("stable_audio_3", "Stable Audio 3", stable_audio_new, lambda: {"prompt": PROMPT, "duration": 1.0}, "audio"),
     Member(
         "ace_step", "ACE-Step", ace_step,
         lambda: {"prompt": PROMPT, "lyrics": "la la", "audio_duration": 0.4, "max_text_length": 256}, "audio",
+        note="its own times in [0, 1]; guidance with momentum",
     ),
     Member(
         "longcat_audio", "LongCat AudioDiT", longcat_audio, lambda: {"prompt": PROMPT, "audio_duration_s": 0.2},
-        "audio",
+        "audio", note="puts its own scheduler in the place of any but FlowMatchEulerDiscreteScheduler when it is made",
     ),
     Member("audioldm2", "AudioLDM 2", audio_ldm_2, lambda: {"prompt": PROMPT, "audio_length_in_s": 0.01}, "audio"),
 ]  # fmt: skip

@@ -1,5 +1,7 @@
 """Tiny pipelines of the video families."""
 
+from dataclasses import replace
+
 import diffusers
 from diffusers import (
     AutoencoderKLAllegro,
@@ -778,8 +780,12 @@ MEMBERS: list[Member] = [
     Member(
         "hunyuan_video_15", "HunyuanVideo 1.5", hunyuan_video_15,
         lambda: {"prompt": PROMPT, "height": 16, "width": 16, "num_frames": 5}, "video",
+        image_sibling="hunyuan_video_15_i2v",
     ),
-    Member("kandinsky5_t2v", "Kandinsky 5 video", kandinsky5, lambda: _clip_of(32, max_sequence_length=1000), "video"),
+    Member(
+        "kandinsky5_t2v", "Kandinsky 5 video", kandinsky5, lambda: _clip_of(32, max_sequence_length=1000), "video",
+        image_sibling="kandinsky5_i2v",
+    ),
     Member("cogvideox", "CogVideoX", cogvideox, lambda: _clip_of(frames=8), "video", image_sibling="cogvideox_i2v"),
     Member(
         "cogvideox_i2v", "CogVideoX image to video", cogvideox_of_picture, lambda: _of_picture(frames=8), "video",
@@ -797,13 +803,13 @@ MEMBERS: list[Member] = [
             "prompt": PROMPT, "height": 32, "width": 32, "frames": 5, "max_sequence_length": 32,
             "complex_human_instruction": [], "use_resolution_binning": False,
         },
-        "video",
+        "video", image_sibling="sana_video_i2v",
     ),
-    Member("skyreels", "SkyReels V2", skyreels, _clip_of, "video"),
+    Member("skyreels", "SkyReels V2", skyreels, _clip_of, "video", image_sibling="skyreels_i2v"),
     Member("skyreels_df", "SkyReels V2 diffusion forcing", skyreels_forcing, _clip_of, "video"),
     Member("anyflow", "AnyFlow", anyflow, _clip_of, "video"),
     Member("chronoedit", "ChronoEdit", chronoedit, _of_picture, "video", False),
-    Member("motif", "Motif Video", motif, _clip_of, "video"),
+    Member("motif", "Motif Video", motif, _clip_of, "video", image_sibling="motif_i2v"),
     Member(
         "helios", "Helios, chunk after chunk", helios,
         lambda: _clip_of(frames=9, num_latent_frames_per_chunk=2, history_sizes=[4, 2, 1]), "video",
@@ -882,6 +888,36 @@ MEMBERS: list[Member] = [
         lambda: {"prompt": PROMPT, "height": 16, "width": 16, "num_frames": 2}, "video",
     ),
 ]  # fmt: skip
+
+NOTES = {
+    "allegro": "decodes only after pipe.vae.enable_tiling(), which loading forgets; its scheduler draws noise",
+    "anyflow": "reads scheduler.sigmas[i + 1], and tells the network where the step goes",
+    "anyflow_far": "sets timesteps anew for every chunk; a cache of keys and values",
+    "chronoedit": "cuts the scheduler's model_outputs and last_sample if enable_temporal_reasoning",
+    "cogvideox": "other arguments of step() for a CogVideoXDPMScheduler",
+    "cosmos": "steps twice, sets back _step_index, and hands over pred_original_sample",
+    "cosmos_v2w": "steps twice, sets back _step_index, and hands over pred_original_sample; reads sigmas[i]",
+    "cosmos2_v2w": "scales latents by sigma_max, overwrites the last sigma, divides by sigmas[i]",
+    "cosmos25": "reads sigmas[i] in place of the timestep",
+    "helios": "sets timesteps anew for every chunk; step() takes a generator",
+    "hunyuan_video_15": "a guider; no callback",
+    "hunyuan_video_15_i2v": "a guider; no callback",
+    "kandinsky5_i2v": "steps all frames but the first",
+    "kandinsky6": "a deep copy of the scheduler for the sound",
+    "ltx_condition": "negates the velocity and passes per_token_timesteps to step()",
+    "ltx_i2v": "steps all frames but the first",
+    "ltx2": "a deep copy of the scheduler for the sound; divides by sigmas[i]",
+    "ltx2_condition": "a deep copy of the scheduler for the sound; divides by sigmas[i]",
+    "ltx2_i2v": "a deep copy of the scheduler for the sound; divides by sigmas[i]; steps all frames but the first",
+    "mochi": "sigmas that rise: the time is 1 - sigma",
+    "motif": "a guider, whose momentum starts anew at step 0",
+    "motif_i2v": "a guider, whose momentum starts anew at step 0",
+    "sana_video_i2v": "steps all frames but the first",
+    "skyreels_df": "a deep copy of the scheduler for every latent frame",
+    "wan": "reads scheduler.sigmas[i]",
+    "wan_animate": "sets timesteps anew for every segment",
+}
+MEMBERS = [replace(member, note=NOTES.get(member.name, "")) for member in MEMBERS]
 
 # pipelines that are not among them, and why
 NOT_BUILT: dict[str, str] = {
