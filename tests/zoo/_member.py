@@ -22,4 +22,5 @@ class Member:
     text_to_image: bool = True  # False where the call needs a picture or another input
     image_sibling: str | None = None  # the member that is the image-to-image form of this one
     quick: bool = False  # in the quick selection: families that people use most, built and run in less than a second
-    note: str = ""
+    note: str = ""  # what is special
+    loads: str = ""  # why a saved copy cannot be loaded, where it cannot

@@ -7,6 +7,7 @@ import diffusers
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.deprecated.wuerstchen.modeling_paella_vq_model import PaellaVQModel
+from diffusers.pipelines.joyimage.image_processor import JoyImageEditImageProcessor
 from transformers import ByT5Tokenizer, SmolLM3Config, SmolLM3ForCausalLM
 
 from . import parts
@@ -85,43 +86,43 @@ def _lcm():
 def _upscale():
     unet = _unet(in_channels=7, class_embed_type=None, num_class_embeds=1000)
     return diffusers.StableDiffusionUpscalePipeline(
-        unet=unet, vae=parts.vae(channels=(8, 8, 16), scaling_factor=0.08333), scheduler=_ddim(prediction_type="v_prediction"),
-        low_res_scheduler=diffusers.DDPMScheduler(), text_encoder=parts.clip(), tokenizer=parts.clip_tokenizer(),
+        unet=unet, vae=parts.vae(channels=(8, 8, 16), scaling_factor=0.08333),
+        scheduler=_ddim(prediction_type="v_prediction"), low_res_scheduler=diffusers.DDPMScheduler(), text_encoder=parts.clip(), tokenizer=parts.clip_tokenizer(),
         max_noise_level=350,
     )  # fmt: skip
 
 
 _STABLE_DIFFUSION = [
-    Member("sd", "Stable Diffusion", _sd, _call(prompt=PROMPT), image_sibling="sd-img2img", quick=True),
+    Member("sd", "Stable Diffusion", _sd, _call(prompt=PROMPT), image_sibling="sd_img2img", quick=True),
     Member(
-        "sd-img2img", "Stable Diffusion, image to image",
+        "sd_img2img", "Stable Diffusion, image to image",
         _with(_sd, diffusers.StableDiffusionImg2ImgPipeline, **_UNSAFE),
         _call(prompt=PROMPT, image=picture, strength=0.6), text_to_image=False, quick=True,
     ),
     Member(
-        "sd-inpaint", "Stable Diffusion, inpainting with a text-to-image network",
+        "sd_inpaint", "Stable Diffusion, inpainting with a text-to-image network",
         _with(_sd, diffusers.StableDiffusionInpaintPipeline, **_UNSAFE),
         _call(prompt=PROMPT, image=picture, mask_image=mask, height=32, width=32, strength=0.6), text_to_image=False,
     ),
     Member(
-        "sd-inpaint9", "Stable Diffusion, inpainting with a network of its own",
+        "sd_inpaint9", "Stable Diffusion, inpainting with a network of its own",
         _with(_sd, diffusers.StableDiffusionInpaintPipeline, unet=lambda: _unet(in_channels=9), **_UNSAFE),
         _call(prompt=PROMPT, image=picture, mask_image=mask, height=32, width=32), text_to_image=False,
         note="the network reads nine channels: latents, mask, masked picture",
     ),
-    Member("sd-controlnet", "Stable Diffusion with a ControlNet", _sd_control,
+    Member("sd_controlnet", "Stable Diffusion with a ControlNet", _sd_control,
            _call(prompt=PROMPT, image=picture), text_to_image=False),
     Member(
-        "sd-pix2pix", "InstructPix2Pix",
+        "sd_pix2pix", "InstructPix2Pix",
         _with(_sd, diffusers.StableDiffusionInstructPix2PixPipeline, unet=lambda: _unet(in_channels=8), **_UNSAFE),
         _call(prompt=PROMPT, image=picture), text_to_image=False, note="three network rows: two scales of guidance",
     ),
-    Member("sd-upscale", "Stable Diffusion, upscaling", _upscale, _call(prompt=PROMPT, image=lambda: picture(16)),
+    Member("sd_upscale", "Stable Diffusion, upscaling", _upscale, _call(prompt=PROMPT, image=lambda: picture(16)),
            text_to_image=False),
-    Member("sd-pag", "Stable Diffusion with perturbed attention", _with(
+    Member("sd_pag", "Stable Diffusion with perturbed attention", _with(
         _sd, diffusers.StableDiffusionPAGPipeline, pag_applied_layers="mid", **_UNSAFE), _call(prompt=PROMPT)),
-    Member("lcm", "Latent Consistency Models", _lcm, _call(prompt=PROMPT), image_sibling="lcm-img2img"),
-    Member("lcm-img2img", "Latent Consistency Models, image to image",
+    Member("lcm", "Latent Consistency Models", _lcm, _call(prompt=PROMPT), image_sibling="lcm_img2img"),
+    Member("lcm_img2img", "Latent Consistency Models, image to image",
            _with(_lcm, diffusers.LatentConsistencyModelImg2ImgPipeline, **_UNSAFE),
            _call(prompt=PROMPT, image=picture, strength=0.6), text_to_image=False),
 ]  # fmt: skip
@@ -157,18 +158,18 @@ def _sdxl_control():
 
 
 _XL = [
-    Member("sdxl", "Stable Diffusion XL", _sdxl, _call(prompt=PROMPT), image_sibling="sdxl-img2img", quick=True),
+    Member("sdxl", "Stable Diffusion XL", _sdxl, _call(prompt=PROMPT), image_sibling="sdxl_img2img", quick=True),
     Member(
-        "sdxl-img2img", "Stable Diffusion XL, image to image",
+        "sdxl_img2img", "Stable Diffusion XL, image to image",
         _with(_sdxl, diffusers.StableDiffusionXLImg2ImgPipeline, add_watermarker=False),
         _call(prompt=PROMPT, image=picture, strength=0.6), text_to_image=False,
     ),
     Member(
-        "sdxl-inpaint", "Stable Diffusion XL, inpainting",
+        "sdxl_inpaint", "Stable Diffusion XL, inpainting",
         _with(_sdxl, diffusers.StableDiffusionXLInpaintPipeline, add_watermarker=False),
         _call(prompt=PROMPT, image=picture, mask_image=mask, height=32, width=32, strength=0.6), text_to_image=False,
     ),
-    Member("sdxl-controlnet", "Stable Diffusion XL with a ControlNet", _sdxl_control,
+    Member("sdxl_controlnet", "Stable Diffusion XL with a ControlNet", _sdxl_control,
            _call(prompt=PROMPT, image=picture), text_to_image=False),
 ]  # fmt: skip
 
@@ -194,16 +195,16 @@ def _sd3(channels=4):
 
 _STABLE_DIFFUSION_3 = [
     Member("sd3", "Stable Diffusion 3", _sd3, _call(prompt=PROMPT, height=32, width=32, max_sequence_length=77),
-           image_sibling="sd3-img2img", quick=True),
-    Member("sd3-img2img", "Stable Diffusion 3, image to image",
+           image_sibling="sd3_img2img", quick=True),
+    Member("sd3_img2img", "Stable Diffusion 3, image to image",
            _with(_sd3, diffusers.StableDiffusion3Img2ImgPipeline),
            _call(prompt=PROMPT, image=picture, strength=0.6, height=32, width=32, max_sequence_length=77),
            text_to_image=False),
-    Member("sd3-inpaint", "Stable Diffusion 3, inpainting",
+    Member("sd3_inpaint", "Stable Diffusion 3, inpainting",
            _with(lambda: _sd3(16), diffusers.StableDiffusion3InpaintPipeline),
            _call(prompt=PROMPT, image=picture, mask_image=mask, strength=0.6, height=32, width=32,
                  max_sequence_length=77), text_to_image=False),
-    Member("sd3-controlnet", "Stable Diffusion 3 with a ControlNet",
+    Member("sd3_controlnet", "Stable Diffusion 3 with a ControlNet",
            _with(_sd3, diffusers.StableDiffusion3ControlNetPipeline,
                  controlnet=lambda: diffusers.SD3ControlNetModel(**_SD3)),
            _call(prompt=PROMPT, control_image=picture, height=32, width=32, max_sequence_length=77),
@@ -248,30 +249,30 @@ def _chroma():
 _SMALL = {"prompt": PROMPT, "height": 16, "width": 16, "max_sequence_length": 48}
 
 _FLUXES = [
-    Member("flux", "FLUX.1 [dev]", _flux, _call(**_SMALL), image_sibling="flux-img2img", quick=True,
+    Member("flux", "FLUX.1 [dev]", _flux, _call(**_SMALL), image_sibling="flux_img2img", quick=True,
            note="the scale of guidance is an input of the network"),
-    Member("flux-schnell", "FLUX.1 [schnell]", lambda: _flux(False), _call(**_SMALL), image_sibling="flux-img2img"),
-    Member("flux-img2img", "FLUX.1, image to image", _with(_flux, diffusers.FluxImg2ImgPipeline),
+    Member("flux_schnell", "FLUX.1 [schnell]", lambda: _flux(False), _call(**_SMALL), image_sibling="flux_img2img"),
+    Member("flux_img2img", "FLUX.1, image to image", _with(_flux, diffusers.FluxImg2ImgPipeline),
            _call(**_SMALL, image=picture, strength=0.6), text_to_image=False),
-    Member("flux-inpaint", "FLUX.1, inpainting", _with(_flux, diffusers.FluxInpaintPipeline),
+    Member("flux_inpaint", "FLUX.1, inpainting", _with(_flux, diffusers.FluxInpaintPipeline),
            _call(**_SMALL, image=picture, mask_image=mask, strength=0.6), text_to_image=False),
-    Member("flux-fill", "FLUX.1 Fill",
+    Member("flux_fill", "FLUX.1 Fill",
            lambda: _flux_control(diffusers.FluxFillPipeline, in_channels=48, out_channels=16),
            _call(**_SMALL, image=lambda: picture(16), mask_image=lambda: mask(16)), text_to_image=False,
            note="the network reads the latents, the masked picture and the mask"),
-    Member("flux-kontext", "FLUX.1 Kontext", _with(_flux, diffusers.FluxKontextPipeline),
+    Member("flux_kontext", "FLUX.1 Kontext", _with(_flux, diffusers.FluxKontextPipeline),
            _call(**_SMALL, image=picture, max_area=256, _auto_resize=False), text_to_image=False,
            note="the picture stands beside the latents in the sequence"),
-    Member("flux-control", "FLUX.1 Control",
+    Member("flux_control", "FLUX.1 Control",
            lambda: _flux_control(diffusers.FluxControlPipeline, in_channels=32, out_channels=16),
            _call(**_SMALL, control_image=picture), text_to_image=False),
-    Member("flux-controlnet", "FLUX.1 with a ControlNet",
+    Member("flux_controlnet", "FLUX.1 with a ControlNet",
            _with(_flux, diffusers.FluxControlNetPipeline,
                  controlnet=lambda: diffusers.FluxControlNetModel(
                      **_FLUX, pooled_projection_dim=32, guidance_embeds=True)),
            _call(**_SMALL, control_image=picture), text_to_image=False),
-    Member("chroma", "Chroma", _chroma, _call(**_SMALL), image_sibling="chroma-img2img"),
-    Member("chroma-img2img", "Chroma, image to image", _with(_chroma, diffusers.ChromaImg2ImgPipeline),
+    Member("chroma", "Chroma", _chroma, _call(**_SMALL), image_sibling="chroma_img2img"),
+    Member("chroma_img2img", "Chroma, image to image", _with(_chroma, diffusers.ChromaImg2ImgPipeline),
            _call(**_SMALL, image=picture, strength=0.6), text_to_image=False),
 ]  # fmt: skip
 
@@ -303,11 +304,11 @@ def _klein(form=diffusers.Flux2KleinPipeline):
 
 _FLUX2S = [
     Member("flux2", "FLUX.2 [dev]", _flux2, _call(**_SMALL, text_encoder_out_layers=(1,))),
-    Member("flux2-image", "FLUX.2 [dev] with a picture", _flux2,
+    Member("flux2_image", "FLUX.2 [dev] with a picture", _flux2,
            _call(**_SMALL, image=lambda: picture(64), text_encoder_out_layers=(1,)), text_to_image=False),
     Member("klein", "FLUX.2 [klein]", _klein, _call(**{**_SMALL, "max_sequence_length": 96},
            text_encoder_out_layers=(1,)), quick=True),
-    Member("klein-image", "FLUX.2 [klein] with a picture", _klein,
+    Member("klein_image", "FLUX.2 [klein] with a picture", _klein,
            _call(**{**_SMALL, "max_sequence_length": 96}, image=lambda: picture(64), text_encoder_out_layers=(1,)),
            text_to_image=False),
 ]  # fmt: skip
@@ -322,29 +323,34 @@ _QWEN = {
 
 
 def _qwen(form=diffusers.QwenImagePipeline, **components):
-    return form(
-        transformer=diffusers.QwenImageTransformer2DModel(**_QWEN), vae=parts.qwen_vae(),
-        scheduler=_flow(use_dynamic_shifting=True), text_encoder=parts.qwen2_5_vl(),
-        tokenizer=parts.qwen_tokenizer(), **components,
-    )  # fmt: skip
+    return form(**{
+        "transformer": diffusers.QwenImageTransformer2DModel(**_QWEN), "vae": parts.qwen_vae(),
+        "scheduler": _flow(use_dynamic_shifting=True), "text_encoder": parts.qwen2_5_vl(),
+        "tokenizer": parts.qwen_tokenizer(), **components,
+    })  # fmt: skip
+
+
+def _qwen_edit(form):
+    """These make every picture as large as a million pixels before they read it: a narrow, deep autoencoder."""
+    return _qwen(form, processor=parts.qwen_vl_processor(), vae=parts.qwen_vae(width=2, levels=4))
 
 
 _QWENS = [
     Member("qwenimage", "Qwen-Image", _qwen, _call(prompt=PROMPT, height=32, width=32),
-           image_sibling="qwenimage-img2img", quick=True),
-    Member("qwenimage-img2img", "Qwen-Image, image to image", lambda: _qwen(diffusers.QwenImageImg2ImgPipeline),
+           image_sibling="qwenimage_img2img", quick=True),
+    Member("qwenimage_img2img", "Qwen-Image, image to image", lambda: _qwen(diffusers.QwenImageImg2ImgPipeline),
            _call(prompt=PROMPT, height=32, width=32, image=picture, strength=0.6), text_to_image=False),
-    Member("qwenimage-inpaint", "Qwen-Image, inpainting", lambda: _qwen(diffusers.QwenImageInpaintPipeline),
+    Member("qwenimage_inpaint", "Qwen-Image, inpainting", lambda: _qwen(diffusers.QwenImageInpaintPipeline),
            _call(prompt=PROMPT, height=32, width=32, image=picture, mask_image=mask, strength=0.6),
            text_to_image=False),
-    Member("qwenimage-edit", "Qwen-Image-Edit",
-           lambda: _qwen(diffusers.QwenImageEditPipeline, processor=parts.qwen_vl_processor()),
-           _call(prompt=PROMPT, height=32, width=32, image=picture), text_to_image=False),
-    Member("qwenimage-edit-plus", "Qwen-Image-Edit-2509",
-           lambda: _qwen(diffusers.QwenImageEditPlusPipeline, processor=parts.qwen_vl_processor()),
-           _call(prompt=PROMPT, height=32, width=32, image=lambda: [picture(), picture(seed=7)]),
+    Member("qwenimage_edit", "Qwen-Image-Edit",
+           lambda: _qwen_edit(diffusers.QwenImageEditPipeline),
+           _call(prompt=PROMPT, height=64, width=64, image=picture), text_to_image=False),
+    Member("qwenimage_edit_plus", "Qwen-Image-Edit-2509",
+           lambda: _qwen_edit(diffusers.QwenImageEditPlusPipeline),
+           _call(prompt=PROMPT, height=64, width=64, image=lambda: [picture(), picture(seed=7)]),
            text_to_image=False),
-    Member("qwenimage-controlnet", "Qwen-Image with a ControlNet",
+    Member("qwenimage_controlnet", "Qwen-Image with a ControlNet",
            lambda: _qwen(diffusers.QwenImageControlNetPipeline,
                          controlnet=diffusers.QwenImageControlNetModel(**_QWEN)),
            _call(prompt=PROMPT, height=32, width=32, control_image=picture), text_to_image=False),
@@ -367,8 +373,8 @@ def _z():
 
 _Z = {**_SMALL, "max_sequence_length": 96}
 _ZS = [
-    Member("zimage", "Z-Image", _z, _call(**_Z), image_sibling="zimage-img2img", quick=True),
-    Member("zimage-img2img", "Z-Image, image to image", _with(_z, diffusers.ZImageImg2ImgPipeline),
+    Member("zimage", "Z-Image", _z, _call(**_Z), image_sibling="zimage_img2img", quick=True),
+    Member("zimage_img2img", "Z-Image, image to image", _with(_z, diffusers.ZImageImg2ImgPipeline),
            _call(**_Z, image=lambda: picture(16), strength=0.6), text_to_image=False),
 ]  # fmt: skip
 
@@ -393,15 +399,15 @@ _SANA = {
 _SPRINT = {"guidance_embeds": True, "qk_norm": "rms_norm_across_heads"}
 _SANAS = [
     Member("sana", "Sana", _sana, _call(**_SANA, use_resolution_binning=False), quick=True),
-    Member("sana-pag", "Sana with perturbed attention",
+    Member("sana_pag", "Sana with perturbed attention",
            lambda: _with(_sana, diffusers.SanaPAGPipeline, pag_applied_layers="transformer_blocks.0")(),
            _call(**_SANA, use_resolution_binning=False)),
-    Member("sana-sprint", "Sana-Sprint", lambda: _sana(
+    Member("sana_sprint", "Sana-Sprint", lambda: _sana(
         diffusers.SanaSprintPipeline, diffusers.SCMScheduler, **_SPRINT),
-        _call(**_SANA, use_resolution_binning=False), image_sibling="sana-sprint-img2img"),
-    Member("sana-sprint-img2img", "Sana-Sprint, image to image", lambda: _sana(
+        _call(**_SANA, use_resolution_binning=False), image_sibling="sana_sprint_img2img"),
+    Member("sana_sprint_img2img", "Sana-Sprint, image to image", lambda: _sana(
         diffusers.SanaSprintImg2ImgPipeline, diffusers.SCMScheduler, **_SPRINT),
-        _call(**_SANA, use_resolution_binning=False, image=picture, strength=0.6), text_to_image=False),
+        _call(**_SANA, use_resolution_binning=False, image=picture, strength=0.4), text_to_image=False),
 ]  # fmt: skip
 
 
@@ -441,9 +447,9 @@ def _pixels():
 
 _BINNED = {"use_resolution_binning": False, "max_sequence_length": 48, "height": 32, "width": 32}
 _DITS = [
-    Member("pixart-sigma", "PixArt-Sigma", lambda: _pixart(diffusers.PixArtSigmaPipeline),
+    Member("pixart_sigma", "PixArt-Sigma", lambda: _pixart(diffusers.PixArtSigmaPipeline),
            _call(prompt=PROMPT, **_BINNED), note="the network predicts a variance, too"),
-    Member("pixart-alpha", "PixArt-alpha", lambda: _pixart(
+    Member("pixart_alpha", "PixArt-alpha", lambda: _pixart(
         diffusers.PixArtAlphaPipeline, use_additional_conditions=False), _call(prompt=PROMPT, **_BINNED)),
     Member("dit", "DiT", _dit, _call(class_labels=lambda: [3]), text_to_image=False,
            note="class labels instead of a prompt"),
@@ -459,6 +465,9 @@ _DITS = [
 # --- flow models of other makers --------------------------------------------------------------------------------
 
 
+_EIGHT = (4, 4, 8, 8)  # widths of an autoencoder that makes pictures eight times smaller
+
+
 def _lumina2():
     return diffusers.Lumina2Pipeline(
         transformer=diffusers.Lumina2Transformer2DModel(
@@ -466,7 +475,7 @@ def _lumina2():
             num_attention_heads=2, num_kv_heads=1, multiple_of=16, axes_dim_rope=[8, 4, 4], axes_lens=[300, 64, 64],
             cap_feat_dim=32,
         ),
-        vae=parts.flow_vae(4, (4, 8)), scheduler=_flow(shift=6.0), text_encoder=parts.gemma2(),
+        vae=parts.flow_vae(4, _EIGHT), scheduler=_flow(shift=6.0), text_encoder=parts.gemma2(),
         tokenizer=parts.gemma_tokenizer(),
     )  # fmt: skip
 
@@ -477,7 +486,8 @@ def _lumina():
             sample_size=16, patch_size=2, in_channels=4, hidden_size=32, num_layers=2, num_attention_heads=2,
             num_kv_heads=1, multiple_of=16, learn_sigma=True, qk_norm=True, cross_attention_dim=32,
         ),
-        vae=parts.vae(), scheduler=_flow(), text_encoder=parts.gemma(), tokenizer=parts.gemma_tokenizer(),
+        vae=parts.vae(channels=_EIGHT), scheduler=_flow(), text_encoder=parts.gemma(),
+        tokenizer=parts.gemma_tokenizer(),
     )  # fmt: skip
 
 
@@ -520,8 +530,7 @@ def _auraflow():
 
 
 def _hidream():
-    text_encoder = parts.llama()
-    return diffusers.HiDreamImagePipeline(
+    pipe = diffusers.HiDreamImagePipeline(
         transformer=diffusers.HiDreamImageTransformer2DModel(
             patch_size=2, in_channels=4, out_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8,
             num_attention_heads=4, caption_channels=[32, 32], text_emb_dim=64, num_routed_experts=4,
@@ -530,9 +539,11 @@ def _hidream():
         vae=parts.flow_vae(4, (4, 8)), scheduler=_flow(shift=3.0),
         text_encoder=parts.clip_projected(max_position_embeddings=128), tokenizer=parts.clip_tokenizer(),
         text_encoder_2=parts.clip_projected(max_position_embeddings=128), tokenizer_2=parts.clip_tokenizer(),
-        text_encoder_3=parts.t5(), tokenizer_3=parts.t5_tokenizer(), text_encoder_4=text_encoder,
+        text_encoder_3=parts.t5(), tokenizer_3=parts.t5_tokenizer(), text_encoder_4=parts.llama(),
         tokenizer_4=parts.llama_tokenizer(),
     )  # fmt: skip
+    pipe.default_sample_size = 16  # it makes every picture as large as this says
+    return pipe
 
 
 def _hunyuan_image():
@@ -544,8 +555,8 @@ def _hunyuan_image():
             rope_axes_dim=(4, 4),
         ),
         vae=diffusers.AutoencoderKLHunyuanImage(
-            in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(32, 32, 32), layers_per_block=1,
-            spatial_compression_ratio=4, sample_size=32, scaling_factor=0.476986,
+            in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(32, 32), layers_per_block=1,
+            spatial_compression_ratio=2, sample_size=32, scaling_factor=0.476986,
         ),
         scheduler=_flow(shift=5.0), text_encoder=parts.qwen2_5_vl(), tokenizer=parts.qwen_tokenizer(),
         text_encoder_2=parts.t5(vocab_size=400), tokenizer_2=ByT5Tokenizer(),
@@ -561,33 +572,43 @@ def _hunyuandit():
             cross_attention_dim=32, cross_attention_dim_t5=32, pooled_projection_dim=16, hidden_size=32,
             activation_fn="gelu-approximate",
         ),
-        vae=parts.vae(), scheduler=diffusers.DDPMScheduler(prediction_type="v_prediction", beta_end=0.018),
+        vae=parts.vae(channels=_EIGHT),
+        scheduler=diffusers.DDPMScheduler(prediction_type="v_prediction", beta_end=0.018),
         text_encoder=parts.bert(), tokenizer=parts.bert_tokenizer(), text_encoder_2=parts.t5(),
         tokenizer_2=parts.t5_tokenizer(256), **_UNSAFE,
     )  # fmt: skip
 
 
 def _kandinsky5(form=diffusers.Kandinsky5T2IPipeline, channels=4, **options):
-    return form(
+    pipe = form(
         transformer=diffusers.Kandinsky5Transformer3DModel(
             in_visual_dim=channels, out_visual_dim=channels, in_text_dim=32, in_text_dim2=32, time_dim=16,
             patch_size=(1, 2, 2), model_dim=32, ff_dim=40, num_text_blocks=1, num_visual_blocks=2,
             axes_dims=(4, 2, 2), attention_type="regular", **options,
         ),
-        vae=parts.flow_vae(channels, (4, 8)), scheduler=_flow(shift=3.0), text_encoder=parts.qwen2_5_vl(),
+        vae=parts.flow_vae(channels, _EIGHT), scheduler=_flow(shift=3.0), text_encoder=parts.qwen2_5_vl(),
         tokenizer=parts.qwen_vl_processor(), text_encoder_2=parts.clip(), tokenizer_2=parts.clip_tokenizer(),
     )  # fmt: skip
+    pipe.resolutions = [(64, 64)]  # it makes no others
+    return pipe
 
 
 def _ovis():
     return diffusers.OvisImagePipeline(
-        transformer=diffusers.OvisImageTransformer2DModel(**_FLUX), vae=parts.flow_vae(4, (4, 8)),
+        transformer=diffusers.OvisImageTransformer2DModel(**_FLUX, out_channels=16), vae=parts.flow_vae(4, (4, 8)),
         scheduler=_flow(use_dynamic_shifting=True), text_encoder=parts.qwen3(), tokenizer=parts.qwen_tokenizer(),
     )  # fmt: skip
 
 
+class AsItIs:
+    """Cleans nothing: the cleaning of PRX needs ftfy."""
+
+    def clean_text(self, text):
+        return text
+
+
 def _prx():
-    return diffusers.PRXPipeline(
+    pipe = diffusers.PRXPipeline(
         transformer=diffusers.PRXTransformer2DModel(
             patch_size=2, in_channels=4, context_in_dim=32, hidden_size=32, mlp_ratio=2.0, num_heads=2, depth=2,
             axes_dim=[8, 8],
@@ -595,6 +616,8 @@ def _prx():
         vae=parts.flow_vae(4, (4, 8)), scheduler=_flow(shift=3.0), text_encoder=parts.t5_gemma(),
         tokenizer=parts.gemma_tokenizer(64),
     )  # fmt: skip
+    pipe.text_preprocessor = AsItIs()
+    return pipe
 
 
 def _krea2():
@@ -628,19 +651,8 @@ def _fibo():
             **_FLUX, "in_channels": 4, "joint_attention_dim": 64, "text_encoder_dim": 32,
             "pooled_projection_dim": None, "axes_dims_rope": [0, 8, 8],
         }),
-        vae=parts.wan_vae(), scheduler=_flow(use_dynamic_shifting=True), text_encoder=SmolLM3ForCausalLM(text),
-        tokenizer=parts.llama_tokenizer(),
-    )  # fmt: skip
-
-
-def _omnigen():
-    return diffusers.OmniGenPipeline(
-        transformer=diffusers.OmniGenTransformer2DModel(
-            patch_size=2, hidden_size=32, num_attention_heads=4, num_key_value_heads=4, intermediate_size=40,
-            num_layers=2, in_channels=4, time_step_dim=16, vocab_size=120, pad_token_id=3,
-            rope_scaling={"long_factor": [1.0, 2.0, 3.0, 4.0], "short_factor": [1.0, 1.0, 1.0, 1.0]},
-        ),
-        vae=parts.vae(), scheduler=_flow(invert_sigmas=True, num_train_timesteps=1),
+        vae=parts.wan_vae(in_channels=12, out_channels=12, patch_size=2),
+        scheduler=_flow(use_dynamic_shifting=True), text_encoder=SmolLM3ForCausalLM(text),
         tokenizer=parts.llama_tokenizer(),
     )  # fmt: skip
 
@@ -662,7 +674,7 @@ def _cosmos2():
         transformer=diffusers.CosmosTransformer3DModel(
             in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=2, mlp_ratio=2,
             text_embed_dim=32, adaln_lora_dim=4, max_size=(4, 32, 32), patch_size=(1, 2, 2),
-            rope_scale=(2.0, 1.0, 1.0), concat_padding_mask=True, extra_pos_embed_type="learnable",
+            rope_scale=(2.0, 1.0, 1.0), concat_padding_mask=False, extra_pos_embed_type="learnable",
         ),
         vae=parts.wan_vae(), scheduler=_flow(use_karras_sigmas=True), text_encoder=parts.t5(),
         tokenizer=parts.t5_tokenizer(), safety_checker=_Harmless(),
@@ -671,8 +683,10 @@ def _cosmos2():
 
 def _longcat(form=diffusers.LongCatImagePipeline):
     return form(
-        transformer=diffusers.LongCatImageTransformer2DModel(**_FLUX, pooled_projection_dim=32),
-        vae=parts.flow_vae(4, (4, 8)), scheduler=_flow(use_dynamic_shifting=True), text_encoder=parts.qwen2_5_vl(),
+        transformer=diffusers.LongCatImageTransformer2DModel(
+            **{**_FLUX, "in_channels": 64, "pooled_projection_dim": 32}
+        ),
+        vae=parts.flow_vae(16, (4, 8)), scheduler=_flow(use_dynamic_shifting=True), text_encoder=parts.qwen2_5_vl(),
         tokenizer=parts.qwen_tokenizer(), text_processor=parts.qwen_vl_processor(),
     )  # fmt: skip
 
@@ -729,9 +743,16 @@ def _dreamlite():
     )  # fmt: skip
 
 
+class AnySize(JoyImageEditImageProcessor):
+    """As it is, it makes every picture as large as a million pixels."""
+
+    def get_default_height_width(self, image, height=None, width=None):
+        return height, width
+
+
 def _joyimage():
     processor = parts.qwen_vl_processor()
-    return diffusers.JoyImageEditPipeline(
+    pipe = diffusers.JoyImageEditPipeline(
         transformer=diffusers.JoyImageEditTransformer3DModel(
             patch_size=[1, 2, 2], in_channels=4, hidden_size=32, num_attention_heads=2, text_dim=32, num_layers=2,
             rope_dim_list=[4, 6, 6], theta=256,
@@ -739,11 +760,13 @@ def _joyimage():
         vae=parts.wan_vae(), scheduler=_flow(), text_encoder=parts.qwen3_vl(), tokenizer=processor.tokenizer,
         processor=processor,
     )  # fmt: skip
+    pipe.vae_image_processor = AnySize(vae_scale_factor=8)
+    return pipe
 
 
 _OTHERS = [
-    Member("lumina2", "Lumina Image 2.0", _lumina2, _call(prompt=PROMPT, height=32, width=32), quick=True),
-    Member("lumina", "Lumina-Next", _lumina, _call(prompt=PROMPT, height=32, width=32)),
+    Member("lumina2", "Lumina Image 2.0", _lumina2, _call(prompt=PROMPT, height=64, width=64), quick=True),
+    Member("lumina", "Lumina-Next", _lumina, _call(prompt=PROMPT, height=64, width=64)),
     Member("cogview4", "CogView4", _cogview4,
            _call(prompt=PROMPT, height=32, width=32, max_sequence_length=48)),
     Member("cogview3plus", "CogView3Plus", _cogview3,
@@ -755,27 +778,27 @@ _OTHERS = [
     Member("hunyuanimage", "HunyuanImage 2.1", _hunyuan_image, _call(prompt="a sign that says 'cat'",
            height=32, width=32), note="guidance is a component; words between quotation marks have an encoder"),
     Member("hunyuandit", "Hunyuan-DiT", _hunyuandit,
-           _call(prompt=PROMPT, height=32, width=32, use_resolution_binning=False)),
-    Member("kandinsky5-image", "Kandinsky 5, text to image", _kandinsky5,
-           _call(prompt=PROMPT, height=32, width=32)),
-    Member("ovis", "Ovis-Image", _ovis, _call(**{**_SMALL, "max_sequence_length": 96})),
+           _call(prompt=PROMPT, height=64, width=64, use_resolution_binning=False)),
+    Member("kandinsky5_image", "Kandinsky 5, text to image", _kandinsky5,
+           _call(prompt=PROMPT, height=64, width=64)),
+    Member("ovis", "Ovis-Image", _ovis, _call(**{**_SMALL, "max_sequence_length": 256})),
     Member("prx", "PRX", _prx, _call(prompt=PROMPT, height=32, width=32, use_resolution_binning=False)),
     Member("krea2", "Krea 2", _krea2, _call(prompt=PROMPT, height=32, width=32)),
     Member("bria", "Bria 3", _bria, _call(**_SMALL)),
-    Member("bria-fibo", "Bria FIBO", _fibo, _call(prompt=PROMPT, height=32, width=32)),
-    Member("omnigen", "OmniGen", _omnigen, _call(prompt=PROMPT, height=32, width=32),
-           note="one network reads the words, too; time runs upwards"),
+    Member("bria_fibo", "Bria FIBO", _fibo, _call(prompt=PROMPT, negative_prompt="grey", height=32, width=32)),
     Member("cosmos2", "Cosmos 2, text to image", _cosmos2,
-           _call(prompt=PROMPT, height=32, width=32, max_sequence_length=48)),
+           _call(prompt=PROMPT, height=32, width=32, max_sequence_length=48),
+           note="without the mask of padding, which needs torchvision", loads="its guardrail is not there"),
     Member("longcat", "LongCat-Image", _longcat,
            _call(prompt=PROMPT, height=16, width=16, enable_prompt_rewrite=False)),
     Member("ideogram4", "Ideogram 4", _ideogram4,
-           _call(prompt=PROMPT, height=32, width=32, max_sequence_length=96, prompt_upsampling=False),
+           _call(prompt=PROMPT, height=32, width=32, max_sequence_length=96, guidance_scale=5.0,
+                 guidance_schedule=None),
            note="guidance has a network of its own"),
     Member("ernie", "ERNIE-Image", _ernie, _call(prompt=PROMPT, height=32, width=32, use_pe=False)),
     Member("nucleus", "Nucleus-Image", _nucleus, _call(prompt=PROMPT, height=32, width=32)),
     Member("dreamlite", "DreamLite", _dreamlite, _call(prompt=PROMPT, height=32, width=32)),
-    Member("joyimage-edit", "JoyImage-Edit", _joyimage,
+    Member("joyimage_edit", "JoyImage-Edit", _joyimage,
            _call(prompt=PROMPT, image=picture, height=32, width=32), text_to_image=False),
 ]  # fmt: skip
 
@@ -785,7 +808,7 @@ _OTHERS = [
 
 def _movq():
     return diffusers.VQModel(
-        block_out_channels=[8, 16], down_block_types=["DownEncoderBlock2D", "AttnDownEncoderBlock2D"],
+        block_out_channels=[32, 32], down_block_types=["DownEncoderBlock2D", "AttnDownEncoderBlock2D"],
         up_block_types=["AttnUpDecoderBlock2D", "UpDecoderBlock2D"], latent_channels=4, layers_per_block=1,
         norm_num_groups=4, norm_type="spatial", num_vq_embeddings=12, vq_embed_dim=4,
     )  # fmt: skip
@@ -864,7 +887,7 @@ _STAGES = [
            note="pixels, no autoencoder; the network predicts a variance, too"),
     Member("cascade", "Stable Cascade, decoder", _cascade,
            _call(prompt=PROMPT, image_embeddings=_embedding(1, 4, 4, 4)), text_to_image=False,
-           note="reads the latents that the prior makes of a prompt"),
+           note="reads the latents that the prior makes of a prompt", loads="PaellaVQModel is not found by its name"),
 ]  # fmt: skip
 
 

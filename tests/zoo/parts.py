@@ -12,15 +12,6 @@ from transformers import (
     BertConfig,
     BertModel,
     BertTokenizer,
-    GemmaConfig,
-    GemmaForCausalLM,
-    ProcessorMixin,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-    Qwen3VLModel,
-    T5GemmaConfig,
-    T5GemmaEncoderModel,
-    T5GemmaModuleConfig,
     CLIPImageProcessorPil,
     CLIPTextConfig,
     CLIPTextModel,
@@ -30,6 +21,8 @@ from transformers import (
     CLIPVisionModelWithProjection,
     Gemma2Config,
     Gemma2Model,
+    GemmaConfig,
+    GemmaForCausalLM,
     GemmaTokenizer,
     GlmConfig,
     GlmForCausalLM,
@@ -39,6 +32,7 @@ from transformers import (
     LlamaTokenizer,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
+    ProcessorMixin,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
@@ -47,8 +41,14 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLModel,
     T5Config,
     T5EncoderModel,
+    T5GemmaConfig,
+    T5GemmaEncoderModel,
+    T5GemmaModuleConfig,
     T5Tokenizer,
     UMT5Config,
     UMT5EncoderModel,
@@ -295,7 +295,7 @@ def bert(width: int = 32):
 def llama_tokenizer(length: int = 512, special: tuple[str, ...] = (), form=LlamaTokenizer, **options):
     tokens = ["<unk>", "<s>", "</s>", "<pad>", *special, _SPACE, *_PRINTABLE, "\n"]
     tokenizer = form(
-        vocab=_numbered(tokens), merges=[], model_max_length=length, pad_token="<pad>",
+        vocab=_numbered(tokens), merges=[], model_max_length=length, pad_token="<pad>", add_bos_token=True,
         additional_special_tokens=list(special), **options,
     )  # fmt: skip
     tokenizer.chat_template = (
@@ -374,11 +374,11 @@ def flux2_vae(latent_channels: int = 4, channels: tuple[int, ...] = (4, 8)):
     )  # fmt: skip
 
 
-def qwen_vae(latent_channels: int = 4, width: int = 4):
-    """Eight times smaller in either direction; reads a video, or a picture as a video of one frame."""
+def qwen_vae(latent_channels: int = 4, width: int = 4, levels: int = 3):
+    """`2 ** levels` times smaller in either direction; reads a video, or a picture as a video of one frame."""
     return AutoencoderKLQwenImage(
-        base_dim=width, z_dim=latent_channels, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
-        temperal_downsample=[False, True, True], latents_mean=[0.1] * latent_channels,
+        base_dim=width, z_dim=latent_channels, dim_mult=[1] * (levels + 1), num_res_blocks=1,
+        temperal_downsample=[False] * (levels - 2) + [True, True], latents_mean=[0.1] * latent_channels,
         latents_std=[1.5] * latent_channels,
     )  # fmt: skip
 
