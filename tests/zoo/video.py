@@ -752,17 +752,17 @@ MEMBERS: list[Member] = [
     Member("ltx_i2v", "LTX-Video image to video", ltx_of_picture, lambda: _of_picture(32, 9), "video", False),
     Member("ltx_condition", "LTX-Video with conditions", ltx_condition, lambda: _of_picture(32, 9), "video", False),
     Member(
-        "ltx2", "LTX-2", ltx2, lambda: _clip_of(32, spatio_temporal_guidance_blocks=[1]), "video+audio",
+        "ltx2", "LTX-2", ltx2, lambda: _clip_of(32, spatio_temporal_guidance_blocks=range(1, 2)), "video+audio",
         image_sibling="ltx2_i2v", quick=True,
     ),
     Member(
         "ltx2_i2v", "LTX-2 image to video", ltx2_of_picture,
-        lambda: _of_picture(32, spatio_temporal_guidance_blocks=[1]), "video+audio", False,
+        lambda: _of_picture(32, spatio_temporal_guidance_blocks=range(1, 2)), "video+audio", False,
     ),
     Member(
         "ltx2_condition", "LTX-2 with conditions", ltx2_condition,
         lambda: _clip_of(
-            32, spatio_temporal_guidance_blocks=[1], conditions=LTX2VideoCondition(parts.picture(32), 0, 1.0)
+            32, spatio_temporal_guidance_blocks=range(1, 2), conditions=LTX2VideoCondition(parts.picture(32), 0, 1.0)
         ),
         "video+audio", False,
     ),
@@ -801,7 +801,7 @@ MEMBERS: list[Member] = [
         "sana_video", "Sana Video", sana_video,
         lambda: {
             "prompt": PROMPT, "height": 32, "width": 32, "frames": 5, "max_sequence_length": 32,
-            "complex_human_instruction": [], "use_resolution_binning": False,
+            "complex_human_instruction": None, "use_resolution_binning": False,
         },
         "video", image_sibling="sana_video_i2v",
     ),
@@ -831,7 +831,10 @@ MEMBERS: list[Member] = [
         "latte", "Latte", latte,
         lambda: {"prompt": PROMPT, "height": 16, "width": 16, "video_length": 2, "clean_caption": False}, "video",
     ),
-    Member("allegro", "Allegro", allegro, lambda: _clip_of(frames=8, clean_caption=False), "video"),
+    Member(
+        "allegro", "Allegro", allegro, lambda: _clip_of(frames=8, clean_caption=False), "video",
+        loads="its autoencoder decodes only with tiling, which is not saved",
+    ),
     Member(
         "easyanimate", "EasyAnimate", easyanimate,
         lambda: {"prompt": PROMPT, "negative_prompt": "", "height": 16, "width": 16, "num_frames": 5}, "video",
@@ -857,7 +860,7 @@ MEMBERS: list[Member] = [
         "sana_video_i2v", "Sana Video of a picture", sana_video_of_picture,
         lambda: {
             "prompt": PROMPT, "image": parts.picture(32), "height": 32, "width": 32, "frames": 5,
-            "max_sequence_length": 32, "complex_human_instruction": [], "use_resolution_binning": False,
+            "max_sequence_length": 32, "complex_human_instruction": None, "use_resolution_binning": False,
         },
         "video", False,
     ),
@@ -890,7 +893,7 @@ MEMBERS: list[Member] = [
 ]  # fmt: skip
 
 NOTES = {
-    "allegro": "decodes only after pipe.vae.enable_tiling(), which loading forgets; its scheduler draws noise",
+    "allegro": "its scheduler draws noise",
     "anyflow": "reads scheduler.sigmas[i + 1], and tells the network where the step goes",
     "anyflow_far": "sets timesteps anew for every chunk; a cache of keys and values",
     "chronoedit": "cuts the scheduler's model_outputs and last_sample if enable_temporal_reasoning",
