@@ -6,13 +6,16 @@ PIP = $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints
 PROJECTS = pyproject.toml lab/pyproject.toml constraints-cpu.txt
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test lint docs benchmarks picture table clean
+.PHONY: demo test families lint docs benchmarks picture table clean
 
 demo: $(VENV)/.lab  ## the main job on real input: table on the terminal, report in demo/report.html
 	$(BIN)/steadyflow demo --out demo
 
 test: $(VENV)/.dev lint  ## ruff, pyright and the test suite
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not families"
+
+families: $(VENV)/.dev  ## every family of pipelines, tiny and random, of tests/zoo
+	$(BIN)/python -m pytest -n 2 -m families
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
