@@ -117,7 +117,8 @@ class Server:
                 raise InputError(
                     f"pipeline: {name} gives two answers at the same latents and time: its output depends on the "
                     "number of the step or on earlier steps (a window of steps such as control_guidance_end, a guider "
-                    "with a memory, a cache, noise that is drawn inside, dropout), so that it is no field"
+                    "with a memory, for which pipe.guider may be set to one without, a cache, noise that is drawn "
+                    "inside, dropout), so that it is no field"
                 )
         if "output_type" in self.signature.parameters:  # a second loop would begin now
             line.finish(begun)

@@ -334,9 +334,10 @@ def serve(
     call: dict[str, Any],
 ) -> ServedModel:
     """Open a pipeline's call as a model; the arguments are those of `from_diffusers`."""
-    if getattr(pipe, "scheduler", None) is None or not hasattr(type(pipe), "__call__"):  # noqa: B004
+    if getattr(pipe, "scheduler", None) is None or not hasattr(pipe, "components"):
         raise InputError(
-            f"pipeline: {type(pipe).__name__} has no scheduler, so there is no path along which it samples"
+            f"pipeline: {type(pipe).__name__} is none of diffusers' with a scheduler; to wrap its network: "
+            "sf.Denoiser(net, schedule, prediction=..., shape=...), net(x, time, condition) -> (B, ...)"
         )
     path = served_path(pipe.scheduler, shift)
     server = Server(pipe, path, {})
