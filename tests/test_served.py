@@ -171,8 +171,8 @@ def test_guidance_that_a_network_takes_as_an_input_has_its_own_word():
         assert not torch.allclose(model(x, 0.5).output, weaker(x, 0.5).output)
         with pytest.raises(sf.InputError, match="embedded_guidance"):
             model.with_guidance(4.0)
-        with pytest.raises(sf.InputError, match="takes no negative prompt|no classifier-free"):
-            model.with_negative("blurred").with_guidance(2.0)
+        with pytest.raises(sf.InputError, match="takes no negative prompt"):
+            model.with_negative("blurred")
     with pytest.raises(sf.InputError, match="embedded_guidance: the network of this WanPipeline takes none"):
         served("wan", embedded_guidance=3.0)
 
@@ -240,7 +240,7 @@ def test_verbs_work_on_a_served_model(qwen):
     assert torch.isfinite(inversion.decode(qwen.with_condition("a dog")).x).all()
     flow = sf.FlowMap(qwen, sf.Grid((0.9, 0.5)), "ddim")
     direction = torch.ones_like(x[:1])
-    pushed, step = flow.jvp(x[:1], direction)[1], 1e-2
+    pushed, step = flow.jvp(x[:1], direction), 1e-2
     difference = (flow(x[:1] + step * direction) - flow(x[:1] - step * direction)) / (2.0 * step)
     torch.testing.assert_close(pushed, difference, rtol=0.05, atol=0.05)
 

@@ -8,7 +8,7 @@ import torch
 
 from steadyflow.denoisers import Denoiser
 from steadyflow.diagnostics import in_precision
-from steadyflow.diffusers.pipeline_model import PipelineModel, load_pipeline
+from steadyflow.diffusers import PipelineModel, load_pipeline
 from steadyflow.errors import InputError, UnknownNameError
 from steadyflow.loading import PIPELINES, load_model
 from steadyflow.models import pipeline_folder

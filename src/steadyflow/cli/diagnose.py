@@ -11,6 +11,7 @@ from .runs import RunLocation, figures_of, perform
 
 def diagnose(
     model: o.Model = "digits",
+    call: o.Call = None,
     input: o.Input = None,
     n: o.Number = None,
     resize: o.Resize = False,
@@ -57,8 +58,9 @@ def diagnose(
     words = o.given(input=input, resize=resize, label=label, prompt=prompt, guidance=guidance)
     words |= o.given(source_guidance=source_guidance, steps=steps, nfe=nfe, grid=grid, strength=strength)
     words |= o.given(t_min=t_min, t_max=t_max, tolerance=tolerance, verify=verify, block=batch_size, double=double)
+    words |= o.given(call_inputs=o.call_of(call))
     words["solver"] = o.solver_spec(solver, coordinates)
-    denoiser = load_model(model, device)
+    denoiser = load_model(model, device, o.call_of(call))
     words |= o.given(target=o.condition(denoiser, "target", target))
     if contractivity:
         _check_instead(run=run, batch_size=batch_size, tolerance=tolerance, verify=verify or None, target=target)

@@ -12,6 +12,7 @@ from .runs import RunLocation, figures_of, perform
 def edit(
     target: Annotated[str, typer.Option(help="What to move to: a class, or a prompt.")],
     model: o.Model = "digits",
+    call: o.Call = None,
     input: o.Input = None,
     n: o.Number = None,
     resize: o.Resize = False,
@@ -83,7 +84,7 @@ def edit(
 
     place = RunLocation(run, engine, address, workers, shard)
     place.refuse(save=save)
-    denoiser = load_model(model, device)
+    denoiser = load_model(model, device, o.call_of(call))
     special = o.given(share=share, average=average, gamma=gamma, eta=eta, window=_window(window))
     way = None if method is None and not special else editing.get(method or "inversion", **special)
     _check_saved(way, save, saved, coordinates)
@@ -92,6 +93,7 @@ def edit(
     words |= {name: str(path) for name, path in o.given(mask=mask, lora=lora, inversion=saved).items()}
     words |= o.given(steps=steps, nfe=nfe, grid=grid, strength=strength, t_min=t_min, t_max=t_max)
     words |= o.given(seed=seed, index=index, noise=noise, block=batch_size, double=double)
+    words |= o.given(call_inputs=o.call_of(call))
     words["solver"] = o.solver_spec(solver, coordinates, None if way is None else way.defaults.get("solver"))
     words["target"] = o.condition(denoiser, "target", target)
     count = _count(denoiser, input, n, resize, words.get("source"), saved)

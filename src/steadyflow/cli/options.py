@@ -21,6 +21,13 @@ Model = Annotated[
         "your own."
     ),
 ]
+Call = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="An argument of a pipeline's call, as NAME=VALUE: height=512, num_frames=33, image=picture.png. May be "
+        "given several times."
+    ),
+]
 Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, ...")]
 Double = Annotated[bool, typer.Option("--double", help="Work in float64 instead of float32.")]
 
@@ -104,6 +111,28 @@ Shard = Annotated[int | None, typer.Option(help="With --run, samples per file, a
 def given(**words: Any) -> dict[str, Any]:
     """The words that were given: those that are not None, and switches that are on."""
     return {name: value for name, value in words.items() if value is not None and value is not False}
+
+
+def call_of(pairs: list[str] | None) -> dict[str, str] | None:
+    """Arguments of a pipeline's call by name.
+
+    Args:
+        pairs: Each as NAME=VALUE.
+
+    Raises:
+        InputError: One is not, or a name is given twice.
+    """
+    from ..errors import InputError
+
+    found: dict[str, str] = {}
+    for pair in pairs or []:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise InputError(f"call: got {pair!r}, expected NAME=VALUE, such as height=512")
+        if name in found:
+            raise InputError(f"call: {name} is given twice")
+        found[name] = value
+    return found or None
 
 
 def solver_spec(solver: str | None, coordinates: str | None, default: str | None = None) -> str | dict[str, Any] | None:

@@ -6,6 +6,7 @@ from .runs import RunLocation, figures_of, perform
 
 def reconstruct(
     model: o.Model = "digits",
+    call: o.Call = None,
     input: o.Input = None,
     n: o.Number = None,
     resize: o.Resize = False,
@@ -46,8 +47,9 @@ def reconstruct(
     words = o.given(input=input, resize=resize, label=label, prompt=prompt, guidance=guidance)
     words |= o.given(source_guidance=source_guidance, steps=steps, nfe=nfe, grid=grid, strength=strength)
     words |= o.given(t_min=t_min, t_max=t_max, seed=seed, index=index, noise=noise, block=batch_size, double=double)
+    words |= o.given(call_inputs=o.call_of(call))
     words["solver"] = o.solver_spec(solver, coordinates)
-    denoiser = load_model(model, device)
+    denoiser = load_model(model, device, o.call_of(call))
     job = Reconstructing(model, n=o.count_samples(denoiser, input, n, resize, label), device=device, **words)
     done = perform(job, place, denoiser, out=out)
     if save is not None:

@@ -115,7 +115,7 @@ def export_run(
 
     check_export(out)
     run = RunFolder.open(folder)
-    export(run, out, *_decoder(load_model(run.job.model), run.job.task != "invert"))
+    export(run, out, *_decoder(load_model(run.job.model, call=run.job.call_inputs), run.job.task != "invert"))
     if as_json:
         print_json({"written to": str(out)})
     else:

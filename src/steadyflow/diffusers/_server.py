@@ -227,6 +227,11 @@ class Server:
                 line, rows = self._line_for(request, len(x) - start)
                 piece = x[start : start + rows]
                 outputs = line.ask(self.split(piece * path.scale if path.scale != 1.0 else piece), time, level)
+                if torch.is_grad_enabled() and x.requires_grad and not any(o.requires_grad for o in outputs):
+                    raise InputError(
+                        f"gradients: {self.signature.name} cuts them off on the way from its latents to its scheduler; "
+                        "ask under torch.no_grad()"
+                    )
                 found.append(self._joined(outputs, piece))
                 start += rows
         return found[0] if len(found) == 1 else torch.cat(found)

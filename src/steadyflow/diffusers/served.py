@@ -13,7 +13,7 @@ let them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self, cast
@@ -26,13 +26,12 @@ from ..denoisers.base import Condition, Denoiser, is_words
 from ..errors import InputError
 from ..grids import Grid
 from ._call import Request
-from ._media import as_tensor, by_name, encoded
+from ._media import as_tensor, by_name, digest, encoded, sampling_rate
 from ._pixels import check_pixels
-from ._served_paths import served_path
 from ._server import Server
 from ._way_out import Affine, Heard, pictures, vae_name
 
-_NONE: Mapping[str, Tensor] = {}
+NONE: Mapping[str, Tensor] = {}
 """The negative where none is given."""
 
 
@@ -111,11 +110,16 @@ class ServedModel(Denoiser):
             InputError: The pipeline takes none.
         """
         if negative is None:
-            return super().with_negative(None if self.null is None else _NONE)
+            return super().with_negative(None if self.null is None else NONE)
         if not is_words(negative) or self.null is None or "negative_prompt" not in self.server.signature.parameters:
             takes = "takes no negative prompt" if is_words(negative) else "expected a prompt or one per sample"
             raise InputError(f"negative_prompt: got {negative!r}; {self.name}: {takes}")
         return super().with_negative(negative)
+
+    def described(self) -> tuple[Any, ...]:
+        """What its answers depend on beside weights, path and condition, as text: the class, and the call's inputs."""
+        given = {**self.server.fixed, **self._inputs}
+        return self.name, tuple((name, digest(value)) for name, value in sorted(given.items()))
 
     @property
     def takes_prompts(self) -> bool:
@@ -198,6 +202,18 @@ class ServedModel(Denoiser):
     def noise(self) -> Tensor:
         """The latents with which the pipeline's own call begins under its `generator`, shape (B, ...)."""
         return self.server.join(self.server.first)
+
+    @property
+    def fps(self) -> float | None:
+        """The frames per second that the pipeline's call was given, None where it takes none."""
+        given = {**self.server.fixed, **self._inputs}
+        value = next((given[name] for name in ("fps", "frame_rate") if name in given), None)
+        return None if value is None else float(value)
+
+    @property
+    def sample_rate(self) -> int | None:
+        """The samples per second of its sounds, None where the parts of the pipeline do not say."""
+        return sampling_rate(self.pipe)
 
     @property
     def codec(self) -> Self:
@@ -322,57 +338,6 @@ class ServedModel(Denoiser):
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def serve(
-    pipe: Any,
-    prompt: str | Sequence[str] | None,
-    negative_prompt: str | Sequence[str] | None,
-    guidance: float,
-    embedded_guidance: float | None,
-    shift: float | None,
-    call: dict[str, Any],
-) -> ServedModel:
-    """Open a pipeline's call as a model; the arguments are those of `from_diffusers`."""
-    if getattr(pipe, "scheduler", None) is None or not hasattr(pipe, "components"):
-        raise InputError(
-            f"pipeline: {type(pipe).__name__} is none of diffusers' with a scheduler; to wrap its network: "
-            "sf.Denoiser(net, schedule, prediction=..., shape=...), net(x, time, condition) -> (B, ...)"
-        )
-    path = served_path(pipe.scheduler, shift)
-    server = Server(pipe, path, {})
-    signature = server.signature
-    if "num_inference_steps" not in signature.parameters:
-        raise InputError(f"pipeline: the call of {signature.name} takes no num_inference_steps")
-    signature.check(call)
-    server.fixed = {**call, **signature.embedded(embedded_guidance)}
-    guides = signature.scale is not None
-    model = ServedModel(
-        _no_network, path.schedule, prediction=path.prediction, null=_NONE if guides else None, name=signature.name,
-        clip=path.clip, server=server,
-    )  # fmt: skip
-    embedded = any("prompt_embeds" in name for name in call)
-    if prompt is not None or (signature.takes_prompts and not embedded):
-        model = model.with_condition("" if prompt is None else prompt)
-    if negative_prompt is not None:
-        model = model.with_negative(negative_prompt)
-    model = model.with_guidance(guidance)
-    first = model.request if model.request.prompts == 1 else model.slice(0, 1).request
-    server.open(first)
-    sizes = server.sizes
-    shape = sizes[0] if len(sizes) == 1 else (sum(torch.Size(size).numel() for size in sizes),)
-    schedule = path.schedule
-    if path.path is not None and shift is None and path.path.mu(1) is not None:
-        default = signature.parameters["num_inference_steps"].default
-        plan = server.plan(first, default if isinstance(default, int) and default > 1 else 50)
-        schedule = path.shifted(plan.get("mu"))
-        if schedule is not path.schedule:
-            server.path = served_path(pipe.scheduler, getattr(schedule, "shift", None))
-    return model._replace(schedule=schedule, shape=shape)
-
-
-def _no_network(*args: Any) -> Tensor:
-    raise InputError("net: a served pipeline has no network of its own to call; call the model")
 
 
 def _words(prompt: Any) -> str | tuple[str, ...] | None:
