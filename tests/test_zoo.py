@@ -92,10 +92,7 @@ def test_a_member_runs_and_two_builds_are_the_same_and_apart(name, run):
     assert change(seen, run(second, zoo.call_of(name))[1]) == 0.0
     assert change(seen, run(first, zoo.call_of(name), seed=1)[1]) > 1e-4, "the noise is ignored"
 
-    places = [
-        {w.data_ptr() for part in zoo.modules(pipe).values() for w in part.parameters()} for pipe in (first, second)
-    ]
-    assert places[0].isdisjoint(places[1])
+    assert places_of(first).isdisjoint(places_of(second))
 
 
 @pytest.mark.parametrize("name", ALL)
