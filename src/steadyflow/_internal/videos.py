@@ -94,7 +94,7 @@ def read(path: Path, shape: tuple[int, ...], *, resize: bool = False, frames: sl
         decoded = itertools.islice(container.decode(stream), chosen.start, chosen.stop, chosen.step)
         for frame in decoded:
             if len(found) == count:
-                _warn_of_more(path, declared, count, frames)
+                warn_of_more(path, declared, count, frames)
                 break
             found.append(picture_of(seen.upright(frame), (channels, height, width), path, resize))
             times.append(frame.time if frame.time is not None else math.nan)
@@ -204,7 +204,15 @@ def frames_text(frames: slice) -> str:
     return ":".join([first, *(rest if rest[-1] else rest[:-1])])
 
 
-def _warn_of_more(path: Path, declared: int, count: int, frames: slice | None) -> None:
+def warn_of_more(path: Path, declared: int, count: int, frames: slice | None) -> None:
+    """Warn that of more frames the first are taken.
+
+    Args:
+        path: The file.
+        declared: How many frames it has, 0 where it does not say.
+        count: How many are taken.
+        frames: Which of the file's frames were chosen before, if any.
+    """
     has = "more frames than the model takes" if frames is not None or declared <= count else f"{declared} frames"
     warnings.warn(f"{path}: has {has}, of which the first {count} are taken", stacklevel=5)
 
@@ -279,9 +287,7 @@ def _turned(pixels: npt.NDArray[np.uint8], frame: Any) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(pixels[::-1] if down < 0 else pixels)
 
 
-def picture_of(
-    pixels: npt.NDArray[np.uint8], shape: tuple[int, int, int], path: Path, resize: bool
-) -> Tensor:
+def picture_of(pixels: npt.NDArray[np.uint8], shape: tuple[int, int, int], path: Path, resize: bool) -> Tensor:
     """A frame as a picture of a shape.
 
     Args:
@@ -361,7 +367,9 @@ def _in_colours(frame: Any, stream: Any) -> Any:
     """A frame in the pixel format of its stream."""
     if not stream.pix_fmt.startswith("yuv"):
         return frame if frame.format.name == stream.pix_fmt else frame.reformat(format=stream.pix_fmt)
-    return frame.reformat(format=stream.pix_fmt, dst_colorspace="ITU709", src_color_range="JPEG", dst_color_range="MPEG")
+    return frame.reformat(
+        format=stream.pix_fmt, dst_colorspace="ITU709", src_color_range="JPEG", dst_color_range="MPEG"
+    )
 
 
 def _with_palette(av: ModuleType, frames: Iterator[Any], size: tuple[int, ...], rate: Fraction) -> Iterator[Any]:
