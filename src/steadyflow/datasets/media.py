@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .._internal import files, sounds, videos
+from .._internal import files, sounds, video_writing, videos
 from .._internal.kinds import Kind, decoded_shape, frame_rate, kind_of, sample_rate, words
 from .._internal.sounds import SOUNDS
 from .._internal.videos import VIDEOS
@@ -209,7 +209,7 @@ def check_writes(path: str | Path, model: Any = None, *, n: int = 1, decoded: bo
     if kind == "sounds":
         sounds.wavfile()
     elif suffix:
-        videos.check_writes(path, sound=kind == "joined")
+        video_writing.check_writes(path, sound=kind == "joined")
     elif kind == "joined":
         videos.pyav()
 
@@ -235,7 +235,7 @@ def write(path: str | Path, x: Decoded, model: Any = None, *, fps: float | None 
     if isinstance(x, Mapping):
         _write_joined(path, dict(x), rate, model)
     elif suffix in VIDEOS and (kind == "videos" or (model is None and x.ndim == 5)):
-        videos.write(path, x, rate)
+        video_writing.write(path, x, rate)
     elif suffix in SOUNDS:
         hz = sample_rate(model)
         if kind != "sounds" or hz is None or len(x) != 1:
@@ -358,7 +358,7 @@ def _write_joined(path: Path, x: dict[str, Tensor], fps: float | None, model: An
         raise InputError(f"{path}: a {suffix} needs a 'video', an 'audio' and the model's sample_rate; got {names}")
     if len(x["video"]) != 1:
         raise InputError(f"{path}: holds one sample, and there are {len(x['video'])}; give a folder for one file each")
-    videos.write(path, x["video"], frame_rate(model) if fps is None else fps, (x["audio"][0], rate))
+    video_writing.write(path, x["video"], frame_rate(model) if fps is None else fps, (x["audio"][0], rate))
 
 
 def numbers(x: Decoded) -> int:

@@ -107,11 +107,9 @@ def _check_honoured(method: EditMethod, options: Any, **others: Any) -> None:
 def _check_mask(mask: Tensor, x: Tensor) -> None:
     """Raise `InputError` for weights that do not broadcast against x, or that might be meant in another way."""
     try:
-        fits = torch.broadcast_shapes(mask.shape, x.shape) == x.shape
-    except RuntimeError:
-        fits = False
-    if not fits:
-        raise InputError(f"mask: shape {tuple(mask.shape)} fits no samples {tuple(x.shape)}")
+        mask.expand_as(x)
+    except RuntimeError as error:
+        raise InputError(f"mask: shape {tuple(mask.shape)} fits no samples {tuple(x.shape)}") from error
     if mask.ndim == x.ndim - 1 and len(mask) == len(x) > 1:
         raise InputError(
             f"mask: got shape {tuple(mask.shape)} for samples {tuple(x.shape)}, which may be one per sample or one for "
