@@ -114,7 +114,7 @@ def _encode(
     av = pyav()
     rate = Fraction(fps).limit_denominator(1001)
     try:
-        with av.open(file, "w", format=_MUXERS.get(kind, "mp4")) as container:
+        with av.open(file, "w", format=_MUXERS.get(kind, "mp4"), options={"fflags": "bitexact"}) as container:
             stream = _stream(av, container, kind, pictures[0].shape, rate)
             track = None if sound is None else _track(container, kind, *sound)
             raw = (av.VideoFrame.from_ndarray(picture, format="rgb24") for picture in pictures)

@@ -81,8 +81,8 @@ def read(path: Path, shape: tuple[int, ...], *, resize: bool = False, frames: sl
     if len(found) < count:
         which = "" if frames is None else f" between {frames_text(frames)}"
         raise InputError(
-            f"{path}: has {len(found)} frame{'s' * (len(found) != 1)}{which}, but the model's videos have {count}; give "
-            "a longer one, or a model of fewer frames"
+            f"{path}: has {len(found)} frame{'s' * (len(found) != 1)}{which}, but the model's videos have {count}; "
+            "give a longer one, or a model of fewer frames"
         )
     seen.tell(times)
     return torch.stack(found, 1)[None]

@@ -29,8 +29,8 @@ Input = Annotated[
     typer.Option(
         "--input",
         "--image",
-        help="A picture, a video or a sound, as the model takes them, a folder of them, .npy or .safetensors; by default "
-        "the model's own held-out data.",
+        help="A picture, a video or a sound, as the model takes them, a folder of them, .npy or .safetensors; by "
+        "default the model's own held-out data.",
     ),
 ]
 Resize = Annotated[
@@ -92,8 +92,8 @@ BatchSize = Annotated[int | None, typer.Option(help="How many samples are comput
 Out = Annotated[
     Path | None,
     typer.Option(
-        help="Where to write the samples: .npy, .safetensors, a picture (a sheet), a video, a sound, or a folder with a "
-        "picture, a folder of frames or a sound for each."
+        help="Where to write the samples: .npy, .safetensors, a picture (a sheet), a video, a sound, or a folder with "
+        "a picture, a folder of frames or a sound for each."
     ),
 ]
 Folder = Annotated[Path | None, typer.Option(help="A folder for the report.")]
