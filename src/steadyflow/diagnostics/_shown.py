@@ -88,7 +88,7 @@ def _figure(kind: Kind, text: str, x: Tensor, model: Any) -> Shown:
         which = "all frames" if len(chosen) == count else f"{len(chosen)} of {count} frames"
         return Shown(f"{text}, {which}", html.strip(frames, columns=len(chosen)), html.film(x, frame_rate(model)))
     rate = sample_rate(model)
-    return Shown(text, _waves(x, rate), [] if rate is None else [html.wav(one, rate) for one in x])
+    return Shown(text, _waves(x, rate), sounds=[] if rate is None else [html.wav(one, rate) for one in x])
 
 
 def _waves(x: Tensor, rate: int | None) -> str:

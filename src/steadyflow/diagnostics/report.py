@@ -45,7 +45,7 @@ relative to its size in the latent. Above one the model amplifies it.</figcaptio
 {% else %}<p>The run did not stay finite, so that there is no budget.</p>{% endif %}
 {% for one in shown %}<figure><img class="digits" alt="{{ one.alt }}"
 src="data:image/png;base64,{{ one.png }}">
-{% if one.film.tag == "video" %}<video controls loop muted playsinline title="{{ one.alt }}"
+{% if one.film and one.film.tag == "video" %}<video controls loop muted playsinline title="{{ one.alt }}"
 src="data:{{ one.film.type }};base64,{{ one.film.data }}"></video>
 {% elif one.film %}<img alt="{{ one.alt }}, as a film"
 src="data:{{ one.film.type }};base64,{{ one.film.data }}">{% endif %}
