@@ -365,7 +365,10 @@ def test_damaged_and_foreign_files_are_refused_by_name(place, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone\.mp4"):
         media.read(tmp_path / "gone.mp4", moving.video())
     media.write(tmp_path / "sound.mp4", moving.joined().decode(torch.zeros(1, 296)), moving.joined())
-    with pytest.raises(sf.InputError, match="the video is 6 x 4"):
+    with (
+        pytest.warns(UserWarning, match=r"sound\.mp4: has a sound, which is left out"),
+        pytest.raises(sf.InputError, match="the video is 6 x 4"),
+    ):
         media.read(tmp_path / "sound.mp4", moving.pixels_of(3))
 
 

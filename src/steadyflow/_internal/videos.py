@@ -70,6 +70,8 @@ def read(path: Path, shape: tuple[int, ...], *, resize: bool = False, frames: sl
     times: list[float] = []
     seen = _Seen(path)
     with _opened(path) as (container, stream):
+        if container.streams.audio:
+            warnings.warn(f"{path}: has a sound, which is left out", stacklevel=4)
         declared = int(stream.frames or 0)
         decoded = itertools.islice(container.decode(stream), chosen.start, chosen.stop, chosen.step)
         for frame in decoded:
@@ -150,6 +152,8 @@ class _Seen:
         """A frame in colours of eight bits, shape (H, W, 3), turned as the file says and over white."""
         if frame.width * frame.height > _MAX_PIXELS:
             raise InputError(f"{self._path}: {frame.width} x {frame.height} pixels, at most {_MAX_PIXELS} accepted")
+        if getattr(frame, "is_corrupt", False):
+            raise CorruptFileError(f"{self._path}: a frame is damaged")
         self._hdr = self._hdr or _HDR.get(int(getattr(frame, "color_trc", 0) or 0), "")
         if any(component.is_alpha for component in frame.format.components):
             pixels = frame.to_ndarray(format="rgba").astype(np.float32)
