@@ -17,6 +17,8 @@ from . import files
 SOUNDS = (".wav",)
 """The suffixes of the sounds that are read and written."""
 _MAX_BYTES = 2**30
+_FASTEST = 768_000
+"""The highest sample rate in Hz that sounds are made at."""
 
 
 def wavfile() -> ModuleType:
@@ -153,8 +155,8 @@ def _stored(path: Path) -> tuple[int, npt.NDArray[np.float64]]:
         values = values.astype(np.float64)
     if not np.isfinite(values).all():
         raise InputError(f"{path}: holds NaN or infinity")
-    if rate < 1:
-        raise CorruptFileError(f"{path}: says it has {rate} Hz")
+    if not 0 < rate <= _FASTEST:
+        raise CorruptFileError(f"{path}: says it has {rate} Hz, expected at most {_FASTEST}")
     return int(rate), values[None] if values.ndim == 1 else values.T
 
 

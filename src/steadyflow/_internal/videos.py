@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..errors import CorruptFileError, InputError, MissingExtraError
+from ..errors import CorruptFileError, InputError, MissingExtraError, SteadyflowError
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".gif")
 """The suffixes of the videos that are read and written; ".gif" is a picture, too."""
@@ -128,18 +128,31 @@ def warn_of_more(path: Path, declared: int, count: int, frames: slice | None) ->
 def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """A file and its video stream, with errors of FFmpeg as ours."""
     av = pyav()
+    kind = _DEMUXERS.get(path.suffix.lower(), "mov")
     try:
-        kind = _DEMUXERS.get(path.suffix.lower(), "mov")
-        with path.open("rb") as file, av.open(file, format=kind, metadata_errors="ignore") as container:
-            if not container.streams.video:
-                raise InputError(f"{path}: has no video in it")
-            stream = container.streams.video[0]
-            if stream.width * stream.height > _MAX_PIXELS:
-                raise InputError(f"{path}: {stream.width} x {stream.height} pixels, at most {_MAX_PIXELS} accepted")
-            stream.thread_type = "AUTO"
-            yield container, stream
+        with path.open("rb") as file:
+            try:
+                with av.open(file, format=kind, metadata_errors="ignore") as container:
+                    yield container, _stream_of(container, path)
+            except OSError as error:  # of places that are not in the file
+                if isinstance(error, SteadyflowError):
+                    raise
+                raise CorruptFileError(f"{path}: no {path.suffix.lower()} video, or a damaged one ({error})") from error
     except (av.error.FFmpegError, EOFError, OverflowError, ZeroDivisionError) as error:
         raise CorruptFileError(f"{path}: no {path.suffix.lower()} video, or a damaged one ({error})") from error
+
+
+def _stream_of(container: Any, path: Path) -> Any:
+    """The first video in a file, of a size that can be held."""
+    if not container.streams.video:
+        raise InputError(f"{path}: has no video in it")
+    stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise InputError(f"{path}: is stored by a codec that this FFmpeg does not know")
+    if stream.width * stream.height > _MAX_PIXELS:
+        raise InputError(f"{path}: {stream.width} x {stream.height} pixels, at most {_MAX_PIXELS} accepted")
+    stream.thread_type = "AUTO"
+    return stream
 
 
 class _Seen:
