@@ -36,10 +36,16 @@ Input = Annotated[
     typer.Option(
         "--input",
         "--image",
-        help="A picture, a folder of them, .npy or .safetensors; by default the model's own held-out data.",
+        help="A picture, a video or a sound, as the model takes them, a folder of them, .npy or .safetensors; by "
+        "default the model's own held-out data.",
     ),
 ]
-Resize = Annotated[bool, typer.Option("--resize", help="Scale pictures to the model's size.")]
+Resize = Annotated[
+    bool, typer.Option("--resize", help="Scale pictures to the model's size, and resample sounds to its rate.")
+]
+Frames = Annotated[
+    str | None, typer.Option(help="Which frames of videos to take: start:stop or start:stop:stride; the first ones.")
+]
 Number = Annotated[
     int | None,
     typer.Option("--n", help="How many samples; of an input, at most so many of it. All of an input, else 16."),
@@ -92,7 +98,10 @@ BatchSize = Annotated[int | None, typer.Option(help="How many samples are comput
 
 Out = Annotated[
     Path | None,
-    typer.Option(help="Where to write the samples: .npy, .safetensors, a picture (a sheet), or a folder of pictures."),
+    typer.Option(
+        help="Where to write the samples: .npy, .safetensors, a picture (a sheet), a video, a sound, or a folder with "
+        "a picture, a folder of frames or a sound for each."
+    ),
 ]
 Folder = Annotated[Path | None, typer.Option(help="A folder for the report.")]
 Save = Annotated[Path | None, typer.Option(help="Where to save the inversion, to decode or edit it later.")]
@@ -179,11 +188,13 @@ def condition(model: Any, name: str, given: str | None) -> int | str | None:
         raise InputError(f"{name}: got {given!r}, but {model.name!r} takes classes, which are numbers") from None
 
 
-def count_samples(model: Any, path: str | None, n: int | None, resize: bool, label: Any) -> int:
-    """How many samples a job is about: at most n of what there is."""
+def count_samples(
+    model: Any, path: str | None, n: int | None, resize: bool, label: Any, frames: str | None = None
+) -> int:
+    """How many samples a job is about: at most n of what there is; the other words are those of `open_source`."""
     from ..datasets.sources import open_source
 
-    return len(open_source(model, path, n, resize, label if isinstance(label, int) else None))
+    return len(open_source(model, path, n, resize, label if isinstance(label, int) else None, frames))
 
 
 def print_json(value: Any) -> None:

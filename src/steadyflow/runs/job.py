@@ -35,7 +35,7 @@ TRIAL = 8
 
 _COUNTS = ("n", "block", "threads")
 _WHOLE = ("steps", "nfe", "seed", "index", "label")
-_TEXTS = ("model", "prompt", "noise", "device", "reason", "smooth", "mask", "lora", "inversion", "input")
+_TEXTS = ("model", "prompt", "noise", "device", "reason", "smooth", "mask", "lora", "inversion", "input", "frames")
 _NUMBERS = ("strength", "t_min", "t_max", "guidance", "source_guidance", "smoothing", "tolerance")
 
 

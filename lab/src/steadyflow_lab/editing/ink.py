@@ -118,7 +118,9 @@ def setting() -> tuple[PipelineModel, InkExtractor]:
 
 def bundled() -> PipelineModel:
     """Load the pipeline that the study edits with."""
-    return load_pipeline(pipeline_folder("ink"))
+    model = load_pipeline(pipeline_folder("ink"))
+    assert isinstance(model, PipelineModel)
+    return model
 
 
 @cache
