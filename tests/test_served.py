@@ -14,6 +14,7 @@ import pipelines
 import steadyflow as sf
 import zoo
 from steadyflow.diffusers import ServedModel
+from steadyflow.diffusers._way_out import reached
 from steadyflow.schedules import RectifiedFlow
 
 
@@ -196,8 +197,9 @@ def test_states_of_video_and_sound_are_one_state_in_a_round_trip():
         decoded = model.decode(x)
         assert set(decoded) == {"video", "audio"}
         assert decoded["video"].ndim == 5
-        with pytest.raises(sf.InputError, match="several things"):
-            _ = model.image_shape
+        assert model.image_shape == {name: tuple(part.shape[1:]) for name, part in decoded.items()}
+        with pytest.raises(sf.InputError, match="video and audio in one"):
+            model.encode(decoded["video"])
 
 
 def test_a_pipeline_that_uses_the_first_state_before_the_last_is_asked_twice_an_iteration():
@@ -243,6 +245,25 @@ def test_verbs_work_on_a_served_model(qwen):
     pushed, step = flow.jvp(x[:1], direction), 1e-2
     difference = (flow(x[:1] + step * direction) - flow(x[:1] - step * direction)) / (2.0 * step)
     torch.testing.assert_close(pushed, difference, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("name", ["qwenimage", "wan", "animatediff"])
+def test_a_mask_over_pixels_lies_where_the_pixels_are_encoded(name):
+    with served(name, "a red fox") as model:
+        size = model.image_shape
+        white = torch.zeros(1, *size[-2:])
+        white[..., : size[-1] // 2] = 1.0
+        weights = sf.editing.mask_for(model, white)
+        assert weights.shape == (1, *model.shape)
+        z = torch.zeros(1, *model.shape)
+        moved = reached(model.server, model.request, weights) - reached(model.server, model.request, z)
+        columns = moved.abs().flatten(0, -2).amax(0) > 0.0
+        half = len(columns) // 2
+        assert columns[:half].all()
+        assert not columns[half:].any()
+        assert bool((moved[..., :half] != 0.0).all())
+        edited = sf.edit(model, z, target="a blue fox", steps=2, mask=weights)
+        torch.testing.assert_close(edited.x[weights == 0], z[weights == 0], rtol=1e-3, atol=1e-3)
 
 
 def test_the_inversion_of_a_served_model_is_saved_and_loaded(qwen, tmp_path):

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .._internal.autograd import grad_enabled_by
+from .._internal.pooling import pooled
 from ..denoisers.base import Condition, Denoiser, is_words
 from ..errors import InputError
 from ..grids import Grid
@@ -222,23 +223,17 @@ class ServedModel(Denoiser):
 
     @cached_property
     def _affine(self) -> Affine:
-        if self.server.parts > 1:
-            raise InputError(
-                f"encode: a sample of {self.name} is {self.server.parts} states in one, of which the vae encodes but "
-                "one; give latents instead"
-            )
         return Affine(self.server, self.request)
 
     @cached_property
-    def image_shape(self) -> tuple[int, ...]:
+    def image_shape(self) -> Any:
         """The shape of what one sample decodes to: (c, h, w), (c, frames, h, w) for videos, (c, samples) for sounds.
 
-        Raises:
-            InputError: A sample decodes to several things.
+        Where a sample decodes to several things, it is a dict of their shapes by name.
         """
         found = self.decode(torch.zeros(1, *self._size))
         if isinstance(found, dict):
-            raise InputError(f"image_shape: a sample of {self.name} is several things: {', '.join(found)}")
+            return {name: tuple(part.shape[1:]) for name, part in found.items()}
         return tuple(found.shape[1:])
 
     @property
@@ -266,6 +261,11 @@ class ServedModel(Denoiser):
             InputError: They have another shape, are bytes, or the pipeline has no way in.
         """
         wanted = self.image_shape
+        if isinstance(wanted, dict):
+            raise InputError(
+                f"encode: a sample of {self.name} is {' and '.join(wanted)} in one, for which there is no way in; give "
+                "latents instead"
+            )
         if tuple(images.shape[1:]) != wanted:
             raise InputError(f"images: got shape {tuple(images.shape)}, {self.name} takes (B, {_shown(wanted)})")
         check_pixels(images)
@@ -277,6 +277,29 @@ class ServedModel(Denoiser):
         z = torch.cat([encoded(vae, image[None], affine.shape) for image in images]).float()
         states = affine.back(z, len(images)).reshape(len(images), *self._size)
         return states / self.server.path.scale
+
+    def mask_weights(self, white: Tensor) -> Tensor:
+        """Weights over states for a mask over pixels (see `editing.mask_for`).
+
+        Args:
+            white: The mask, shape (1 or F, H, W).
+
+        Returns:
+            The weights, shape (1, *shape).
+
+        Raises:
+            InputError: Which pixels lie behind the numbers of a state is not known.
+        """
+        if vae_name(self.pipe) is None and self._is_its_picture:
+            return pooled(white, self._size[1:])
+        z = self._affine.shape
+        frames = self.image_shape[1] if len(self.image_shape) == 4 else None
+        if len(z) == 4 and frames is not None:  # frame by frame
+            grid = pooled(white, z[-2:]).expand(1, z[0], *z[-2:])[0][:, None]
+        else:
+            grid = pooled(white, z[2:] if frames is not None else z[-2:], frames)
+            grid = grid.unsqueeze(2) if grid.ndim < len(z) else grid
+        return self._affine.placed(grid.expand(z)).reshape(1, *self._size)
 
     def decode(self, x: Tensor) -> Any:
         """Decode states by the pipeline's own way out.

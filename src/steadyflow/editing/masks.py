@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import cast
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from .._internal.kinds import decoded_shape, kind_of, words
+from .._internal.pooling import pooled
 from ..denoisers.base import Denoiser
 from ..errors import InputError
 
@@ -52,29 +51,10 @@ def mask_for(model: Denoiser, white: Tensor) -> Tensor:
         return cast(Tensor, own(white))
     shape = model.shape or ()
     if kind == "pictures" and len(shape) == 3:
-        return functional.adaptive_max_pool2d(white[None], list(shape[1:]))
+        return pooled(white, shape[1:])
     if kind == "videos" and len(shape) == 4:
-        return _over_time(functional.adaptive_max_pool2d(white[:, None], list(shape[2:]))[:, 0], frames, shape[1])[None]
+        return pooled(white, shape[1:], frames)
     raise _unknown(model)
-
-
-def _over_time(white: Tensor, frames: int, places: int) -> Tensor:
-    """The largest of the frames that may lie behind each place in time, shape (1, places, h, w)."""
-    if len(white) == 1:
-        return white.expand(places, *white.shape[1:])[None]
-    found: list[Tensor] = []
-    if frames % places == 0:
-        found.append(white.view(places, frames // places, *white.shape[1:]).amax(1))
-    if places > 1 and (frames - 1) % (places - 1) == 0:
-        each = (frames - 1) // (places - 1)
-        rest = white[1:].view(places - 1, each, *white.shape[1:]).amax(1)
-        found.append(torch.cat([white[:1], rest]))
-    if not found:
-        raise InputError(
-            f"mask: which of {frames} frames lie behind each of {places} places is not known; give one picture for all "
-            "frames, or a model with a method `mask_weights`"
-        )
-    return torch.stack(found).amax(0)[None]
 
 
 def _unknown(model: Denoiser) -> InputError:
