@@ -260,7 +260,7 @@ class ServedModel(Denoiser):
         vae = getattr(self.pipe, str(name))
         z = torch.cat([encoded(vae, image[None], affine.shape) for image in images]).float()
         states = affine.back(z, len(images)).reshape(len(images), *self._size)
-        return states / self.server.path.scale
+        return states
 
     def decode(self, x: Tensor) -> Any:
         """Decode states by the pipeline's own way out.
