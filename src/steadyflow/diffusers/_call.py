@@ -40,9 +40,9 @@ _OURS = {
 }
 """Arguments of calls that are refused, and what to do instead."""
 _COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
-_FROM_ZERO = ("ZImage", "Krea2", "Cosmos")
+_FROM_ZERO = ("ZImage", "Krea2", "Cosmos", "Kandinsky3")
 """Beginnings of the names of pipelines that guide by pred + w (pred - negative), where w = scale - 1."""
-_ABOVE_ONE = ("Cosmos",)
+_ABOVE_ONE = ("Cosmos", "Kandinsky3")
 """Those of them that guide only where w > 1."""
 
 

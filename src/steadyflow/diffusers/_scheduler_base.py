@@ -328,7 +328,7 @@ class SchedulerBase(Configured):
         if self._index >= len(self._calls):
             raise InputError("step: the run is over; call set_timesteps before another")
         self._check_time(timestep)
-        x = sample.to(torch.promote_types(sample.dtype, torch.float32))
+        x = sample.to(torch.promote_types(sample.dtype, torch.float32), copy=True)  # pipelines may write into theirs
         if self._stepper is None:
             self._start_stepper(x, self._calls[self._index][0], generator, half=x.dtype != sample.dtype)
         elif not self._is_what_was_sent(sample):

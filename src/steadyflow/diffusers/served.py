@@ -276,7 +276,7 @@ class ServedModel(Denoiser):
         vae = getattr(self.pipe, str(name))
         z = torch.cat([encoded(vae, image[None], affine.shape) for image in images]).float()
         states = affine.back(z, len(images)).reshape(len(images), *self._size)
-        return states / self.server.path.scale
+        return states
 
     def mask_weights(self, white: Tensor) -> Tensor:
         """Weights over states for a mask over pixels (see `editing.mask_for`).
