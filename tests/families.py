@@ -525,5 +525,17 @@ def applies(claim: str, name: str) -> bool:
     return True
 
 
-ADAPTED = ("sd", "sd_img2img", "lcm", "sdxl", "sdxl_img2img", "sd3", "sd3_img2img", "flux", "flux_schnell", "ddim", "ddpm")
+ADAPTED = (
+    "sd",
+    "sd_img2img",
+    "lcm",
+    "sdxl",
+    "sdxl_img2img",
+    "sd3",
+    "sd3_img2img",
+    "flux",
+    "flux_schnell",
+    "ddim",
+    "ddpm",
+)
 """Members whose families have an adapter of their own."""

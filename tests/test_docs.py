@@ -36,8 +36,9 @@ def given(page):
     if page.name == "extend.md":
         return {}
     import pipelines
+    import zoo
 
-    return {"sd3": pipelines.build("sd3")}
+    return {"sd3": pipelines.build("sd3"), "qwen": zoo.build("qwenimage")}
 
 
 @pytest.mark.parametrize(
