@@ -162,7 +162,7 @@ class NoisyFlow(Schedule):
         return 2.0 * (log(1.0 - t) - log(self.floor + (self.top - self.floor) * t))
 
     def t_from_log_snr(self, log_snr: Scalar) -> Scalar:
-        # with a floor, alpha / sigma is at most 1 / floor; without one it is infinite at t = 0, where 1 / (1 + inf) is 0
+        # with a floor, alpha / sigma is at most 1 / floor; without one it is infinite at t = 0
         q = exp(0.5 * log_snr)
         above = self.top - self.floor
         return (1.0 - self.floor * q) / (1.0 + above * q) if self.floor else 1.0 / (1.0 + above * q)
