@@ -56,7 +56,8 @@ class VelocityNet(Adapted):
     Args:
         velocity: The velocity; it is called as `call` says.
         schedule: The path.
-        call: How: by keywords, "x, t"; or as a network of the two in one tensor, "cat".
+        call: How: by keywords, "x, t"; likewise with one time for the batch, "x, one t"; or as a network of the two in
+            one tensor, "cat".
         extra: The keyword of a condition that is no mapping.
     """
 
@@ -67,6 +68,10 @@ class VelocityNet(Adapted):
     def forward(self, x: Tensor, time: Tensor, condition: Any = None) -> Tensor:
         """Return the prediction, of x's shape; `time` is ours, shape (B,)."""
         keywords, s = self.keywords(condition), 1.0 - time
+        if self.call == "x, one t":
+            if time.stride(0) and not bool((time == time[0]).all()):
+                raise InputError("velocity: a ScheduleTransformedModel takes one time for the batch, but there are several")
+            s = s[0]
         if self.call == "cat":
             u = self.inner(torch.cat([x, s[:, None]], 1), **keywords)
         else:
@@ -125,7 +130,8 @@ def from_flow_matching(
 
     Args:
         velocity: Called as velocity(x=x, t=s, **extras), x of shape (B, ...) and s of shape (B,); a `ModelWrapper`, a
-            module or a function. It returns dx/ds, of x's shape.
+            module or a function. It returns dx/ds, of x's shape. A `ScheduleTransformedModel` is given one s, of shape
+            (), as it takes no others.
         path: The path on which it was trained: an `AffineProbPath` or `CondOTProbPath`, its scheduler, or a schedule of
             steadyflow that is one of those above; CondOT by default. For a `ScheduleTransformedModel` it is the path of
             the new scheduler.
@@ -148,7 +154,8 @@ def from_flow_matching(
             f"velocity: its parameters are ({', '.join(names)}), expected x and t, by which flow_matching calls it; "
             "wrap it: lambda x, t, **extras: ..."
         )
-    return _model(velocity, schedule, "x, t", shape, extra, null, classes, dtype, "flow_matching")
+    call = "x, one t" if "ScheduleTransformedModel" in lineage(velocity) else "x, t"
+    return _model(velocity, schedule, call, shape, extra, null, classes, dtype, "flow_matching")
 
 
 def _schedule(path: Any) -> Schedule:
