@@ -9,9 +9,10 @@ from torch import nn
 import steadyflow as sf
 from steadyflow import schedules
 
-flow_path = pytest.importorskip("flow_matching.path")
-flow_schedulers = pytest.importorskip("flow_matching.path.scheduler")
-flow_solver = pytest.importorskip("flow_matching.solver")
+pytest.importorskip("flow_matching")
+from flow_matching import path as flow_path
+from flow_matching import solver as flow_solver
+from flow_matching.path import scheduler as flow_schedulers
 from flow_matching.utils import ModelWrapper
 
 MIXTURE = sf.GaussianMixture(
@@ -159,12 +160,14 @@ def test_what_is_refused_of_flow_matching():
         def snr_inverse(self, snr):
             return snr
 
-    with pytest.raises(sf.InputError, match="path: Mine is not the path of its class: at t = 0.1"):
+    with pytest.raises(sf.InputError, match=r"path: Mine is not the path of its class: at t = 0.1"):
         sf.from_flow_matching(Small(), Mine())
     with pytest.raises(sf.InputError, match="path: Another is none of flow_matching's schedulers CondOT"):
         sf.from_flow_matching(Small(), Another())
     with pytest.raises(sf.InputError, match="path: got MixtureDiscreteProbPath, expected an AffineProbPath"):
-        sf.from_flow_matching(Small(), flow_path.MixtureDiscreteProbPath(flow_schedulers.PolynomialConvexScheduler(1.0)))
+        sf.from_flow_matching(
+            Small(), flow_path.MixtureDiscreteProbPath(flow_schedulers.PolynomialConvexScheduler(1.0))
+        )
     with pytest.raises(sf.InputError, match="path: got VE"):
         sf.from_flow_matching(Small(), sf.VE())
     with pytest.raises(sf.InputError, match=r"path: got SubVP"):
@@ -219,7 +222,7 @@ def test_torchcfms_networks_are_called_as_they_are(cfm):
     u = net(torch.cat([x, torch.full((8, 1), 0.7)], 1))
     torch.testing.assert_close(sf.from_torchcfm(net, shape=(2,))(x, 0.3).flow, -u)
 
-    class torch_wrapper(nn.Module):  # as in torchcfm.utils, which imports plotting
+    class torch_wrapper(nn.Module):  # noqa: N801  # as in torchcfm.utils, which imports plotting
         def __init__(self, model):
             super().__init__()
             self.model = model
@@ -254,11 +257,11 @@ def test_what_is_refused_of_torchcfm(cfm):
         sf.from_torchcfm(Small(), "otcfm")
     with pytest.raises(sf.UnknownNameError, match="unknown matcher 'Small'"):
         sf.from_torchcfm(Small(), Small())
-    with pytest.raises(sf.InputError, match="sigma: got 0.1 with 'variance-preserving'"):
+    with pytest.raises(sf.InputError, match=r"sigma: got 0.1 with 'variance-preserving'"):
         sf.from_torchcfm(Small(), "variance-preserving", sigma=0.1)
-    with pytest.raises(sf.InputError, match="sigma: got 0.2, but the matcher has 0.1"):
+    with pytest.raises(sf.InputError, match=r"sigma: got 0.2, but the matcher has 0.1"):
         sf.from_torchcfm(Small(), cfm.ConditionalFlowMatcher(0.1), sigma=0.2)
-    with pytest.raises(sf.InputError, match="sigma: got -1.0"):
+    with pytest.raises(sf.InputError, match=r"sigma: got -1.0"):
         sf.from_torchcfm(Small(), sigma=-1.0)
     with pytest.raises(sf.InputError, match=r"velocity: its parameters are \(a, b\)"):
         sf.from_torchcfm(lambda a, b: a)

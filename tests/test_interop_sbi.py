@@ -20,7 +20,9 @@ PRIOR = torch.distributions.MultivariateNormal(MEAN, torch.diag(STD**2))
 SEEN = torch.tensor([[1.5, -3.0]])
 BUILDERS = {
     "vp": lambda: posterior_score_nn(sde_type="vp", hidden_features=16, num_layers=2),
-    "vp betas": lambda: posterior_score_nn(sde_type="vp", hidden_features=16, num_layers=2, beta_min=0.1, beta_max=20.0),
+    "vp betas": lambda: posterior_score_nn(
+        sde_type="vp", hidden_features=16, num_layers=2, beta_min=0.1, beta_max=20.0
+    ),
     "subvp": lambda: posterior_score_nn(sde_type="subvp", hidden_features=16, num_layers=2),
     "ve": lambda: posterior_score_nn(sde_type="ve", hidden_features=16, num_layers=2, sigma_max=20.0),
     "flow": lambda: posterior_flow_nn(hidden_features=16, num_layers=2),
@@ -86,7 +88,7 @@ def test_the_path_and_the_field_are_those_of_the_estimator(kind):
 def test_the_start_is_sbis_base_distribution(kind):
     est, n = estimator(kind), 40_000
     grid = sf.Grid((sf.from_sbi(est).schedule.t_max, 0.999 * sf.from_sbi(est).schedule.t_max))
-    step = dict(grid=grid, solver="ddim", end="path", record="all", seed=4)
+    step = {"grid": grid, "solver": "ddim", "end": "path", "record": "all", "seed": 4}
     began = sf.sample(sf.from_sbi(est, x=SEEN), n=n, **step).trajectory.x[0]
     top = 1.0 + est.noise_scale if kind.startswith("flow") else 1.0  # what its path has, where sbi starts from 1
     std = est.std_base[0] * top

@@ -30,7 +30,7 @@ class EDMNet(Adapted):
 
     Args:
         net: The preconditioned network.
-        label_dim: The number of classes; the index `label_dim` stands for none, a row of zeros.
+        label_dim: The number of classes; the index -1 stands for none, a row of zeros.
         fixed: Keyword arguments of every call.
     """
 
@@ -45,8 +45,8 @@ class EDMNet(Adapted):
         labels = None
         if self.label_dim:
             if label is None:
-                label = torch.full((len(x),), self.label_dim, device=x.device)
-            labels = functional.one_hot(label.long(), self.label_dim + 1)[:, :-1].to(x.dtype)
+                label = torch.full((len(x),), -1, device=x.device)
+            labels = functional.one_hot(label.long() + 1, self.label_dim + 1)[:, 1:].to(x.dtype)
         return self.inner(x, sigma, labels, **self.fixed)
 
 
@@ -123,8 +123,8 @@ def from_edm(
         net: Called as net(x, sigma, class_labels), x of shape (B, C, H, W), sigma (B,) and class_labels (B, label_dim)
             one-hot, zeros for no class, or None for a network without classes; it returns D(x; sigma). `label_dim`,
             `img_channels` and `img_resolution` are read from it where it has them.
-        labels: The class, or one per sample; `with_condition` sets another. Guidance starts from no class, as
-            networks that were trained with label dropout know it.
+        labels: The class, or one per sample; `with_condition` sets another. -1 is no class, from which guidance
+            starts; networks that were trained with label dropout know it.
         sigma_min: The smallest noise level of a default grid.
         sigma_max: The largest noise level of a default grid, and of the noise that samples start from.
         shape: The shape of one sample; by default (img_channels, img_resolution, img_resolution) where the network has
@@ -148,7 +148,10 @@ def from_edm(
         raise InputError(f"sigma_min, sigma_max: got {sigma_min} and {sigma_max}, of which {low}..{high} is left")
     rounding = getattr(net, "round_sigma", None)
     if rounding is not None:
-        low, high = (number(torch.as_tensor(rounding(torch.tensor(level))), "round_sigma") for level in (low, high))
+        low, high = (
+            number(torch.as_tensor(rounding(torch.tensor(level, dtype=torch.float64))), "round_sigma")
+            for level in (low, high)
+        )
     if shape is None:
         channels, side = getattr(net, "img_channels", None), getattr(net, "img_resolution", None)
         if channels is not None and side is not None:
@@ -159,7 +162,7 @@ def from_edm(
         VE(t_min=low, t_max=high),
         prediction="sample",
         shape=shape,
-        null=label_dim if label_dim else None,
+        null=-1 if label_dim else None,
         classes=label_dim or None,
         dtype=network_dtype(net) if dtype is None else dtype,
         name="EDM",

@@ -70,7 +70,9 @@ class VelocityNet(Adapted):
         keywords, s = self.keywords(condition), 1.0 - time
         if self.call == "x, one t":
             if time.stride(0) and not bool((time == time[0]).all()):
-                raise InputError("velocity: a ScheduleTransformedModel takes one time for the batch, but there are several")
+                raise InputError(
+                    "velocity: a ScheduleTransformedModel takes one time for the batch, but there are several"
+                )
             s = s[0]
         if self.call == "cat":
             u = self.inner(torch.cat([x, s[:, None]], 1), **keywords)

@@ -216,7 +216,7 @@ def from_onnx(
     if shape is None and all(isinstance(side, int) for side in sides):
         shape = tuple(sides)
     return Denoiser(
-        OnnxNet(session, roles, output, hashlib.sha256(path.read_bytes()).digest(), round_time),
+        OnnxNet(session, roles, output, _digest(path), round_time),
         schedule,
         prediction=prediction,
         shape=shape,
@@ -263,6 +263,17 @@ def describe_onnx(path: str | Path, model: Denoiser) -> None:
         file, {**{entry.key: entry.value for entry in file.metadata_props}, KEY: json.dumps(about)}
     )
     onnx.save(file, str(path))
+
+
+def _digest(path: Path) -> bytes:
+    """The digest of a file and of those beside it that it names, which hold its weights."""
+    text = path.read_bytes()
+    found = hashlib.sha256(text)
+    for beside in sorted(path.parent.iterdir()):
+        if beside != path and beside.is_file() and beside.name.encode() in text:
+            with beside.open("rb") as file:
+                found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.digest()
 
 
 def _metadata(session: Any, path: Path) -> dict[str, Any]:
