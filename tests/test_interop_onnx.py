@@ -36,8 +36,8 @@ def write(path, net, args, names, batch="B", beside=False):
     free = torch.export.Dim("B", min=1)
     shapes = {name: {0: free} for name in ("x", "t", "label")[: len(args)]} if batch == "B" else None
     torch.onnx.export(
-        net.eval(), args, path, input_names=names, output_names=["out"], dynamo=True, verbose=False, external_data=beside,
-        dynamic_shapes=shapes,
+        net.eval(), args, path, input_names=names, output_names=["out"], dynamo=True, verbose=False,
+        dynamic_shapes=shapes, external_data=beside,
     )  # fmt: skip
     return path
 
