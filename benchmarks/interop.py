@@ -5,8 +5,8 @@ same network and in the same process:
 
   sbi            NPSE and FMPE as they come, on two moons with 5,000 simulations; the exact posterior is known
   flow_matching  a velocity on the CondOT path, on a mixture of 25 modes, whose density is known
-  EDM            a preconditioned network of 2206.00364 on the same mixture, with the paper's sampler (algorithm 1 without
-                 churn, written here; with a checkout of github.com/NVlabs/edm, its own `edm_sampler` too)
+  EDM            a preconditioned network of 2206.00364 on the same mixture, with the paper's sampler (algorithm 1,
+                 written here; with a checkout of github.com/NVlabs/edm, its own `edm_sampler` too)
 
 "to truth" is the sliced Wasserstein distance to exact samples, beside that of a second exact set; "to fine" the root
 mean square distance to a fine solve of the same field from the same start, in units of the states. Seconds are of the

@@ -90,6 +90,8 @@ def test_conditions_by_their_names_or_alone(files):
     torch.testing.assert_close(guided, own.with_condition(2, guidance=3.0)(x, 0.3).x0, rtol=1e-4, atol=1e-4)
     with pytest.raises(sf.InputError, match="condition: got none, but the network has the inputs label"):
         model(x, 0.3)
+    with pytest.raises(sf.InputError, match=r"condition: the input 'label' takes whole numbers, got torch.float32"):
+        model.with_condition({"label": labels.float()})(x, 0.3)
     with pytest.raises(sf.InputError, match="condition: got word, but the network has the inputs label"):
         model.with_condition({"word": labels})(x, 0.3)
     with pytest.raises(sf.InputError, match="condition: got 1, but the model 'plain' takes none"):

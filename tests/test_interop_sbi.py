@@ -1,12 +1,14 @@
 """sbi's posteriors as models, against sbi: its field, its samplers, its densities, its conditions."""
 
 import math
+import pickle
 
 import pytest
 import torch
 
 import steadyflow as sf
 from steadyflow import schedules
+from steadyflow.loading import fingerprint
 
 pytest.importorskip("sbi")
 from sbi.inference import NPE, NPSE
@@ -190,6 +192,14 @@ def test_what_lies_outside_the_prior_is_told():
     assert model.within_prior(torch.tensor([[1.0, -1.0], [3.0, -1.0]])).tolist() == [True, False]
     with pytest.raises(sf.InputError, match="within_prior: an estimator has no prior"):
         sf.from_sbi(estimator("flow")).within_prior(SEEN)
+
+
+def test_a_model_goes_to_another_process():
+    for kind in ("ve", "flow"):
+        model = sf.from_sbi(estimator(kind), x=SEEN)
+        again = pickle.loads(pickle.dumps(model))
+        torch.testing.assert_close(again(SEEN, 0.5).score, model(SEEN, 0.5).score)
+        assert fingerprint(again) == fingerprint(model)
 
 
 def test_round_trips_and_adaptive_steps_work_on_a_posterior():

@@ -106,6 +106,10 @@ def test_options_of_the_network():
         sf.from_edm(lambda x, sigma, labels: x, force_fp32=True)
     with pytest.raises(sf.InputError, match="condition: got 1, but the model 'EDM' takes none"):
         sf.from_edm(net, labels=1)
+    with pytest.raises(sf.InputError, match="condition: got dict, expected a class"):
+        sf.from_edm(Preconditioned(label_dim=3)).with_condition({"label": torch.tensor(1)})(
+            torch.zeros(1, 1, 2, 2), 1.0
+        )
     with pytest.raises(sf.InputError, match=r"condition: got label 3, expected 0\.\.2"):
         sf.from_edm(Preconditioned(label_dim=3), labels=3)
     with pytest.raises(sf.InputError, match="no null condition"):

@@ -40,12 +40,14 @@ class EDMNet(Adapted):
         if not label_dim:
             self.classes = 0  # a condition is refused by the model
 
-    def forward(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, label: Any = None) -> Tensor:
         """Return D(x; sigma), of x's shape; sigma has shape (B,)."""
         labels = None
         if self.label_dim:
             if label is None:
                 label = torch.full((len(x),), -1, device=x.device)
+            if not isinstance(label, Tensor):
+                raise InputError(f"condition: got {type(label).__name__}, expected a class, or one per sample")
             labels = functional.one_hot(label.long() + 1, self.label_dim + 1)[:, 1:].to(x.dtype)
         return self.inner(x, sigma, labels, **self.fixed)
 

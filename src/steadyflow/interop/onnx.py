@@ -102,6 +102,9 @@ class OnnxNet(nn.Module):
                 f"condition: got {', '.join(sorted(condition)) or 'none'}, but the network has the inputs "
                 f"{', '.join(self.conditions) or 'of the state and the time alone'}"
             )
+        for name, value in condition.items():
+            if value.is_floating_point() and not _TYPES[self.inputs[name].type].is_floating_point:
+                raise InputError(f"condition: the input {name!r} takes whole numbers, got {value.dtype}")
         return dict(condition)
 
     def _batches(self, feeds: Mapping[str, Tensor], n: int) -> Iterator[dict[str, Tensor]]:

@@ -17,7 +17,6 @@ that the state is theta itself; with sbi's `compose_standardization` it is z = (
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Self, cast
 
@@ -39,12 +38,12 @@ class EstimatorNet(Adapted):
 
     Args:
         estimator: sbi's estimator, whose parameters are this module's.
-        sbi_time: The estimator's time from ours.
+        exploding: For the path "ve", sigma_min and ln(sigma_max / sigma_min), as our time is then sigma.
     """
 
-    def __init__(self, estimator: Any, sbi_time: Callable[[Tensor], Tensor] | None):
+    def __init__(self, estimator: Any, exploding: tuple[float, float] | None):
         super().__init__(estimator)
-        self.sbi_time = sbi_time
+        self.exploding = exploding
         self.velocity = "FlowMatchingEstimator" in lineage(estimator)
 
     def forward(self, theta: Tensor, time: Tensor, x: Tensor | None = None) -> Tensor:
@@ -54,7 +53,7 @@ class EstimatorNet(Adapted):
                 "condition: the estimator is conditional; give the observation, x=... or with_condition(x)"
             )
         estimator = cast("Any", self.inner)
-        time = time if self.sbi_time is None else self.sbi_time(time)
+        time = _sbi_time(time, self.exploding)
         x = x.to(theta.dtype)
         if len(x) > 1 and x.stride(0) == 0:  # one observation for all: it is embedded once
             x = x[:1]
@@ -193,12 +192,12 @@ def from_sbi(posterior: Any, *, x: Tensor | None = None) -> PosteriorModel:
             "or its estimator; other posteriors have no path from noise to data"
         )
     estimator.eval()
-    schedule, sbi_time = _path(estimator)
+    schedule, exploding = _path(estimator)
     flow = isinstance(schedule, NoisyFlow)
     kind: PredictionType = "flow" if flow else "score"
     moments = None if flow else _moments(estimator)
     model = PosteriorModel(
-        EstimatorNet(estimator, sbi_time),
+        EstimatorNet(estimator, exploding),
         schedule,
         prediction=kind,
         shape=tuple(estimator.input_shape),
@@ -211,13 +210,18 @@ def from_sbi(posterior: Any, *, x: Tensor | None = None) -> PosteriorModel:
     return model if x is None else model.with_condition(x)
 
 
-def _path(estimator: Any) -> tuple[Schedule, Callable[[Tensor], Tensor] | None]:
-    """The path of an estimator, and its own time from the path's where they differ."""
+def _sbi_time(time: Tensor, exploding: tuple[float, float] | None) -> Tensor:
+    """sbi's time at one of ours, which is sigma on an exploding path."""
+    return time if exploding is None else (time / exploding[0]).log() / exploding[1]
+
+
+def _path(estimator: Any) -> tuple[Schedule, tuple[float, float] | None]:
+    """The path of an estimator, and the numbers of an exploding one (see `EstimatorNet`)."""
     names = lineage(estimator)
     name = next((name for name in _KINDS if name in names), None)
     low, high = float(estimator.t_min), float(estimator.t_max)
     places = [low + (high - low) * share for share in (0.0, 0.2, 0.5, 0.8, 0.95)]
-    sbi_time: Callable[[Tensor], Tensor] | None = None
+    exploding: tuple[float, float] | None = None
     schedule: Schedule
     match name:
         case "VPScoreEstimator":
@@ -231,11 +235,7 @@ def _path(estimator: Any) -> tuple[Schedule, Callable[[Tensor], Tensor] | None]:
             least, log_ratio = estimator.sigma_min, math.log(estimator.sigma_max / estimator.sigma_min)
             sigmas = [least * math.exp(log_ratio * t) for t in (low, high, *places)]
             schedule, places = VE(sigmas[0], sigmas[1]), sigmas[2:]
-
-            def from_sigma(sigma: Tensor) -> Tensor:
-                return (sigma / least).log() / log_ratio
-
-            sbi_time = from_sigma
+            exploding = (least, log_ratio)
         case _:
             raise InputError(
                 f"posterior: {type(estimator).__name__} is none of {', '.join(_KINDS)}, whose paths are known"
@@ -243,12 +243,11 @@ def _path(estimator: Any) -> tuple[Schedule, Callable[[Tensor], Tensor] | None]:
 
     def theirs(t: float) -> tuple[Any, Any]:
         device = estimator.mean_base.device
-        time = torch.tensor([t], device=device)
-        time = time if sbi_time is None else sbi_time(time)
+        time = _sbi_time(torch.tensor([t], device=device), exploding)
         return estimator.mean_t_fn(time), estimator.std_fn(time)
 
     check_path(schedule, places, theirs, type(estimator).__name__)
-    return schedule, sbi_time
+    return schedule, exploding
 
 
 def _moments(estimator: Any) -> tuple[Tensor, Tensor]:
