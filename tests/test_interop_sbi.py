@@ -48,10 +48,18 @@ def estimator(kind):
     return BUILDERS[kind]()(theta, x)
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """sbi writes its logs into the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="module")
-def trained():
+def trained(tmp_path_factory):
     theta, x = simulations(1000)
-    inference = NPSE(PRIOR, sde_type="vp", show_progress_bars=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("sbi"))
+        inference = NPSE(PRIOR, sde_type="vp", show_progress_bars=False)
     inference.append_simulations(theta, x).train(max_num_epochs=25, learning_rate=3e-3)
     return inference.build_posterior().set_default_x(SEEN)
 
