@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 import tempfile
 import threading
 import warnings
@@ -24,7 +23,6 @@ from torch import Tensor
 import steadyflow as sf
 import zoo
 from steadyflow.diffusers import SteadyFlowScheduler, SteadyScheduler
-from steadyflow.diffusers._families import family_of
 from test_zoo import OTHER_PROMPT, SET_LATER, another
 
 STEPS = 4

@@ -65,6 +65,7 @@ def test_importing_loads_none_of_the_optional_packages_and_starts_no_thread():
     code = "import sys, threading, steadyflow; print([m for m in sys.modules]); assert threading.active_count() == 1"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     heavy = ("matplotlib", "diffusers", "sklearn", "skimage", "transformers", "jinja2", "typer", "PIL", "av", "scipy")
+    heavy += ("sbi", "onnxruntime")
     assert [name for name in heavy if f"'{name}'" in loaded] == []
 
 
@@ -75,10 +76,14 @@ def test_importing_loads_none_of_the_optional_packages_and_starts_no_thread():
     ("av", "from steadyflow._internal import videos; videos.pyav()"),
     ("scipy.io", "from steadyflow._internal import sounds; sounds.wavfile()"),
     ("jinja2", "from steadyflow._internal import html; html.write('x.html', '')"),
+    ("onnxruntime", "sf.from_onnx('x.onnx')"),
+    ("onnx", "sf.describe_onnx('x.onnx', sf.load('digits'))"),
+    ("sbi", "sf.from_sbi(None)"),
     ("matplotlib", "from steadyflow.diagnostics import stability_region; stability_region.figure(['ddim'])"),
 ])  # fmt: skip
 def test_a_missing_extra_says_what_to_install(package, code):
     extras = {"jinja2": "plots", "matplotlib": "plots", "av": "video", "scipy.io": "audio"}
+    extras |= {"onnxruntime": "onnx", "onnx": "onnx", "sbi": "sbi"}
     extra = extras.get(package, "data")
     hide = f"import sys; sys.modules[{package!r}] = None; import steadyflow as sf\n"
     program = f"{hide}try:\n    {code}\nexcept sf.MissingExtraError as error:\n    print(error)"
