@@ -28,7 +28,8 @@ class Case:
     """One form of one family.
 
     `given` are the inputs that choose it among the family's blocks; None takes the blocks as they are. The components
-    are those of a member of the zoo, or what `make` returns; then `from_block` is the first block that is run.
+    are those of a member of the zoo, or what `make` returns; of the latter only the blocks of denoising are run, but for
+    those in `drop`.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Case:
     call: Callable[[], dict[str, Any]] = dict
     make: Callable[[], dict[str, Any]] | None = None
     scheduler: Callable[[], Any] | None = None
-    from_block: str = ""
+    drop: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ("latents",)
     steps: int = 4
     quick: bool = False
@@ -65,9 +66,9 @@ def blocks_of(case: Case) -> Any:
     if case.given is not None:
         blocks = blocks.get_execution_blocks(**dict.fromkeys(case.given, True))
     blocks = copy.deepcopy(blocks)
-    if case.from_block:
+    if case.make is not None:
         for name in list(blocks.sub_blocks):
-            if not name.startswith("denoise") or name < case.from_block and name == "denoise.text_conditioning":
+            if not name.startswith("denoise") or name in case.drop:
                 blocks.sub_blocks.pop(name)
     return blocks
 
@@ -168,6 +169,15 @@ def _qwen21_call():
     }  # fmt: skip
 
 
+def _qwen21_image():
+    seen, mask = torch.arange(9)[None] >= 5, torch.ones(1, 9, dtype=torch.long)
+    return _qwen21_call() | {
+        "prompt_embeds": _noise(1, 9, 12), "prompt_embeds_mask": mask, "image_pad_mask": seen,
+        "negative_prompt_embeds": _noise(1, 9, 12, seed=4), "negative_prompt_embeds_mask": mask,
+        "negative_image_pad_mask": seen, "image_latents": [_noise(1, 4, 1, 4, 4)],
+    }  # fmt: skip
+
+
 def _anima():
     return {
         "transformer": diffusers.CosmosTransformer3DModel(
@@ -188,7 +198,7 @@ def _echo():
     return {
         "transformer": diffusers.LTX2VideoTransformer3DModel(
             in_channels=4, out_channels=4, patch_size=1, patch_size_t=1, num_attention_heads=2, attention_head_dim=8,
-            cross_attention_dim=16, audio_in_channels=4, audio_out_channels=4, audio_num_attention_heads=2,
+            cross_attention_dim=16, audio_in_channels=16, audio_out_channels=16, audio_num_attention_heads=2,
             audio_attention_head_dim=4, audio_cross_attention_dim=8, num_layers=1, qk_norm="rms_norm_across_heads",
             caption_channels=32, rope_double_precision=False, rope_type="split",
         ),
@@ -226,12 +236,12 @@ CASES: dict[str, Case] = {case.name: case for case in [
     Case("klein_base_image", "FLUX.2", "klein, base, edit", "flux2:Flux2KleinBaseAutoBlocks", ("prompt", "image"),
          "klein_image"),
     Case("flux3", "FLUX.3", "text", "flux3:Flux3AutoBlocks", ("prompt",), None,
-         lambda: _flux3_call(negative_prompt_embeds=_noise(1, 5, 12, seed=4)), _flux3, from_block="denoise.input"),
+         lambda: _flux3_call(negative_prompt_embeds=_noise(1, 5, 12, seed=4)), _flux3),
     Case("flux3_image", "FLUX.3", "edit", "flux3:Flux3AutoBlocks", ("prompt", "image"), None,
          lambda: _flux3_call(negative_prompt_embeds=_noise(1, 5, 12, seed=4),
-                             image_cond_latents=[_noise(1, 8, 4, 4)]), _flux3, from_block="denoise.input"),
+                             image_cond_latents=[_noise(1, 8, 4, 4)]), _flux3),
     Case("flux3_distilled", "FLUX.3", "distilled", "flux3:Flux3DistilledAutoBlocks", ("prompt",), None,
-         _flux3_call, lambda: _flux3(True), from_block="denoise.input", only_one_call=True),
+         _flux3_call, lambda: _flux3(True), only_one_call=True),
     Case("qwenimage", "Qwen-Image", "text", f"{_QWEN}:QwenImageAutoBlocks", ("prompt",), "qwenimage", quick=True),
     Case("qwenimage_i2i", "Qwen-Image", "picture", f"{_QWEN}:QwenImageAutoBlocks", ("prompt", "image"), "qwenimage",
          _picture(strength=0.6)),
@@ -244,10 +254,11 @@ CASES: dict[str, Case] = {case.name: case for case in [
     Case("qwenimage_edit_plus", "Qwen-Image", "edit, plus", f"{_QWEN}_edit_plus:QwenImageEditPlusAutoBlocks",
          ("prompt", "image"), "qwenimage_edit_plus"),
     Case("qwenimage21", "Qwen-Image 2.1", "text", "qwenimage21:QwenImage21AutoBlocks", ("prompt",), None,
-         _qwen21_call, _qwen21, from_block="denoise.input"),
+         _qwen21_call, _qwen21),
+    Case("qwenimage21_image", "Qwen-Image 2.1", "edit", "qwenimage21:QwenImage21AutoBlocks", ("prompt", "image"), None,
+         _qwen21_image, _qwen21),
     Case("qwenimage21_turbo", "Qwen-Image 2.1", "turbo", "qwenimage21:QwenImage21TurboAutoBlocks", ("prompt",), None,
-         lambda: {k: v for k, v in _qwen21_call().items() if "negative" not in k}, _qwen21,
-         from_block="denoise.input"),
+         lambda: {k: v for k, v in _qwen21_call().items() if "negative" not in k}, _qwen21),
     Case("wan", "Wan", "text", "wan:WanBlocks", ("prompt",), "wan", scheduler=_flow, quick=True),
     Case("wan22", "Wan", "2.2", "wan:Wan22Blocks", ("prompt",), "wan22", scheduler=_flow),
     Case("wan_i2v", "Wan", "picture", "wan:WanImage2VideoAutoBlocks", ("prompt", "image"), "wan_i2v", scheduler=_flow),
@@ -282,12 +293,13 @@ CASES: dict[str, Case] = {case.name: case for case in [
     Case("ideogram4", "Ideogram 4", "text", "ideogram4:Ideogram4AutoBlocks", ("prompt",), "ideogram4",
          lambda: {"guidance_schedule": [5.0, 5.0, 4.0, 3.0]}),
     Case("anima", "Anima", "text", "anima:AnimaAutoBlocks", ("prompt",), None, _anima_call, _anima,
-         from_block="denoise.input"),
+         drop=("denoise.text_conditioning",)),
     Case("anima_i2i", "Anima", "picture", "anima:AnimaAutoBlocks", ("prompt", "image"), None,
-         lambda: _anima_call(image_latents=_noise(1, 4, 1, 4, 4), strength=0.6), _anima, from_block="denoise.input"),
-    Case("echo", "Echo", "text", "echo:EchoBlocks", ("prompt",), None, _echo_call, _echo, from_block="denoise.input",
+         lambda: _anima_call(image_latents=_noise(1, 4, 1, 4, 4), strength=0.6), _anima,
+         drop=("denoise.text_conditioning",)),
+    Case("echo", "Echo", "text", "echo:EchoBlocks", ("prompt",), None, _echo_call, _echo,
          outputs=_SOUND),
     Case("echo_picture", "Echo", "picture", "echo:EchoBlocks", ("prompt", "image"), None,
-         lambda: _echo_call(first_frame_latents=_noise(1, 4, 1, 2, 2)), _echo, from_block="denoise.input",
+         lambda: _echo_call(first_frame_latents=_noise(1, 4, 1, 2, 2)), _echo,
          outputs=_SOUND),
 ]}  # fmt: skip
