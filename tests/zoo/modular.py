@@ -21,6 +21,7 @@ from diffusers.modular_pipelines.modular_pipeline import LoopSequentialPipelineB
 from . import build, call_of, parts
 
 ROOT = "diffusers.modular_pipelines"
+SIZED_BY_DECODER = ("Wan", "HunyuanVideo 1.5")  # whose latents have as many channels as their decoder takes
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Case:
     drop: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ("latents",)
     steps: int = 4
-    quick: bool = False
+    quick: bool = False  # in the default run
     only_one_call: bool = False  # of solvers: the network predicts whole steps
     leave_out: tuple[str, ...] = field(default=())  # of the member's call
 
@@ -66,10 +67,10 @@ def blocks_of(case: Case) -> Any:
     if case.given is not None:
         blocks = blocks.get_execution_blocks(**dict.fromkeys(case.given, True))
     blocks = copy.deepcopy(blocks)
-    if case.make is not None:
-        for name in list(blocks.sub_blocks):
-            if not name.startswith("denoise") or name in case.drop:
-                blocks.sub_blocks.pop(name)
+    for name in list(blocks.sub_blocks):
+        decodes = name.startswith("decode") and case.family not in SIZED_BY_DECODER
+        if decodes or name in case.drop or (case.make is not None and not name.startswith("denoise")):
+            blocks.sub_blocks.pop(name)
     return blocks
 
 
@@ -227,7 +228,7 @@ _SOUND = ("latents", "audio_latents")
 CASES: dict[str, Case] = {case.name: case for case in [
     Case("flux", "FLUX.1", "text", "flux:FluxAutoBlocks", ("prompt",), "flux", quick=True),
     Case("flux_i2i", "FLUX.1", "picture", "flux:FluxAutoBlocks", ("prompt", "image"), "flux",
-         _picture(strength=0.6), quick=True),
+         _picture(strength=0.6)),
     Case("kontext", "FLUX.1", "edit", "flux:FluxKontextAutoBlocks", ("prompt", "image"), "flux_kontext"),
     Case("flux2", "FLUX.2", "text", "flux2:Flux2AutoBlocks", ("prompt",), "flux2"),
     Case("flux2_image", "FLUX.2", "edit", "flux2:Flux2AutoBlocks", ("prompt", "image"), "flux2_image"),
@@ -280,7 +281,7 @@ CASES: dict[str, Case] = {case.name: case for case in [
     Case("sdxl", "SDXL", "text", _XL, ("prompt",), "sdxl", lambda: {"height": 32, "width": 32}, quick=True),
     Case("sdxl_i2i", "SDXL", "picture", _XL, ("prompt", "image"), "sdxl", _picture(strength=0.6)),
     Case("sdxl_inpaint", "SDXL", "inpainting", _XL, ("prompt", "image", "mask_image"), "sdxl",
-         _masked(height=32, width=32), quick=True),
+         _masked(height=32, width=32)),
     Case("sdxl_controlnet", "SDXL", "ControlNet", _XL, ("prompt", "control_image"), "sdxl_controlnet",
          lambda: {"control_image": parts.picture(), "height": 32, "width": 32}, leave_out=("image",)),
     Case("hunyuan15", "HunyuanVideo 1.5", "text", "hunyuan_video1_5:HunyuanVideo15AutoBlocks", ("prompt",),

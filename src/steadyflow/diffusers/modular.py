@@ -49,8 +49,8 @@ class SteadyDenoise(ModularPipelineBlocks):
     """The denoising loop by any registered solver, with one step per timestep of the pipeline.
 
     A loop that steps several states at once, such as LTX-2's video and sound, has them joined in one: corrections are
-    given it in shape (B, n). A loop that changes its state between steps starts a solver that keeps more than its
-    state afresh at every step where it does.
+    given it in shape (B, n). Where a loop changes its state between steps, multistep solvers keep their history, and
+    other solvers that keep more than their state start afresh.
 
     Args:
         block: The loop to replace, such as the denoising step of FLUX, Qwen-Image or Wan.
@@ -159,8 +159,11 @@ class SteadyDenoise(ModularPipelineBlocks):
                 name="modular pipeline",
             )
 
-            def settle(info: StepInfo) -> Tensor | None:
-                return loop.settle(info.x)
+            def settle(info: StepInfo) -> Any:
+                changed = loop.settle(info.x)
+                if changed is None:
+                    return None
+                return info.solver.with_sample(info.state, changed, schedule, info.t)
 
             x = integrate(
                 model,
@@ -170,9 +173,9 @@ class SteadyDenoise(ModularPipelineBlocks):
                 noise=White.of(start, int(torch.randint(2**62, ())) if self._seed is None else self._seed),
                 corrections=(*self._corrections, settle),
             ).x
-            for _ in range(plan.grid.steps, len(plan.timesteps)):  # a last step from t = 0 to itself
-                changed = loop.settle(x)
-                x = x if changed is None else changed
+            for _ in range(plan.grid.steps, len(plan.timesteps)):  # a last step from t = 0 to itself, which may clip
+                level = schedule.at(plan.grid.times[-1])
+                loop.settle(x if plan.clip is None else model(x, level.t).ddim(level.alpha, level.sigma))
         finally:
             loop.close()
 
@@ -239,6 +242,11 @@ def _places(scheduler: Any, path: Path, schedule: Schedule, timesteps: Tensor) -
     flow, config = path.kind == "flow", scheduler.config
     named = [float(t) / path.time_scale for t in timesteps]
     if path.planner is None:
+        if len(scheduler.timesteps) != scheduler.grid.steps:
+            raise InputError(
+                f"scheduler: this {type(scheduler).__name__} steps by {config['solver']!r}, which calls the network "
+                "several times a step; give it solver='ddim', as the block has a solver of its own"
+            )
         end = scheduler.grid.times[-1]
         return named, None if scheduler.grid.clean else scheduler.schedule.sigma(end) if flow else end
     source = path.planner.source
