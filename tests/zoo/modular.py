@@ -8,7 +8,7 @@ import copy
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -47,7 +47,8 @@ class Case:
     steps: int = 4
     quick: bool = False  # in the default run
     only_one_call: bool = False  # of solvers: the network predicts whole steps
-    leave_out: tuple[str, ...] = field(default=())  # of the member's call
+    leave_out: tuple[str, ...] = ()  # of the member's call
+    twice: tuple[tuple[str, str], ...] = ()  # components that are also in the place of others
 
 
 @contextmanager
@@ -98,6 +99,8 @@ def components_of(case: Case) -> dict[str, Any]:
     else:
         assert case.member is not None
         components = {k: v for k, v in build(case.member).components.items() if v is not None}
+    for name, other in case.twice:
+        components[other] = components[name]
     if case.scheduler is not None:
         components["scheduler"] = case.scheduler()
     return components
@@ -233,8 +236,8 @@ CASES: dict[str, Case] = {case.name: case for case in [
     Case("flux2", "FLUX.2", "text", "flux2:Flux2AutoBlocks", ("prompt",), "flux2"),
     Case("flux2_image", "FLUX.2", "edit", "flux2:Flux2AutoBlocks", ("prompt", "image"), "flux2_image"),
     Case("klein", "FLUX.2", "klein", "flux2:Flux2KleinAutoBlocks", ("prompt",), "klein"),
-    Case("klein_base", "FLUX.2", "klein, base", "flux2:Flux2KleinBaseAutoBlocks", ("prompt",), "klein"),
-    Case("klein_base_image", "FLUX.2", "klein, base, edit", "flux2:Flux2KleinBaseAutoBlocks", ("prompt", "image"),
+    Case("klein_base", "FLUX.2", "klein base", "flux2:Flux2KleinBaseAutoBlocks", ("prompt",), "klein"),
+    Case("klein_base_image", "FLUX.2", "klein base edit", "flux2:Flux2KleinBaseAutoBlocks", ("prompt", "image"),
          "klein_image"),
     Case("flux3", "FLUX.3", "text", "flux3:Flux3AutoBlocks", ("prompt",), None,
          lambda: _flux3_call(negative_prompt_embeds=_noise(1, 5, 12, seed=4)), _flux3),
@@ -252,8 +255,10 @@ CASES: dict[str, Case] = {case.name: case for case in [
          ("prompt", "control_image"), "qwenimage_controlnet"),
     Case("qwenimage_edit", "Qwen-Image", "edit", f"{_QWEN}_edit:QwenImageEditAutoBlocks", ("prompt", "image"),
          "qwenimage_edit"),
-    Case("qwenimage_edit_plus", "Qwen-Image", "edit, plus", f"{_QWEN}_edit_plus:QwenImageEditPlusAutoBlocks",
+    Case("qwenimage_edit_plus", "Qwen-Image", "edit plus", f"{_QWEN}_edit_plus:QwenImageEditPlusAutoBlocks",
          ("prompt", "image"), "qwenimage_edit_plus"),
+    Case("qwenimage_edit_inpaint", "Qwen-Image", "edit inpainting", f"{_QWEN}_edit:QwenImageEditAutoBlocks",
+         ("prompt", "image", "mask_image"), "qwenimage_edit", _masked(), leave_out=("height", "width")),
     Case("qwenimage21", "Qwen-Image 2.1", "text", "qwenimage21:QwenImage21AutoBlocks", ("prompt",), None,
          _qwen21_call, _qwen21),
     Case("qwenimage21_image", "Qwen-Image 2.1", "edit", "qwenimage21:QwenImage21AutoBlocks", ("prompt", "image"), None,
@@ -263,15 +268,18 @@ CASES: dict[str, Case] = {case.name: case for case in [
     Case("wan", "Wan", "text", "wan:WanBlocks", ("prompt",), "wan", scheduler=_flow, quick=True),
     Case("wan22", "Wan", "2.2", "wan:Wan22Blocks", ("prompt",), "wan22", scheduler=_flow),
     Case("wan_i2v", "Wan", "picture", "wan:WanImage2VideoAutoBlocks", ("prompt", "image"), "wan_i2v", scheduler=_flow),
-    Case("wan22_i2v", "Wan", "2.2, picture", "wan:Wan22Image2VideoBlocks", ("prompt", "image"), "wan22_i2v",
+    Case("wan22_i2v", "Wan", "2.2 picture", "wan:Wan22Image2VideoBlocks", ("prompt", "image"), "wan22_i2v",
          scheduler=_flow),
+    Case("wan_vace", "Wan", "2.2 VACE", "wan:Wan22VaceBlocks", None, "wan_vace", scheduler=_flow,
+         twice=(("transformer", "transformer_2"),)),
     Case("ltx", "LTX-Video", "text", "ltx:LTXAutoBlocks", ("prompt", "num_frames"), "ltx"),
     Case("ltx_i2v", "LTX-Video", "picture", "ltx:LTXAutoBlocks", ("prompt", "image", "num_frames"), "ltx_i2v"),
-    Case("ltx2", "LTX-2", "text", "ltx2:LTX2AutoBlocks", ("prompt", "num_frames"), "ltx2", outputs=_SOUND),
+    Case("ltx2", "LTX-2", "text", "ltx2:LTX2AutoBlocks", ("prompt", "num_frames"), "ltx2", outputs=_SOUND,
+         leave_out=("spatio_temporal_guidance_blocks",)),
     Case("ltx2_i2v", "LTX-2", "picture", "ltx2:LTX2AutoBlocks", ("prompt", "image", "num_frames"), "ltx2_i2v",
-         outputs=_SOUND),
+         outputs=_SOUND, leave_out=("spatio_temporal_guidance_blocks",)),
     Case("ltx2_condition", "LTX-2", "conditions", "ltx2:LTX2AutoBlocks", ("prompt", "conditions", "num_frames"),
-         "ltx2_condition", outputs=_SOUND),
+         "ltx2_condition", outputs=_SOUND, leave_out=("spatio_temporal_guidance_blocks",)),
     Case("zimage", "Z-Image", "text", "z_image:ZImageAutoBlocks", ("prompt",), "zimage", quick=True),
     Case("zimage_i2i", "Z-Image", "picture", "z_image:ZImageAutoBlocks", ("prompt", "image"), "zimage",
          _picture(16, strength=0.6)),
@@ -290,9 +298,10 @@ CASES: dict[str, Case] = {case.name: case for case in [
          ("prompt", "image"), "hunyuan_video_15_i2v"),
     Case("krea2", "Krea 2", "text", "krea2:Krea2AutoBlocks", ("prompt",), "krea2"),
     Case("krea2_turbo", "Krea 2", "turbo", "krea2:Krea2TurboAutoBlocks", ("prompt",), "krea2"),
-    Case("ernie", "ERNIE-Image", "text", "ernie_image:ErnieImageAutoBlocks", ("prompt",), "ernie"),
+    Case("ernie", "ERNIE-Image", "text", "ernie_image:ErnieImageAutoBlocks", ("prompt",), "ernie",
+         leave_out=("use_pe",)),
     Case("ideogram4", "Ideogram 4", "text", "ideogram4:Ideogram4AutoBlocks", ("prompt",), "ideogram4",
-         lambda: {"guidance_schedule": [5.0, 5.0, 4.0, 3.0]}),
+         lambda: {"guidance_schedule": [5.0, 5.0, 4.0, 3.0]}, leave_out=("guidance_scale",)),
     Case("anima", "Anima", "text", "anima:AnimaAutoBlocks", ("prompt",), None, _anima_call, _anima,
          drop=("denoise.text_conditioning",)),
     Case("anima_i2i", "Anima", "picture", "anima:AnimaAutoBlocks", ("prompt", "image"), None,

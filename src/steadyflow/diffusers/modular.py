@@ -244,8 +244,8 @@ def _places(scheduler: Any, path: Path, schedule: Schedule, timesteps: Tensor) -
     if path.planner is None:
         if len(scheduler.timesteps) != scheduler.grid.steps:
             raise InputError(
-                f"scheduler: this {type(scheduler).__name__} steps by {config['solver']!r}, which calls the network "
-                "several times a step; give it solver='ddim', as the block has a solver of its own"
+                f"scheduler: the solver of this {type(scheduler).__name__} calls the network several times a step; give "
+                "it solver='ddim', as the block has a solver of its own"
             )
         end = scheduler.grid.times[-1]
         return named, None if scheduler.grid.clean else scheduler.schedule.sigma(end) if flow else end
