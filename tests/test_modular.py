@@ -79,7 +79,9 @@ def with_seed(name, solver, seed, **call):
     return modular.run(CASES[name], components(name), exchange, **call)
 
 
-@pytest.mark.parametrize("name", ["flux", *(pytest.param(name, marks=pytest.mark.families) for name in ("ltx2", "sdxl_inpaint"))])
+@pytest.mark.parametrize(
+    "name", ["flux", *(pytest.param(name, marks=pytest.mark.families) for name in ("ltx2", "sdxl_inpaint"))]
+)
 @pytest.mark.parametrize("solver", ["dpmpp-sde", "ddpm"])
 def test_the_noise_of_stochastic_solvers_is_that_of_their_seed(name, solver):
     first = with_seed(name, solver, 5)
@@ -185,6 +187,39 @@ def test_a_network_with_a_cache_takes_solvers_of_one_call_a_step():
         modular.run(CASES["ltx"], parts, lambda block: SteadyDenoise(block, "heun"))
 
 
+@pytest.mark.parametrize("name", ["qwenimage", *(pytest.param(k, marks=pytest.mark.families) for k in ("ltx2", "wan"))])
+def test_several_samples_and_half_precision(name):
+    several = {"num_videos_per_prompt" if name in ("ltx2", "wan") else "num_images_per_prompt": 2}
+    own = run(name, call=several)
+    assert len(own[0]) == 2
+    assert change(run(name, "ddim", call=several), own) < 1e-5
+    half = modular.components_of(CASES[name])
+    for part in half.values():
+        if isinstance(part, torch.nn.Module):
+            part.to(torch.bfloat16)
+    own = modular.run(CASES[name], half)
+    ours = modular.run(CASES[name], half, lambda block: SteadyDenoise(block, "ddim"))
+    assert [x.dtype for x in ours] == [x.dtype for x in own]
+    assert change(ours, own) < 0.05
+
+
+def test_loops_with_blocks_that_move_the_state_before_the_step_are_refused():
+    class Moving:
+        expected_components = expected_configs = inputs = intermediate_outputs = ()
+
+        def __call__(self, components, values, i, t):
+            values.latents = 0.9 * values.latents
+            return components, values
+
+    def exchange(block):
+        block.sub_blocks["moving"] = Moving()
+        block.sub_blocks.move_to_end("moving", last=False)
+        return SteadyDenoise(block, "ddim")
+
+    with pytest.raises(sf.InputError, match="FluxDenoiseStep changes its state before 'after_denoiser'"):
+        modular.run(CASES["flux"], components("flux"), exchange)
+
+
 @pytest.mark.families
 def test_a_network_of_mean_flows_takes_ddim():
     case = CASES["hunyuan15_i2v"]
@@ -281,3 +316,14 @@ def test_loops_of_another_kind_are_refused_by_name(family):
             SteadyDenoise(form())
     with pytest.raises(sf.InputError, match="denoising loop"):
         SteadyDenoise(SimpleNamespace())
+
+
+def test_the_page_says_what_is_tested():
+    section = PAGE.read_text().split("### Modular Diffusers")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
+    told = {family: works.split(", ") for family, works, _ in rows[2:] if works}
+    forms: dict[str, list[str]] = {}
+    for case in CASES.values():
+        forms.setdefault(case.family, []).append(case.form)
+    assert told == forms
+    assert len(forms) == 17

@@ -29,8 +29,8 @@ class Case:
     """One form of one family.
 
     `given` are the inputs that choose it among the family's blocks; None takes the blocks as they are. The components
-    are those of a member of the zoo, or what `make` returns; of the latter only the blocks of denoising are run, but for
-    those in `drop`.
+    are those of a member of the zoo, or what `make` returns; of the latter only the blocks of denoising are run,
+    without those in `drop`.
     """
 
     name: str

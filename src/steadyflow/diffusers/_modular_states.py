@@ -116,6 +116,7 @@ class _Watched:
         self.values, self.read = values, False
 
     def __len__(self) -> int:
+        self.read = True
         return len(self.values)
 
     def __getitem__(self, index: Any) -> Any:
@@ -168,7 +169,7 @@ class Loop:
 
     def __init__(self, block: Any, components: Any, values: Any, timesteps: Sequence[Any], solver: str):
         echo = is_echo(block)
-        own = None if echo else components.scheduler
+        own: Any = None if echo else components.scheduler
         names, parts = list(block.sub_blocks), list(block.sub_blocks.values())
         at = names.index(STEP)
         self.name = type(block).__name__
@@ -236,7 +237,10 @@ class Loop:
         self.level = level
         self._write(x, timestep)
         self._ask(timestep)
-        return self._output(self._read(timestep))
+        handed = self._read(timestep)
+        if not self._are(self._pieces(x), [one.sample for one in handed]):
+            raise InputError(f"block: {self.name} changes its state before {STEP!r}, which is no field along a path")
+        return self._output(handed)
 
     def settle(self, x: Tensor) -> Tensor | None:
         """End a step as the loop does; None where it leaves the state as it is.
@@ -253,8 +257,7 @@ class Loop:
         else:
             now = [one.sample for one in self._read(timestep)]
         self.index, self._calls = min(self.index + 1, len(self._timesteps) - 1), 0
-        kept = all(torch.equal(a.to(b.dtype), b) for a, b in zip(self._pieces(x), now, strict=True))
-        return None if kept else self._joined(now)
+        return None if self._are(self._pieces(x), now) else self._joined(now)
 
     def close(self) -> None:
         """Give the loop back its own schedulers."""
@@ -290,16 +293,25 @@ class Loop:
         if not all(self._homes):  # beside what is held, as at the end of a step
             self._run([self._step], timestep, pieces)
             back = [one.sample for one in self._read(timestep)]
-            if not all(torch.equal(a.to(b.dtype), b) for a, b in zip(pieces, back, strict=True)):
+            if not self._are(pieces, back):
                 raise InputError(f"block: {self.name} changes its state in {STEP!r} beyond its scheduler's step")
             return
         for home, piece in zip(self._homes, pieces, strict=True):
             setattr(self._values, str(home), piece.to(getattr(self._values, str(home)).dtype))
 
+    @staticmethod
+    def _are(pieces: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+        """Whether the pieces of a state are these, in their precision."""
+        return all(torch.equal(a.to(b.dtype), b) for a, b in zip(pieces, others, strict=True))
+
     def _home(self, k: int, sample: Tensor, timestep: Any) -> str | None:
         """The name of the value that the scheduler is handed as its k-th state; None if it is part of one."""
         for name, value in [*vars(self._values).items()]:
-            if isinstance(value, Tensor) and value.shape == sample.shape and torch.equal(value.to(sample.dtype), sample):
+            if (
+                isinstance(value, Tensor)
+                and value.shape == sample.shape
+                and torch.equal(value.to(sample.dtype), sample)
+            ):
                 moved = value + 1
                 setattr(self._values, name, moved)
                 after = self._read(timestep)[k].sample

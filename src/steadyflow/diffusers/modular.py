@@ -132,7 +132,9 @@ class SteadyDenoise(ModularPipelineBlocks):
         return loop(components, state)
 
     def _denoise(self, components: Any, values: Any) -> None:
-        plan = _plan_of_echo(values.sigmas) if is_echo(self._block) else _plan_of(components.scheduler, values.timesteps)
+        plan = (
+            _plan_of_echo(values.sigmas) if is_echo(self._block) else _plan_of(components.scheduler, values.timesteps)
+        )
         schedule, scale = plan.schedule, plan.scale
         loop = Loop(self._block, components, values, plan.timesteps, self._solver.name)
         try:
@@ -147,7 +149,7 @@ class SteadyDenoise(ModularPipelineBlocks):
                     output = known.pop()  # the network was asked here to see what the loop hands over
                     if k == 0 and torch.equal(x, start):
                         return output
-                told = (now if plan.echo else time[:1]) if k is None else plan.timesteps[k]
+                told = (now if plan.echo else time[0]) if k is None else plan.timesteps[k]
                 return loop(x, told, float(schedule.sigma(plan.grid.times[k] if k is not None else now / scale)))
 
             model = Denoiser(
@@ -244,8 +246,8 @@ def _places(scheduler: Any, path: Path, schedule: Schedule, timesteps: Tensor) -
     if path.planner is None:
         if len(scheduler.timesteps) != scheduler.grid.steps:
             raise InputError(
-                f"scheduler: the solver of this {type(scheduler).__name__} calls the network several times a step; give "
-                "it solver='ddim', as the block has a solver of its own"
+                f"scheduler: the solver of this {type(scheduler).__name__} calls the network several times a step; "
+                "give it solver='ddim', as the block has a solver of its own"
             )
         end = scheduler.grid.times[-1]
         return named, None if scheduler.grid.clean else scheduler.schedule.sigma(end) if flow else end
@@ -259,8 +261,8 @@ def _places(scheduler: Any, path: Path, schedule: Schedule, timesteps: Tensor) -
     )
     if not tail:
         raise InputError(
-            f"timesteps: are not the last ones of {type(scheduler).__name__}, which has {len(scheduler.timesteps)}; set "
-            "them by the pipeline's own block"
+            f"timesteps: are not the last ones of {type(scheduler).__name__}, which has {len(scheduler.timesteps)}; "
+            "set them by the pipeline's own block"
         )
     times, last = levels[-count - 1 : -1], levels[-1]
     if flow:
