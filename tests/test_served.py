@@ -1,5 +1,6 @@
 """Served pipelines: a pipeline's own call, kept suspended, as a model."""
 
+import copy
 import gc
 import os
 import signal
@@ -222,9 +223,10 @@ def test_the_whole_run_is_that_of_the_scheduler_in_the_pipeline(name):
         start, words = model.noise.clone(), model.server.signature.guided(1.0, False)
         for solver in ("ees25", "rk4"):
             mine = sf.integrate(model, start.float(), grid, sf.solvers.get(solver)).x
-            pipe.scheduler = sf.SteadyFlowScheduler.from_config(own.config, solver=solver)
+            plain = copy.copy(pipe)
+            plain.scheduler = sf.SteadyFlowScheduler.from_config(own.config, solver=solver)
             generator = torch.Generator().manual_seed(3)
-            theirs = pipe(**{**call, **words}, num_inference_steps=4, generator=generator, output_type="latent")[0]
+            theirs = plain(**{**call, **words}, num_inference_steps=4, generator=generator, output_type="latent")[0]
             theirs = theirs if isinstance(theirs, torch.Tensor) else theirs[0]
             torch.testing.assert_close(mine, theirs.view_as(mine).float(), rtol=1e-5, atol=1e-5)
 
@@ -282,7 +284,11 @@ def refused(name, match, **more):
 
 
 def test_what_is_no_field_is_refused_with_its_cause():
-    refused("sd_controlnet", "number of the step", control_guidance_end=0.5)
+    refused("sd_controlnet", "control_guidance_end: got 0.5, a window of steps", control_guidance_end=0.5)
+    refused("sd_controlnet", "control_guidance_start: got 0.9", control_guidance_start=0.9)
+    refused("sd3", "skip_guidance_layers: acts in a window", skip_guidance_layers=[0])
+    refused("sd_pag", "exchanges the attention of its unet")
+    refused("skyreels_df", "steps 3 schedulers|no sample of one path|time of its own|made no step")
     refused("flux_inpaint", "changes the latents between its steps")
     refused("hunyuanimage", "guider with a memory")
     refused("ltx_condition", "time of its own")

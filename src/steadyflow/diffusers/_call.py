@@ -184,6 +184,19 @@ class Request:
         return self.prompt, self.negative, self.guidance, tuple((k, _key(v)) for k, v in sorted(self.inputs.items()))
 
     @property
+    def kind(self) -> tuple[Any, ...]:
+        """Equal for requests that differ in their prompts and in how strong the guidance is alone."""
+        words = {"prompt", "negative_prompt"}
+        inputs = tuple((k, _key(v)) for k, v in sorted(self.inputs.items()) if k not in words)
+        return self.guidance != 1.0, self.negative is not None, self.prompt is not None, inputs
+
+    @property
+    def alone(self) -> Request:
+        """The request for the first of its prompts."""
+        first = [p[0] if isinstance(p, tuple) else p for p in (self.prompt, self.negative)]
+        return Request(first[0], first[1], self.guidance, self.inputs)
+
+    @property
     def prompts(self) -> int:
         """How many samples the prompts are for; 1 for prompts that are shared."""
         return max(len(p) if isinstance(p, tuple) else 1 for p in (self.prompt, self.negative))
@@ -194,7 +207,7 @@ def _key(value: Any) -> Any:
     if isinstance(value, str | int | float | bool | None):
         return value
     if isinstance(value, Tensor):
-        return id(value), value._version
+        return id(value), 0 if value.is_inference() else value._version
     if isinstance(value, Sequence):
         return tuple(_key(v) for v in value)
     return id(value)

@@ -155,13 +155,13 @@ class DeskMixin:
         """The sample itself: the network's input is the state."""
         return sample
 
-    def scale_noise(self, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The sample itself: what the pipeline begins with is replaced."""
-        return sample
+    def scale_noise(self, sample: Tensor, timestep: Any = None, noise: Tensor | None = None) -> Tensor:
+        """The noise, with which a run of full strength begins."""
+        return sample if noise is None else noise
 
-    def add_noise(self, original_samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The samples themselves: what the pipeline begins with is replaced."""
-        return original_samples
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Any = None) -> Tensor:
+        """The noise, with which a run of full strength begins."""
+        return noise
 
     def step(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> Handed:
         """Hand over an output, and return the next state."""

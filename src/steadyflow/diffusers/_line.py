@@ -112,6 +112,11 @@ class Line:
         return not (self._left or self._ended) and self._process == os.getpid()
 
     @property
+    def is_mine(self) -> bool:
+        """Whether the thread that asks is the pipeline's own."""
+        return threading.current_thread() is self._thread
+
+    @property
     def left(self) -> int:
         """How many more times it can be asked."""
         return self.steps - self.count
@@ -245,6 +250,7 @@ class Line:
         last = part == self._parts - 1
         if self._filling and self._query is not None:
             self._filling = not last
+            self._check_part(part, self._query)
             return self._query.parts[part].to(sample.dtype, copy=True)
         self.outputs[part], self.samples[part], self.told[part] = output, sample, timestep
         if not last and self._twice:
@@ -266,7 +272,15 @@ class Line:
         if self._twice:
             self._filling = True
             return sample
+        self._check_part(part, query)
         for k, buffer in self._buffers.items():
             buffer.copy_(query.parts[k])
         self._buffers = {}
         return query.parts[part].to(sample.dtype, copy=True)
+
+    def _check_part(self, part: int, query: _Query) -> None:
+        if part >= len(query.parts):
+            raise InputError(
+                f"pipeline: {self.name} steps {part + 1} schedulers, at its first iteration it stepped "
+                f"{len(query.parts)}; its state is no sample of one path"
+            )

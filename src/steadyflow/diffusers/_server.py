@@ -1,10 +1,7 @@
 """A pipeline that answers queries: it opens the pipeline's call, checks that it is a field, and asks it.
 
-What a pipeline hands its scheduler is a field f(x, t) only if it depends on nothing else. That is checked once, at the
-opening, by a short call of `_CHECKED` steps that is asked for the same (x, t) at every one of them, and by the first
-answer of the long call: they must agree, the latents at which the networks were called must be those that were handed
-over, and the time too. Windows by the number of the step, memories of guiders, caches, noise that is drawn inside,
-blended masks and loops over pieces are all found in this way, and refused.
+Every request (prompts, guidance, further inputs) and number of samples has a suspended call of its own. Where something
+that they depend on has changed since, all are left and opened again.
 """
 
 from __future__ import annotations
@@ -13,7 +10,7 @@ import copy
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,14 +20,13 @@ from torch import Tensor
 from ..errors import InputError
 from ._call import Request, Signature
 from ._draws import without_variance
+from ._field_check import CHECKED, agree, check_field, check_inputs, check_processors, processors_of, settings_of
 from ._line import Line
 from ._served_paths import ServedPath
 from ._way_out import Echoes
 
 _STEPS = 2_000
 """How many queries a call answers before another is opened."""
-_CHECKED = 4
-"""The number of steps of the call that is checked."""
 _FORCED = {"strength": 1.0, "intermediate_timesteps": None}
 """Arguments of calls that would choose the steps."""
 _OPEN = 4
@@ -55,6 +51,12 @@ class Server:
         """The latents with which the pipeline's own call begins, one tensor for each state."""
         self.echoes: Echoes | None = None
         self._lines: OrderedDict[Any, Line] = OrderedDict()
+        self._names = [*pipe.components, "guider", "ocr_guider"]
+        self._scheduler, self._parts = pipe.scheduler, 1
+        self._kinds: set[Any] = set()
+        self._together_kinds: set[Any] = set()
+        self._stamp: tuple[Any, ...] = ()
+        self._known_weights: int | None = None
         self._alone, self._twice = False, False
         self._lock = threading.RLock()
         self._finalizer = weakref.finalize(self, _close, self._lines)
@@ -65,80 +67,115 @@ class Server:
         """Open the pipeline's call, and check that its answers are a field.
 
         Args:
-            request: What to open it with.
+            request: What to open it with, for one sample.
 
         Raises:
             InputError: They are not, or the call does not accept its arguments.
         """
-        _check_caches(self.pipe)
-        try:
-            checked = self._checked(request)
-        except InputError:
-            if len(self.sizes) < 2:
-                raise
-            self._twice = True  # it may do more with the first of its states before it steps the last
-            checked = self._checked(request)
-        line = self._lines[self._key(request, 1)] = self._line(request, 1)
-        again = line.answer()
-        for got, expected in zip(again, checked.answer(), strict=True):
-            if not _close_to(got, expected):
-                raise InputError(
-                    f"pipeline: {self.signature.name} gives another output at the same latents and time if it is told "
-                    f"{_STEPS} steps instead of {_CHECKED}: its call depends on the number of steps (a schedule of the "
-                    "guidance, a generator that is not reset), which a field cannot"
-                )
+        self._stamp = self._now()
+        self._line_for(request, 1)
 
-    def _checked(self, request: Request) -> Line:
-        """Open the short call, check it and leave it."""
-        line = self._line(request, 1, steps=_CHECKED * (2 if self._twice else 1))
+    def _check(self, request: Request) -> list[Tensor]:
+        """Check a kind of request by a short call.
+
+        Returns:
+            Its first outputs.
+        """
+        call = self._arguments(request, 1, CHECKED)
+        defaults = {k: p.default for k, p in self.signature.parameters.items() if p.default is not p.empty}
+        check_inputs(self.pipe, call, defaults)
+        processors = processors_of(self.pipe)
+        line = self._line(request, 1, steps=CHECKED * (2 if self._twice else 1))
         try:
-            self._check(line)
+            check_processors(self.pipe, processors)
+            parts = [line.samples[k] for k in sorted(line.samples)]
+            sizes = [tuple(part.shape[1:]) for part in parts]
+            self._parts = len(sizes)
+            if len(parts[0]) != 1:
+                raise InputError(
+                    f"pipeline: its call makes {len(parts[0])} samples of one prompt; give embeddings of one sample, "
+                    "or prompts"
+                )
+            if self.sizes and sizes != self.sizes:
+                raise InputError(
+                    f"pipeline: with {', '.join(request.inputs) or 'this condition'} its samples are of shape "
+                    f"{', '.join(map(str, sizes))}, those of the model are of {', '.join(map(str, self.sizes))}; make "
+                    "another model for another size"
+                )
+            finishes = "output_type" in self.signature.parameters
+            level = self.path.level(self.path.middle)
+            begun, outputs = check_field(line, self.signature.name, level, finishes=finishes)
         finally:
             line.close()
-        return line
+        if not self.sizes:
+            self.sizes, self.first, self.echoes = sizes, begun, line.echoes
+        return outputs
 
-    def _check(self, line: Line) -> None:
-        name = self.signature.name
-        begun = [line.samples[k].clone() for k in sorted(line.samples)]
-        outputs = [output.clone() for output in line.answer()]
-        self.sizes, self.first, self.echoes = [tuple(p.shape[1:]) for p in begun], begun, line.echoes
-        if any(o.shape[0] != p.shape[0] for o, p in zip(outputs, begun, strict=True)):
-            raise InputError(f"pipeline: {name} hands its scheduler outputs of another batch than its latents")
-        generator = torch.Generator().manual_seed(1)
-        moved = [p + torch.randn(p.shape, generator=generator).to(p) for p in begun]
-        before: list[Tensor] = []
-        for k, given in enumerate((moved, moved, begun)):
-            line.ask(given, line.first, self.path.level(self.path.middle))
-            self._check_handed(line, given)
-            expected = (None, before, outputs)[k]
-            if expected is None:
-                before += [output.clone() for output in line.answer()]
-            elif not all(map(_close_to, line.answer(), expected)):
-                raise InputError(
-                    f"pipeline: {name} gives two answers at the same latents and time: its output depends on the "
-                    "number of the step or on earlier steps (a window of steps such as control_guidance_end, a guider "
-                    "with a memory, for which pipe.guider may be set to one without, a cache, noise that is drawn "
-                    "inside, dropout), so that it is no field"
-                )
-        if "output_type" in self.signature.parameters:  # a second loop would begin now
-            line.finish(begun)
+    def _check_kind(self, request: Request) -> None:
+        """Check a request of a kind that has not been seen, and that a long call answers as the short one does."""
+        kind = request.kind
+        if kind in self._kinds:
+            return
+        alone = request.alone
+        try:
+            expected = self._check(alone)
+        except InputError:
+            if self._parts < 2 or self._twice:
+                raise
+            self._twice = True  # it may do more with the first of its states before it steps the last
+            expected = self._check(alone)
+        line = self._line(alone, 1)
+        if not all(map(agree, line.answer(), expected)):
+            line.close()
+            raise InputError(
+                f"pipeline: {self.signature.name} gives another output at the same latents and time if it is told "
+                f"{_STEPS} steps instead of {CHECKED}: its call depends on the number of steps (a schedule of the "
+                "guidance), which a field cannot"
+            )
+        self._kinds.add(kind)
+        self._keep(self._key(alone, 1), line)
 
-    def _check_handed(self, line: Line, given: Sequence[Tensor]) -> None:
-        """Check that the networks were called at the latents and the time that were handed over."""
-        name = self.signature.name
-        for k, sample in enumerate(given):
-            if not _close_to(line.samples[k], sample):
-                raise InputError(
-                    f"pipeline: {name} changes the latents between its steps (a mask that is blended in, noise that is "
-                    "added), so that they are not the state of one path; for masks there is sf.edit(mask=...) on the "
-                    "pipeline without one"
-                )
-            told = line.told[k]
-            if isinstance(told, Tensor | int | float) and abs(float(told) - line.first) > 1e-3 * abs(line.first):
-                raise InputError(
-                    f"pipeline: {name} hands its scheduler the time {float(told):g} where it was asked for "
-                    f"{line.first:g}: its loop goes by the number of the step"
-                )
+    def _now(self) -> tuple[Any, ...]:
+        """What answers depend on and users may change: the parts of the pipeline, as far as a glance shows."""
+        pipe = self.pipe
+        found: list[Any] = []
+        for name in self._names:
+            part = getattr(pipe, name, None)
+            found.append(id(part))
+            if isinstance(part, torch.nn.Module):
+                weight = next(part.parameters(), None)
+                found += [getattr(part, "is_cache_enabled", None), part.training]
+                if weight is not None:
+                    found += [weight._version if not weight.is_inference() else 0, weight.dtype, weight.device]
+        return tuple(found)
+
+    def _weights(self) -> int:
+        """A number that changes where weights are written to, added or taken away."""
+        modules = [part for part in self.pipe.components.values() if isinstance(part, torch.nn.Module)]
+        weights = [weight for module in modules for weight in module.parameters() if not weight.is_inference()]
+        guiders = [repr(settings_of(getattr(self.pipe, name, None))) for name in ("guider", "ocr_guider")]
+        return hash((len(weights), sum(weight._version for weight in weights), *guiders))
+
+    def _refresh(self, opening: bool) -> None:
+        """Leave all calls if something that they depend on has changed.
+
+        Args:
+            opening: Whether another is about to be opened, so that a closer look is worth while.
+
+        Raises:
+            InputError: The scheduler has been replaced.
+        """
+        now = self._now()
+        if self._scheduler is not self.pipe.scheduler:
+            raise InputError(
+                "scheduler: that of the pipeline was replaced after the model was made, whose path follows the former; "
+                "make the model again"
+            )
+        weights = self._weights() if opening else self._known_weights
+        if now != self._stamp or (weights != self._known_weights and self._known_weights is not None):
+            _close(self._lines)
+            self._kinds.clear()
+        self._stamp, self._known_weights = now, weights
 
     def _line(self, request: Request, rows: int, *, steps: int = _STEPS, **more: Any) -> Line:
         """Open a call.
@@ -158,15 +195,15 @@ class Server:
         pipe.__dict__.update(more.pop("instead", {}))
         call = self._arguments(request, rows, steps) | more
         time, level = self.path.time(self.path.middle), self.path.level(self.path.middle)
-        hear = Echoes.of(pipe) if steps < _STEPS and echoes is None and not plan_only else None
+        hear = Echoes.of(pipe) if steps < _STEPS and not self.sizes and echoes is None and not plan_only else None
         try:
             with _same_draws():
                 line = Line(pipe, call, time, level, steps=steps, plan_only=plan_only, echoes=hear, twice=self._twice)
-        except (ValueError, TypeError, LookupError, AttributeError, NameError) as error:
-            if isinstance(error, InputError):
-                raise
+        except (InputError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
             raise InputError(
-                f"pipeline: the call of {self.signature.name} failed: {type(error).__name__}: {error}"
+                f"pipeline: the call of {self.signature.name} failed: {type(error).__name__}: {str(error)[:300]}"
             ) from error
         if not plan_only and not line.samples:
             raise InputError(f"pipeline: the call of {self.signature.name} made no step")
@@ -191,8 +228,10 @@ class Server:
             if name in signature.parameters:
                 call[name] = value
         call["num_inference_steps"] = steps
-        call.setdefault("generator", torch.Generator().manual_seed(0))
-        call["generator"] = _copied(call["generator"])
+        generator = _copied(call.get("generator") or torch.Generator().manual_seed(0))
+        if rows > 1 and not isinstance(generator, list):  # every sample under the same inputs
+            generator = [_copied(generator) for _ in range(rows)]
+        call["generator"] = generator
         if "output_type" in signature.parameters:
             call["output_type"] = "latent"
         signature.check_complete(call)
@@ -220,6 +259,8 @@ class Server:
             t: The path time.
         """
         path, found = self.path, []
+        if any(line.is_mine for line in self._lines.values()):
+            raise InputError("model: asked from within its pipeline's own call, which waits for the answer")
         time, level = path.time(t), path.level(t)
         with self._lock:
             start = 0
@@ -276,15 +317,17 @@ class Server:
             rows = request.prompts
         elif self._alone or self.signature.count is None:
             rows = 1
+        self._refresh(opening=False)
         key = self._key(request, rows)
         line = self._lines.get(key)
         if line is not None and line.open and line.left > 1:
             self._lines.move_to_end(key)
             return line, rows
-        if line is not None:
-            self._lines.pop(key).close()
-        while len(self._lines) >= _OPEN:
-            self._lines.popitem(last=False)[1].close()
+        self._refresh(opening=True)
+        self._drop(key)
+        self._check_kind(request)
+        if key in self._lines:
+            return self._lines[key], rows
         if rows > 1 and request.prompts == 1:
             line = self._together(request, rows)
             if line is None:
@@ -292,22 +335,46 @@ class Server:
                 return self._line_for(request, 1)
         else:
             line = self._line(request, rows)
-            if len(line.samples[0]) != rows:
+            if not self._fits(line, rows):
+                made = len(line.samples[0])
                 line.close()
-                raise InputError(f"pipeline: its call is for {len(line.samples[0])} samples, asked for {rows}")
-        self._lines[key] = line
+                raise InputError(f"pipeline: its call for these inputs makes {made} samples, asked for {rows}")
+        self._keep(key, line)
         return line, rows
 
+    def _keep(self, key: Any, line: Line) -> None:
+        while len(self._lines) >= _OPEN:
+            self._lines.popitem(last=False)[1].close()
+        self._lines[key] = line
+
+    def _drop(self, key: Any) -> None:
+        if key in self._lines:
+            self._lines.pop(key).close()
+
+    def _fits(self, line: Line, rows: int) -> bool:
+        return all(tuple(line.samples[k].shape) == (rows, *size) for k, size in enumerate(self.sizes))
+
     def _together(self, request: Request, rows: int) -> Line | None:
-        """A call for several samples of one prompt; None where the pipeline makes none of them."""
+        """A call for several samples of one prompt; None where the pipeline does not make them as it does one."""
         try:
             line = self._line(request, rows)
-        except (InputError, RuntimeError):
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:
             return None
-        if all(tuple(line.samples[k].shape) == (rows, *size) for k, size in enumerate(self.sizes)):
-            return line
-        line.close()
-        return None
+        if not self._fits(line, rows):
+            line.close()
+            return None
+        if request.kind not in self._together_kinds:
+            alone = self._line_for(request, 1)[0]
+            time, level = self.path.time(self.path.middle), self.path.level(self.path.middle)
+            expected = [output.clone() for output in alone.ask(self.first, time, level)]
+            states = [p.expand(rows, *p.shape[1:]) for p in self.first]
+            if not all(_same_rows(o, e) for o, e in zip(line.ask(states, time, level), expected, strict=True)):
+                line.close()
+                return None
+            self._together_kinds.add(request.kind)
+        return line
 
     # ---- the way out
 
@@ -327,6 +394,12 @@ class Server:
             self.echoes = None  # this pipeline needs its networks
             line = self._line(request, 1, **more)
         return line.finish(self.split(x * self.path.scale))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Server:
+        return self  # models share it as they share the pipeline
+
+    def __reduce__(self) -> Any:
+        raise InputError("pickle: a served model is a running call of its pipeline; save the pipeline instead")
 
     def close(self) -> None:
         """Leave all calls; another query opens them again."""
@@ -360,34 +433,15 @@ def _same_draws() -> Iterator[None]:
     """Let a call draw the same every time from torch's own state, which is left as it was.
 
     Some pipelines encode the pictures of their call by a draw from the VAE's posterior, without their generator.
+    Torch's state is the process's, so that other threads that draw from it meanwhile see it too.
     """
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() and torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(0)
         yield
 
 
-def _close_to(a: Tensor, b: Tensor) -> bool:
-    """Whether two outputs of the same computation agree; accelerators may round otherwise from run to run."""
-    if a.shape != b.shape:
-        return False
-    a, b = a.detach().double(), b.detach().double()
-    scale = float(b.abs().amax()) if b.numel() else 0.0
-    return bool(((a - b).abs() <= 1e-3 * scale).all())
-
-
-def _check_caches(pipe: Any) -> None:
-    """Refuse networks that reuse what they have computed for another step."""
-    components: Mapping[str, Any] = pipe.components
-    for name, module in components.items():
-        if not isinstance(module, torch.nn.Module):
-            continue
-        on = bool(getattr(module, "is_cache_enabled", False))
-        for part in module.modules():
-            hooks = getattr(getattr(part, "_diffusers_hook", None), "hooks", {})
-            on = on or any("cache" in key or "broadcast" in key or key.startswith("mag") for key in hooks)
-        if on:
-            raise InputError(
-                f"pipeline: a cache is on for its {name}, which answers with what it computed for earlier steps; "
-                f"switch it off (pipe.{name}.disable_cache())"
-            )
+def _same_rows(outputs: Tensor, one: Tensor) -> bool:
+    """Whether all rows of outputs are the same as the only row of others."""
+    whole, scale = one.expand(outputs.shape), float(one.abs().amax())
+    return bool(((outputs - whole).abs() <= 1e-3 * scale).all())

@@ -140,8 +140,11 @@ def reached(server: Any, request: Any, x: Tensor) -> Tensor:
     name = vae_name(server.pipe)
     if name is None:
         raise InputError(f"encode: {server.signature.name} has no vae")
-    vae = Heard(getattr(server.pipe, name), stop=True)
+    own = getattr(server.pipe, name)
+    vae, dtype = Heard(own, stop=True), own.dtype
     server.finished(request, x, instead={name: vae}, **pictures(server))
+    if own.dtype != dtype:  # the pipeline has raised it, and did not come to lowering it
+        own.to(dtype)
     if vae.taken is None:
         raise InputError(f"encode: {server.signature.name} does not decode its latents by its vae")
     return vae.taken
