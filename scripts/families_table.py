@@ -71,13 +71,10 @@ def table(rows: list[tuple[str, ...]]) -> str:
 
 def summary() -> str:
     """How many families work, in one line."""
-    count, n = (
-        len(zoo.MEMBERS),
-        {claim: len(families.working(claim)) for claim in ("scheduler", "inputs", "round_trip")},
-    )
+    scheduled, models, back = (len(families.working(claim)) for claim in ("scheduler", "decode", "round_trip"))
     return (
-        f"Of {count} pipelines, {n['scheduler']} run with our schedulers in their own loop, {n['inputs']} are models, and "
-        f"{n['round_trip']} of those return from an inversion."
+        f"Of {len(zoo.MEMBERS)} pipelines, {scheduled} run with our schedulers in their own loop, {models} are models, "
+        f"and {back} of those return from an inversion."
     )
 
 

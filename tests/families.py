@@ -606,21 +606,10 @@ def _of(names: str, claims: tuple[str, ...], reason: Any) -> dict[tuple[str, str
     return {(n, c): reason for n in names.split() for c in claims if applies(c, n)}
 
 
-NO_CALLBACK = [
-    "sd_upscale",
-    "pixart_sigma",
-    "pixart_alpha",
-    "dit",
-    "ddim",
-    "ddpm",
-    "longcat",
-    "dreamlite",
-    "if",
-    "hunyuan_video_15",
-    "hunyuan_video_15_i2v",
-    "stable_audio",
-    "audioldm2",
-]
+NO_CALLBACK = (
+    "sd_upscale", "pixart_sigma", "pixart_alpha", "dit", "ddim", "ddpm", "longcat", "dreamlite", "if",
+    "hunyuan_video_15", "hunyuan_video_15_i2v", "stable_audio", "audioldm2",
+)  # fmt: skip
 """Members whose calls take no `callback_on_step_end`."""
 
 _BLENDED = "sd_inpaint sdxl_inpaint sd3_inpaint flux_inpaint qwenimage_inpaint joyimage_edit"

@@ -3,7 +3,10 @@
 The members are those of `zoo`, the claims and the tables of refusals those of `families`.
 """
 
+import importlib.util
+import re
 import threading
+from pathlib import Path
 
 import pytest
 import torch
