@@ -7,7 +7,6 @@ docs/diffusers.md (scripts/families_table.py) are made of them.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 import tempfile
@@ -50,6 +49,8 @@ ODD_VAES = ("svd", "allegro", "longcat_audio")
 """Members whose VAEs are called otherwise than all the others."""
 HALF = ("cosmos2", "cosmos2_v2w")
 """Members whose latents go through half precision on their way to the VAE."""
+ROUGH = ("cosmos2", "cosmos2_v2w", "ltx2_condition", "kandinsky3", "if", "hunyuandit")
+"""Members whose random networks magnify the rounding of a round trip."""
 UNBOUNDED = ("kandinsky22", "kandinsky3")
 """Members whose pipelines return pictures as their VAE makes them, also beyond [-1, 1]."""
 PICTURES = ("image", "video", "image_embeds", "control_image", "conditions", "pose_video", "face_video",
@@ -342,11 +343,9 @@ def _packed(x: Tensor, side: int) -> Tensor:
 def round_trip(name: str) -> float:
     """An exactly reversible method returns to the latents from which it was inverted."""
     model = model_of(name)
-    if (model.clip is not None and "vae" in pipeline(name).components) or name in ("kandinsky3", "if"):
-        model = dataclasses.replace(model, clip=None)  # which cuts what a random network estimates
     solver = sf.solvers.get("rex-midpoint", coordinates="flow")
     result = sf.reconstruct(model, state(model), solver=solver, steps=steps_of(name))
-    return below(apart(result.x, state(model)), 1e-3 if name in HALF else 1e-4)
+    return below(apart(result.x, state(model)), 1e-2 if name in ROUGH else 1e-4)
 
 
 def handed(model: Any, x: Tensor, t: float) -> Tensor:
@@ -648,6 +647,8 @@ LIMITS: dict[tuple[str, str], tuple[type[Exception], str]] = {
     **_of("lumina", ("plain",), (sf.NonFiniteError, "NaN or infinite")),
     **_of("ideogram4", ("scheduler", "plain", "callback", "saved"), (IndexError, "list index out of range")),
     **_of("lcm lcm_img2img", ("ddim",), (TypeError, "original_inference_steps")),
+    **_of("lumina", ("edit",), (RuntimeError, "0 elements")),
+    **_of("bria_fibo", ("edit",), (sf.InputError, "index out of range")),
     **_of("if", ("ddim",), (RuntimeError, "size of tensor")),
     **_of("skyreels_df", ("ddim",), (ValueError, "Passing integer indices")),
 }  # fmt: skip
