@@ -96,11 +96,6 @@ def _control_window():
     )
 
 
-def _truncated_guidance():
-    pipe = zoo.build("zimage")
-    return lambda: _open("zimage", pipe, guidance=3.0, cfg_truncation=0.5)
-
-
 def _truncated_ratio():
     pipe = zoo.build("lumina2")
     return lambda: _open("lumina2", pipe, guidance=3.0, cfg_trunc_ratio=0.5)
@@ -150,7 +145,6 @@ def _no_scheduler():
 
 NO_FIELD = {
     "a window of steps of a ControlNet": (_control_window, r"control_guidance_end"),
-    "guidance that ends at a step": (_truncated_guidance, r"cfg_truncation|number of the step|number of steps"),
     "guidance that ends at a share of the steps": (_truncated_ratio, r"number of the step|number of steps"),
     "a cache of the first block": (_first_block_cache, r"a cache is on for its transformer.*disable_cache"),
     "a cache of attention": (_pyramid_attention, r"a cache is on for its transformer"),
