@@ -42,7 +42,8 @@ $(VENV)/.lab: $(VENV)/bin/python $(PROJECTS)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python $(PROJECTS)
-	$(PIP) -e ".[dev]" -e ./lab
+	$(PIP) -e ".[dev,peers]" -e ./lab
+	$(PIP) --no-deps torchcfm==1.0.7 k-diffusion==0.1.1.post1
 	@touch $@ $(VENV)/.lab
 
 $(VENV)/.docs: $(VENV)/bin/python $(PROJECTS)

@@ -67,6 +67,7 @@ COMMON = {
     "--double": [],
     "--input": ["other.npy"],
     "--resize": [],
+    "--frames": ["0:2"],
     "--target": ["2"],
     "--source": ["2"],
     "--method": ["flow-edit"],

@@ -545,37 +545,6 @@ def test_bad_input_is_named(pipes):
         sf.from_diffusers(object())
 
 
-@pytest.mark.parametrize(
-    ("name", "blocks"), [("flux", "Flux"), ("sd3", "StableDiffusion3"), ("sdxl", "StableDiffusionXL")]
-)
-def test_a_block_takes_the_place_of_the_denoising_loop_of_modular_pipelines(name, blocks):
-    modular = pytest.importorskip("diffusers.modular_pipelines")
-    from steadyflow.diffusers.modular import SteadyDenoise
-
-    pipe = pipelines.build(name)
-    options = {"height": 8, "width": 8, "max_sequence_length": 77} if name == "flux" else {"height": 32, "width": 32}
-
-    def run(**given):
-        parts = getattr(modular, f"{blocks}AutoBlocks")().get_workflow("text2image")
-        if given:
-            parts.sub_blocks["denoise.denoise"] = SteadyDenoise(parts.sub_blocks["denoise.denoise"], **given)
-        whole = parts.init_pipeline()
-        whole.set_progress_bar_config(disable=True)
-        known = whole._component_specs
-        whole.update_components(**{k: v for k, v in pipe.components.items() if v is not None and k in known})
-        seed = torch.Generator().manual_seed(0)
-        return whole(prompt="a cat", num_inference_steps=4, generator=seed, output="latents", **options)
-
-    theirs, ours = run(), run(solver="ddim")
-    assert relative(ours, theirs) < 1e-5
-    assert relative(run(solver="ees25"), theirs) > 1e-4
-    held = []
-    run(solver="rk4", corrections=[lambda info: held.append(info.done)])
-    assert held == [1, 2, 3, 4]
-    with pytest.raises(sf.InputError, match="denoising loop"):
-        SteadyDenoise(object())
-
-
 @pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m", "rk4"])
 def test_schedulers_step_the_same_under_inference_mode(solver):
     def run():

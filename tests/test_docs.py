@@ -30,14 +30,18 @@ def registries_as_before(monkeypatch):
 
 def given(page):
     """What a page says stands for something of the reader's."""
+    if page.name == "interop.md":
+        for package in ("sbi", "flow_matching", "onnx", "onnxruntime", "onnxscript"):
+            pytest.importorskip(package)
     if page.name not in ("diffusers.md", "extend.md"):
         return {}
     pytest.importorskip("diffusers")
     if page.name == "extend.md":
         return {}
     import pipelines
+    import zoo
 
-    return {"sd3": pipelines.build("sd3")}
+    return {"sd3": pipelines.build("sd3"), "qwen": zoo.build("qwenimage")}
 
 
 @pytest.mark.parametrize(

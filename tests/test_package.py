@@ -64,7 +64,8 @@ def test_the_lab_uses_of_the_private_rooms_only_those_that_it_may():
 def test_importing_loads_none_of_the_optional_packages_and_starts_no_thread():
     code = "import sys, threading, steadyflow; print([m for m in sys.modules]); assert threading.active_count() == 1"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    heavy = ("matplotlib", "diffusers", "sklearn", "skimage", "transformers", "jinja2", "typer", "PIL")
+    heavy = ("matplotlib", "diffusers", "sklearn", "skimage", "transformers", "jinja2", "typer", "PIL", "av", "scipy")
+    heavy += ("sbi", "onnxruntime")
     assert [name for name in heavy if f"'{name}'" in loaded] == []
 
 
@@ -72,11 +73,18 @@ def test_importing_loads_none_of_the_optional_packages_and_starts_no_thread():
     ("sklearn", "from steadyflow.datasets import digits; digits('train')"),
     ("skimage", "import torch; from steadyflow.metrics import count_shapes; count_shapes(torch.zeros(1, 1, 8, 8))"),
     ("PIL", "import torch; from steadyflow.datasets import arrays; arrays.write('x.png', torch.zeros(1, 1, 8, 8))"),
+    ("av", "from steadyflow._internal import videos; videos.pyav()"),
+    ("scipy.io", "from steadyflow._internal import sounds; sounds.wavfile()"),
     ("jinja2", "from steadyflow._internal import html; html.write('x.html', '')"),
+    ("onnxruntime", "sf.from_onnx('x.onnx')"),
+    ("onnx", "sf.describe_onnx('x.onnx', sf.load('digits'))"),
+    ("sbi", "sf.from_sbi(None)"),
     ("matplotlib", "from steadyflow.diagnostics import stability_region; stability_region.figure(['ddim'])"),
 ])  # fmt: skip
 def test_a_missing_extra_says_what_to_install(package, code):
-    extra = "plots" if package in ("jinja2", "matplotlib") else "data"
+    extras = {"jinja2": "plots", "matplotlib": "plots", "av": "video", "scipy.io": "audio"}
+    extras |= {"onnxruntime": "onnx", "onnx": "onnx", "sbi": "sbi"}
+    extra = extras.get(package, "data")
     hide = f"import sys; sys.modules[{package!r}] = None; import steadyflow as sf\n"
     program = f"{hide}try:\n    {code}\nexcept sf.MissingExtraError as error:\n    print(error)"
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

@@ -23,6 +23,14 @@ PATHS = {
     "ve": sf.VE(),
     "flow": sf.RectifiedFlow(),
     "flow-shift-3": sf.RectifiedFlow(shift=3.0),
+    "sub-vp": schedules.SubVP(),
+    "sub-vp-of-sbi": schedules.SubVP(0.01, 10.0),
+    "linear-vp": schedules.LinearVP(),
+    "polynomial-2": schedules.PolynomialFlow(2.0),
+    "polynomial-half": schedules.PolynomialFlow(0.5),
+    "noisy-flow": schedules.NoisyFlow(1e-3, 1.001),
+    "noisy-flow-0": schedules.NoisyFlow(0.0),
+    "smoothed-flow": schedules.SmoothedFlow(0.1),
     "tabulated": sf.Tabulated.linear(),
     "tabulated-scaled": sf.Tabulated.scaled_linear(),
     "tabulated-zero": ZERO,
@@ -76,14 +84,18 @@ def test_singular_ends_are_exact(schedule):
         level = schedule.log_snr(end)
         if math.isinf(level):
             assert schedule.t_from_log_snr(level) == pytest.approx(end, abs=1e-15)
-            assert (schedule.alpha(end), schedule.sigma(end)) == ((1.0, 0.0) if level > 0 else (0.0, 1.0))
+            floored = isinstance(schedule, schedules.NoisyFlow | schedules.SmoothedFlow)
+            top = schedule.sigma(1.0) if floored else 1.0
+            assert (schedule.alpha(end), schedule.sigma(end)) == ((1.0, 0.0) if level > 0 else (0.0, top))
 
 
 def test_the_paths_that_have_singular_ends_are_the_known_ones():
     clean = {name for name, s in PATHS.items() if s.sigma(s.domain[0]) == 0.0}
     noisy = {name for name, s in PATHS.items() if name != "ve" and s.alpha(s.domain[1]) == 0.0}
-    assert clean == {"vp-linear", "vp-scaled-linear", "vp-cosine", "ve", "flow", "flow-shift-3"}
-    assert noisy == {"vp-cosine", "flow", "flow-shift-3", "tabulated-zero"}
+    others = {"linear-vp", "polynomial-2", "polynomial-half", "noisy-flow-0"}
+    known = {"vp-linear", "vp-scaled-linear", "vp-cosine", "ve", "flow", "flow-shift-3", "sub-vp", "sub-vp-of-sbi"}
+    assert clean == known | others
+    assert noisy == {"vp-cosine", "flow", "flow-shift-3", "tabulated-zero", "noisy-flow", "smoothed-flow"} | others
 
 
 @paths
@@ -102,8 +114,12 @@ def test_families_hold_and_log_snr_falls(schedule):
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     if isinstance(schedule, sf.VE):
         assert (alpha == 1).all()
-    elif isinstance(schedule, sf.RectifiedFlow):
+    elif isinstance(schedule, sf.RectifiedFlow | schedules.PolynomialFlow):
         torch.testing.assert_close(alpha + sigma, torch.ones_like(t))
+    elif isinstance(schedule, schedules.SubVP):
+        torch.testing.assert_close(alpha**2 + sigma, torch.ones_like(t))
+    elif isinstance(schedule, schedules.NoisyFlow | schedules.SmoothedFlow):
+        torch.testing.assert_close(alpha + t, torch.ones_like(t))
     else:
         torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(t))
     assert (schedule.log_snr(t).diff() < 0).all()
@@ -121,6 +137,12 @@ def test_schedules_follow_their_definitions_to_fifty_digits(t):
     for schedule, alpha in ((sf.VPLinear(), linear), (sf.VPScaledLinear(), scaled), (sf.VPCosine(), cosine)):
         assert schedule.alpha(t) == pytest.approx(float(alpha), rel=1e-12)
         assert schedule.sigma(t) == pytest.approx(float(mpmath.sqrt(1 - alpha**2)), rel=1e-9)
+    sub, power = schedules.SubVP(), schedules.PolynomialFlow(3.0)
+    assert (sub.alpha(t), sub.sigma(t)) == pytest.approx((float(linear), float(1 - linear**2)), rel=1e-12)
+    assert power.sigma(t) == pytest.approx(float(1 - (1 - s) ** 3), rel=1e-12)
+    assert schedules.LinearVP().sigma(t) == pytest.approx(float(mpmath.sqrt(1 - (1 - s) ** 2)), rel=1e-9)
+    assert schedules.NoisyFlow(0.01, 1.01).sigma(t) == pytest.approx(t + 0.01, rel=1e-12)
+    assert schedules.SmoothedFlow(0.1).sigma(t) == pytest.approx(math.hypot(t, 0.1), rel=1e-12)
     shifted = 3 * s / (1 + 2 * s)
     assert sf.RectifiedFlow(shift=3.0).sigma(t) == pytest.approx(float(shifted), rel=1e-12)
 

@@ -12,7 +12,7 @@ pytest.importorskip("diffusers")
 import pipelines  # needs diffusers
 import steadyflow as sf
 from steadyflow.denoisers import Smoothing
-from steadyflow.diffusers.pipeline_model import load_pipeline
+from steadyflow.diffusers import load_pipeline
 from steadyflow_lab.editing import piebench, piebench_runs
 
 

@@ -61,13 +61,22 @@ from .tasks import (
 )
 
 if TYPE_CHECKING:  # what is imported when it is first asked for, as it needs diffusers or is seldom wanted
-    from . import diffusers, kdiffusion, runs
+    from . import diffusers, interop, kdiffusion, runs
     from .diffusers import (
         SteadyFlowInverseScheduler,
         SteadyFlowScheduler,
         SteadyInverseScheduler,
         SteadyScheduler,
         from_diffusers,
+    )
+    from .interop import (
+        describe_onnx,
+        from_edm,
+        from_flow_matching,
+        from_kdiffusion,
+        from_onnx,
+        from_sbi,
+        from_torchcfm,
     )
     from .kdiffusion import sample_steady
 
@@ -76,9 +85,17 @@ _LAZY = {
     "SteadyFlowScheduler": "diffusers",
     "SteadyInverseScheduler": "diffusers",
     "SteadyScheduler": "diffusers",
+    "describe_onnx": "interop",
     "from_diffusers": "diffusers",
+    "from_edm": "interop",
+    "from_flow_matching": "interop",
+    "from_kdiffusion": "interop",
+    "from_onnx": "interop",
+    "from_sbi": "interop",
+    "from_torchcfm": "interop",
     "sample_steady": "kdiffusion",
     "diffusers": "",
+    "interop": "",
     "kdiffusion": "",
     "runs": "",
 }
@@ -142,14 +159,22 @@ __all__ = [
     "corrections",
     "datasets",
     "denoisers",
+    "describe_onnx",
     "diagnose",
     "diagnostics",
     "diffusers",
     "edit",
     "editing",
     "from_diffusers",
+    "from_edm",
+    "from_flow_matching",
+    "from_kdiffusion",
+    "from_onnx",
+    "from_sbi",
+    "from_torchcfm",
     "grids",
     "integrate",
+    "interop",
     "invert",
     "jacobians",
     "kdiffusion",

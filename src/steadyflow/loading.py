@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from ._internal import files
+from .datasets import arrays
 from .denoisers import Denoiser, GaussianMixture
 from .denoisers.base import Condition
 from .denoisers.mixtures import MixtureDenoiser
@@ -23,7 +26,7 @@ PIPELINES = ("ink",)
 """Bundled models that are diffusers pipelines."""
 
 
-def load_model(name: str, device: str = "cpu") -> Denoiser:
+def load_model(name: str, device: str = "cpu", call: Mapping[str, Any] | None = None) -> Denoiser:
     """Load a model.
 
     Args:
@@ -31,27 +34,55 @@ def load_model(name: str, device: str = "cpu") -> Denoiser:
             pipeline, by its folder or its name on the hub; or "module:function", which returns a `Denoiser` of your
             own.
         device: The device of its network, such as "cpu" or "cuda".
+        call: Arguments of a pipeline's call by name, such as a size; texts are read as `call_value` says.
 
     Raises:
         UnknownNameError: The name is none of these.
-        InputError: The function cannot be found or returns something else, or the model cannot be moved.
+        InputError: The function cannot be found or returns something else, the model cannot be moved, or is no pipeline
+            and there are arguments of a call.
         CorruptFileError: The files are damaged.
     """
-    model = _find(name)
-    return model if device == "cpu" else _moved(model, device)
+    model = _find(name, {key: call_value(key, value) for key, value in (call or {}).items()}, device)
+    return model if device == "cpu" or _pipeline(model) is not None else _moved(model, device)
 
 
-def _find(name: str) -> Denoiser:
+def call_value(name: str, value: Any) -> Any:
+    """An argument of a pipeline's call, from text: JSON, the path of a picture, or the text itself.
+
+    Args:
+        name: Its name.
+        value: The text; anything else is returned as it is.
+
+    Raises:
+        InputError: It is the path of a picture that is not there.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        pass
+    if Path(value).suffix.lower() not in arrays.PICTURES:
+        return value
+    if not Path(value).is_file():
+        raise InputError(f"{name}: there is no picture {value}")
+    return arrays.open_picture(Path(value))
+
+
+def _find(name: str, call: dict[str, Any], device: str) -> Denoiser:
+    folder = pipeline_folder(name) if name in PIPELINES else Path(name)
+    is_pipeline = folder.is_dir() or ("/" in name and folder.suffix != ".safetensors" and ":" not in name)
+    if call and not is_pipeline:
+        raise InputError(f"{next(iter(call))}: only pipelines take arguments of a call, {name!r} is none")
     if name == "mixture":
         return GaussianMixture.grid().denoiser(VPLinear())
     module, colon, function = name.partition(":")
     if colon and module.replace(".", "_").isidentifier() and function.isidentifier():
         return _made(module, function)
-    folder = pipeline_folder(name) if name in PIPELINES else Path(name)
-    if folder.is_dir() or ("/" in name and folder.suffix != ".safetensors"):
-        from .diffusers.pipeline_model import load_pipeline
+    if is_pipeline:
+        from .diffusers import load_pipeline
 
-        found = load_pipeline(folder if folder.is_dir() else name)
+        found = load_pipeline(folder if folder.is_dir() else name, device=device, **call)
         return dataclasses.replace(found, name=name) if name in PIPELINES else found
     return load(name)
 
@@ -77,11 +108,7 @@ def _moved(model: Denoiser, device: str) -> Denoiser:
     if isinstance(model.net, nn.Module):
         model.net.to(device)
         return model
-    pipe = _pipeline(model)
-    if pipe is None:
-        raise InputError(f"device: the model {model.name!r} is no torch module; only 'cpu' is known to work for it")
-    pipe.to(device)
-    return model
+    raise InputError(f"device: the model {model.name!r} is no torch module; only 'cpu' is known to work for it")
 
 
 def _pipeline(model: Denoiser) -> Any:
@@ -145,6 +172,8 @@ def fingerprint(model: Denoiser) -> str:
     described = (model.schedule.spec(), model.prediction, model.shape)
     if model.clip is not None:
         described = (*described, dataclasses.asdict(model.clip))
+    if hasattr(model, "described"):
+        described = (*described, model.described())  # pyright: ignore[reportAttributeAccessIssue]
     return files.digest(described, _numbers(model))
 
 

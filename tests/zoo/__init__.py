@@ -34,7 +34,7 @@ NOT_BUILT: dict[str, str] = {
     "KolorsPipeline": "needs sentencepiece",
     "KolorsImg2ImgPipeline": "needs sentencepiece",
     "OmniGenPipeline": "needs torchvision",
-    "GlmImagePipeline": "its processor needs torchvision",
+    "LongCatImageEditPipeline": "makes pictures of a million pixels only: minutes",
 }
 
 

@@ -87,7 +87,8 @@ def _upscale():
     unet = _unet(in_channels=7, class_embed_type=None, num_class_embeds=1000)
     return diffusers.StableDiffusionUpscalePipeline(
         unet=unet, vae=parts.vae(channels=(8, 8, 16), scaling_factor=0.08333),
-        scheduler=_ddim(prediction_type="v_prediction"), low_res_scheduler=diffusers.DDPMScheduler(), text_encoder=parts.clip(), tokenizer=parts.clip_tokenizer(),
+        scheduler=_ddim(prediction_type="v_prediction"), low_res_scheduler=diffusers.DDPMScheduler(),
+        text_encoder=parts.clip(), tokenizer=parts.clip_tokenizer(),
         max_noise_level=350,
     )  # fmt: skip
 
@@ -394,20 +395,21 @@ def _sana(form=diffusers.SanaPipeline, scheduler=lambda: _flow(shift=3.0), **opt
 
 
 _SANA = {
-    "prompt": PROMPT, "height": 32, "width": 32, "max_sequence_length": 48, "complex_human_instruction": None,
+    "prompt": PROMPT, "clean_caption": False, "height": 32, "width": 32, "max_sequence_length": 48,
+    "complex_human_instruction": None, "use_resolution_binning": False,
 }  # fmt: skip
 _SPRINT = {"guidance_embeds": True, "qk_norm": "rms_norm_across_heads"}
 _SANAS = [
-    Member("sana", "Sana", _sana, _call(**_SANA, use_resolution_binning=False), quick=True),
+    Member("sana", "Sana", _sana, _call(**_SANA), quick=True),
     Member("sana_pag", "Sana with perturbed attention",
            lambda: _with(_sana, diffusers.SanaPAGPipeline, pag_applied_layers="transformer_blocks.0")(),
-           _call(**_SANA, use_resolution_binning=False)),
+           _call(**_SANA)),
     Member("sana_sprint", "Sana-Sprint", lambda: _sana(
         diffusers.SanaSprintPipeline, diffusers.SCMScheduler, **_SPRINT),
-        _call(**_SANA, use_resolution_binning=False), image_sibling="sana_sprint_img2img"),
+        _call(**_SANA), image_sibling="sana_sprint_img2img"),
     Member("sana_sprint_img2img", "Sana-Sprint, image to image", lambda: _sana(
         diffusers.SanaSprintImg2ImgPipeline, diffusers.SCMScheduler, **_SPRINT),
-        _call(**_SANA, use_resolution_binning=False, image=picture, strength=0.4), text_to_image=False),
+        _call(**_SANA, image=picture, strength=0.4), text_to_image=False),
 ]  # fmt: skip
 
 
@@ -445,7 +447,9 @@ def _pixels():
     )  # fmt: skip
 
 
-_BINNED = {"use_resolution_binning": False, "max_sequence_length": 48, "height": 32, "width": 32}
+_BINNED = {
+    "clean_caption": False, "use_resolution_binning": False, "max_sequence_length": 48, "height": 32, "width": 32,
+}  # fmt: skip
 _DITS = [
     Member("pixart_sigma", "PixArt-Sigma", lambda: _pixart(diffusers.PixArtSigmaPipeline),
            _call(prompt=PROMPT, **_BINNED), note="the network predicts a variance, too"),
@@ -681,8 +685,8 @@ def _cosmos2():
     )  # fmt: skip
 
 
-def _longcat(form=diffusers.LongCatImagePipeline):
-    return form(
+def _longcat():
+    return diffusers.LongCatImagePipeline(
         transformer=diffusers.LongCatImageTransformer2DModel(
             **{**_FLUX, "in_channels": 64, "pooled_projection_dim": 32}
         ),
@@ -764,9 +768,36 @@ def _joyimage():
     return pipe
 
 
+def _qwen21():
+    mean, std = [0.1] * 4, [1.5] * 4
+    return diffusers.QwenImage21Pipeline(
+        transformer=diffusers.QwenImage21Transformer2DModel(
+            patch_size=1, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
+            context_in_dim=32, axes_dims_rope=(8, 4, 4),
+        ),
+        vae=diffusers.AutoencoderKLQwenImage21(
+            base_dim=4, decoder_base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1, 1], num_res_blocks=1, latents_mean=mean,
+            latents_std=std,
+        ),
+        scheduler=_flow(use_dynamic_shifting=True), text_encoder=parts.qwen3_vl(),
+        processor=parts.qwen_vl_processor(),
+    )  # fmt: skip
+
+
+def _glm_image():
+    return diffusers.GlmImagePipeline(
+        transformer=diffusers.GlmImageTransformer2DModel(
+            patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=4,
+            text_embed_dim=32, time_embed_dim=16, condition_dim=8, prior_vq_quantizer_codebook_size=64,
+        ),
+        vae=parts.vae(channels=_EIGHT, latents_mean=[0.1] * 4, latents_std=[1.5] * 4), scheduler=_flow(),
+        text_encoder=parts.t5(), tokenizer=parts.t5_tokenizer(), vision_language_encoder=None, processor=None,
+    )  # fmt: skip
+
+
 _OTHERS = [
     Member("lumina2", "Lumina Image 2.0", _lumina2, _call(prompt=PROMPT, height=64, width=64), quick=True),
-    Member("lumina", "Lumina-Next", _lumina, _call(prompt=PROMPT, height=64, width=64)),
+    Member("lumina", "Lumina-Next", _lumina, _call(prompt=PROMPT, height=64, width=64, clean_caption=False)),
     Member("cogview4", "CogView4", _cogview4,
            _call(prompt=PROMPT, height=32, width=32, max_sequence_length=48)),
     Member("cogview3plus", "CogView3Plus", _cogview3,
@@ -782,7 +813,9 @@ _OTHERS = [
     Member("kandinsky5_image", "Kandinsky 5, text to image", _kandinsky5,
            _call(prompt=PROMPT, height=64, width=64)),
     Member("ovis", "Ovis-Image", _ovis, _call(**{**_SMALL, "max_sequence_length": 256})),
-    Member("prx", "PRX", _prx, _call(prompt=PROMPT, height=32, width=32, use_resolution_binning=False)),
+    Member("prx", "PRX", _prx, _call(prompt=PROMPT, height=32, width=32, use_resolution_binning=False),
+           note="without the cleaning of prompts, which needs ftfy",
+           loads="transformers reads its text encoder back in another size"),
     Member("krea2", "Krea 2", _krea2, _call(prompt=PROMPT, height=32, width=32)),
     Member("bria", "Bria 3", _bria, _call(**_SMALL)),
     Member("bria_fibo", "Bria FIBO", _fibo, _call(prompt=PROMPT, negative_prompt="grey", height=32, width=32)),
@@ -798,6 +831,19 @@ _OTHERS = [
     Member("ernie", "ERNIE-Image", _ernie, _call(prompt=PROMPT, height=32, width=32, use_pe=False)),
     Member("nucleus", "Nucleus-Image", _nucleus, _call(prompt=PROMPT, height=32, width=32)),
     Member("dreamlite", "DreamLite", _dreamlite, _call(prompt=PROMPT, height=32, width=32)),
+    Member("qwenimage21", "Qwen-Image 2.1", _qwen21, _call(prompt=PROMPT, height=64, width=64)),
+    Member("qwenimage21_image", "Qwen-Image 2.1 with a picture", _qwen21,
+           _call(prompt=PROMPT, height=64, width=64, image=picture, output_resolution=64), text_to_image=False),
+    Member("glm_image", "GLM-Image", _glm_image,
+           _call(prompt='a sign that says "cat"', height=64, width=64, max_sequence_length=48,
+                 prior_token_ids=lambda: torch.arange(16)[None]),
+           note="without the model that writes the picture's tokens: they are given; reads the quoted words only",
+           loads="its processor needs torchvision"),
+    Member("kandinsky5_i2i", "Kandinsky 5, image to image",
+           lambda: _kandinsky5(diffusers.Kandinsky5I2IPipeline, visual_cond=True),
+           _call(prompt=PROMPT, image=lambda: picture(64), height=64, width=64), text_to_image=False),
+    Member("dreamlite_image", "DreamLite with a picture", _dreamlite,
+           _call(prompt=PROMPT, image=picture, height=32, width=32), text_to_image=False),
     Member("joyimage_edit", "JoyImage-Edit", _joyimage,
            _call(prompt=PROMPT, image=picture, height=32, width=32), text_to_image=False),
 ]  # fmt: skip
@@ -878,13 +924,47 @@ def _embedding(*shape):
     return lambda: torch.randn(shape, generator=torch.Generator().manual_seed(3))
 
 
+def _cascade_prior():
+    return diffusers.StableCascadePriorPipeline(
+        prior=diffusers.StableCascadeUNet(
+            in_channels=4, out_channels=4, conditioning_dim=32, block_out_channels=(32, 32),
+            num_attention_heads=(2, 2), down_num_layers_per_block=(1, 1), up_num_layers_per_block=(1, 1),
+            switch_level=(False,), clip_image_in_channels=32, clip_text_in_channels=32,
+            clip_text_pooled_in_channels=32, dropout=(0.1, 0.1),
+        ),
+        scheduler=diffusers.DDPMWuerstchenScheduler(), text_encoder=parts.clip_projected(),
+        tokenizer=parts.clip_tokenizer(), feature_extractor=None, image_encoder=None, resolution_multiple=8.0,
+    )  # fmt: skip
+
+
+def _consistency():
+    return diffusers.ConsistencyModelPipeline(
+        unet=_pixels(), scheduler=diffusers.CMStochasticIterativeScheduler(num_train_timesteps=40)
+    )
+
+
 _STAGES = [
+    Member("kandinsky22_img2img", "Kandinsky 2.2, decoder, image to image",
+           _with(_kandinsky22, diffusers.KandinskyV22Img2ImgPipeline),
+           _call(image_embeds=_embedding(1, 32), negative_image_embeds=_embedding(1, 32), height=32, width=32,
+                 image=picture, strength=0.6), text_to_image=False),
+    Member("kandinsky3_img2img", "Kandinsky 3, image to image",
+           _with(_kandinsky3, diffusers.Kandinsky3Img2ImgPipeline),
+           _call(prompt=PROMPT, image=picture, strength=0.6), text_to_image=False),
+    Member("if_img2img", "DeepFloyd IF, image to image", _with(_if, diffusers.IFImg2ImgPipeline, **_UNSAFE),
+           _call(prompt=PROMPT, image=lambda: picture(16), strength=0.6, clean_caption=False), text_to_image=False),
+    Member("cascade_prior", "Stable Cascade, prior", _cascade_prior, _call(prompt=PROMPT, height=32, width=32),
+           note="makes latents for the decoder, not a picture"),
+    Member("consistency", "Consistency models", _consistency, _call(), text_to_image=False,
+           note="no condition at all; pixels, no autoencoder"),
     Member("kandinsky22", "Kandinsky 2.2, decoder", _kandinsky22,
            _call(image_embeds=_embedding(1, 32), negative_image_embeds=_embedding(1, 32), height=32, width=32),
-           text_to_image=False, note="reads the embedding of a picture, which the prior makes of a prompt"),
-    Member("kandinsky3", "Kandinsky 3", _kandinsky3, _call(prompt=PROMPT, height=32, width=32)),
+           text_to_image=False, image_sibling="kandinsky22_img2img",
+           note="reads the embedding of a picture, which the prior makes of a prompt"),
+    Member("kandinsky3", "Kandinsky 3", _kandinsky3, _call(prompt=PROMPT, height=32, width=32),
+           image_sibling="kandinsky3_img2img"),
     Member("if", "DeepFloyd IF, first stage", _if, _call(prompt=PROMPT, height=16, width=16, clean_caption=False),
-           note="pixels, no autoencoder; the network predicts a variance, too"),
+           image_sibling="if_img2img", note="pixels, no autoencoder; the network predicts a variance, too"),
     Member("cascade", "Stable Cascade, decoder", _cascade,
            _call(prompt=PROMPT, image_embeddings=_embedding(1, 4, 4, 4)), text_to_image=False,
            note="reads the latents that the prior makes of a prompt", loads="PaellaVQModel is not found by its name"),

@@ -245,7 +245,7 @@ def qwen3_causal(width: int = 32, layers: int = 2, **options):
 def gemma_tokenizer(length: int = 1024):
     tokens = ["<pad>", "<eos>", "<bos>", "<unk>", _SPACE, *_PRINTABLE, "\n"]
     tokens += ["<start_of_image>", "<end_of_image>", "<image_soft_token>"]
-    tokenizer = GemmaTokenizer(vocab=_numbered(tokens), merges=[], model_max_length=length)
+    tokenizer = GemmaTokenizer(vocab=_numbered(tokens), merges=[], model_max_length=length, add_bos_token=True)
     tokenizer.padding_side = "right"
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     return tokenizer

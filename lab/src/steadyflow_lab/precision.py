@@ -8,7 +8,7 @@ import torch
 
 from steadyflow.denoisers import Denoiser
 from steadyflow.diagnostics import in_precision
-from steadyflow.diffusers.pipeline_model import PipelineModel, load_pipeline
+from steadyflow.diffusers import load_pipeline
 from steadyflow.errors import InputError, UnknownNameError
 from steadyflow.loading import PIPELINES, load_model
 from steadyflow.models import pipeline_folder
@@ -30,11 +30,7 @@ def load_in(
     folder = pipeline_folder(name) if name in PIPELINES else Path(name)
     if folder.is_dir() or ("/" in name and folder.suffix != ".safetensors"):
         source = folder if folder.is_dir() else name
-        model: Denoiser = load_pipeline(source, dtype=DTYPES[dtype], height=height, width=width)
-        assert isinstance(model, PipelineModel)
-        assert model.family is not None
-        model.family.pipe.to(device)
-        return model
+        return load_pipeline(source, dtype=DTYPES[dtype], device=device, height=height, width=width)
     if (height, width) != (None, None):
         raise InputError(f"height, width: {name!r} is no pipeline; its pictures have one size")
     model = load_model(name, device)

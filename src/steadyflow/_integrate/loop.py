@@ -138,6 +138,11 @@ def integrate(
     grid.check_domain(schedule)
     if grid.rising:
         solver.check_invertible()
+    if solver.properties.stochastic and not model.has_score:
+        raise InputError(
+            f"solver: {solver.name!r} adds noise and needs the score, which a velocity of coupled noise and data does "
+            "not give; use a deterministic solver"
+        )
     if controller is not None:
         controller.check_solver(solver)
         if resume is not None or stop_after is not None:

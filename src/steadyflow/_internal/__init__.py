@@ -7,5 +7,6 @@ files         writing files whole or not at all, and reading them safely
 extensions    what installed extension packages register
 plots         matplotlib figures
 pictures      images as arrays of eight bits
+pooling       masks over pixels on the grid of a latent
 html          HTML reports
 """

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._version import __version__
 from ..errors import MissingExtraError
-from . import files
+from . import files, sounds, video_writing
 from .pictures import pillow, sheet
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #dde
 th:first-child, td:first-child { text-align: left } tr.first td { border-top: 2px solid #9aa7b5 }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f4f6f8; padding: .6rem }
 figure { margin: 1rem 0 } figcaption { color: #4c5a6a; font-size: .92rem }
-img { max-width: 100%; height: auto } img.digits { image-rendering: pixelated; width: 100% }
+img, video { max-width: 100%; height: auto } img.digits { image-rendering: pixelated; width: 100% }
+video { display: block; min-width: min(100%, 20rem) } audio { display: block; margin: .3rem 0 }
 .sorts { cursor: pointer; user-select: none } .sorts:focus-visible { outline: 2px solid #4e79a7 }
 .choices { display: flex; gap: 1rem; flex-wrap: wrap; margin: .5rem 0 }
 .choices select { font: inherit; padding: .2rem }
@@ -135,3 +136,44 @@ def strip(x: Tensor, width: int = 1024, columns: int | None = None) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+def film(x: Tensor, fps: float) -> dict[str, str]:
+    """Arrange videos side by side on one that a browser plays: an MP4, or an animated PNG where PyAV is not installed.
+
+    Args:
+        x: Videos in [-1, 1], shape (B, 1 or 3, F, h, w).
+        fps: Their frames per second.
+
+    Returns:
+        The HTML element ("tag"), the media type ("type"), and the file in base64 text ("data").
+
+    Raises:
+        InputError: x has another shape.
+        MissingExtraError: Neither PyAV nor Pillow is installed.
+    """
+    try:
+        return {"tag": "video", "type": "video/mp4", "data": _text(video_writing.mp4(x, fps))}
+    except MissingExtraError:
+        first, *rest = map(pillow().fromarray, video_writing.tiled(x))
+        buffer = io.BytesIO()
+        first.save(buffer, "PNG", save_all=True, append_images=rest, duration=1000.0 / fps, loop=0)
+        return {"tag": "img", "type": "image/png", "data": _text(buffer.getvalue())}
+
+
+def wav(x: Tensor, rate: int) -> str:
+    """One sound as a WAV in base64 text.
+
+    Args:
+        x: The sound in [-1, 1], shape (channels, samples).
+        rate: Its sample rate in Hz.
+
+    Raises:
+        InputError: x has another shape.
+        MissingExtraError: SciPy is not installed.
+    """
+    return _text(sounds.wav(x, rate))
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()

@@ -11,9 +11,11 @@ from .runs import RunLocation, figures_of, perform
 
 def diagnose(
     model: o.Model = "digits",
+    call: o.Call = None,
     input: o.Input = None,
     n: o.Number = None,
     resize: o.Resize = False,
+    frames: o.Frames = None,
     label: o.Label = None,
     prompt: o.Prompt = None,
     target: Annotated[str | None, typer.Option(help="What to move to: a class, or a prompt.")] = None,
@@ -54,15 +56,16 @@ def diagnose(
 
     place = RunLocation(run, engine, address, workers, shard)
     place.refuse(out=out)
-    words = o.given(input=input, resize=resize, label=label, prompt=prompt, guidance=guidance)
+    words = o.given(input=input, resize=resize, frames=frames, label=label, prompt=prompt, guidance=guidance)
     words |= o.given(source_guidance=source_guidance, steps=steps, nfe=nfe, grid=grid, strength=strength)
     words |= o.given(t_min=t_min, t_max=t_max, tolerance=tolerance, verify=verify, block=batch_size, double=double)
+    words |= o.given(call_inputs=o.call_of(call))
     words["solver"] = o.solver_spec(solver, coordinates)
-    denoiser = load_model(model, device)
+    denoiser = load_model(model, device, o.call_of(call))
     words |= o.given(target=o.condition(denoiser, "target", target))
     if contractivity:
         _check_instead(run=run, batch_size=batch_size, tolerance=tolerance, verify=verify or None, target=target)
-    job = Diagnosing(model, n=o.count_samples(denoiser, input, n, resize, label), device=device, **words)
+    job = Diagnosing(model, n=o.count_samples(denoiser, input, n, resize, label, frames), device=device, **words)
     if contractivity:
         _contractivity(job, denoiser, out, as_json)
         return

@@ -12,9 +12,11 @@ from .runs import RunLocation, figures_of, perform
 def edit(
     target: Annotated[str, typer.Option(help="What to move to: a class, or a prompt.")],
     model: o.Model = "digits",
+    call: o.Call = None,
     input: o.Input = None,
     n: o.Number = None,
     resize: o.Resize = False,
+    frames: o.Frames = None,
     source: Annotated[
         str | None,
         typer.Option(
@@ -39,7 +41,8 @@ def edit(
     guidance: o.Guidance = None,
     source_guidance: o.SourceGuidance = None,
     mask: Annotated[
-        Path | None, typer.Option(help="A picture, white where something may change; the rest stays.")
+        Path | None,
+        typer.Option(help="A picture, white where something may change; the rest stays. For videos also a video."),
     ] = None,
     smooth: Annotated[float | None, typer.Option(help="Average the field over neighbours of this radius.")] = None,
     lora: Annotated[Path | None, typer.Option("--smooth-lora", help="Smooth Diffusion's LoRA, or another.")] = None,
@@ -83,18 +86,21 @@ def edit(
 
     place = RunLocation(run, engine, address, workers, shard)
     place.refuse(save=save)
-    denoiser = load_model(model, device)
+    denoiser = load_model(model, device, o.call_of(call))
     special = o.given(share=share, average=average, gamma=gamma, eta=eta, window=_window(window))
     way = None if method is None and not special else editing.get(method or "inversion", **special)
     _check_saved(way, save, saved, coordinates)
-    words = o.given(input=input, resize=resize, source=o.condition(denoiser, "source", source), method=way)
+    words = o.given(
+        input=input, resize=resize, frames=frames, source=o.condition(denoiser, "source", source), method=way
+    )
     words |= o.given(guidance=guidance, source_guidance=source_guidance, smoothing=smooth, smooth=smooth_when)
     words |= {name: str(path) for name, path in o.given(mask=mask, lora=lora, inversion=saved).items()}
     words |= o.given(steps=steps, nfe=nfe, grid=grid, strength=strength, t_min=t_min, t_max=t_max)
     words |= o.given(seed=seed, index=index, noise=noise, block=batch_size, double=double)
+    words |= o.given(call_inputs=o.call_of(call))
     words["solver"] = o.solver_spec(solver, coordinates, None if way is None else way.defaults.get("solver"))
     words["target"] = o.condition(denoiser, "target", target)
-    count = _count(denoiser, input, n, resize, words.get("source"), saved)
+    count = _count(denoiser, input, n, resize, words.get("source"), saved, frames)
     done = perform(Editing(model, n=count, device=device, **words), place, denoiser, out=out)
     if save is not None:
         Inversion.concatenate([part.kept for part in done.parts()]).save(save)
@@ -126,10 +132,12 @@ def _check_saved(way: Any, save: Path | None, saved: Path | None, coordinates: s
         raise InputError(f"save: method {way.name!r} makes no inversion that can be saved")
 
 
-def _count(model: Any, path: str | None, n: int | None, resize: bool, source: Any, saved: Path | None) -> int:
+def _count(
+    model: Any, path: str | None, n: int | None, resize: bool, source: Any, saved: Path | None, frames: str | None
+) -> int:
     """How many samples are edited."""
     if saved is None:
-        return o.count_samples(model, path, n, resize, source)
+        return o.count_samples(model, path, n, resize, source, frames)
     from ..tasks import Inversion
 
     there = len(Inversion.load(saved).latent)

@@ -6,9 +6,11 @@ from .runs import RunLocation, figures_of, perform
 
 def invert(
     model: o.Model = "digits",
+    call: o.Call = None,
     input: o.Input = None,
     n: o.Number = None,
     resize: o.Resize = False,
+    frames: o.Frames = None,
     label: o.Label = None,
     prompt: o.Prompt = None,
     source_guidance: o.SourceGuidance = None,
@@ -42,12 +44,15 @@ def invert(
 
     place = RunLocation(run, engine, address, workers, shard)
     place.refuse(save=save)
-    words = o.given(input=input, resize=resize, label=label, prompt=prompt, source_guidance=source_guidance)
+    words = o.given(
+        input=input, resize=resize, frames=frames, label=label, prompt=prompt, source_guidance=source_guidance
+    )
     words |= o.given(steps=steps, nfe=nfe, grid=grid, strength=strength, t_min=t_min, t_max=t_max)
     words |= o.given(seed=seed, index=index, noise=noise, block=batch_size, double=double)
+    words |= o.given(call_inputs=o.call_of(call))
     words["solver"] = o.solver_spec(solver, coordinates)
-    denoiser = load_model(model, device)
-    job = Inverting(model, n=o.count_samples(denoiser, input, n, resize, label), device=device, **words)
+    denoiser = load_model(model, device, o.call_of(call))
+    job = Inverting(model, n=o.count_samples(denoiser, input, n, resize, label, frames), device=device, **words)
     done = perform(job, place, denoiser, out=out, decode=False)
     if save is not None:
         parts = [Inversion.unpacked(part.tensors, part.metadata) for part in done.parts()]

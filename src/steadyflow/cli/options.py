@@ -21,6 +21,13 @@ Model = Annotated[
         "your own."
     ),
 ]
+Call = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="An argument of a pipeline's call, as NAME=VALUE: height=512, num_frames=33, image=picture.png. May be "
+        "given several times."
+    ),
+]
 Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, ...")]
 Double = Annotated[bool, typer.Option("--double", help="Work in float64 instead of float32.")]
 
@@ -29,10 +36,16 @@ Input = Annotated[
     typer.Option(
         "--input",
         "--image",
-        help="A picture, a folder of them, .npy or .safetensors; by default the model's own held-out data.",
+        help="A picture, a video or a sound, as the model takes them, a folder of them, .npy or .safetensors; by "
+        "default the model's own held-out data.",
     ),
 ]
-Resize = Annotated[bool, typer.Option("--resize", help="Scale pictures to the model's size.")]
+Resize = Annotated[
+    bool, typer.Option("--resize", help="Scale pictures to the model's size, and resample sounds to its rate.")
+]
+Frames = Annotated[
+    str | None, typer.Option(help="Which frames of videos to take: start:stop or start:stop:stride; the first ones.")
+]
 Number = Annotated[
     int | None,
     typer.Option("--n", help="How many samples; of an input, at most so many of it. All of an input, else 16."),
@@ -85,7 +98,10 @@ BatchSize = Annotated[int | None, typer.Option(help="How many samples are comput
 
 Out = Annotated[
     Path | None,
-    typer.Option(help="Where to write the samples: .npy, .safetensors, a picture (a sheet), or a folder of pictures."),
+    typer.Option(
+        help="Where to write the samples: .npy, .safetensors, a picture (a sheet), a video, a sound, or a folder with "
+        "a picture, a folder of frames or a sound for each."
+    ),
 ]
 Folder = Annotated[Path | None, typer.Option(help="A folder for the report.")]
 Save = Annotated[Path | None, typer.Option(help="Where to save the inversion, to decode or edit it later.")]
@@ -104,6 +120,28 @@ Shard = Annotated[int | None, typer.Option(help="With --run, samples per file, a
 def given(**words: Any) -> dict[str, Any]:
     """The words that were given: those that are not None, and switches that are on."""
     return {name: value for name, value in words.items() if value is not None and value is not False}
+
+
+def call_of(pairs: list[str] | None) -> dict[str, str] | None:
+    """Arguments of a pipeline's call by name.
+
+    Args:
+        pairs: Each as NAME=VALUE.
+
+    Raises:
+        InputError: One is not, or a name is given twice.
+    """
+    from ..errors import InputError
+
+    found: dict[str, str] = {}
+    for pair in pairs or []:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise InputError(f"call: got {pair!r}, expected NAME=VALUE, such as height=512")
+        if name in found:
+            raise InputError(f"call: {name} is given twice")
+        found[name] = value
+    return found or None
 
 
 def solver_spec(solver: str | None, coordinates: str | None, default: str | None = None) -> str | dict[str, Any] | None:
@@ -150,11 +188,13 @@ def condition(model: Any, name: str, given: str | None) -> int | str | None:
         raise InputError(f"{name}: got {given!r}, but {model.name!r} takes classes, which are numbers") from None
 
 
-def count_samples(model: Any, path: str | None, n: int | None, resize: bool, label: Any) -> int:
-    """How many samples a job is about: at most n of what there is."""
+def count_samples(
+    model: Any, path: str | None, n: int | None, resize: bool, label: Any, frames: str | None = None
+) -> int:
+    """How many samples a job is about: at most n of what there is; the other words are those of `open_source`."""
     from ..datasets.sources import open_source
 
-    return len(open_source(model, path, n, resize, label if isinstance(label, int) else None))
+    return len(open_source(model, path, n, resize, label if isinstance(label, int) else None, frames))
 
 
 def print_json(value: Any) -> None:

@@ -6,9 +6,11 @@ from .runs import RunLocation, figures_of, perform
 
 def reconstruct(
     model: o.Model = "digits",
+    call: o.Call = None,
     input: o.Input = None,
     n: o.Number = None,
     resize: o.Resize = False,
+    frames: o.Frames = None,
     label: o.Label = None,
     prompt: o.Prompt = None,
     guidance: o.Guidance = None,
@@ -43,12 +45,13 @@ def reconstruct(
 
     place = RunLocation(run, engine, address, workers, shard)
     place.refuse(save=save)
-    words = o.given(input=input, resize=resize, label=label, prompt=prompt, guidance=guidance)
+    words = o.given(input=input, resize=resize, frames=frames, label=label, prompt=prompt, guidance=guidance)
     words |= o.given(source_guidance=source_guidance, steps=steps, nfe=nfe, grid=grid, strength=strength)
     words |= o.given(t_min=t_min, t_max=t_max, seed=seed, index=index, noise=noise, block=batch_size, double=double)
+    words |= o.given(call_inputs=o.call_of(call))
     words["solver"] = o.solver_spec(solver, coordinates)
-    denoiser = load_model(model, device)
-    job = Reconstructing(model, n=o.count_samples(denoiser, input, n, resize, label), device=device, **words)
+    denoiser = load_model(model, device, o.call_of(call))
+    job = Reconstructing(model, n=o.count_samples(denoiser, input, n, resize, label, frames), device=device, **words)
     done = perform(job, place, denoiser, out=out)
     if save is not None:
         Inversion.concatenate([part.kept for part in done.parts()]).save(save)

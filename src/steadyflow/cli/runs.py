@@ -63,7 +63,7 @@ def perform(job: Any, place: RunLocation, model: Any, *, out: Path | None = None
     from ..runs.run import check_export
 
     if out is not None:
-        check_export(out)
+        check_export(out, model, n=job.n, decoded=decode)
     chosen = None if place.folder is None else engine(place.engine or "local", place.address, place.workers)
     try:
         run = run_job(job, place.folder, engine=chosen, shard=place.shard, model=model)
@@ -72,7 +72,7 @@ def perform(job: Any, place: RunLocation, model: Any, *, out: Path | None = None
         typer.echo(f"interrupted{goes_on}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     if out is not None:
-        export(run, out, *_decoder(model, decode))
+        export(run, out, *_decoder(model, decode), model=model)
     return run
 
 
@@ -104,7 +104,11 @@ def show(folder: Annotated[Path, typer.Argument(help="The folder of a run.")], a
 def export_run(
     folder: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
     out: Annotated[
-        Path, typer.Option(help="A .npy, .safetensors, a picture (a sheet), or a folder for a PNG per sample.")
+        Path,
+        typer.Option(
+            help="A .npy, .safetensors, a picture (a sheet), a video, a sound, or a folder with a picture, a folder of "
+            "frames or a sound for each sample."
+        ),
     ],
     as_json: Json = False,
 ) -> None:
@@ -115,7 +119,8 @@ def export_run(
 
     check_export(out)
     run = RunFolder.open(folder)
-    export(run, out, *_decoder(load_model(run.job.model), run.job.task != "invert"))
+    model = load_model(run.job.model, call=run.job.call_inputs)
+    export(run, out, *_decoder(model, run.job.task != "invert"), model=model)
     if as_json:
         print_json({"written to": str(out)})
     else:

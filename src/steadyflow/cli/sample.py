@@ -6,6 +6,7 @@ from .runs import RunLocation, figures_of, perform
 
 def sample(
     model: o.Model = "digits",
+    call: o.Call = None,
     n: o.Number = None,
     label: o.Label = None,
     prompt: o.Prompt = None,
@@ -39,7 +40,8 @@ def sample(
     place = RunLocation(run, engine, address, workers, shard)
     words = o.given(label=label, prompt=prompt, guidance=guidance, steps=steps, nfe=nfe, grid=grid, strength=strength)
     words |= o.given(t_min=t_min, t_max=t_max, seed=seed, index=index, noise=noise, block=batch_size, double=double)
+    words |= o.given(call_inputs=o.call_of(call))
     words["solver"] = o.solver_spec(solver, coordinates)
     job = Sampling(model, n=16 if n is None else n, device=device, **words)
-    done = perform(job, place, load_model(model, device), out=out)
+    done = perform(job, place, load_model(model, device, o.call_of(call)), out=out)
     o.print_figures(figures_of(done, place), as_json, out)

@@ -124,10 +124,21 @@ def write(path: str | Path, x: Tensor) -> None:
             picture.save(part, format=_NAMES.get(kind, kind[1:].upper()))
 
 
-def _read_picture(path: Path, shape: tuple[int, ...], resize: bool) -> Tensor:
+def open_picture(path: Path, *, grey: bool = False) -> Any:
+    """Open a picture as viewers show it.
+
+    Args:
+        path: The file.
+        grey: Whether to return grey instead of colour.
+
+    Returns:
+        A picture of Pillow, in eight bits.
+
+    Raises:
+        CorruptFileError: It is no picture, or a damaged one.
+        InputError: It is larger than what is accepted.
+    """
     image_module = pillow()
-    if len(shape) != 3 or shape[0] not in (1, 3):
-        raise InputError(f"{path}: the model's samples have shape {shape} and are no pictures")
     if path.stat().st_size > _MAX_BYTES:
         raise InputError(f"{path}: a picture of {path.stat().st_size} bytes, at most {_MAX_BYTES} accepted")
     data = io.BytesIO(path.read_bytes())  # a claim of more than there is takes no memory here, as it does in a file
@@ -135,11 +146,17 @@ def _read_picture(path: Path, shape: tuple[int, ...], resize: bool) -> Tensor:
         with image_module.open(data, formats=_FORMATS) as image:
             if image.width * image.height > _MAX_PIXELS:
                 raise InputError(f"{path}: {image.width} x {image.height} pixels, at most {_MAX_PIXELS} accepted")
-            picture = as_seen(image, grey=shape[0] == 1, name=str(path))
+            return as_seen(image, grey=grey, name=str(path))
     except (OSError, SyntaxError, ValueError, image_module.DecompressionBombError) as error:
         if isinstance(error, InputError):
             raise
         raise CorruptFileError(f"{path}: no picture, or a damaged one ({error})") from error
+
+
+def _read_picture(path: Path, shape: tuple[int, ...], resize: bool) -> Tensor:
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise InputError(f"{path}: the model's samples have shape {shape} and are no pictures")
+    picture = open_picture(path, grey=shape[0] == 1)
     if picture.size != (shape[2], shape[1]):
         if not resize:
             raise InputError(
@@ -147,7 +164,7 @@ def _read_picture(path: Path, shape: tuple[int, ...], resize: bool) -> Tensor:
                 f"{shape[2]} x {shape[1]}; resize it, pass --resize, or give from_diffusers the picture's height and "
                 "width"
             )
-        picture = picture.resize((shape[2], shape[1]), image_module.Resampling.LANCZOS)
+        picture = picture.resize((shape[2], shape[1]), pillow().Resampling.LANCZOS)
     pixels = torch.from_numpy(np.array(picture, dtype=np.float32)) / 127.5 - 1.0
     return pixels.view(shape[1], shape[2], shape[0]).permute(2, 0, 1)[None].contiguous()
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .._internal import extensions, files
+from .._internal.kinds import Kind, kind_of
 from ..denoisers import Denoiser
 from ..denoisers.mixtures import MixtureDenoiser
 from ..errors import InputError
-from . import arrays
+from . import arrays, media
 from .digits import digits
 
 Labels = int | Tensor | list[str] | None
@@ -47,18 +47,25 @@ class Source(ABC):
 
 
 def open_source(
-    model: Denoiser, path: str | None, n: int | None = None, resize: bool = False, label: int | None = None
+    model: Denoiser,
+    path: str | None,
+    n: int | None = None,
+    resize: bool = False,
+    label: int | None = None,
+    frames: str | None = None,
 ) -> Source:
     """Open the samples of a file or folder, or the held-out data that belong to a model.
 
     Args:
         model: The model that the samples are for.
-        path: A picture, a folder of pictures, .npy or .safetensors; by default the held-out data of the model, if we or
-            an installed extension package have any. Pictures are encoded where the model works on latents; a file of
-            latents is used as it is.
+        path: A picture, a video, a sound, or a folder of them (see `media.listed`), .npy or .safetensors; by default
+            the held-out data of the model, if we or an installed extension package have any. Pictures, videos and
+            sounds are encoded where the model works on latents; a file of latents is used as it is.
         n: The number of samples, the first ones, at most; by default all, or 16 of the model's own data.
-        resize: Whether to scale pictures to the model's size; else pictures of another size are refused.
+        resize: Whether to scale pictures and frames to the model's size and to resample sounds to its rate; else
+            others are refused.
         label: The class of all samples; of the model's own data, those of this class are taken.
+        frames: Which frames of videos to take, "start:stop" or "start:stop:stride", from 0; all by default.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -67,6 +74,8 @@ def open_source(
     """
     if path is None and resize:
         raise InputError("resize: held-out data have the model's size; give it for pictures of an input")
+    if frames is not None and (path is None or media.is_array(path) or kind_of(model) != "videos"):
+        raise InputError("frames: says which frames of videos to take, and the input holds none")
     if path is None:
         found = _held_out(model, 16 if n is None else n, label)
         if len(found) == 0:
@@ -74,9 +83,12 @@ def open_source(
         return found
     if n is not None and n < 1:
         raise InputError(f"n: got {n}, expected at least 1")
-    if resize and not _is_pictures(Path(path)):
-        raise InputError(f"resize: {path} holds no pictures, and nothing else is scaled")
-    found = Pictures(model, path, n, resize, label) if _is_pictures(Path(path)) else Rows(model, path, n, label)
+    if media.is_array(path):
+        if resize:
+            raise InputError(f"resize: {path} holds no pictures, and nothing else is scaled")
+        found = Rows(model, path, n, label)
+    else:
+        found = Files(model, path, n, resize, label, frames)
     if len(found) == 0:
         raise InputError(f"input: {path} holds no samples")
     return found
@@ -107,36 +119,65 @@ class Rows(Source):
         return fingerprint_of([self._path])
 
 
-class Pictures(Source):
-    """A picture, or the pictures of a folder in the order of their names.
+class Files(Source):
+    """A picture, a video or a sound, or those of a folder in the order of their names (see `media.listed`).
 
     Args:
         model: The model that the samples are for.
         path: The file or the folder.
         n: The number of samples, the first ones, at most; all by default.
-        resize: Whether to scale pictures to the model's size.
+        resize: Whether to scale them to the model's size and rate.
         label: The class of all samples.
+        frames: Which frames of videos to take, as in `open_source`.
     """
 
-    def __init__(self, model: Denoiser, path: str | Path, n: int | None, resize: bool, label: int | None):
-        path = Path(path)
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file or folder")
-        self._paths = list(_pictures(str(path)))[:n] if path.is_dir() else [path]
+    def __init__(
+        self,
+        model: Denoiser,
+        path: str | Path,
+        n: int | None,
+        resize: bool,
+        label: int | None,
+        frames: str | None = None,
+    ):
+        self._paths = list(_listed(str(path), model))[:n]
         self._model, self._resize, self._label = model, resize, label
+        self._frames = None if frames is None else slice_of(frames)
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def rows(self, start: int, stop: int) -> tuple[Tensor, Labels]:
-        shape = getattr(self._model, "image_shape", None) or _shape_of(self._model)
-        images = torch.cat([arrays.read(path, shape, resize=self._resize) for path in self._paths[start:stop]])
+        how = {"resize": self._resize, "frames": self._frames}
+        images = torch.cat([media.read(path, self._model, **how) for path in self._paths[start:stop]])
         encode = getattr(self._model, "encode", None)
         return images if encode is None else encode(images), self._label
 
     def fingerprint(self) -> str:
-        names = "\n".join(f"{path.name} {path.stat().st_size}" for path in self._paths)
+        inside = [p for path in self._paths for p in (sorted(path.iterdir()) if path.is_dir() else [path])]
+        names = "\n".join(f"{path.name} {path.stat().st_size}" for path in inside)
         return hashlib.sha256(names.encode()).hexdigest()[:16]
+
+
+def slice_of(frames: str) -> slice:
+    """A choice of frames, such as "16:48" or "::2", as a slice.
+
+    Args:
+        frames: The choice.
+
+    Raises:
+        InputError: It is none.
+    """
+    parts = frames.split(":")
+    try:
+        start, stop, stride = (int(v) if v.strip() else None for v in (*parts, *[""] * (3 - len(parts))))
+    except ValueError:
+        start = stop = stride = -1
+    if len(parts) not in (2, 3) or any(v is not None and v < 0 for v in (start, stop)):
+        raise InputError(f"frames: got {frames!r}, expected start:stop or start:stop:stride, counted from 0")
+    if (stride is not None and stride < 1) or (stop is not None and stop <= (start or 0)):
+        raise InputError(f"frames: got {frames!r}, expected start below stop and a stride of at least 1")
+    return slice(start, stop, stride)
 
 
 class InMemory(Source):
@@ -191,13 +232,20 @@ def _held_out(model: Denoiser, n: int, label: int | None) -> Source:
     return InMemory(images[:n], labels[:n])
 
 
-def _is_pictures(path: Path) -> bool:
-    return path.is_dir() or path.suffix.lower() not in (".npy", ".safetensors")
+def _listed(path: str, model: Denoiser) -> tuple[Path, ...]:
+    """The samples behind a path; folders are looked through once for each kind of model."""
+    key = path, kind_of(model)
+    if not Path(path).is_dir():
+        return tuple(media.listed(path, model))
+    if key not in _FOLDERS:
+        while len(_FOLDERS) >= _KEPT:
+            _FOLDERS.pop(next(iter(_FOLDERS)))
+        _FOLDERS[key] = tuple(media.listed(path, model))
+    return _FOLDERS[key]
 
 
-@lru_cache(maxsize=4)
-def _pictures(folder: str) -> tuple[Path, ...]:
-    return tuple(arrays.pictures(folder))
+_FOLDERS: dict[tuple[str, Kind], tuple[Path, ...]] = {}
+_KEPT = 4
 
 
 def fingerprint_of(paths: Iterable[str | Path], pieces: int = 64, size: int = 65536) -> str:

@@ -61,6 +61,12 @@ class Denoiser:
         reuses_output: Whether the network returns the same memory at every call, as under CUDA graphs (torch.compile
             in mode "reduce-overhead"). Its outputs are then copied, as solvers carry some of them over to later steps.
         clip: Bounds on the estimate of the data, for models of pixels (see `Clip`); guidance comes before.
+        moments: Mean and variance of the data, numbers or of a sample's shape, if the model knows them. Samples then
+            start from alpha mean and alpha^2 variance + sigma^2 instead of 0 and sigma^2, and the likelihood of a
+            latent is that of this start; it matters on paths whose noisy end keeps a part of the data.
+        has_score: Whether the estimates of the data and of the noise are the conditional means that a score is made
+            of. Not so for velocities that were trained on coupled noise and data: they generate the data, and
+            solvers that add noise are refused.
 
     Raises:
         UnknownNameError: The prediction type is none of the five.
@@ -81,6 +87,8 @@ class Denoiser:
     smoothing: Smoothing | None = None
     reuses_output: bool = False
     clip: Clip | None = None
+    moments: tuple[float | Tensor, float | Tensor] | None = None
+    has_score: bool = True
 
     def __post_init__(self):
         check_type(self.prediction)

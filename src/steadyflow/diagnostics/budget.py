@@ -31,7 +31,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -165,6 +165,11 @@ def budget(
     inversion = invert(model, x, solver=solver, grid=grid)
     returned = inversion.decode(back).x
     shown = returned if codec is None else codec.decode(returned)
+    if not isinstance(cast(object, shown), Tensor):
+        raise InputError(
+            f"codec: decodes to {type(shown).__name__}, expected one tensor; of samples that join several things, "
+            "diagnose the states themselves, without a codec"
+        )
     if shown.shape != images.shape:
         raise InputError(f"codec: decodes to shape {tuple(shown.shape)}, but the images have {tuple(images.shape)}")
     start = x.double()

@@ -28,6 +28,7 @@ from ..grids import Grid
 from ..jacobians.divergences import along, signs
 from ..jacobians.maps import pullback
 from ..prediction import Prediction
+from ..schedules import Level
 from ..solvers import registry
 from ..solvers.runge_kutta import RungeKutta
 
@@ -89,7 +90,8 @@ def log_likelihood(
         grid: The times from noise to data, or the name of a grid.
         probes: The number of random sign vectors for Hutchinson's estimate; None for the exact divergence, with n
             derivatives per evaluation.
-        prior: The log density of latents, (B, ...) -> (B,); by default that of N(0, sigma(t_max)^2).
+        prior: The log density of latents, (B, ...) -> (B,); by default that of N(0, sigma(t_max)^2), or of the start
+            that the model's own `moments` make.
         seed: Of the sign vectors.
 
     Raises:
@@ -136,7 +138,7 @@ def log_likelihood(
         raise SteadyflowError("log_likelihood: the solve diverged; use more steps")
     first, last = schedule.at(times.times[0]), schedule.at(times.times[-1])
     scales = n * math.log(FLOW.scale(last) / FLOW.scale(first))
-    base = _gaussian(state, last.sigma) if prior is None else prior(state)
+    base = _start(state, last, model) if prior is None else prior(state)
     if probes is None:
         change, error = integral.sum(0), torch.zeros_like(base)
     else:
@@ -145,6 +147,15 @@ def log_likelihood(
             integral.std(0) / probes**0.5 if probes > 1 else torch.full_like(base, math.nan),
         )
     return Likelihood(base + change + scales, base, state, error, nfe)
+
+
+def _start(z: Tensor, level: Level, model: Denoiser) -> Tensor:
+    """The log density of the latents that a sample of the model starts from."""
+    if model.moments is None:
+        return _gaussian(z, level.sigma)
+    mean, variance = (torch.as_tensor(value, dtype=z.dtype, device=z.device) for value in model.moments)
+    spread = (level.alpha**2 * variance + level.sigma**2).sqrt().expand(z.shape[1:])
+    return _gaussian((z - level.alpha * mean) / spread, 1.0) - spread.log().sum()
 
 
 def _gaussian(z: Tensor, sigma: float) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 
 from .._internal import html, plots
 from . import CAUSES, Diagnosis
+from ._shown import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,8 +43,15 @@ is hollow, the linear theory does not hold for that image and the budget is a gu
 src="data:image/png;base64,{{ growth }}"><figcaption>The inversion error carried along by the exact generation map,
 relative to its size in the latent. Above one the model amplifies it.</figcaption></figure>
 {% else %}<p>The run did not stay finite, so that there is no budget.</p>{% endif %}
-{% for strip in strips %}<figure><img class="digits" alt="{{ strip.alt }}"
-src="data:image/png;base64,{{ strip.png }}"><figcaption>{{ strip.alt }}</figcaption></figure>
+{% for one in shown %}<figure><img class="digits" alt="{{ one.alt }}"
+src="data:image/png;base64,{{ one.png }}">
+{% if one.film and one.film.tag == "video" %}<video controls loop muted playsinline title="{{ one.alt }}"
+src="data:{{ one.film.type }};base64,{{ one.film.data }}"></video>
+{% elif one.film %}<img alt="{{ one.alt }}, as a film"
+src="data:{{ one.film.type }};base64,{{ one.film.data }}">{% endif %}
+{% for sound in one.sounds %}<audio controls title="{{ one.alt }}, {{ loop.index0 }}"
+src="data:audio/wav;base64,{{ sound }}"></audio>
+{% endfor %}<figcaption>{{ one.alt }}</figcaption></figure>
 {% endfor %}
 <h2>Image by image</h2>
 <div class="scroll"><table class="sortable">
@@ -102,7 +110,7 @@ def write(found: Diagnosis, path: str | Path) -> Path:
         verified=verified,
         budget=_picture(found, draw_budget, (9.0, 4.0)) if finite else "",
         growth=_picture(found, draw_growth, (7.5, 3.6)) if finite else "",
-        strips=_strips(found) if finite else [],
+        shown=shown(found) if finite else [],
         heads=[
             "image",
             *([] if found.budget.change is None else ["change"]),
@@ -168,18 +176,3 @@ def _picture(found: Diagnosis, draw: Callable[[Diagnosis, Axes], None], size: tu
     figure = plots.figure(*size)
     draw(found, figure.subplots())
     return html.png(figure)
-
-
-def _strips(found: Diagnosis, count: int = 16) -> list[dict[str, str]]:
-    if found.images.ndim != 4 or found.images.shape[1] not in (1, 3):
-        return []
-    source, back = found.images[:count], found.reconstruction[:count]
-    wanted = source if found.budget.exact is None else found.budget.exact[:count].to(source.dtype)
-    largest = (back - wanted).abs().max().clamp_min(1e-30)
-    strips = [
-        ("Source", source),
-        *([] if found.budget.exact is None else [("The edit of an exact solver", wanted)]),
-        ("Reconstruction" if found.target is None else "The edit", back),
-        (f"Difference, scaled to the range of the picture (largest {largest:.2g})", (back - wanted) / largest),
-    ]
-    return [{"alt": text, "png": html.strip(x)} for text, x in strips]

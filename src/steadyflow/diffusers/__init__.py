@@ -7,8 +7,9 @@ try:
 except ImportError as error:
     raise MissingExtraError("diffusers", "diffusers", "schedulers and models for diffusers pipelines") from error
 
+from ._saved import load_pipeline
 from ._scheduler_base import SteadyOutput
-from .pipeline_model import Latents, PipelineModel, from_diffusers, load_pipeline
+from .pipeline_model import Latents, PipelineModel, from_diffusers
 from .schedulers import (
     SteadyFlowInverseScheduler,
     SteadyFlowScheduler,

@@ -54,6 +54,9 @@ class Line:
         steps: How many steps the pipeline is told to take.
         plan_only: Whether to leave once the run is planned, for what the pipeline hands its scheduler.
         echoes: What hears the networks in the first iteration; None for nobody.
+        twice: Whether a pipeline of several states is given each in its own turn, which takes a second iteration. The
+            pipeline steps its states one after another, and what follows for the first depends on the last; it is
+            given memory that is filled later, unless it does more with it at once.
     """
 
     def __init__(
@@ -66,9 +69,11 @@ class Line:
         steps: int,
         plan_only: bool = False,
         echoes: Any = None,
+        twice: bool = False,
     ):
         self.steps, self.first, self._level, self._plan_only = steps, first, level, plan_only
         self.echoes = echoes
+        self._twice, self._filling = twice, False
         self.name = type(pipe).__name__
         self.plan: dict[str, Any] = {}
         """What the pipeline has handed its scheduler to plan the run."""
@@ -215,11 +220,12 @@ class Line:
             self.echoes.begin()
         while self.count < self.steps:
             query = self._query
-            if query is not None and query.last:
+            if query is not None and query.last and not self._filling:
                 return
             self.count += 1
+            filled = self._filling
             yield self.first if query is None else query.time
-            if self._buffers or self._query is query:
+            if self._buffers or (self._query is query and not filled):
                 raise InputError(
                     f"pipeline: {self.name} did not hand every one of its {self._parts} schedulers an output within "
                     "one iteration"
@@ -236,8 +242,14 @@ class Line:
         """
         if self.echoes is not None:
             self.echoes.end()
+        last = part == self._parts - 1
+        if self._filling and self._query is not None:
+            self._filling = not last
+            return self._query.parts[part].to(sample.dtype, copy=True)
         self.outputs[part], self.samples[part], self.told[part] = output, sample, timestep
-        if part < self._parts - 1:  # what follows depends on the parts to come: a buffer until then
+        if not last and self._twice:
+            return sample
+        if not last:  # what follows depends on the parts to come: a buffer until then
             self._buffers[part] = torch.empty_like(sample)
             return self._buffers[part]
         self._done.release()
@@ -251,6 +263,9 @@ class Line:
         torch.set_autocast_dtype(kind, dtype)
         if query.stream is not None:
             torch.cuda.set_stream(query.stream)
+        if self._twice:
+            self._filling = True
+            return sample
         for k, buffer in self._buffers.items():
             buffer.copy_(query.parts[k])
         self._buffers = {}

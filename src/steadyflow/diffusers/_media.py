@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._internal import files
 from ..errors import InputError
 
 
@@ -75,3 +76,28 @@ def as_tensor(name: str, value: Any) -> Tensor | None:
     if value.ndim == 5:  # (B, frames, c, h, w)
         value = value.transpose(1, 2)
     return 2.0 * value - 1.0
+
+
+def sampling_rate(pipe: Any) -> int | None:
+    """The samples per second of a pipeline's sounds, as its parts say it; None where they do not."""
+    for part in ("vocoder", "audio_vae", "vae"):
+        config = getattr(getattr(pipe, part, None), "config", None)
+        for name in ("output_sampling_rate", "sampling_rate", "sample_rate"):
+            value = getattr(config, name, None)
+            if isinstance(value, int):
+                return value
+    return None
+
+
+def digest(value: Any) -> str:
+    """Text that stands for an input of a pipeline's call: equal for equal numbers and pictures."""
+    if isinstance(value, torch.Generator):
+        return f"generator {value.initial_seed()}"
+    if isinstance(value, Tensor):
+        return files.digest(str(value.dtype), {"value": value.detach().cpu()})
+    if hasattr(value, "tobytes"):  # pictures of Pillow, and arrays
+        data = torch.frombuffer(bytearray(value.tobytes()), dtype=torch.uint8)
+        return files.digest(str(getattr(value, "size", "")), {"value": data})
+    if isinstance(value, list | tuple):
+        return "(" + ", ".join(digest(v) for v in value) + ")"
+    return repr(value) if isinstance(value, str | int | float | bool | None) else type(value).__name__

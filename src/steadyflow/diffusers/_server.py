@@ -55,7 +55,7 @@ class Server:
         """The latents with which the pipeline's own call begins, one tensor for each state."""
         self.echoes: Echoes | None = None
         self._lines: OrderedDict[Any, Line] = OrderedDict()
-        self._alone = False
+        self._alone, self._twice = False, False
         self._lock = threading.RLock()
         self._finalizer = weakref.finalize(self, _close, self._lines)
 
@@ -71,11 +71,13 @@ class Server:
             InputError: They are not, or the call does not accept its arguments.
         """
         _check_caches(self.pipe)
-        checked = self._line(request, 1, steps=_CHECKED)
         try:
-            self._check(checked)
-        finally:
-            checked.close()
+            checked = self._checked(request)
+        except InputError:
+            if len(self.sizes) < 2:
+                raise
+            self._twice = True  # it may do more with the first of its states before it steps the last
+            checked = self._checked(request)
         line = self._lines[self._key(request, 1)] = self._line(request, 1)
         again = line.answer()
         for got, expected in zip(again, checked.answer(), strict=True):
@@ -85,6 +87,15 @@ class Server:
                     f"{_STEPS} steps instead of {_CHECKED}: its call depends on the number of steps (a schedule of the "
                     "guidance, a generator that is not reset), which a field cannot"
                 )
+
+    def _checked(self, request: Request) -> Line:
+        """Open the short call, check it and leave it."""
+        line = self._line(request, 1, steps=_CHECKED * (2 if self._twice else 1))
+        try:
+            self._check(line)
+        finally:
+            line.close()
+        return line
 
     def _check(self, line: Line) -> None:
         name = self.signature.name
@@ -106,7 +117,8 @@ class Server:
                 raise InputError(
                     f"pipeline: {name} gives two answers at the same latents and time: its output depends on the "
                     "number of the step or on earlier steps (a window of steps such as control_guidance_end, a guider "
-                    "with a memory, a cache, noise that is drawn inside, dropout), so that it is no field"
+                    "with a memory, for which pipe.guider may be set to one without, a cache, noise that is drawn "
+                    "inside, dropout), so that it is no field"
                 )
         if "output_type" in self.signature.parameters:  # a second loop would begin now
             line.finish(begun)
@@ -146,10 +158,10 @@ class Server:
         pipe.__dict__.update(more.pop("instead", {}))
         call = self._arguments(request, rows, steps) | more
         time, level = self.path.time(self.path.middle), self.path.level(self.path.middle)
-        hear = Echoes.of(pipe) if steps == _CHECKED and echoes is None else None
+        hear = Echoes.of(pipe) if steps < _STEPS and echoes is None and not plan_only else None
         try:
             with _same_draws():
-                line = Line(pipe, call, time, level, steps=steps, plan_only=plan_only, echoes=hear)
+                line = Line(pipe, call, time, level, steps=steps, plan_only=plan_only, echoes=hear, twice=self._twice)
         except (ValueError, TypeError, LookupError, AttributeError, NameError) as error:
             if isinstance(error, InputError):
                 raise
@@ -215,6 +227,11 @@ class Server:
                 line, rows = self._line_for(request, len(x) - start)
                 piece = x[start : start + rows]
                 outputs = line.ask(self.split(piece * path.scale if path.scale != 1.0 else piece), time, level)
+                if torch.is_grad_enabled() and x.requires_grad and not any(o.requires_grad for o in outputs):
+                    raise InputError(
+                        f"gradients: {self.signature.name} cuts them off on the way from its latents to its scheduler; "
+                        "ask under torch.no_grad()"
+                    )
                 found.append(self._joined(outputs, piece))
                 start += rows
         return found[0] if len(found) == 1 else torch.cat(found)

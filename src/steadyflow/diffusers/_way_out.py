@@ -208,6 +208,17 @@ class Affine:
     def _forth(self, x: Tensor) -> Tensor:
         return x[..., self.source] * self.slope + self.offset[self.moving]
 
+    def placed(self, z: Tensor) -> Tensor:
+        """The numbers of z where they lie in a state, shape (n,), without scale and shift.
+
+        Args:
+            z: One number for each of the VAE's input, shape (z, ...).
+        """
+        flat = z.reshape(-1)[self.moving.to(z.device)]
+        x = torch.empty_like(flat)
+        x[self.source.to(z.device)] = flat
+        return x
+
     def back(self, z: Tensor, samples: int) -> Tensor:
         """The states for the VAE's output.
 

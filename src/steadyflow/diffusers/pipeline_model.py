@@ -19,18 +19,18 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ..denoisers.base import Condition, Denoiser, is_words
-from ..errors import CorruptFileError, InputError, MissingExtraError
+from ..errors import InputError
 from ..grids import Grid
 from ._configs import vae_fields
 from ._families import family_of
 from ._family import Embeddings, Family
 from ._paths import path_of
 from ._pixels import check_pixels
-from .served import ServedModel, serve
+from ._serve import serve
+from .served import ServedModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -344,57 +344,3 @@ def _why_served(pipe: Any, kind: type[Family], call: Mapping[str, Any]) -> str:
     except InputError as error:
         return str(error)
     return ""
-
-
-def load_pipeline(
-    path: str | Path, *, dtype: torch.dtype = torch.float32, **options: Any
-) -> PipelineModel | ServedModel:
-    """Load a saved pipeline as a model.
-
-    Args:
-        path: A folder in diffusers' format, or a name on the hub where it is cached.
-        dtype: The precision of its networks, such as torch.bfloat16 for those that would not fit in float32.
-        **options: Those of `from_diffusers`.
-
-    Returns:
-        The model.
-
-    Raises:
-        MissingExtraError: diffusers is not installed.
-        CorruptFileError: The folder holds no complete pipeline.
-    """
-    try:
-        with _quiet():
-            from diffusers.pipelines import pipeline_utils
-
-            # diffusers before 0.42 knows the word by its old name only
-            word = "dtype" if hasattr(pipeline_utils, "_resolve_dtype") else "torch_dtype"
-            pipe = pipeline_utils.DiffusionPipeline.from_pretrained(str(path), **{word: dtype}).to(dtype)
-    except ImportError as error:
-        raise MissingExtraError("diffusers", "diffusers", "loading pipelines") from error
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CorruptFileError(f"{path}: no pipeline that diffusers can load ({error})") from error
-    for part in pipe.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.eval().requires_grad_(False)
-    return from_diffusers(pipe, **options)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Turn off the progress bars and the advice of diffusers and transformers, which they show even off a terminal."""
-    from diffusers.utils import logging as of_diffusers
-    from transformers.utils import logging as of_transformers
-
-    libraries = (of_diffusers, of_transformers)
-    before = [(library, library.is_progress_bar_enabled(), library.get_verbosity()) for library in libraries]
-    for library in libraries:
-        library.disable_progress_bar()
-        library.set_verbosity_error()
-    try:
-        yield
-    finally:
-        for library, shown, level in before:
-            library.set_verbosity(level)
-            if shown:
-                library.enable_progress_bar()

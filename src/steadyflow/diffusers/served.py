@@ -13,7 +13,7 @@ let them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self, cast
@@ -22,17 +22,17 @@ import torch
 from torch import Tensor
 
 from .._internal.autograd import grad_enabled_by
+from .._internal.pooling import pooled
 from ..denoisers.base import Condition, Denoiser, is_words
 from ..errors import InputError
 from ..grids import Grid
 from ._call import Request
-from ._media import as_tensor, by_name, encoded
+from ._media import as_tensor, by_name, digest, encoded, sampling_rate
 from ._pixels import check_pixels
-from ._served_paths import served_path
 from ._server import Server
 from ._way_out import Affine, Heard, pictures, vae_name
 
-_NONE: Mapping[str, Tensor] = {}
+NONE: Mapping[str, Tensor] = {}
 """The negative where none is given."""
 
 
@@ -111,11 +111,16 @@ class ServedModel(Denoiser):
             InputError: The pipeline takes none.
         """
         if negative is None:
-            return super().with_negative(None if self.null is None else _NONE)
+            return super().with_negative(None if self.null is None else NONE)
         if not is_words(negative) or self.null is None or "negative_prompt" not in self.server.signature.parameters:
             takes = "takes no negative prompt" if is_words(negative) else "expected a prompt or one per sample"
             raise InputError(f"negative_prompt: got {negative!r}; {self.name}: {takes}")
         return super().with_negative(negative)
+
+    def described(self) -> tuple[Any, ...]:
+        """What its answers depend on beside weights, path and condition, as text: the class, and the call's inputs."""
+        given = {**self.server.fixed, **self._inputs}
+        return self.name, tuple((name, digest(value)) for name, value in sorted(given.items()))
 
     @property
     def takes_prompts(self) -> bool:
@@ -200,29 +205,35 @@ class ServedModel(Denoiser):
         return self.server.join(self.server.first)
 
     @property
+    def fps(self) -> float | None:
+        """The frames per second that the pipeline's call was given, None where it takes none."""
+        given = {**self.server.fixed, **self._inputs}
+        value = next((given[name] for name in ("fps", "frame_rate") if name in given), None)
+        return None if value is None else float(value)
+
+    @property
+    def sample_rate(self) -> int | None:
+        """The samples per second of its sounds, None where the parts of the pipeline do not say."""
+        return sampling_rate(self.pipe)
+
+    @property
     def codec(self) -> Self:
         """The model itself, which encodes and decodes."""
         return self
 
     @cached_property
     def _affine(self) -> Affine:
-        if self.server.parts > 1:
-            raise InputError(
-                f"encode: a sample of {self.name} is {self.server.parts} states in one, of which the vae encodes but "
-                "one; give latents instead"
-            )
         return Affine(self.server, self.request)
 
     @cached_property
-    def image_shape(self) -> tuple[int, ...]:
+    def image_shape(self) -> Any:
         """The shape of what one sample decodes to: (c, h, w), (c, frames, h, w) for videos, (c, samples) for sounds.
 
-        Raises:
-            InputError: A sample decodes to several things.
+        Where a sample decodes to several things, it is a dict of their shapes by name.
         """
         found = self.decode(torch.zeros(1, *self._size))
         if isinstance(found, dict):
-            raise InputError(f"image_shape: a sample of {self.name} is several things: {', '.join(found)}")
+            return {name: tuple(part.shape[1:]) for name, part in found.items()}
         return tuple(found.shape[1:])
 
     @property
@@ -250,6 +261,11 @@ class ServedModel(Denoiser):
             InputError: They have another shape, are bytes, or the pipeline has no way in.
         """
         wanted = self.image_shape
+        if isinstance(wanted, dict):
+            raise InputError(
+                f"encode: a sample of {self.name} is {' and '.join(wanted)} in one, for which there is no way in; give "
+                "latents instead"
+            )
         if tuple(images.shape[1:]) != wanted:
             raise InputError(f"images: got shape {tuple(images.shape)}, {self.name} takes (B, {_shown(wanted)})")
         check_pixels(images)
@@ -261,6 +277,29 @@ class ServedModel(Denoiser):
         z = torch.cat([encoded(vae, image[None], affine.shape) for image in images]).float()
         states = affine.back(z, len(images)).reshape(len(images), *self._size)
         return states
+
+    def mask_weights(self, white: Tensor) -> Tensor:
+        """Weights over states for a mask over pixels (see `editing.mask_for`).
+
+        Args:
+            white: The mask, shape (1 or F, H, W).
+
+        Returns:
+            The weights, shape (1, *shape).
+
+        Raises:
+            InputError: Which pixels lie behind the numbers of a state is not known.
+        """
+        if vae_name(self.pipe) is None and self._is_its_picture:
+            return pooled(white, self._size[1:])
+        z = self._affine.shape
+        frames = self.image_shape[1] if len(self.image_shape) == 4 else None
+        if len(z) == 4 and frames is not None:  # frame by frame
+            grid = pooled(white, z[-2:]).expand(1, z[0], *z[-2:])[0][:, None]
+        else:
+            grid = pooled(white, z[2:] if frames is not None else z[-2:], frames)
+            grid = grid.unsqueeze(2) if grid.ndim < len(z) else grid
+        return self._affine.placed(grid.expand(z)).reshape(1, *self._size)
 
     def decode(self, x: Tensor) -> Any:
         """Decode states by the pipeline's own way out.
@@ -322,56 +361,6 @@ class ServedModel(Denoiser):
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def serve(
-    pipe: Any,
-    prompt: str | Sequence[str] | None,
-    negative_prompt: str | Sequence[str] | None,
-    guidance: float,
-    embedded_guidance: float | None,
-    shift: float | None,
-    call: dict[str, Any],
-) -> ServedModel:
-    """Open a pipeline's call as a model; the arguments are those of `from_diffusers`."""
-    if getattr(pipe, "scheduler", None) is None or not hasattr(type(pipe), "__call__"):  # noqa: B004
-        raise InputError(
-            f"pipeline: {type(pipe).__name__} has no scheduler, so there is no path along which it samples"
-        )
-    path = served_path(pipe.scheduler, shift)
-    server = Server(pipe, path, {})
-    signature = server.signature
-    if "num_inference_steps" not in signature.parameters:
-        raise InputError(f"pipeline: the call of {signature.name} takes no num_inference_steps")
-    signature.check(call)
-    server.fixed = {**call, **signature.embedded(embedded_guidance)}
-    guides = signature.scale is not None
-    model = ServedModel(
-        _no_network, path.schedule, prediction=path.prediction, null=_NONE if guides else None, name=signature.name,
-        clip=path.clip, server=server,
-    )  # fmt: skip
-    embedded = any("prompt_embeds" in name for name in call)
-    if prompt is not None or (signature.takes_prompts and not embedded):
-        model = model.with_condition("" if prompt is None else prompt)
-    if negative_prompt is not None:
-        model = model.with_negative(negative_prompt)
-    model = model.with_guidance(guidance)
-    first = model.request if model.request.prompts == 1 else model.slice(0, 1).request
-    server.open(first)
-    sizes = server.sizes
-    shape = sizes[0] if len(sizes) == 1 else (sum(torch.Size(size).numel() for size in sizes),)
-    schedule = path.schedule
-    if path.path is not None and shift is None and path.path.mu(1) is not None:
-        default = signature.parameters["num_inference_steps"].default
-        plan = server.plan(first, default if isinstance(default, int) and default > 1 else 50)
-        schedule = path.shifted(plan.get("mu"))
-        if schedule is not path.schedule:
-            server.path = served_path(pipe.scheduler, getattr(schedule, "shift", None))
-    return model._replace(schedule=schedule, shape=shape)
-
-
-def _no_network(*args: Any) -> Tensor:
-    raise InputError("net: a served pipeline has no network of its own to call; call the model")
 
 
 def _words(prompt: Any) -> str | tuple[str, ...] | None:

@@ -6,6 +6,7 @@ A method is a frozen dataclass with a name, registered where it is defined; `get
 from .base import Edit, EditMethod, EditRequest, finished, get, names, register
 from .by_inversion import ByInversion, Direct
 from .controlled import FlowEdit, RFInversion
+from .masks import mask_for
 from .noise_maps import ByNoiseMaps, NoiseMaps, noise_maps
 from .verb import edit
 
@@ -22,6 +23,7 @@ __all__ = [
     "edit",
     "finished",
     "get",
+    "mask_for",
     "names",
     "noise_maps",
     "register",

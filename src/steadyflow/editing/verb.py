@@ -47,7 +47,8 @@ def edit(
         source_guidance: That of the way up; the model's own by default. Below 1 it leans on the unconditional field,
             which is smoother.
         mask: Where the edit may change something, weights in [0, 1] that broadcast against x, (B or 1, ...); elsewhere
-            every step is brought back to the inversion's state, which keeps one state per step in memory.
+            every step is brought back to the inversion's state, which keeps one state per step in memory. From a mask
+            over pixels, `steadyflow.editing.mask_for` makes one.
         smoothing: Averages the field over neighbours (`Denoiser.with_smoothing`).
         smooth: On which ways: the "inversion", the "generation", or "both".
         inversion: One of x that was made before, for methods that make one.
@@ -82,6 +83,8 @@ def edit(
         raise InputError("x: give samples, or an inversion of them")
     if inversion is None:
         check_state("x", x, model.shape)
+    if mask is not None:
+        _check_mask(mask, x)
     there, here = model.with_condition(target), model.with_condition(source)
     there = there if guidance is None else there.with_guidance(guidance)
     if source_guidance is not None and source is not None:
@@ -99,6 +102,19 @@ def _check_honoured(method: EditMethod, options: Any, **others: Any) -> None:
     for name, why in method.refuses.items():
         if name in wanted:
             raise InputError(f"{name}: method {method.name!r} cannot honour it: {why}")
+
+
+def _check_mask(mask: Tensor, x: Tensor) -> None:
+    """Raise `InputError` for weights that do not broadcast against x, or that might be meant in another way."""
+    try:
+        mask.expand_as(x)
+    except RuntimeError as error:
+        raise InputError(f"mask: shape {tuple(mask.shape)} fits no samples {tuple(x.shape)}") from error
+    if mask.ndim == x.ndim - 1 and len(mask) == len(x) > 1:
+        raise InputError(
+            f"mask: got shape {tuple(mask.shape)} for samples {tuple(x.shape)}, which may be one per sample or one for "
+            "all; give it as many dimensions as the samples have"
+        )
 
 
 def _check_free(options: Resolved) -> None:

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from .._internal import files
 from ..errors import InputError, MissingExtraError
+from .images import as_frames
 
 
 class Extractor(Protocol):
@@ -94,6 +95,7 @@ def structure_distance(extractor: Extractor, x: Tensor, y: Tensor) -> Tensor:
     Returns:
         The distance of each pair, shape (B,).
     """
+    check_images(x, y)
     one, two = (_similarities(extractor.patches(images)) for images in (x, y))
     return (one - two).square().flatten(1).mean(1)
 
@@ -232,8 +234,8 @@ def lpips(x: Tensor, y: Tensor, *, net: Literal["alex", "vgg", "squeeze"] = "squ
     """LPIPS (Zhang et al. 2018) of each pair of images, by torchmetrics.
 
     Args:
-        x: Images in [-1, 1], shape (B, 3, H, W).
-        y: Images of the same shape.
+        x: Images in [-1, 1], shape (B, 3, H, W), or videos, shape (B, 3, F, H, W), whose frames' mean is taken.
+        y: Images or videos of the same shape.
         net: The network whose features are compared.
 
     Returns:
@@ -249,7 +251,8 @@ def lpips(x: Tensor, y: Tensor, *, net: Literal["alex", "vgg", "squeeze"] = "squ
     except ImportError as error:
         raise MissingExtraError("torchmetrics with torchvision", "metrics", "LPIPS") from error
     with torch.no_grad():
-        return measure(x.clamp(-1.0, 1.0), y.clamp(-1.0, 1.0))
+        found = measure(as_frames(x).clamp(-1.0, 1.0), as_frames(y).clamp(-1.0, 1.0))
+    return found.view(len(x), -1).mean(1) if x.ndim == 5 else found
 
 
 def inception_features(images: Tensor, path: str | None = None) -> Tensor:
@@ -271,6 +274,7 @@ def inception_features(images: Tensor, path: str | None = None) -> Tensor:
         network = NoTrainInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=path)
     except (ImportError, NameError) as error:
         raise MissingExtraError("torchmetrics with torch-fidelity", "metrics", "Inception features") from error
+    check_images(images)
     with torch.no_grad():
         return network(((images.clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8))
 
@@ -284,8 +288,19 @@ def _similarities(patches: Tensor) -> Tensor:
     return unit @ unit.transpose(1, 2)
 
 
+def check_images(*batches: Tensor) -> None:
+    """Raise `InputError` for what is no batch of images, such as videos, whose frames `as_frames` gives."""
+    for images in batches:
+        if images.ndim != 4:
+            raise InputError(
+                f"images: got shape {tuple(images.shape)}, expected (B, 3, H, W); of videos, give the frames: "
+                "steadyflow.metrics.as_frames(videos)"
+            )
+
+
 def _resized(images: Tensor, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Images in [-1, 1], resized and normalised as a network for photographs expects them."""
+    check_images(images)
     values = functional.interpolate((images + 1.0) / 2.0, (side, side), mode="bicubic", antialias=True)
     center, scale = (values.new_tensor(v).view(1, 3, 1, 1) for v in (mean, std))
     return (values.clamp(0.0, 1.0) - center) / scale

@@ -1,4 +1,8 @@
-"""Distances between batches of images, one number per pair, over whole images or over a region of them."""
+"""Distances between batches of images, one number per pair, over whole images or over a region of them.
+
+Videos, (B, C, F, H, W), are taken frame by frame where a measure looks at the places of pixels, and the number is the
+mean over their frames; `videos.per_frame` gives one for each frame.
+"""
 
 import math
 from collections.abc import Callable
@@ -70,8 +74,8 @@ def ssim(x: Tensor, y: Tensor, *, span: float, region: Tensor | None = None) -> 
     """The structural similarity (Wang et al. 2004) of each pair of images, by torchmetrics.
 
     Args:
-        x: Images, shape (B, C, H, W).
-        y: Images of the same shape.
+        x: Images, shape (B, C, H, W), or videos, shape (B, C, F, H, W).
+        y: Images or videos of the same shape.
         span: The length of the interval of all possible values.
         region: The weights by which local similarities are averaged, as in `mse`.
 
@@ -85,8 +89,8 @@ def ssim(x: Tensor, y: Tensor, *, span: float, region: Tensor | None = None) -> 
     _check("ssim", x, y)
     torchmetrics = _torchmetrics()
     options: dict[str, Any] = {"data_range": span, "reduction": "none", "return_full_image": True}
-    _, local = torchmetrics.structural_similarity_index_measure(x, y, **options)
-    return _mean(local, region)
+    _, local = torchmetrics.structural_similarity_index_measure(as_frames(x), as_frames(y), **options)
+    return _mean(local if x.ndim == 4 else _as_videos(local, len(x)), region)
 
 
 def ms_ssim(x: Tensor, y: Tensor, *, span: float) -> Tensor:
@@ -96,8 +100,8 @@ def ms_ssim(x: Tensor, y: Tensor, *, span: float) -> Tensor:
     of 1.
 
     Args:
-        x: Images, shape (B, C, H, W).
-        y: Images of the same shape.
+        x: Images, shape (B, C, H, W), or videos, shape (B, C, F, H, W).
+        y: Images or videos of the same shape.
         span: The length of the interval of all possible values.
 
     Returns:
@@ -108,13 +112,37 @@ def ms_ssim(x: Tensor, y: Tensor, *, span: float) -> Tensor:
         MissingExtraError: torchmetrics is not installed.
     """
     _check("ms_ssim", x, y)
+    as_frames(x)
     side = min(x.shape[-2:])
     if side < _WINDOW:
         raise InputError(f"ms_ssim: images of {x.shape[-2]}x{x.shape[-1]} are smaller than its window of {_WINDOW}")
     fit = max(n for n in range(1, 6) if side >= 2**n and side // max(1, n - 1) ** 2 >= _WINDOW)
     betas = tuple(w / sum(_SCALES[:fit]) for w in _SCALES[:fit])
     measure: Callable[..., Tensor] = _torchmetrics().multiscale_structural_similarity_index_measure
-    return measure(x, y, data_range=span, reduction="none", betas=betas, normalize="relu")
+    found = measure(as_frames(x), as_frames(y), data_range=span, reduction="none", betas=betas, normalize="relu")
+    return found.view(len(x), -1).mean(1)
+
+
+def as_frames(x: Tensor) -> Tensor:
+    """Images as they are, and the frames of videos as images.
+
+    Args:
+        x: Images, shape (B, C, H, W), or videos, shape (B, C, F, H, W).
+
+    Returns:
+        Images, shape (B, C, H, W); of videos, shape (B F, C, H, W), the frames of a video one after the other.
+
+    Raises:
+        InputError: x has another number of dimensions.
+    """
+    if x.ndim not in (4, 5):
+        raise InputError(f"images: got shape {tuple(x.shape)}, expected (B, C, H, W), or (B, C, F, H, W) for videos")
+    return x if x.ndim == 4 else x.transpose(1, 2).flatten(0, 1)
+
+
+def _as_videos(frames: Tensor, n: int) -> Tensor:
+    """The inverse of `as_frames` for n videos."""
+    return frames.view(n, -1, *frames.shape[1:]).transpose(1, 2)
 
 
 _WINDOW = 11

@@ -12,10 +12,9 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from .. import editing
-from ..datasets import arrays
+from ..datasets import media
 from ..datasets.sources import fingerprint_of, open_source
 from ..editing import Direct, Edit, EditMethod
 from ..errors import InputError
@@ -24,7 +23,7 @@ from ..tasks import Inversion, invert
 from .job import Addressed, Block, Data, Part
 from .parts import facts_of, made
 
-_OF_THE_WAY_UP = ("source", "source_guidance", "input", "resize", "double")
+_OF_THE_WAY_UP = ("source", "source_guidance", "input", "resize", "frames", "double")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +36,14 @@ class Editing(Addressed):
         method: A way of editing by its name, or its `spec()`.
         guidance: The scale of classifier-free guidance towards the target.
         source_guidance: That of the way up.
-        mask: A picture, white where the edit may change something.
+        mask: A picture, white where the edit may change something; for videos also a video or a folder of frames.
         smoothing: The radius over which the field is averaged.
         smooth: On which ways.
         lora: A LoRA, such as Smooth Diffusion's, that the model uses on those ways.
         inversion: A saved inversion to start from, instead of samples.
         input: As in `OnData`.
         resize: As in `OnData`.
+        frames: As in `OnData`.
 
     Raises:
         InputError: Something that is given would change nothing, or the method cannot honour it.
@@ -61,6 +61,7 @@ class Editing(Addressed):
     inversion: str | None = None
     input: str | None = None
     resize: bool = False
+    frames: str | None = None
     task: ClassVar[str] = "edit"
 
     def __post_init__(self):
@@ -117,7 +118,7 @@ class Editing(Addressed):
         if self.inversion is not None:
             return Saved(self.inversion)
         label = self.source if isinstance(self.source, int) else None
-        return open_source(model, self.input, self.n, self.resize, label)
+        return open_source(model, self.input, self.n, self.resize, label, self.frames)
 
     def other_files(self) -> list[str]:
         return [path for path in (self.mask, self.lora) if path is not None]
@@ -211,10 +212,8 @@ class Saved:
 
 
 def mask_of(path: str | Path, model: Any) -> Tensor:
-    """The share of white in a picture's area behind each place of a sample, (1, 1, h, w)."""
-    size = getattr(model, "image_shape", model.shape)
-    white = (arrays.read(path, (1, *size[1:]), resize=True) + 1.0) / 2.0
-    return functional.adaptive_max_pool2d(white, model.shape[1:])
+    """The largest share of white behind each place of a sample, of a picture or, for a video, of its frames."""
+    return editing.mask_for(model, media.read_mask(path, model))
 
 
 def _with_lora(model: Any, path: str) -> Any:

@@ -35,7 +35,7 @@ TRIAL = 8
 
 _COUNTS = ("n", "block", "threads")
 _WHOLE = ("steps", "nfe", "seed", "index", "label")
-_TEXTS = ("model", "prompt", "noise", "device", "reason", "smooth", "mask", "lora", "inversion", "input")
+_TEXTS = ("model", "prompt", "noise", "device", "reason", "smooth", "mask", "lora", "inversion", "input", "frames")
 _NUMBERS = ("strength", "t_min", "t_max", "guidance", "source_guidance", "smoothing", "tolerance")
 
 
@@ -86,6 +86,7 @@ class Job(ABC):
     Args:
         model: A name, as `loading.load_model` takes it.
         n: How many samples.
+        call_inputs: Arguments of a pipeline's call by name, as `loading.load_model` takes them.
         solver: A solver's `spec()`, its name, or "auto", which is settled once, on the first of the samples.
         steps: As in `Options`, but no controller: how many samples are together would change what it chooses.
         nfe: As in `Options`.
@@ -106,6 +107,7 @@ class Job(ABC):
     model: str
     _: KW_ONLY
     n: int
+    call_inputs: dict[str, Any] | None = None
     solver: str | dict[str, Any] | None = None
     steps: int | None = None
     nfe: int | None = None
@@ -141,6 +143,7 @@ class Job(ABC):
             (("grid",), str | list | tuple | Grid, "a name or the times"),
             (("target", "source"), int | str, "a label or a prompt"),
             (("method",), str | dict | EditMethod, "a name or a spec"),
+            (("call_inputs",), dict, "arguments by name"),
         ):
             for name in names:
                 value = getattr(self, name, None)
@@ -192,7 +195,7 @@ class Job(ABC):
             InputError: The model, its condition, the grid and the data do not fit.
         """
         torch.set_num_threads(self.threads)
-        model = load_model(self.model, self.device) if model is None else model
+        model = load_model(self.model, self.device, self.call_inputs) if model is None else model
         source = self.data_of(model)
         if source is not None and len(source) < self.n:
             raise InputError(f"n: got {self.n}, but the input holds {len(source)} samples")

@@ -50,7 +50,8 @@ class OnData(Conditioned):
 
     Args:
         input: A file or a folder (see `sources.open_source`), by default held-out data of the model.
-        resize: Scale pictures to the model's size.
+        resize: Scale pictures to the model's size, and resample sounds to its rate.
+        frames: Which frames of videos to take, such as "16:48" (see `sources.open_source`).
 
     Raises:
         NotInvertibleError: The solver has no inverse.
@@ -58,6 +59,7 @@ class OnData(Conditioned):
 
     input: str | None = None
     resize: bool = False
+    frames: str | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -66,7 +68,7 @@ class OnData(Conditioned):
             resolved.method.check_invertible()
 
     def data_of(self, model):
-        return open_source(model, self.input, self.n, self.resize, self.label)
+        return open_source(model, self.input, self.n, self.resize, self.label, self.frames)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from .._integrate import progress_bar
 from .._internal import files
-from ..datasets import arrays
+from .._internal.kinds import kind_of
+from ..datasets import media
 from ..errors import InputError
 from .engines import Engine, InProcess
 from .folder import RunFolder, Shard
@@ -141,27 +142,30 @@ def results(run: Run) -> Iterator[Tensor]:
         yield run.job.samples(part)
 
 
-def check_export(path: str | Path) -> None:
-    """Raise `InputError` for a kind of file that `export` does not write."""
-    kind = Path(path).suffix.lower()
-    if kind not in ("", ".npy", ".safetensors", *arrays.PICTURES):
-        raise InputError(
-            f"out: {Path(path).name} is of an unknown kind; expected a .npy or a folder for pictures, .safetensors, or "
-            f"one picture ({', '.join(arrays.PICTURES)})"
-        )
+def check_export(path: str | Path, model: Any = None, *, n: int = 1, decoded: bool = True) -> None:
+    """Raise `InputError` for a kind of file that `export` does not write.
+
+    Args:
+        path: Where the samples are to be written.
+        model: The model, if it is known; what its samples are is then looked at, too.
+        n: How many samples there will be.
+        decoded: Whether they are decoded; else latents are written.
+    """
+    media.check_writes(path, model, n=n, decoded=decoded)
 
 
-def export(run: Run, path: str | Path, decode: Callable[[Tensor], Tensor] = lambda x: x) -> Path:
+def export(run: Run, path: str | Path, decode: Callable[[Tensor], Any] | None = None, *, model: Any = None) -> Path:
     """Write all samples of a finished run to one place.
 
-    A .npy, and pictures in a folder, are written part by part and never in memory as a whole. A .safetensors file and a
-    picture, which is a sheet of all samples, are.
+    A .npy, and the files in a folder, are written part by part and never in memory as a whole. A .safetensors file, and
+    a picture or a video, in which all samples lie side by side, are.
 
     Args:
         run: The run.
-        path: A .npy, a .safetensors, a picture, or a folder for one PNG per sample. Files are written whole or not at
-            all.
-        decode: From latents to images.
+        path: A .npy, a .safetensors, a picture, a video, a sound, or a folder for one file per sample: a PNG, a folder
+            of frames, or a sound. Files are written whole or not at all.
+        decode: From latents to images; by default the latents are written.
+        model: The model, which says what its samples are: a frame rate and a sample rate are known with it alone.
 
     Returns:
         The path.
@@ -171,27 +175,44 @@ def export(run: Run, path: str | Path, decode: Callable[[Tensor], Tensor] = lamb
             large.
         CorruptFileError: A shard is damaged.
         StorageError: It cannot be written.
+        MissingExtraError: The package that writes such files is not installed.
     """
-    path = Path(path)
-    check_export(path)
+    path, decoded = Path(path), decode is not None or not hasattr(model, "decode")
+    check_export(path, model, n=run.job.n, decoded=decoded)
+    how: dict[str, Any] = {"model": model, "fps": _rate(run.job, model), "decoded": decoded}
+    decode = decode or _as_they_are
     if path.suffix.lower() == ".npy":
         _write_array(run, path, decode)
     elif path.suffix:
-        arrays.write(path, _whole(run, path, decode))
+        media.write(path, _whole(run, path, decode), **how)
     else:
         at = 0
         for x in results(run):
-            for image in decode(x):
-                arrays.write(path / f"{at:09d}.png", image[None])
-                at += 1
+            media.write_each(path, decode(x), at, **how)
+            at += len(x)
     return path
 
 
-def _write_array(run: Run, path: Path, decode: Callable[[Tensor], Tensor]) -> None:
+def _as_they_are(x: Tensor) -> Tensor:
+    return x
+
+
+def _rate(job: Job, model: Any) -> float | None:
+    """The frame rate of the video that a run began with, or of the first of several; None where there was none."""
+    given = getattr(job, "input", None)
+    if given is None or model is None or kind_of(model) not in ("videos", "joined") or media.is_array(given):
+        return None
+    return media.rate_of(media.listed(given, model)[0]) if Path(given).exists() else None
+
+
+def _write_array(run: Run, path: Path, decode: Callable[[Tensor], Any]) -> None:
     with files.replacing(path) as part:
         whole, at = None, 0
         for latents in results(run):
-            x = decode(latents).cpu().numpy()
+            shown = decode(latents)
+            if not isinstance(shown, Tensor):
+                raise InputError(f"out: the samples decode to {', '.join(shown)}; a .npy holds one; give .safetensors")
+            x = shown.cpu().numpy()
             if whole is None:
                 shape = (run.job.n, *x.shape[1:])
                 whole = np.lib.format.open_memmap(part, mode="w+", dtype=x.dtype, shape=shape)
@@ -201,12 +222,15 @@ def _write_array(run: Run, path: Path, decode: Callable[[Tensor], Tensor]) -> No
         whole.flush()
 
 
-def _whole(run: Run, path: Path, decode: Callable[[Tensor], Tensor]) -> Tensor:
-    """All samples in memory."""
-    found: list[Tensor] = []
+def _whole(run: Run, path: Path, decode: Callable[[Tensor], Any]) -> Tensor | dict[str, Tensor]:
+    """All samples in memory, or several things of each by name."""
+    found: list[Any] = []
     for x in results(run):
-        found.append(decode(x).cpu())
-        size = found[0][0].numel() * run.job.n
-        if path.suffix.lower() in arrays.PICTURES and size > SHEET:
+        shown = decode(x)
+        found.append(shown.cpu() if isinstance(shown, Tensor) else {name: v.cpu() for name, v in shown.items()})
+        size = media.numbers(found[0]) * run.job.n
+        if run.job.n > 1 and path.suffix.lower() not in media.ARRAYS and size > SHEET:
             raise InputError(f"out: a sheet of {run.job.n} pictures is too large; give a folder for one per sample")
-    return torch.cat(found)
+    if isinstance(found[0], Tensor):
+        return torch.cat(found)
+    return {name: torch.cat([one[name] for one in found]) for name in found[0]}

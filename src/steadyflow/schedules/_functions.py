@@ -38,6 +38,20 @@ def expm1(x: Scalar) -> Scalar:
     return math.expm1(x) if x < 709.0 else math.inf
 
 
+def log1p(x: Scalar) -> Scalar:
+    """ln(1 + x) without cancellation; -inf at -1 and, for floats, below."""
+    if isinstance(x, Tensor):
+        return x.log1p()
+    return math.log1p(x) if x > -1.0 else -math.inf
+
+
+def asinh(x: Scalar) -> Scalar:
+    """The inverse hyperbolic sine of x."""
+    if isinstance(x, Tensor):
+        return x.asinh()
+    return math.asinh(x)
+
+
 def sigmoid(x: Scalar) -> Scalar:
     """1 / (1 + e^-x)."""
     if isinstance(x, Tensor):

@@ -50,7 +50,7 @@ def sample(
             `firm` grid ends, else "clean".
         moments: Mean and variance of the data, numbers or of a sample's shape; only valid with n. With them the latents
             have the path's own moments at the noisy end, alpha mean and alpha^2 variance + sigma^2, as a start part of
-            the way up needs.
+            the way up needs. The model's own by default, if it knows them.
         dtype: Of the latents that are drawn.
         device: Of the latents that are drawn.
         **options: See `Options`.
@@ -70,6 +70,8 @@ def sample(
     chosen = Resolved.of(options, sample)
     firm = end is None and isinstance(chosen.grid, Grid) and chosen.grid.firm
     clean = chosen.grid.clean if firm and isinstance(chosen.grid, Grid) else end != "path"
+
+    moments = model.moments if moments is None and x is None else moments
 
     def start(grid: Grid) -> Tensor:
         return _latents(model, n, grid, chosen, moments, dtype, device) if x is None else x

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from steadyflow._internal import tensors
 from steadyflow.datasets.ink import INKS, WORDS, Pictures, caption, ink
-from steadyflow.diffusers.pipeline_model import PipelineModel, load_pipeline
+from steadyflow.diffusers import PipelineModel, load_pipeline
 from steadyflow.errors import NonFiniteError
 from steadyflow.metrics import psnr
 from steadyflow.metrics.features import structure_distance, weights_hash
@@ -118,7 +118,9 @@ def setting() -> tuple[PipelineModel, InkExtractor]:
 
 def bundled() -> PipelineModel:
     """Load the pipeline that the study edits with."""
-    return load_pipeline(pipeline_folder("ink"))
+    model = load_pipeline(pipeline_folder("ink"))
+    assert isinstance(model, PipelineModel)
+    return model
 
 
 @cache

@@ -1,0 +1,70 @@
+"""Saved pipelines as models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from ..errors import CorruptFileError, MissingExtraError
+from .pipeline_model import PipelineModel, from_diffusers
+from .served import ServedModel
+
+
+def load_pipeline(
+    path: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", **options: Any
+) -> PipelineModel | ServedModel:
+    """Load a saved pipeline as a model.
+
+    Args:
+        path: A folder in diffusers' format, or a name on the hub where it is cached.
+        dtype: The precision of its networks, such as torch.bfloat16 for those that would not fit in float32.
+        device: Where it computes.
+        **options: Those of `from_diffusers`.
+
+    Returns:
+        The model.
+
+    Raises:
+        MissingExtraError: diffusers is not installed.
+        CorruptFileError: The folder holds no complete pipeline.
+    """
+    try:
+        with _quiet():
+            from diffusers.pipelines import pipeline_utils
+
+            # diffusers before 0.42 knows the word by its old name only
+            word = "dtype" if hasattr(pipeline_utils, "_resolve_dtype") else "torch_dtype"
+            pipe = pipeline_utils.DiffusionPipeline.from_pretrained(str(path), **{word: dtype}).to(device, dtype)
+    except ImportError as error:
+        raise MissingExtraError("diffusers", "diffusers", "loading pipelines") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CorruptFileError(f"{path}: no pipeline that diffusers can load ({error})") from error
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval().requires_grad_(False)
+    return from_diffusers(pipe, **options)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Turn off the progress bars and the advice of diffusers and transformers, which they show even off a terminal."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    libraries = (of_diffusers, of_transformers)
+    before = [(library, library.is_progress_bar_enabled(), library.get_verbosity()) for library in libraries]
+    for library in libraries:
+        library.disable_progress_bar()
+        library.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for library, shown, level in before:
+            library.set_verbosity(level)
+            if shown:
+                library.enable_progress_bar()
