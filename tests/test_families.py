@@ -156,7 +156,7 @@ NO_FIELD = {
     "times of tokens": (_member("ltx_condition"), r"gives every token a time of its own"),
     "noise that is drawn inside": (_dropout, r"noise that is drawn inside"),
     "a table that depends on the steps": (_member("cascade"), r"a function of the number of steps"),
-    "no scheduler": (_no_scheduler, r"has no scheduler"),
+    "no scheduler": (_no_scheduler, r"pipeline: .*scheduler"),
     "an argument of the verb": (_argument("sd", num_inference_steps=5), r"the verb takes steps="),
     "latents": (_argument("flux", latents=torch.zeros(1)), r"they are the state"),
     "an argument that the call has not": (_argument("sd", frames=3), r"frames: the call of .* takes none"),
