@@ -37,7 +37,8 @@ GUIDANCE = {
     "sana_pag": "perturbed attention as well", "ltx2": "rescaled", "ltx2_condition": "rescaled",
     "flux_controlnet": "collinear", "sd3_controlnet": "a control picture drawn for every row",
     "longcat": "norm kept before packing", "ideogram4": "collinear", "kandinsky3": "collinear",
-    "lumina": "the first three channels alone", "hunyuandit": "collinear", "latte": "collinear", "audioldm2": "collinear", "wan_animate": "collinear",
+    "lumina": "the first three channels alone",
+    "hunyuandit": "collinear", "latte": "collinear", "audioldm2": "collinear", "wan_animate": "collinear",
     "hunyuan_video_i2v": "collinear", "kandinsky22": "collinear",
 }  # fmt: skip
 """The guidance of families where it is not negative + scale (positive - negative)."""
