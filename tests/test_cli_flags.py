@@ -48,6 +48,7 @@ TINY, OTHER = f"{__name__}:tiny", f"{__name__}:other"
 
 COMMON = {
     "--model": [OTHER],
+    "--call": ["height=16"],
     "--n": ["2"],
     "--label": ["2"],
     "--prompt": ["a cat"],

@@ -330,6 +330,8 @@ def test_arguments_that_are_ours_or_nobodys_are_refused_by_name():
 
 def test_a_call_that_the_pipeline_refuses_says_what_the_pipeline_said():
     with pytest.raises(sf.InputError, match=r"the call of QwenImagePipeline failed: ValueError"):
+        sf.from_diffusers(zoo.build("qwenimage"), "a fox", height=32, width=32, max_sequence_length=5000)
+    with pytest.raises(sf.InputError, match="got a prompt and prompt_embeds"):
         sf.from_diffusers(zoo.build("qwenimage"), "a fox", height=32, width=32, prompt_embeds=torch.zeros(1, 4, 16))
 
 

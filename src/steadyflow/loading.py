@@ -46,6 +46,21 @@ def load_model(name: str, device: str = "cpu", call: Mapping[str, Any] | None = 
     return model if device == "cpu" or _pipeline(model) is not None else _moved(model, device)
 
 
+_NOT_OF_CALLS = {
+    **dict.fromkeys(("path", "pipe", "dtype", "served"), ""),
+    "device": "; give --device",
+    "guidance": "; give --guidance",
+    "prompt": "; give --prompt or --source",
+}
+"""Names that `load_model` would take for something else."""
+_TEXTS = ("negative_prompt", "prompt_2", "negative_prompt_2")
+"""Arguments of calls that are text, whatever they look like."""
+
+
+def _is_picture(value: Any) -> bool:
+    return isinstance(value, str) and Path(value).suffix.lower() in arrays.PICTURES
+
+
 def call_value(name: str, value: Any) -> Any:
     """An argument of a pipeline's call, from text: JSON, the path of a picture, or the text itself.
 
@@ -56,13 +71,17 @@ def call_value(name: str, value: Any) -> Any:
     Raises:
         InputError: It is the path of a picture that is not there.
     """
+    if name in _NOT_OF_CALLS:
+        raise InputError(f"call: {name} is no argument of a pipeline's call{_NOT_OF_CALLS[name]}")
+    if isinstance(value, list):
+        return [call_value(name, v) if _is_picture(v) else v for v in value]
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return value if name in _TEXTS else call_value(name, json.loads(value))
     except ValueError:
         pass
-    if Path(value).suffix.lower() not in arrays.PICTURES:
+    if not _is_picture(value):
         return value
     if not Path(value).is_file():
         raise InputError(f"{name}: there is no picture {value}")
@@ -73,7 +92,7 @@ def _find(name: str, call: dict[str, Any], device: str) -> Denoiser:
     folder = pipeline_folder(name) if name in PIPELINES else Path(name)
     is_pipeline = folder.is_dir() or ("/" in name and folder.suffix != ".safetensors" and ":" not in name)
     if call and not is_pipeline:
-        raise InputError(f"{next(iter(call))}: only pipelines take arguments of a call, {name!r} is none")
+        raise InputError(f"call: got {next(iter(call))}, but only pipelines take arguments of a call, {name!r} is none")
     if name == "mixture":
         return GaussianMixture.grid().denoiser(VPLinear())
     module, colon, function = name.partition(":")

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from ..errors import InputError
@@ -44,6 +46,12 @@ _FROM_ZERO = ("ZImage", "Krea2", "Cosmos", "Kandinsky3")
 """Beginnings of the names of pipelines that guide by pred + w (pred - negative), where w = scale - 1."""
 _ABOVE_ONE = ("Cosmos", "Kandinsky3")
 """Those of them that guide only where w > 1."""
+
+
+_FORCED = {"strength": 1.0, "intermediate_timesteps": None}
+"""Arguments of calls that would choose the steps."""
+_ALSO = ("audio_guidance_scale",)
+"""Scales of the same guidance for a further state, which the call's own argument overrides."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +101,64 @@ class Signature:
         """
         for name in inputs:
             if name in _OURS or name in _COUNTS:
-                raise InputError(f"{name}: {_OURS.get(name, 'the number of samples is the verb`s (n=)')}")
+                raise InputError(f"{name}: {_OURS.get(name, 'the number of samples is that of the verb (n=)')}")
             if name not in self.parameters:
                 free = [p for p in self.parameters if p not in _OURS and p not in _COUNTS]
                 raise InputError(f"{name}: the call of {self.name} takes none; it takes {', '.join(free)}")
+
+    def arguments(self, fixed: Mapping[str, Any], request: Request, rows: int, steps: int) -> dict[str, Any]:
+        """All arguments of the call.
+
+        Args:
+            fixed: Those of every call.
+            request: What it is opened with.
+            rows: The number of samples.
+            steps: How many steps it is told to take.
+        """
+        call = {**fixed, **request.inputs}
+        if self.takes_prompts and request.prompt is not None:
+            call["prompt"] = _listed(request.prompt)
+        if request.negative is not None:
+            call["negative_prompt"] = _listed(request.negative)
+        self.check_prompts(request)
+        negative = "negative_prompt" in call or "negative_prompt_embeds" in call
+        call = {**self.guided(request.guidance, negative), **call}
+        if request.prompts > 1:
+            for name in ("prompt", "negative_prompt"):
+                if isinstance(call.get(name), str):
+                    call[name] = [call[name]] * request.prompts
+        elif rows > 1 and self.count is not None:
+            call[self.count] = rows
+        for name, value in _FORCED.items():
+            if name in self.parameters:
+                call[name] = value
+        call["num_inference_steps"] = steps
+        generator = kept(call.get("generator") or torch.Generator().manual_seed(0))
+        if rows > 1 and not isinstance(generator, list):  # every sample under the same inputs
+            generator = [kept(generator) for _ in range(rows)]
+        call["generator"] = generator
+        if "output_type" in self.parameters:
+            call["output_type"] = "latent"
+        self.check_complete(call)
+        return {k: v for k, v in call.items() if k in self.parameters}
+
+    def check_prompts(self, request: Request) -> None:
+        """Check that prompts are texts, and as many as negative ones.
+
+        Args:
+            request: What the call is opened with.
+
+        Raises:
+            InputError: They are not.
+        """
+        counts = []
+        for name, given in (("prompt", request.prompt), ("negative_prompt", request.negative)):
+            texts = given if isinstance(given, tuple) else (given,)
+            if not texts or not all(t is None or isinstance(t, str) for t in texts):
+                raise InputError(f"{name}: got {given!r}, expected a text, or one per sample")
+            counts.append(len(texts))
+        if len({*counts} - {1}) > 1:
+            raise InputError(f"negative_prompt: got {counts[1]} for {counts[0]} prompts")
 
     def check_complete(self, call: Mapping[str, Any]) -> None:
         """Check that the call has all that it needs.
@@ -135,6 +197,7 @@ class Signature:
             if self.name.startswith(_ABOVE_ONE) and 0.0 < value <= 1.0:
                 raise InputError(f"guidance: got {guidance:g}, but {self.name} guides by scales above 2 alone")
         given: dict[str, Any] = {scale: value}
+        given |= {name: value for name in _ALSO if name in self.parameters}
         if scale == "true_cfg_scale" and guidance != 1.0 and not negative:
             given["negative_prompt"] = ""  # these pipelines guide only where there is one
         return given
@@ -211,3 +274,32 @@ def _key(value: Any) -> Any:
     if isinstance(value, Sequence):
         return tuple(_key(v) for v in value)
     return id(value)
+
+
+def kept(value: Any) -> Any:
+    """An input of a call as it is now, whatever becomes of the object."""
+    if isinstance(value, torch.Generator):
+        return torch.Generator(value.device).set_state(value.get_state())
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, list | tuple):
+        return type(value)([kept(v) for v in value]) if type(value) in (list, tuple) else value
+    return value
+
+
+def _listed(prompt: str | tuple[str, ...]) -> str | list[str]:
+    return prompt if isinstance(prompt, str) else list(prompt)
+
+
+def without_embeddings(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Inputs of a call without those that stand for a prompt."""
+    return {k: v for k, v in inputs.items() if "prompt_embeds" not in k and "prompt_attention_mask" not in k}
+
+
+def words(prompt: Any) -> str | tuple[str, ...] | None:
+    """A prompt, or several, as they can be compared."""
+    if prompt is None or isinstance(prompt, str) or not isinstance(prompt, list | tuple):
+        return prompt
+    return tuple(prompt) if len(prompt) != 1 else prompt[0]

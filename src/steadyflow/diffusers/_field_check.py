@@ -183,3 +183,18 @@ def agree(a: Tensor, b: Tensor, tolerance: float = 1e-3) -> bool:
     scale = float(b.abs().amax()) if b.numel() else 0.0
     share = tolerance if a.device.type != "cpu" else min(tolerance, 1e-6)
     return bool(((a - b).abs() <= share * scale).all())
+
+
+def same_rows(outputs: Tensor, one: Tensor) -> bool:
+    """Whether all rows of outputs are the same as the only row of others."""
+    whole, scale = one.expand(outputs.shape), float(one.abs().amax())
+    return bool(((outputs - whole).abs() <= 1e-3 * scale).all())
+
+
+def check_transforms(x: Tensor) -> None:
+    """Refuse tensors of torch.func, whose transforms do not reach another thread."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):  # pyright: ignore[reportAttributeAccessIssue]
+        raise InputError(
+            "derivatives: torch.func's transforms do not reach a served pipeline; use torch.autograd, whose gradients "
+            "do"
+        )

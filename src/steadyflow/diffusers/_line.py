@@ -284,3 +284,16 @@ class Line:
                 f"pipeline: {self.name} steps {part + 1} schedulers, at its first iteration it stepped "
                 f"{len(query.parts)}; its state is no sample of one path"
             )
+
+
+@contextlib.contextmanager
+def same_draws() -> Iterator[None]:
+    """Let a call draw the same every time from torch's own state, which is left as it was.
+
+    Some pipelines encode the pictures of their call by a draw from the VAE's posterior, without their generator.
+    Torch's state is the process's, so that other threads that draw from it meanwhile see it too.
+    """
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(0)
+        yield

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,14 +92,30 @@ def sampling_rate(pipe: Any) -> int | None:
 
 
 def digest(value: Any) -> str:
-    """Text that stands for an input of a pipeline's call: equal for equal numbers and pictures."""
+    """Text that stands for an input of a pipeline's call: equal for equal numbers and pictures.
+
+    Raises:
+        InputError: The input is of a kind that cannot be compared.
+    """
     if isinstance(value, torch.Generator):
-        return f"generator {value.initial_seed()}"
+        return "generator " + files.digest((), {"state": value.get_state()})
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(np.ascontiguousarray(value))
     if isinstance(value, Tensor):
-        return files.digest(str(value.dtype), {"value": value.detach().cpu()})
-    if hasattr(value, "tobytes"):  # pictures of Pillow, and arrays
+        return files.digest((str(value.dtype), tuple(value.shape)), {"value": value.detach().cpu().contiguous()})
+    if hasattr(value, "tobytes") and hasattr(value, "mode"):  # a picture of Pillow
+        if value.mode == "P":
+            value = value.convert("RGBA")
         data = torch.frombuffer(bytearray(value.tobytes()), dtype=torch.uint8)
-        return files.digest(str(getattr(value, "size", "")), {"value": data})
+        return files.digest((value.mode, tuple(value.size)), {"value": data})
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {digest(v)}" for key, v in sorted(value.items(), key=str)) + "}"
     if isinstance(value, list | tuple):
         return "(" + ", ".join(digest(v) for v in value) + ")"
-    return repr(value) if isinstance(value, str | int | float | bool | None) else type(value).__name__
+    if isinstance(value, str | int | float | bool | None):
+        return repr(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return digest({f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
+    raise InputError(
+        f"call: an input of type {type(value).__name__} cannot be compared with another, as runs that are resumed need"
+    )

@@ -10,8 +10,7 @@ import copy
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,15 +19,22 @@ from torch import Tensor
 from ..errors import InputError
 from ._call import Request, Signature
 from ._draws import without_variance
-from ._field_check import CHECKED, agree, check_field, check_inputs, check_processors, processors_of, settings_of
-from ._line import Line
+from ._field_check import (
+    CHECKED,
+    agree,
+    check_field,
+    check_inputs,
+    check_processors,
+    processors_of,
+    same_rows,
+    settings_of,
+)
+from ._line import Line, same_draws
 from ._served_paths import ServedPath
 from ._way_out import Echoes
 
 _STEPS = 2_000
 """How many queries a call answers before another is opened."""
-_FORCED = {"strength": 1.0, "intermediate_timesteps": None}
-"""Arguments of calls that would choose the steps."""
 _OPEN = 4
 """How many calls are kept open; each holds the embeddings of its prompts."""
 
@@ -81,7 +87,7 @@ class Server:
         Returns:
             Its first outputs.
         """
-        call = self._arguments(request, 1, CHECKED)
+        call = self.signature.arguments(self.fixed, request, 1, CHECKED)
         defaults = {k: p.default for k, p in self.signature.parameters.items() if p.default is not p.empty}
         check_inputs(self.pipe, call, defaults)
         processors = processors_of(self.pipe)
@@ -193,11 +199,11 @@ class Server:
         if echoes is not None:
             echoes.put_into(pipe)
         pipe.__dict__.update(more.pop("instead", {}))
-        call = self._arguments(request, rows, steps) | more
+        call = self.signature.arguments(self.fixed, request, rows, steps) | more
         time, level = self.path.time(self.path.middle), self.path.level(self.path.middle)
         hear = Echoes.of(pipe) if steps < _STEPS and not self.sizes and echoes is None and not plan_only else None
         try:
-            with _same_draws():
+            with same_draws():
                 line = Line(pipe, call, time, level, steps=steps, plan_only=plan_only, echoes=hear, twice=self._twice)
         except (InputError, torch.OutOfMemoryError):
             raise
@@ -208,34 +214,6 @@ class Server:
         if not plan_only and not line.samples:
             raise InputError(f"pipeline: the call of {self.signature.name} made no step")
         return line
-
-    def _arguments(self, request: Request, rows: int, steps: int) -> dict[str, Any]:
-        """The arguments of the pipeline's call."""
-        signature = self.signature
-        call = {**self.fixed, **request.inputs}
-        if signature.takes_prompts and request.prompt is not None:
-            call["prompt"] = _listed(request.prompt)
-        if request.negative is not None:
-            call["negative_prompt"] = _listed(request.negative)
-        call |= signature.guided(request.guidance, "negative_prompt" in call or "negative_prompt_embeds" in call)
-        if request.prompts > 1:
-            for name in ("prompt", "negative_prompt"):
-                if isinstance(call.get(name), str):
-                    call[name] = [call[name]] * request.prompts
-        elif rows > 1 and signature.count is not None:
-            call[signature.count] = rows
-        for name, value in _FORCED.items():
-            if name in signature.parameters:
-                call[name] = value
-        call["num_inference_steps"] = steps
-        generator = _copied(call.get("generator") or torch.Generator().manual_seed(0))
-        if rows > 1 and not isinstance(generator, list):  # every sample under the same inputs
-            generator = [_copied(generator) for _ in range(rows)]
-        call["generator"] = generator
-        if "output_type" in signature.parameters:
-            call["output_type"] = "latent"
-        signature.check_complete(call)
-        return {k: v for k, v in call.items() if k in signature.parameters}
 
     def plan(self, request: Request, steps: int) -> dict[str, Any]:
         """What the pipeline hands its scheduler to plan a run of some steps."""
@@ -370,7 +348,7 @@ class Server:
             time, level = self.path.time(self.path.middle), self.path.level(self.path.middle)
             expected = [output.clone() for output in alone.ask(self.first, time, level)]
             states = [p.expand(rows, *p.shape[1:]) for p in self.first]
-            if not all(_same_rows(o, e) for o, e in zip(line.ask(states, time, level), expected, strict=True)):
+            if not all(same_rows(o, e) for o, e in zip(line.ask(states, time, level), expected, strict=True)):
                 line.close()
                 return None
             self._together_kinds.add(request.kind)
@@ -415,33 +393,3 @@ class Server:
 def _close(lines: OrderedDict[Any, Line]) -> None:
     while lines:
         lines.popitem()[1].close()
-
-
-def _listed(prompt: str | tuple[str, ...]) -> str | list[str]:
-    return prompt if isinstance(prompt, str) else list(prompt)
-
-
-def _copied(generator: Any) -> Any:
-    """A generator in the same state, so that every call draws the same."""
-    if isinstance(generator, torch.Generator):
-        return torch.Generator(generator.device).set_state(generator.get_state())
-    return [_copied(g) for g in generator] if isinstance(generator, Sequence) else generator
-
-
-@contextmanager
-def _same_draws() -> Iterator[None]:
-    """Let a call draw the same every time from torch's own state, which is left as it was.
-
-    Some pipelines encode the pictures of their call by a draw from the VAE's posterior, without their generator.
-    Torch's state is the process's, so that other threads that draw from it meanwhile see it too.
-    """
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(0)
-        yield
-
-
-def _same_rows(outputs: Tensor, one: Tensor) -> bool:
-    """Whether all rows of outputs are the same as the only row of others."""
-    whole, scale = one.expand(outputs.shape), float(one.abs().amax())
-    return bool(((outputs - whole).abs() <= 1e-3 * scale).all())

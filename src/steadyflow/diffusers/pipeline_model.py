@@ -285,6 +285,10 @@ def from_diffusers(
         InputError: An argument is not one of the pipeline's call, its scheduler's config cannot be honoured, it takes
             no prompt, the size does not fit, or its answers are no field (see `ServedModel`).
     """
+    if not isinstance(cast(object, guidance), int | float):
+        raise InputError(f"guidance: got {guidance!r}, expected a number")
+    if shift is not None and (not isinstance(cast(object, shift), int | float) or not shift > 0.0):
+        raise InputError(f"shift: got {shift!r}, expected a positive number")
     name, kind = type(pipe).__name__, family_of(pipe)
     why = _why_served(pipe, kind, call) if kind is not None else "it has no adapter"
     if served is False and (why or kind is None):
@@ -300,8 +304,6 @@ def from_diffusers(
         raise InputError(
             f"scheduler: {type(pipe.scheduler).__name__} is over a table of betas, but {name} is a flow model"
         )
-    if shift is not None and not shift > 0.0:
-        raise InputError(f"shift: got {shift}, expected a positive number")
     if shift is not None and path.kind != "flow":
         raise InputError(f"shift: got {shift}, but {name} is no flow model; its table of betas is its own")
     shape = family.shape(height, width)

@@ -26,7 +26,9 @@ from .._internal.pooling import pooled
 from ..denoisers.base import Condition, Denoiser, is_words
 from ..errors import InputError
 from ..grids import Grid
-from ._call import Request
+from ._call import Request, without_embeddings, words
+from ._call import kept as as_now
+from ._field_check import check_transforms, settings_of
 from ._media import as_tensor, by_name, digest, encoded, sampling_rate
 from ._pixels import check_pixels
 from ._server import Server
@@ -67,12 +69,19 @@ class ServedModel(Denoiser):
         """
         if isinstance(condition, Mapping):
             self.server.signature.check(condition)
-            condition = cast(Condition, {**self._inputs, **self._prompt_by_name, **condition})
+            kept = {**self._inputs, **self._prompt_by_name}
+            if "prompt" in condition:
+                kept = without_embeddings(kept)
+            elif any("prompt_embeds" in name for name in condition):
+                kept.pop("prompt", None)
+            condition = cast(Condition, {**kept, **{name: as_now(value) for name, value in condition.items()}})
+            self._check_one_way(condition)
         elif condition is None or is_words(condition):
             if not self.server.signature.takes_prompts and condition is not None:
                 raise InputError(f"condition: {self.name} takes no prompts")
-            words = "" if condition is None else condition
-            condition = cast(Condition, {**self._inputs, "prompt": words} if self._inputs else words)
+            text, kept = "" if condition is None else condition, without_embeddings(self._inputs)
+            condition = cast(Condition, {**kept, "prompt": text} if kept else text)
+            self._check_one_way({"prompt": text})
         else:
             raise InputError(
                 f"condition: got {type(condition).__name__}, expected a prompt, one per sample, or arguments of the "
@@ -80,6 +89,13 @@ class ServedModel(Denoiser):
             )
         model = self._replace(condition=condition)
         return model if guidance is None else model.with_guidance(guidance)
+
+    def _check_one_way(self, condition: Any) -> None:
+        """Check that a prompt is given as text or as embeddings, but not as both."""
+        given = {**self.server.fixed, **condition}
+        embedded = [name for name in given if "prompt_embeds" in name and not name.startswith("negative")]
+        if given.get("prompt") is not None and embedded:
+            raise InputError(f"condition: got a prompt and {embedded[0]}, of which the pipeline would read one")
 
     def with_guidance(self, guidance: float) -> Self:
         """Set the scale of classifier-free guidance, in the pipeline's own way (its true guidance where it has two).
@@ -120,7 +136,8 @@ class ServedModel(Denoiser):
     def described(self) -> tuple[Any, ...]:
         """What its answers depend on beside weights, path and condition, as text: the class, and the call's inputs."""
         given = {**self.server.fixed, **self._inputs}
-        return self.name, tuple((name, digest(value)) for name, value in sorted(given.items()))
+        guiders = [digest(settings_of(getattr(self.pipe, name, None))) for name in ("guider", "ocr_guider")]
+        return self.name, *guiders, tuple((name, digest(value)) for name, value in sorted(given.items()))
 
     @property
     def takes_prompts(self) -> bool:
@@ -149,10 +166,10 @@ class ServedModel(Denoiser):
         guided = self.guidance != 1.0 and self.null is not None
         negative = self.null if guided and is_words(self.null) else None
         prompt = self._prompt_by_name.get("prompt")
-        return Request(_words(prompt), _words(negative), self.guidance, self._inputs)
+        return Request(words(prompt), words(negative), self.guidance, self._inputs)
 
     def _of_samples(self, choose: Callable[[Any], Any]) -> Self:
-        def chosen(value: Any, count: int) -> Any:
+        def chosen(value: Any) -> Any:
             if not isinstance(value, list | tuple) or len(value) != count or count == 1:
                 return value
             return [value[k] for k in choose(torch.arange(count)).tolist()]
@@ -160,10 +177,10 @@ class ServedModel(Denoiser):
         count = self.request.prompts
         condition = self.condition
         if isinstance(condition, Mapping):
-            condition = {name: chosen(value, count) for name, value in condition.items()}
+            condition = {name: chosen(v) if name == "prompt" else v for name, v in condition.items()}
         else:
-            condition = chosen(condition, count)
-        null = chosen(self.null, count) if is_words(self.null) else self.null
+            condition = chosen(condition)
+        null = chosen(self.null) if is_words(self.null) else self.null
         return self._replace(condition=cast(Condition, condition), null=null)
 
     # ---- queries
@@ -174,7 +191,13 @@ class ServedModel(Denoiser):
             raise InputError(f"condition: got {request.prompts} rows for a batch of {len(x)} samples")
         if self.shape is not None and tuple(x.shape[1:]) != self.shape:
             raise InputError(f"x: got samples of shape {tuple(x.shape[1:])}, {self.name} takes {self.shape}")
-        _check_transforms(x)
+        check_transforms(x)
+        if not len(x):
+            raise InputError("x: an empty batch")
+        if isinstance(t, Tensor) and t.requires_grad:
+            raise InputError("gradients: none with respect to the time pass through a served pipeline")
+        if isinstance(t, Tensor) and t.numel() not in (1, len(x)):
+            raise InputError(f"t: got {t.numel()} times for {len(x)} samples")
         if isinstance(t, Tensor) and t.numel() > 1:
             times: list[float] = t.tolist()
             if len(set(times)) > 1:
@@ -320,7 +343,9 @@ class ServedModel(Denoiser):
     def _decoded(self, request: Request, x: Tensor) -> Any:
         kept = self._outputs(request, x)
         if self._signed:
-            kept = {name: v if name.startswith("audio") else 0.5 * (v + 1.0) for name, v in kept.items()}
+            kept = {
+                name: v if name.startswith("audio") else (0.5 * (v + 1.0)).clamp(-1.0, 1.0) for name, v in kept.items()
+            }
         return kept if len(kept) > 1 and self.server.parts > 1 else next(iter(kept.values()))
 
     @cached_property
@@ -361,21 +386,6 @@ class ServedModel(Denoiser):
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def _words(prompt: Any) -> str | tuple[str, ...] | None:
-    if prompt is None or isinstance(prompt, str):
-        return prompt
-    return tuple(prompt) if len(prompt) != 1 else prompt[0]
-
-
-def _check_transforms(x: Tensor) -> None:
-    """Refuse tensors of torch.func, whose transforms do not reach another thread."""
-    if torch._C._functorch.is_functorch_wrapped_tensor(x):  # pyright: ignore[reportAttributeAccessIssue]
-        raise InputError(
-            "derivatives: torch.func's transforms do not reach a served pipeline; use torch.autograd, whose gradients "
-            "do"
-        )
 
 
 def _shown(shape: tuple[int, ...]) -> str:
