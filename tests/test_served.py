@@ -3,6 +3,7 @@
 import copy
 import gc
 import os
+import pickle
 import signal
 import threading
 import time
@@ -345,6 +346,153 @@ def test_pictures_of_another_shape_are_refused(qwen):
 def test_transforms_that_do_not_reach_another_thread_are_refused(qwen):
     with pytest.raises(sf.InputError, match=r"torch\.func"):
         torch.func.jvp(lambda x: qwen(x, 0.5).output, (start(qwen, 1),), (start(qwen, 1),))
+
+
+def test_every_kind_of_request_is_checked_not_only_the_first():
+    with served("ace_step") as model:  # its guidance has a momentum
+        x = start(model, 1)
+        assert model(x, 0.5).output.isfinite().all()
+        with pytest.raises(sf.InputError, match="two answers"):
+            model.with_guidance(3.0)(x, 0.5)
+        assert model(x, 0.5).output.isfinite().all()
+    with served("sd_controlnet") as model, pytest.raises(sf.InputError, match=r"control_guidance_end: got 0\.001"):
+        model.with_condition({"control_guidance_end": 0.001})(start(model, 1), 500.0)
+
+
+def test_what_is_changed_after_the_opening_is_noticed():
+    pipe = zoo.build("zimage")
+    with served("zimage", pipe=pipe) as model:
+        x = start(model, 2)
+        before = model(x, 0.5).output
+        weight = next(pipe.transformer.parameters())
+        with torch.no_grad():
+            weight.mul_(3.0)
+        after = model(x, 0.5).output
+        rows = torch.cat([model(x[k : k + 1], 0.5).output for k in range(2)])
+        torch.testing.assert_close(after, rows, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(before, after)
+        pipe.transformer.train()
+        model(x, 0.5)
+        pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0)
+        with pytest.raises(sf.InputError, match="scheduler: that of the pipeline was replaced"):
+            model(x, 0.5)
+    pipe = zoo.build("flux")
+    with served("flux", pipe=pipe) as model:
+        x = start(model, 1)
+        model(x, 0.5)
+        pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=10.0))
+        with pytest.raises(sf.InputError, match="a cache is on"):
+            model(x, 0.5)
+
+
+def test_inputs_are_those_that_were_given_whatever_becomes_of_them():
+    generator = torch.Generator().manual_seed(5)
+    with served("wan_i2v", generator=generator) as model:
+        x = start(model, 1)
+        expected = model(x, 0.5).output
+        torch.randn(100, generator=generator)
+        model.close()
+        assert torch.equal(model(x, 0.5).output, expected)
+
+
+@pytest.mark.parametrize("name", ["sd_inpaint9", "flux_fill", "latte"])
+def test_samples_that_are_asked_together_are_those_asked_alone(name):
+    with served(name) as model:
+        x, t = start(model, 2), 500.0 if name != "flux_fill" else 0.5
+        together = model(x, t).output
+        alone = torch.cat([model(x[k : k + 1], t).output for k in range(2)])
+        torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-4)
+
+
+def test_the_first_latents_are_noise_where_a_picture_is_given():
+    pipe = zoo.build("sd_img2img")
+    with pytest.warns(UserWarning, match="image: in StableDiffusionImg2ImgPipeline it is where a run begins"):
+        model = served("sd_img2img", pipe=pipe)
+    with model:
+        assert 0.8 < float(model.noise.std()) < 1.2
+
+
+def test_a_prompt_is_given_in_one_way():
+    with served("zimage", "a fox") as model:
+        x = start(model, 1)
+        embeds = model.pipe.encode_prompt("seven ships", do_classifier_free_guidance=False, max_sequence_length=96)[0]
+        embedded = model.with_condition({"prompt_embeds": embeds})
+        ships, fox = embedded(x, 0.5).output, model(x, 0.5).output
+        torch.testing.assert_close(ships, model.with_condition("seven ships")(x, 0.5).output, rtol=1e-4, atol=1e-5)
+        assert torch.equal(embedded.with_condition("a fox")(x, 0.5).output, fox)
+        with pytest.raises(sf.InputError, match="got a prompt and prompt_embeds"):
+            model.with_condition({"prompt": "a fox", "prompt_embeds": embeds})
+
+
+def test_bad_words_are_named():
+    with served("qwenimage", "a fox") as model:
+        x = start(model, 2)
+        for condition, match in (({"prompt": 5}, "prompt: got 5"), ({"height": 64, "width": 64}, "height")):
+            with pytest.raises(sf.InputError, match=match):
+                model.with_condition(condition)(x, 0.5)
+        for t, match in ((torch.ones(3), "3 times for 2 samples"), (torch.ones(2, requires_grad=True), "gradients")):
+            with pytest.raises(sf.InputError, match=match):
+                model(x, t)
+        with pytest.raises(sf.InputError, match="empty batch"):
+            model(x[:0], 0.5)
+        with pytest.raises(sf.InputError, match="pickle"):
+            pickle.dumps(model.server)
+        assert copy.deepcopy(model).server is model.server
+        both = model.with_condition(["a", "b"]).with_negative(["a", "b", "c"]).with_guidance(2.0)
+        with pytest.raises(sf.InputError, match="3 for 2 prompts"):
+            both(x, 0.5)
+    with pytest.raises(sf.InputError, match="guidance: got 'abc'"):
+        sf.from_diffusers(zoo.build("qwenimage"), guidance="abc")
+    with pytest.raises(sf.InputError, match=r"shift: got 0\.0"):
+        sf.from_diffusers(zoo.build("qwenimage"), served=True, shift=0.0)
+
+
+def test_asking_from_within_the_call_is_refused_not_waited_for():
+    with served("zimage") as model:
+        x = start(model, 1)
+        model(x, 0.5)
+        hook = model.pipe.transformer.register_forward_pre_hook(lambda *a: model(x, 0.3))
+        with pytest.raises(sf.InputError, match="from within its pipeline's own call"):
+            model(x, 0.5)
+        hook.remove()
+
+
+def test_times_that_are_told_before_the_shift_are_told_so():
+    pipe = zoo.build("cogview4")
+    told = []
+    pipe.transformer.register_forward_pre_hook(
+        lambda m, a, k: told.append(float(k["timestep"].flatten()[0])), with_kwargs=True
+    )
+    with served("cogview4", pipe=pipe) as model:
+        grid, x = model.own_grid(4), start(model, 1)
+        told.clear()
+        for t in grid.times[:4]:
+            model(x, t)
+    assert told == pytest.approx([1000.0, 667.0, 334.0, 1.0], abs=1.0)
+
+
+def test_fingerprints_tell_inputs_apart():
+    from steadyflow.diffusers._media import digest
+    from steadyflow.loading import fingerprint
+
+    pairs = (
+        ({"scale": 0.5}, {"scale": 1.0}),
+        (torch.zeros(2, 3), torch.zeros(3, 2)),
+        (torch.zeros(1), torch.zeros(1, dtype=torch.int32)),
+        (torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)),
+        ([1, 2], [1, 3]),
+    )
+    for a, b in pairs:
+        assert digest(a) == digest(a)
+        assert digest(a) != digest(b)
+    with pytest.raises(sf.InputError, match="cannot be compared"):
+        digest(object())
+    pipe = zoo.build("flux")
+    prints = []
+    for scale in (0.5, 1.0):
+        with served("flux", pipe=pipe, joint_attention_kwargs={"scale": scale}) as model:
+            prints.append(fingerprint(model))
+    assert prints[0] != prints[1]
 
 
 # ---- the end

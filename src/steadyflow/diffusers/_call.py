@@ -115,12 +115,12 @@ class Signature:
             rows: The number of samples.
             steps: How many steps it is told to take.
         """
+        self.check_prompts(request)
         call = {**fixed, **request.inputs}
         if self.takes_prompts and request.prompt is not None:
             call["prompt"] = _listed(request.prompt)
         if request.negative is not None:
             call["negative_prompt"] = _listed(request.negative)
-        self.check_prompts(request)
         negative = "negative_prompt" in call or "negative_prompt_embeds" in call
         call = {**self.guided(request.guidance, negative), **call}
         if request.prompts > 1:
