@@ -187,6 +187,8 @@ class ServedModel(Denoiser):
 
     def _output(self, x: Tensor, t: float | Tensor) -> Tensor:
         request = self.request
+        if request.prompts > 1:
+            self.server.signature.check_prompts(request)
         if request.prompts > 1 and len(x) != request.prompts:
             raise InputError(f"condition: got {request.prompts} rows for a batch of {len(x)} samples")
         if self.shape is not None and tuple(x.shape[1:]) != self.shape:
