@@ -204,6 +204,20 @@ def test_states_of_video_and_sound_are_one_state_in_a_round_trip():
             model.encode(decoded["video"])
 
 
+def test_times_that_are_read_by_the_number_of_the_step_are_those_that_are_asked_for():
+    pipe = zoo.build("ltx2_condition")  # the sound's time is audio_timesteps[i]
+    told = []
+    pipe.transformer.register_forward_pre_hook(
+        lambda m, a, k: told.append((float(k["sigma"].max()), float(k["audio_sigma"].max()))), with_kwargs=True
+    )
+    with served("ltx2_condition", pipe=pipe) as model:
+        x = start(model, 1)
+        told.clear()
+        model(x, 0.3)
+        model(x, 0.8)
+    assert told == [(pytest.approx(300.0), pytest.approx(300.0)), (pytest.approx(800.0), pytest.approx(800.0))]
+
+
 def test_a_pipeline_that_uses_the_first_state_before_the_last_is_asked_twice_an_iteration():
     with served("ltx2_i2v") as model:
         x, y = start(model, 1), start(model, 1, seed=1)

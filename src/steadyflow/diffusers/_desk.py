@@ -26,6 +26,8 @@ class Counter(Protocol):
     """The class of the pipeline."""
     steps: int
     """How many steps the pipeline is told to take."""
+    count: int
+    """The number of iterations that have begun."""
     first: float
     """The network's time at the first, which nobody has asked for."""
 
@@ -45,6 +47,10 @@ class Counter(Protocol):
         """The noise level at the time that is asked for."""
         ...
 
+    def current(self) -> float:
+        """The network's time that is asked for."""
+        ...
+
     def register(self, desk: Any) -> int:
         """A desk is opened; returns its number."""
         ...
@@ -58,6 +64,8 @@ class Live(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__getitem__ and isinstance(args[0], Live) and isinstance(args[1], int):
+            return args[0]._at(args[1])
         with torch._C.DisableTorchFunctionSubclass():
             found = func(*args, **(kwargs or {}))
         if func.__name__ not in _KEEPING or not isinstance(found, Tensor) or not isinstance(args[0], Live):
@@ -70,10 +78,17 @@ class Live(torch.Tensor):
         return made
 
     def __iter__(self) -> Iterator[Tensor]:
-        device = self.device
         for time in self.counter.times():
-            whole = self.whole and time == round(time)
-            yield torch.full((), int(time) if whole else time, dtype=torch.int64 if whole else None, device=device)
+            yield self._one(time)
+
+    def _one(self, time: float) -> Tensor:
+        whole = self.whole and time == round(time)
+        return torch.full((), int(time) if whole else time, dtype=torch.int64 if whole else None, device=self.device)
+
+    def _at(self, index: int) -> Tensor:
+        """The time by the number of its step, which is known for the present one alone."""
+        _check_index(index, self.counter, "time")
+        return self._one(self.counter.current())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Live:
         return self
@@ -94,12 +109,29 @@ class Levels(torch.Tensor):
         plain = self.as_subclass(Tensor)
         if isinstance(key, slice):
             return plain[key]
+        if isinstance(key, int):
+            _check_index(key, self.counter, "noise level")
         return torch.full((), max(self.counter.level(), self.least), dtype=plain.dtype, device=plain.device)
 
     def to(self, *args: Any, **kwargs: Any) -> Tensor:
         made = self.as_subclass(Tensor).to(*args, **kwargs).as_subclass(Levels)
         made.counter, made.least = self.counter, self.least
         return made
+
+
+def _check_index(index: int, counter: Counter, what: str) -> None:
+    """Refuse what pipelines read of steps to come; the step before may be asked for, as CogVideoX does in vain.
+
+    Args:
+        index: The number of the step.
+        counter: Who counts them.
+        what: What is read.
+    """
+    if counter.count and index not in (counter.count - 1, counter.count - 2):
+        raise InputError(
+            f"pipeline: {counter.name} reads the {what} of another step than the present one, so that its output does "
+            "not depend on the latents and the time alone"
+        )
 
 
 class Handed(tuple):  # pyright: ignore[reportMissingTypeArgument]  # two tensors

@@ -213,6 +213,10 @@ class Line:
         """The noise level at the time that is asked for."""
         return self._level if self._query is None else self._query.level
 
+    def current(self) -> float:
+        """The network's time that is asked for."""
+        return self.first if self._query is None else self._query.time
+
     def times(self) -> Iterator[float]:
         """The network's times that are asked for, one after another."""
         self.loops += 1
