@@ -51,6 +51,8 @@ DEFAULT = "ees25"
 """The solver where none is named."""
 CALL_BY_CALL = "dpmpp-2m"
 """What takes over where the latents change at every call and no solver was named."""
+_LEAST = 1e-3
+"""What `sigmas` says of a call at no noise at all: LTX-2 divides by it, and multiplies by it again."""
 _TOLERANCE = 5e-3
 """How far a timestep may be rounded, as a share of the training's: bfloat16 keeps eight bits."""
 
@@ -212,7 +214,7 @@ class SchedulerBase(Configured):
         which = Plan((*starts, len(told)), self.kind == "table", each, listed, fixed, starts[skipped], barred)
         self._times = Timesteps.of(told, which)
         self.timesteps = self._times
-        levels = [self._level(t) for _, t in self._calls]
+        levels = [self._level(t) or _LEAST for _, t in self._calls]
         self.sigmas = torch.tensor([*levels, 0.0 if clean else self._level(self.grid.times[-1])], dtype=torch.float32)
         self.num_inference_steps = steps
         self._index: int | None = None
@@ -297,6 +299,7 @@ class SchedulerBase(Configured):
         *,
         eta: float | None = None,
         use_clipped_model_output: bool | None = None,
+        per_token_timesteps: Tensor | None = None,
     ) -> SteadyOutput | tuple[Tensor, ...]:
         """Take the output of one network call and return the latents for the next.
 
@@ -310,6 +313,7 @@ class SchedulerBase(Configured):
             return_dict: Whether to return a `SteadyOutput` instead of a tuple.
             eta: Only as a check: pipelines pass their own, which must be 0 or that of the solver.
             use_clipped_model_output: Whether DDIM takes the noise that fits to the clipped data, as in diffusers.
+            per_token_timesteps: Refused: a solver steps all of a sample from one time to another.
 
         Returns:
             The latents for the next network call; after the last call, the result.
@@ -318,6 +322,11 @@ class SchedulerBase(Configured):
             InputError: The run is over, the shapes differ, an option cannot be honoured, or the latents were changed
                 within a step of several calls of a solver that the user has named.
         """
+        if per_token_timesteps is not None:
+            raise InputError(
+                "per_token_timesteps: the pipeline (LTXCondition) gives every token a time of its own, which only its own "
+                "scheduler follows"
+            )
         if model_output.shape != sample.shape:
             model_output = self._without_variance(model_output, sample)
         if eta:
