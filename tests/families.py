@@ -615,7 +615,11 @@ NO_CALLBACK = (
 _BLENDED = "sd_inpaint sdxl_inpaint sd3_inpaint flux_inpaint qwenimage_inpaint joyimage_edit"
 REFUSED: dict[tuple[str, str], str] = {
     **_of(_BLENDED, _STAGED, "the latents were changed within a step"),
-    **_of(f"{_BLENDED} ltx2_i2v", _MODELLED, "changes the latents between its steps"),
+    **_of(_BLENDED, _MODELLED, "changes the latents between its steps"),
+    **_of("sd_pag sana_pag", _MODELLED, "exchanges the attention of its"),
+    **_of("skyreels_df", _MODELLED, "its state is no sample of one path"),
+    **_of("ace_step", ("plain", "guidance"), "gives two answers"),
+    **_of("ltx_condition", _SCHEDULED, "per_token_timesteps"),
     **_of("sana_sprint sana_sprint_img2img", _SCHEDULED, "its path is trigonometric"),
     **_of("sana_sprint_img2img", ("inputs",), "its path is trigonometric"),
     **_of("cosmos2 cosmos2_v2w", _SCHEDULED, "its path is x0 \\+ sigma eps with its own scaling of the network"),
@@ -634,8 +638,8 @@ REFUSED: dict[tuple[str, str], str] = {
         ("guidance",),
         "does no classifier-free guidance",
     ),
-    **_of("dit", ("guidance",), "its call is for 2 samples"),
-    **_of("ltx2 ltx2_condition kandinsky6", ("codec",), "is several things"),
+    **_of("dit", ("guidance",), "its call makes 2 samples"),
+    **_of("ltx2 ltx2_i2v ltx2_condition kandinsky6", ("codec",), "in one, for which there is no way in"),
     **_of("hunyuan_video_i2v stable_audio ace_step", ("codec",), "the vae encodes to shape"),
     **_of("wan_animate kandinsky5_i2v", ("codec",), "some come from none or from several"),
     **_of("audioldm2", ("codec",), "no way in"),
@@ -653,15 +657,7 @@ LIMITS: dict[tuple[str, str], tuple[type[Exception], str]] = {
 """What diffusers' own pipelines or the random networks do not allow, and how that shows."""
 
 FAULTS: dict[tuple[str, str], str] = {
-    **_of("ltx2 ltx2_i2v ltx2_condition", ("scheduler",), "the pipeline divides by sigma, which is 0 at some calls"),
-    **_of("ltx2_condition", ("plain",), "the served model answers otherwise than the pipeline's own run"),
-    **_of("sd_pag sana_pag", ("plain",), "a call sets the processors of the networks that other open calls use"),
-    **_of("cogview4", ("scheduler", "ddim", "callback", "saved", "plain"), "timesteps and sigmas in one plan"),
-    **_of("ltx_condition", ("scheduler", "ddim", "callback", "saved"), "no InputError for times of tokens"),
-    **_of("skyreels_df", _MODELLED, "no InputError for schedulers of frames"),
     **_of("anyflow anyflow_far", ("scheduler",), "a config that should have been refused"),
-    **_of("flux_fill", ("plain",), "the model's noise has a share of the picture"),
-    **_of("ace_step", ("plain", "guidance"), "with_guidance opens a call that is not checked"),
 }
 """What is not yet as claimed."""
 

@@ -324,8 +324,8 @@ class SchedulerBase(Configured):
         """
         if per_token_timesteps is not None:
             raise InputError(
-                "per_token_timesteps: the pipeline (LTXCondition) gives every token a time of its own, which only its own "
-                "scheduler follows"
+                "per_token_timesteps: the pipeline (LTXCondition) gives every token a time of its own, which only its "
+                "own scheduler follows"
             )
         if model_output.shape != sample.shape:
             model_output = self._without_variance(model_output, sample)
