@@ -167,7 +167,7 @@ FAMILIES: dict[str, tuple[str, str]] = {
 LEFT_OUT = re.compile(
     "slicing|tiling|offload|xformers|float16|fp16|half_precision|layerwise|variants|device_map|to_device|dtype|"
     "encode_prompt|freeu|fused_qkv|lora|ip_adapter|signature|components_function|cache|pyramid_attention|quant|compile|"
-    "multi_vae|karras_schedulers_shape|StableDiffusionMixin|from_pipe|optional_components|accelerator|textual_inversion|long_prompt_weight"
+    "multi_vae|unet_sample_size|karras_schedulers_shape|StableDiffusionMixin|from_pipe|optional_components|accelerator|textual_inversion|long_prompt_weight"
 )
 """Tests that do not reach the scheduler: of memory, number types, loading, text and parts of networks."""
 
