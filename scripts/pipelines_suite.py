@@ -388,18 +388,28 @@ NUMBERS = (
 )
 
 OFFSET = (
-    "A Stable Diffusion pipeline that is made with a config of `steps_offset=0` sets the field to 1, in the config of the "
-    "scheduler that it was given. Ours has laid its steps by then and keeps to 0, until it is saved and loaded again; "
-    "with 1 from the start, or put into the pipeline afterwards, it passes. With 0 the last step of such a config leads "
-    "from timestep 0 to itself, which ours leaves out, so that image to image with a single step has none."
+    "A Stable Diffusion pipeline that is made with a config of `steps_offset=0` sets the field to 1, in the config of "
+    "the scheduler that it is given. Ours has read its config by then and keeps to 0, until it is saved and loaded "
+    "again; with 1 from the start, or if it is put into the finished pipeline, the test passes. With 0 the last step "
+    "of these configs leads from timestep 0 to itself, and ours leaves it out, so that image to image with one step "
+    "has none."
 )
 OTHER_DEFAULTS = (
-    "The test makes a scheduler of another class out of the pipeline's. Ours keeps the betas by which the config's class "
-    "went; diffusers' forgets those that were defaults, and takes the other class's. The stored numbers go by that."
+    "The test makes a scheduler of another class out of the pipeline's. Ours keeps the betas by which the config's "
+    "class went; diffusers' forgets those that were defaults, and the other class's take their place. The stored "
+    "numbers go by that."
+)
+MASKS = (
+    "The pipeline puts the known part of the picture back into the latents at every call, in the middle of the steps "
+    "of a solver of several calls; one that the user has named refuses it."
+)
+REFUSED = (
+    "A path that ours refuses, with the name of the field: inverted time, continuous time, and noise levels above 1 of "
+    "a flow model."
 )
 BYTES = (
-    "The same picture given as a tensor and in bytes may differ by 0.05 in the result, which depends on the network and "
-    "the method: with diffusers' own DDIM it is 0.1."
+    "The same picture given as a tensor and in bytes may differ by 0.05 in the result, which depends on the network "
+    "and the method: with diffusers' own DDIM it is 0.1."
 )
 
 EXPLAINED: dict[tuple[str, str, str], str] = {
@@ -407,6 +417,7 @@ EXPLAINED: dict[tuple[str, str, str], str] = {
     (".", "^Stable Diffusion, ", r"InputError: add_noise: got timesteps \[\]"): OFFSET,
     (".", "^Stable Diffusion, .*: test_pipeline_interrupt", "IndexError: list index out of range"): OFFSET,
     (".", "^Stable Diffusion, .*_lcm", "Tensors not close"): OTHER_DEFAULTS,
+    ("ees25", "inpainting: ", "InputError: step: the latents were changed within a step of 'ees25'"): MASKS,
     ("ddim", "^Stable Diffusion, .*_image_tensor", r"assert tensor\(0\.05\d*\) < 0\.05"): BYTES,
 }
 """Why a test that passes with diffusers' scheduler does not with ours, by patterns of the run, "family: test" and the
