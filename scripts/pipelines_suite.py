@@ -25,6 +25,7 @@ import re
 import signal
 import sys
 import tempfile
+import textwrap
 import time
 import warnings
 from collections import Counter
@@ -500,9 +501,10 @@ def reasons(found: list[Difference]) -> str:
     for reason in sorted({d.reason for d in found}, key=lambda reason: reason == ""):
         own = [d for d in found if d.reason == reason]
         per = Counter(d.run for d in own)
-        places = ", ".join(dict.fromkeys(d.family for d in own))
+        places = "; ".join(dict.fromkeys(d.family for d in own))
         counts = ", ".join(f"{per[solver]} with `{solver}`" for solver in RUNS[1:] if per[solver])
-        lines.append(f"- {reason or 'NOT EXPLAINED'} ({counts}: {places}.)")
+        words = f"{reason or 'NOT EXPLAINED'} ({counts}: {places}.)"
+        lines.append(textwrap.fill(words, 140, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False))
     return "\n".join(lines)
 
 
