@@ -49,7 +49,7 @@ import transformers  # noqa: E402
 from diffusers import SchedulerMixin  # noqa: E402
 
 from steadyflow import SteadyFlowScheduler, SteadyScheduler  # noqa: E402
-from zoo import parts  # noqa: E402
+from zoo import parts, video_parts  # noqa: E402
 
 RUNS = ("stock", "ddim", "ees25")
 """Diffusers' own scheduler, and the solvers of ours."""
@@ -327,6 +327,7 @@ class Suite:
         random.seed(0)
         np.random.seed(0)
         torch.manual_seed(0)
+        video_parts.with_ftfy(item.cls.pipeline_class)
         real = item.cls.get_dummy_components
         before = signal.signal(signal.SIGALRM, slow)
         signal.alarm(self.limit)
@@ -404,9 +405,9 @@ MASKS = (
     "The pipeline puts the known part of the picture back into the latents at every call, in the middle of the steps "
     "of a solver of several calls; one that the user has named refuses it."
 )
-REFUSED = (
-    "A path that ours refuses, with the name of the field: inverted time, continuous time, and noise levels above 1 of "
-    "a flow model."
+BOTH_LISTS = (
+    "The pipeline gives the scheduler a list of timesteps and one of sigmas, which diffusers' takes together and ours "
+    "refuses."
 )
 BYTES = (
     "The same picture given as a tensor and in bytes may differ by 0.05 in the result, which depends on the network "
@@ -418,6 +419,11 @@ EXPLAINED: dict[tuple[str, str, str], str] = {
     (".", "^Stable Diffusion, ", r"InputError: add_noise: got timesteps \[\]"): OFFSET,
     (".", "^Stable Diffusion, .*: test_pipeline_interrupt", "IndexError: list index out of range"): OFFSET,
     (".", "^Stable Diffusion, .*_lcm", "Tensors not close"): OTHER_DEFAULTS,
+    (
+        ".",
+        "^CogView4: ",
+        "InputError: set_timesteps: give one of num_inference_steps, sigmas and timesteps",
+    ): BOTH_LISTS,
     ("ees25", "inpainting: ", "InputError: step: the latents were changed within a step of 'ees25'"): MASKS,
     ("ddim", "^Stable Diffusion, .*_image_tensor", r"assert tensor\(0\.05\d*\) < 0\.05"): BYTES,
 }
