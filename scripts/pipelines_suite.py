@@ -409,6 +409,7 @@ BOTH_LISTS = (
     "The pipeline gives the scheduler a list of timesteps and one of sigmas, which diffusers' takes together and ours "
     "refuses."
 )
+REFUSED = "The path of its scheduler is none of ours, which is said when the config is given; see the table above."
 BYTES = (
     "The same picture given as a tensor and in bytes may differ by 0.05 in the result, which depends on the network "
     "and the method: with diffusers' own DDIM it is 0.1."
@@ -424,6 +425,7 @@ EXPLAINED: dict[tuple[str, str, str], str] = {
         "^CogView4: ",
         "InputError: set_timesteps: give one of num_inference_steps, sigmas and timesteps",
     ): BOTH_LISTS,
+    (".", "^Stable Audio: ", "InputError: scheduler: CosineDPMSolverMultistepScheduler cannot be followed"): REFUSED,
     ("ees25", "inpainting: ", "InputError: step: the latents were changed within a step of 'ees25'"): MASKS,
     ("ddim", "^Stable Diffusion, .*_image_tensor", r"assert tensor\(0\.05\d*\) < 0\.05"): BYTES,
 }
