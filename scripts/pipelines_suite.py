@@ -426,6 +426,7 @@ EXPLAINED: dict[tuple[str, str, str], str] = {
         "InputError: set_timesteps: give one of num_inference_steps, sigmas and timesteps",
     ): BOTH_LISTS,
     (".", "^Stable Audio: ", "InputError: scheduler: CosineDPMSolverMultistepScheduler cannot be followed"): REFUSED,
+    (".", "^Stable Video Diffusion: ", "InputError: timestep_type: 'continuous' gives the network"): REFUSED,
     ("ees25", "inpainting: ", "InputError: step: the latents were changed within a step of 'ees25'"): MASKS,
     ("ddim", "^Stable Diffusion, .*_image_tensor", r"assert tensor\(0\.05\d*\) < 0\.05"): BYTES,
 }
