@@ -389,13 +389,6 @@ NUMBERS = (
     "our `ddim` gives the stored numbers."
 )
 
-OFFSET = (
-    "A Stable Diffusion pipeline that is made with a config of `steps_offset=0` sets the field to 1, in the config of "
-    "the scheduler that it is given. Ours has read its config by then and keeps to 0, until it is saved and loaded "
-    "again; with 1 from the start, or if it is put into the finished pipeline, the test passes. With 0 the last step "
-    "of these configs leads from timestep 0 to itself, and ours leaves it out, so that image to image with one step "
-    "has none."
-)
 OTHER_DEFAULTS = (
     "The test makes a scheduler of another class out of the pipeline's. Ours keeps the betas by which the config's "
     "class went; diffusers' forgets those that were defaults, and the other class's take their place. The stored "
@@ -405,10 +398,6 @@ MASKS = (
     "The pipeline puts the known part of the picture back into the latents at every call, in the middle of the steps "
     "of a solver of several calls; one that the user has named refuses it."
 )
-BOTH_LISTS = (
-    "The pipeline gives the scheduler a list of timesteps and one of sigmas, which diffusers' takes together and ours "
-    "refuses."
-)
 REFUSED = "The path of its scheduler is none of ours, which is said when the config is given; see the table above."
 BYTES = (
     "The same picture given as a tensor and in bytes may differ by 0.05 in the result, which depends on the network "
@@ -416,15 +405,7 @@ BYTES = (
 )
 
 EXPLAINED: dict[tuple[str, str, str], str] = {
-    (".", "^Stable Diffusion(, .*)?: test_save_load_local", "Loaded pipeline output changed"): OFFSET,
-    (".", "^Stable Diffusion, ", r"InputError: add_noise: got timesteps \[\]"): OFFSET,
-    (".", "^Stable Diffusion, .*: test_pipeline_interrupt", "IndexError: list index out of range"): OFFSET,
     (".", "^Stable Diffusion, .*_lcm", "Tensors not close"): OTHER_DEFAULTS,
-    (
-        ".",
-        "^CogView4: ",
-        "InputError: set_timesteps: give one of num_inference_steps, sigmas and timesteps",
-    ): BOTH_LISTS,
     (".", "^Stable Audio: ", "InputError: scheduler: CosineDPMSolverMultistepScheduler cannot be followed"): REFUSED,
     (".", "^Stable Video Diffusion: ", "InputError: timestep_type: 'continuous' gives the network"): REFUSED,
     ("ees25", "inpainting: ", "InputError: step: the latents were changed within a step of 'ees25'"): MASKS,
@@ -507,7 +488,7 @@ def table(results: dict[str, Any]) -> str:
 def reasons(found: list[Difference]) -> str:
     """The reasons of all differences, as a Markdown list."""
     lines = []
-    for reason in sorted({d.reason for d in found}, key=lambda reason: reason == ""):
+    for reason in sorted(dict.fromkeys(d.reason for d in found), key=lambda reason: reason == ""):
         own = [d for d in found if d.reason == reason]
         per = Counter(d.run for d in own)
         places = "; ".join(dict.fromkeys(d.family for d in own))
@@ -521,7 +502,7 @@ def report(results: dict[str, Any]) -> tuple[str, bool]:
     """Every difference, by reason, and every test that fails with diffusers' scheduler too; and whether all is well."""
     found = differences(results)
     lines = []
-    for reason in sorted({d.reason for d in found}, key=lambda reason: reason == ""):
+    for reason in sorted(dict.fromkeys(d.reason for d in found), key=lambda reason: reason == ""):
         lines.append(f"{reason or 'NOT EXPLAINED'}\n")
         lines += [f"- {d.family}, {d.test} ({d.run}): `{d.error}`" for d in found if d.reason == reason]
         lines.append("")

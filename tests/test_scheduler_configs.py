@@ -21,6 +21,7 @@ import steadyflow as sf  # noqa: E402
 from steadyflow.diffusers import SteadyFlowScheduler, SteadyInverseScheduler, SteadyScheduler  # noqa: E402
 from steadyflow.diffusers._families import FAMILIES  # noqa: E402
 from steadyflow.diffusers._identify import parameters_of  # noqa: E402
+from steadyflow.diffusers._paths import path_of  # noqa: E402
 from steadyflow.diffusers._sources import (  # noqa: E402
     FIELDS,
     NETWORK_FIELDS,
@@ -626,6 +627,9 @@ def test_a_pipelines_constructor_changes_our_scheduler_and_what_is_saved_of_it(t
         assert pipe.scheduler is scheduler
     stock.set_timesteps(2)
     copies = [copy.deepcopy(own)]
+    path = path_of(copy.deepcopy(own))
+    assert path.clip is None
+    assert path.grid(path.schedule(), 2, None, None).times == (501.0, 1.0, 0.0)
     own.set_timesteps(2)
     assert own.timesteps.tolist() == stock.timesteps.tolist() == [501, 1]
     assert own.clip is None

@@ -50,7 +50,7 @@ class Configured(SchedulerMixin, ConfigMixin):
         """The fields of the config; pipelines replace it, or set attributes of it, which its items do not show."""
         return {k: v for k, v in vars(self._internal_dict).items() if not k.startswith("_")}
 
-    def _read_again(self) -> None:
+    def read_again(self) -> None:
         """Read the config again if it was changed since, as the constructors of pipelines do.
 
         Raises:

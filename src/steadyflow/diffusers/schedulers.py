@@ -185,7 +185,7 @@ class SteadyScheduler(SchedulerBase):
         Raises:
             InputError: Not exactly one of the three is given, or the steps do not fit the table.
         """
-        self._read_again()
+        self.read_again()
         listed = [v for v in (timesteps, sigmas) if v is not None]
         given = listed or [num_inference_steps]
         both = listed and num_inference_steps is not None and len(listed[0]) != num_inference_steps
@@ -393,7 +393,7 @@ class SteadyFlowScheduler(SchedulerBase):
             InputError: None of the three is given, lengths differ, `mu` is missing where the config asks for a dynamic
                 shift, or the lists follow no rule and the solver calls the network between them.
         """
-        self._read_again()
+        self.read_again()
         listed = [v for v in (timesteps, sigmas) if v is not None]
         if listed and num_inference_steps is not None and len(listed[0]) != num_inference_steps:
             raise InputError("set_timesteps: give one of num_inference_steps, sigmas and timesteps")
