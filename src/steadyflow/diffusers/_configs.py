@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import InputError
 from ..prediction import Clip, PredictionType
-from ._identify import OWN_FIELDS, check_known, class_of, parameters_of
+from ._identify import OWN_FIELDS, check_known, class_of, parameters_of, refuse_data_scale
 from ._sources import FIELDS, NETWORK_FIELDS, OURS, PIPELINE_FIELDS, PLACEMENTS, REFUSED, SOURCES, VAE_FIELDS, Kind
 
 
@@ -25,7 +25,7 @@ def complete(config: Mapping[str, Any], name: str | None) -> dict[str, Any]:
     """
     given = {k: v for k, v in config.items() if not k.startswith("_") and k not in OWN_FIELDS}
     if name in ("FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler"):
-        _refuse_data_scale(given)
+        refuse_data_scale(given)
     if name is None or name not in SOURCES:
         check_known(name or "the config", given)
         return given
@@ -37,50 +37,6 @@ def complete(config: Mapping[str, Any], name: str | None) -> dict[str, Any]:
     if source.unread:
         fields = {k: v for k, v in fields.items() if k not in source.unread}
     return fields
-
-
-def _refuse_data_scale(given: Mapping[str, Any]) -> None:
-    if "sigma_data" in given:
-        raise InputError(
-            f"sigma_data: the pipeline (Cosmos) has set it with sigma_max={given.get('sigma_max')}: its path is "
-            "x0 + sigma eps with its own scaling of the network; keep the pipeline's own scheduler"
-        )
-
-
-def acted_on(changes: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Those of the changes that a pipeline has made in our config on which the followed class would act, or we do.
-
-    Our config shows fields that the class does not have, so that pipelines change them where they would leave its own
-    alone; and options of its method, which has been replaced.
-
-    Args:
-        changes: The fields that differ, and their new values.
-        name: The class whose plan is followed.
-
-    Raises:
-        InputError: A field is not known.
-    """
-    _refuse_data_scale(changes)
-    check_known("the config, which was changed since it was read,", _without(changes, OWN_FIELDS))
-    source = SOURCES[name]
-    has = {*parameters_of(name), *parameters_of(source.planner or name)} - source.unread
-
-    def acts(field: str) -> bool:
-        match FIELDS.get(field):
-            case "method":
-                return field == "variance_type" and field in has
-            case "path" | "places":
-                return field in has or field in ("set_alpha_to_one", "shift", "sigma_min", "sigma_max")
-            case "estimate":
-                return field not in source.unread
-            case _:
-                return True
-
-    return {k: v for k, v in changes.items() if acts(k)}
-
-
-def _without(fields: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    return {k: v for k, v in fields.items() if k not in names}
 
 
 def settle_spacing(

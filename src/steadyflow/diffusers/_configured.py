@@ -12,7 +12,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from ..errors import InputError
 from . import _configs
-from ._identify import OWN_SIGNATURES, check_known, class_of
+from ._identify import OWN_SIGNATURES, acted_on, check_known, class_of
 from ._planner import Planner
 from ._sources import FIELDS, OURS, SOURCES, Kind
 
@@ -61,7 +61,7 @@ class Configured(SchedulerMixin, ConfigMixin):
         if not changed:
             return
         name = (read["follows"] or {}).get("_class_name", self._planner)
-        changes = _configs.acted_on(changed, name)
+        changes = acted_on(changed, name)
         if changes:
             _configs.check_changes({k: v for k, v in changes.items() if k in FIELDS}, self.kind, name)
             settings, hidden = self._translated(OURS[0], read, changes)
