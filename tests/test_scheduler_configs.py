@@ -14,11 +14,14 @@ import torch
 diffusers = pytest.importorskip("diffusers")
 
 from diffusers import SchedulerMixin  # noqa: E402
+from diffusers.configuration_utils import FrozenDict  # noqa: E402
 
+import pipelines  # noqa: E402
 import steadyflow as sf  # noqa: E402
 from steadyflow.diffusers import SteadyFlowScheduler, SteadyInverseScheduler, SteadyScheduler  # noqa: E402
 from steadyflow.diffusers._families import FAMILIES  # noqa: E402
 from steadyflow.diffusers._identify import parameters_of  # noqa: E402
+from steadyflow.diffusers._paths import path_of  # noqa: E402
 from steadyflow.diffusers._sources import (  # noqa: E402
     FIELDS,
     NETWORK_FIELDS,
@@ -572,3 +575,155 @@ def test_a_number_of_steps_that_is_none_is_refused(steps):
     scheduler = SteadyScheduler(solver="ddim")
     scheduler.set_timesteps(np.int64(5))
     assert scheduler.num_inference_steps == 5
+
+
+def both(source, **options):
+    return source, ours(source, **options)
+
+
+def change(scheduler, how, **fields):
+    match how:
+        case "replaced":  # Stable Diffusion
+            scheduler._internal_dict = FrozenDict({**scheduler.config, **fields})
+        case "registered":  # Cosmos, AnimateDiff
+            scheduler.register_to_config(**fields)
+        case "attribute":  # LEDITS++, Stable Cascade
+            for name, value in fields.items():
+                setattr(scheduler.config, name, value)
+
+
+def run_of(scheduler, steps=4):
+    scheduler.set_timesteps(steps)
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = x * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        x = scheduler.step(torch.tanh(scheduler.scale_model_input(x, t)), t, x).prev_sample
+    return x
+
+
+@pytest.mark.parametrize("how", ["replaced", "registered", "attribute"])
+@pytest.mark.parametrize(
+    "field",
+    [{"steps_offset": 1}, {"timestep_spacing": "trailing"}, {"clip_sample": False}, {"clip_sample_range": 0.5},
+     {"prediction_type": "v_prediction"}],
+)  # fmt: skip
+def test_a_field_that_a_pipeline_changes_in_a_scheduler_acts_as_in_diffusers_own(field, how):
+    stock, own = both(diffusers.DDIMScheduler(**SD, set_alpha_to_one=False, steps_offset=2, clip_sample=True))
+    before = run_of(own)
+    for scheduler in (stock, own):
+        change(scheduler, how, **field)
+    assert torch.allclose(run_of(own), run_of(stock), atol=1e-4)
+    assert own.timesteps.tolist() == stock.timesteps.tolist()
+    assert not torch.allclose(run_of(own), before, atol=1e-3)
+
+
+def test_a_pipelines_constructor_changes_our_scheduler_and_what_is_saved_of_it(tmp_path):
+    stock, own = both(diffusers.DDIMScheduler(**SD, set_alpha_to_one=False, clip_sample=True))
+    for scheduler in (stock, own):
+        pipe = pipelines.build("sd")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pipe = diffusers.StableDiffusionPipeline(**{**pipe.components, "scheduler": scheduler})
+        assert pipe.scheduler is scheduler
+    stock.set_timesteps(2)
+    copies = [copy.deepcopy(own)]
+    path = path_of(copy.deepcopy(own))
+    assert path.clip is None
+    assert path.grid(path.schedule(), 2, None, None).times == (501.0, 1.0, 0.0)
+    own.set_timesteps(2)
+    assert own.timesteps.tolist() == stock.timesteps.tolist() == [501, 1]
+    assert own.clip is None
+    assert own.config["steps_offset"] == 1
+    own.save_pretrained(tmp_path)
+    copies += [copy.deepcopy(own), SteadyScheduler.from_pretrained(tmp_path), SteadyScheduler.from_config(own.config)]
+    for made in copies:
+        made.set_timesteps(2)
+        assert made.timesteps.tolist() == [501, 1]
+        assert made.clip is None
+        assert made.solver == own.solver
+
+
+def test_a_changed_config_keeps_what_it_does_not_say():
+    own = ours(diffusers.DDIMScheduler(**SD), solver="ees25", seed=3)
+    own.generator, solver = torch.Generator(), own.solver
+    generator = own.generator
+    change(own, "replaced", steps_offset=1)
+    own.set_timesteps(4)
+    assert own.solver == solver
+    assert own.generator is generator
+    assert own.config["seed"] == 3
+    before = own._plan
+    own.set_timesteps(4)
+    assert own._plan is before  # a changed config is read once
+    change(own, "registered", solver="ddim")
+    own.set_timesteps(4)
+    assert own.solver.name == "ddim"
+
+
+def test_a_followed_field_that_is_changed_acts_and_is_saved():
+    source = diffusers.UniPCMultistepScheduler(**FLOW_OPTIONS, flow_shift=3.0)
+    for how in ("replaced", "registered"):
+        stock, own = both(copy.deepcopy(source), flow=True)
+        for scheduler in (stock, own):
+            change(scheduler, how, flow_shift=5.0, use_karras_sigmas=False, solver_order=3)
+            scheduler.set_timesteps(4)
+        assert own.sigmas.tolist() == pytest.approx(stock.sigmas.tolist(), abs=1e-5)
+        again = SteadyFlowScheduler.from_config(own.config)
+        again.set_timesteps(4)
+        assert torch.equal(again.sigmas, own.sigmas)
+    stock, own = both(source_of("EulerDiscreteScheduler", final_sigmas_type="sigma_min"))
+    for scheduler in (stock, own):
+        change(scheduler, "replaced", final_sigmas_type="zero")
+    early = ours(stock)  # before any run
+    for scheduler in (stock, own, early):
+        scheduler.set_timesteps(4)
+        assert float(scheduler.sigmas[-1]) == 0.0
+
+
+def test_what_the_followed_class_does_not_read_changes_nothing():
+    for name, field in (
+        ("DPMSolverSinglestepScheduler", {"steps_offset": 1}),
+        ("EulerDiscreteScheduler", {"skip_prk_steps": True, "solver_order": 3}),
+        ("TCDScheduler", {"clip_sample": True}),
+        ("FlowMatchEulerDiscreteScheduler", {"beta_end": 0.1, "flow_shift": 9.0}),
+    ):
+        kind = SteadyFlowScheduler if name.startswith("Flow") else SteadyScheduler
+        own = kind.from_config({**source_of(name).config, "_class_name": name}, solver="ddim")
+        before = run_of(own)
+        change(own, "replaced", **field)
+        assert torch.equal(run_of(own), before)
+
+
+@pytest.mark.parametrize(
+    ("flow", "field", "value"),
+    [(True, "sigma_data", 1.0), (True, "invert_sigmas", True), (False, "masking_schedule", "linear"),
+     (False, "prediction_type", "flow_prediction"), (False, "timestep_spacing", "none")],
+)  # fmt: skip
+def test_a_changed_field_that_cannot_be_honoured_is_refused_by_name_before_the_run(flow, field, value):
+    source = diffusers.FlowMatchEulerDiscreteScheduler() if flow else diffusers.DDIMScheduler(**SD)
+    own = ours(source, flow=flow)
+    change(own, "registered", **{field: value})
+    for _ in range(2):
+        with pytest.raises(sf.InputError, match=field):
+            own.set_timesteps(4)
+
+
+def test_an_inversion_that_was_carried_over_stays_where_the_changed_config_leaves_its_path():
+    options = {"solver": "rex-midpoint", "set_alpha_to_one": False}
+    source = diffusers.DDIMScheduler(**SD, clip_sample=False)
+    inverse, own = SteadyInverseScheduler.from_config(source.config, **options), ours(source, **options)
+    for scheduler in (inverse, own):
+        change(scheduler, "replaced", steps_offset=1)
+        scheduler.set_timesteps(4)
+    run = x = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    for t in inverse.timesteps:
+        run = inverse.step(0.3 * torch.tanh(run), t, run).prev_sample
+    run = own.carry(inverse)
+    change(own, "replaced", clip_sample_range=2.0)
+    own.set_timesteps(4)
+    for t in own.timesteps:
+        run = own.step(0.3 * torch.tanh(run), t, run).prev_sample
+    assert torch.allclose(run, x, atol=1e-4)
+    change(own, "replaced", beta_end=0.02)
+    with pytest.raises(sf.InputError, match="beta_end: was changed in the config, and the inversion"):
+        own.set_timesteps(4)

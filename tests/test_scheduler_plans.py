@@ -1,6 +1,7 @@
 """However pipelines cut timesteps, the steps, their times and the last state are those of the plan."""
 
 import copy
+import itertools
 import warnings
 
 import pytest
@@ -10,6 +11,7 @@ diffusers = pytest.importorskip("diffusers")
 
 import pipelines  # noqa: E402
 import steadyflow as sf  # noqa: E402
+import zoo  # noqa: E402
 from steadyflow.diffusers import SteadyFlowScheduler, SteadyScheduler  # noqa: E402
 
 SEVERAL = {"heun": 2, "dpm-2": 2, "ees25": 3, "rk4": 4, "rex-midpoint": 4, "edict": 2, "unipc": 1, "dpmpp-2m": 1}
@@ -272,8 +274,6 @@ def test_noise_levels_above_the_table_are_refused_and_rounded_ones_taken():
     without = flow.timesteps.tolist()
     flow.set_timesteps(5, mu=1.0)  # FLUX's pipelines hand it over also where the config shifts by a constant
     assert flow.timesteps.tolist() == without
-    with pytest.raises(sf.InputError, match="give one of"):
-        flow.set_timesteps(sigmas=[1.0, 0.5], timesteps=[1000, 500])
 
 
 def test_a_run_over_its_own_list_is_the_run():
@@ -457,3 +457,106 @@ def test_an_inversion_is_carried_over_whatever_the_spacing(spacing):
     forward.set_timesteps(8)
     with pytest.raises(sf.InputError, match="not those that `carry` returned"):
         loop(forward, start * 0.998)
+
+
+@pytest.fixture(scope="module")
+def cogview4():
+    return zoo.build("cogview4")
+
+
+def told_by(pipe, scheduler, **call):
+    """What the network of a pipeline is told, and the result."""
+    pipe.scheduler, told = scheduler, []
+    hook = pipe.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: told.append(float(kwargs["timestep"][0])), with_kwargs=True
+    )
+    try:
+        found = pipe(**{**zoo.call_of("cogview4"), "output_type": "latent", **call}, generator=seeded()).images
+    finally:
+        hook.remove()
+    assert told[::2] == told[1::2]  # with the prompt and without
+    return told[::2], found
+
+
+def shifted(sigma, mu):
+    return mu * sigma / (1.0 + (mu - 1.0) * sigma)
+
+
+@pytest.mark.parametrize("lists", ["its own", "sigmas alone", "both"])
+@pytest.mark.parametrize("solver", ["ddim", "euler", "dpmpp-2m"])
+def test_a_list_of_timesteps_beside_sigmas_is_what_the_network_is_told(cogview4, solver, lists):
+    stock = cogview4.scheduler
+    call = {
+        "its own": {"num_inference_steps": 5},
+        "sigmas alone": {"sigmas": [1.0, 0.7, 0.2], "num_inference_steps": 3},
+        "both": {"timesteps": [900, 500, 100], "sigmas": [1.0, 0.7, 0.2]},
+    }[lists]
+    told, wanted = told_by(cogview4, stock, **call)
+    try:
+        ours, found = told_by(cogview4, SteadyFlowScheduler.from_config(stock.config, solver=solver), **call)
+    finally:
+        cogview4.scheduler = stock
+    assert ours == told
+    if solver != "dpmpp-2m":
+        assert torch.allclose(found, wanted, rtol=0.0, atol=2e-5)
+
+
+@pytest.mark.parametrize("solver", ["heun", "ees25", "rk4"])
+def test_between_two_lists_that_agree_the_network_is_told_by_their_rule(cogview4, solver):
+    stock, calls = cogview4.scheduler, SEVERAL[solver]
+    begins, _ = told_by(cogview4, stock, num_inference_steps=4)
+    try:
+        told, found = told_by(
+            cogview4, SteadyFlowScheduler.from_config(stock.config, solver=solver), num_inference_steps=4
+        )
+        levels = cogview4.scheduler.sigmas.tolist()
+    finally:
+        cogview4.scheduler = stock
+    assert found.isfinite().all()
+    assert told[::calls] == begins
+    assert len(told) == calls * len(begins)
+    assert all(b <= a for a, b in itertools.pairwise(told))
+    mu = levels[calls] * (1000.0 - begins[1]) / (begins[1] * (1.0 - levels[calls]))  # of the second step
+    assert mu > 0.0
+    assert levels[:-1] == pytest.approx([shifted(t / 1000.0, mu) for t in told], abs=1e-5)
+
+
+def test_two_lists_may_name_the_sigmas_after_the_shift():
+    scheduler = SteadyFlowScheduler(shift=3.0, solver="rk4")
+    given = [1.0, 0.6, 0.3]
+    scheduler.set_timesteps(sigmas=given, timesteps=[1000.0 * shifted(s, 3.0) for s in given])
+    assert scheduler.timesteps.tolist() == pytest.approx((1000.0 * scheduler.sigmas[:-1]).tolist(), abs=1e-3)
+    times = torch.tensor([float(scheduler.timesteps[1])])
+    noisy = scheduler.add_noise(torch.zeros(1, 2), torch.ones(1, 2), times)
+    assert noisy[0, 0] == pytest.approx(float(scheduler.sigmas[1]), abs=1e-6)
+
+
+def test_noise_is_added_at_the_time_of_the_path_where_two_lists_name_the_unshifted_sigmas():
+    scheduler = SteadyFlowScheduler(shift=3.0, solver="rk4")
+    scheduler.set_timesteps(sigmas=[1.0, 0.6, 0.3], timesteps=[1000, 600, 300])
+    for time, level in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
+        noisy = scheduler.add_noise(torch.zeros(1, 2), torch.ones(1, 2), time)
+        assert noisy[0, 0] == pytest.approx(float(level), abs=1e-6)
+
+
+def test_a_bound_on_sigma_moves_what_the_network_is_told_by_the_rule_of_the_lists():
+    scheduler = SteadyFlowScheduler(shift=3.0, solver="edict", sigma_max=0.9)
+    scheduler.set_timesteps(sigmas=[1.0, 0.6, 0.3], timesteps=[1000, 600, 300])
+    assert float(scheduler.sigmas[0]) == pytest.approx(0.9)
+    assert shifted(float(scheduler.timesteps[0]) / 1000.0, 3.0) == pytest.approx(0.9)
+
+
+def test_two_lists_that_contradict_each_other_are_refused_where_the_solver_calls_between_them():
+    lists = {"sigmas": [1.0, 0.6, 0.3], "timesteps": [900, 500, 100]}
+    for solver in ("heun", "ees25", "rk4"):
+        with pytest.raises(sf.InputError, match=f"timesteps are those of neither .* {solver!r}"):
+            SteadyFlowScheduler(shift=3.0, solver=solver).set_timesteps(**lists)
+    scheduler = SteadyFlowScheduler(shift=3.0, solver="dpmpp-2m")
+    scheduler.set_timesteps(**lists)
+    assert scheduler.timesteps.tolist() == [900.0, 500.0, 100.0]
+    with pytest.raises(sf.InputError, match="3 timesteps and 2 sigmas"):
+        scheduler.set_timesteps(sigmas=[1.0, 0.5], timesteps=[1000, 500, 100])
+    with pytest.raises(sf.InputError, match="falling"):
+        scheduler.set_timesteps(sigmas=[1.0, 0.5], timesteps=[500, 1000])
+    with pytest.raises(sf.InputError, match="give one of"):
+        scheduler.set_timesteps(3, sigmas=[1.0, 0.5], timesteps=[1000, 500])

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..prediction import Clip, PredictionType
-from ._identify import OWN_FIELDS, check_known, class_of, parameters_of
+from ._identify import OWN_FIELDS, check_known, class_of, parameters_of, refuse_data_scale
 from ._sources import FIELDS, NETWORK_FIELDS, OURS, PIPELINE_FIELDS, PLACEMENTS, REFUSED, SOURCES, VAE_FIELDS, Kind
 
 
@@ -24,11 +24,8 @@ def complete(config: Mapping[str, Any], name: str | None) -> dict[str, Any]:
         InputError: A field is not known.
     """
     given = {k: v for k, v in config.items() if not k.startswith("_") and k not in OWN_FIELDS}
-    if "sigma_data" in given and name in ("FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler"):
-        raise InputError(
-            f"sigma_data: the pipeline (Cosmos) has set it with sigma_max={given.get('sigma_max')}: its path is "
-            "x0 + sigma eps with its own scaling of the network; keep the pipeline's own scheduler"
-        )
+    if name in ("FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler"):
+        refuse_data_scale(given)
     if name is None or name not in SOURCES:
         check_known(name or "the config", given)
         return given

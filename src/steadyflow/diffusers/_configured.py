@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
-from diffusers.configuration_utils import ConfigMixin
+import numpy as np
+from diffusers.configuration_utils import ConfigMixin, FrozenDict
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from ..errors import InputError
 from . import _configs
-from ._identify import OWN_SIGNATURES, check_known, class_of
+from ._identify import OWN_SIGNATURES, acted_on, check_known, class_of
 from ._planner import Planner
 from ._sources import FIELDS, OURS, SOURCES, Kind
 
@@ -35,7 +36,8 @@ class Configured(SchedulerMixin, ConfigMixin):
         Args:
             **own: The arguments of `__init__` that are fields of configs.
         """
-        follows = dict(self._settings.follows or {"_class_name": self._planner})
+        self._config_read = self._config_now()
+        follows = dict(self._settings.follows or {})
         name = follows.pop("_class_name", self._planner)
         if name not in SOURCES or SOURCES[name].kind not in (self.kind, "either"):
             raise InputError(f"follows: got {name!r}, expected a scheduler of diffusers for models of this kind")
@@ -43,6 +45,41 @@ class Configured(SchedulerMixin, ConfigMixin):
         fields = {**follows, **own}
         _configs.refuse_other_paths(fields)
         return Planner(name, fields, self.kind), fields
+
+    def _config_now(self) -> dict[str, Any]:
+        """The fields of the config; pipelines replace it, or set attributes of it, which its items do not show."""
+        return {k: v for k, v in vars(self._internal_dict).items() if not k.startswith("_")}
+
+    def read_again(self) -> None:
+        """Read the config again if it was changed since, as the constructors of pipelines do.
+
+        Raises:
+            InputError: The changed field cannot be honoured.
+        """
+        now, read = self._config_now(), self._config_read
+        changed = {k: v for k, v in now.items() if k not in read or _differ(v, read[k])}
+        if not changed:
+            return
+        name = (read["follows"] or {}).get("_class_name", self._planner)
+        changes = acted_on(changed, name)
+        if changes:
+            _configs.check_changes({k: v for k, v in changes.items() if k in FIELDS}, self.kind, name)
+            settings, hidden = self._translated(OURS[0], read, changes)
+            self._become(type(self)(**settings), next(iter(changes)))
+            now |= {**settings, **hidden}
+            own = {k: v for k, v in self._internal_dict.items() if k.startswith("_")}
+            own["_use_default_values"] = [k for k in own.get("_use_default_values", ()) if k not in changes]
+            self._internal_dict = FrozenDict({**now, **own})
+        self._config_read = now
+
+    def _become(self, made: Any, field: str) -> None:
+        """Take the place of a scheduler with another config.
+
+        Args:
+            made: The scheduler, new.
+            field: A field that has changed.
+        """
+        raise NotImplementedError
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -96,6 +133,7 @@ class Configured(SchedulerMixin, ConfigMixin):
         hidden |= {k: v for k, v in kept.items() if not (isinstance(v, float) and math.isinf(v))}  # no JSON; a default
         kept = {k: config[k] for k in ("_diffusers_version",) if k in config}
         made.register_to_config(**hidden, **kept, _class_name=cls.__name__)
+        made._config_read = made._config_now()
         return (made, unused) if return_unused_kwargs else made
 
     @classmethod
@@ -106,7 +144,7 @@ class Configured(SchedulerMixin, ConfigMixin):
         own = cls._get_init_keys(cls)
         if name in OURS:
             settings = {k: v for k, v in fields.items() if k in own}
-            follows = dict(settings.get("follows") or {})
+            follows = {k: fields.get(k, v) for k, v in (settings.get("follows") or {}).items()}
         else:
             settings = {k: v for k, v in fields.items() if k in own and v is not None}
             follows = {k: v for k, v in fields.items() if k not in own and FIELDS.get(k) != "size"}
@@ -117,3 +155,8 @@ class Configured(SchedulerMixin, ConfigMixin):
         follows |= {k: v for k, v in changes.items() if k not in own}
         hidden = {k: v for k, v in follows.items() if k != "_class_name"}
         return {**settings, "follows": follows or None}, hidden
+
+
+def _differ(a: Any, b: Any) -> bool:
+    """Whether two values of a field differ, which may be arrays."""
+    return a is not b and not np.array_equal(a, b)

@@ -102,3 +102,53 @@ def parameters_of(name: str) -> dict[str, inspect.Parameter]:
     """The fields of the config of a class of diffusers; do not modify them."""
     parameters = dict(inspect.signature(getattr(diffusers, name).__init__).parameters)
     return {k: p for k, p in parameters.items() if k not in ("self", "kwargs")}
+
+
+def refuse_data_scale(given: Mapping[str, Any]) -> None:
+    """Refuse the scaling of EDM, which a pipeline has put into a config.
+
+    Args:
+        given: Fields of the config.
+
+    Raises:
+        InputError: It is among them.
+    """
+    if "sigma_data" in given:
+        raise InputError(
+            f"sigma_data: the pipeline (Cosmos) has set it with sigma_max={given.get('sigma_max')}: its path is "
+            "x0 + sigma eps with its own scaling of the network; keep the pipeline's own scheduler"
+        )
+
+
+def acted_on(changes: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Those of the changes that a pipeline has made in our config on which the followed class would act, or we do.
+
+    Our config shows fields that the class does not have, so that pipelines change them where they would leave its own
+    alone; and options of its method, which has been replaced.
+
+    Args:
+        changes: The fields that differ, and their new values.
+        name: The class whose plan is followed.
+
+    Raises:
+        InputError: A field is not known.
+    """
+    refuse_data_scale(changes)
+    check_known(
+        "the config, which was changed since it was read,", {k: v for k, v in changes.items() if k not in OWN_FIELDS}
+    )
+    source = SOURCES[name]
+    has = {*parameters_of(name), *parameters_of(source.planner or name)} - source.unread
+
+    def acts(field: str) -> bool:
+        match FIELDS.get(field):
+            case "method":
+                return field == "variance_type" and field in has
+            case "path" | "places":
+                return field in has or field in ("set_alpha_to_one", "shift", "sigma_min", "sigma_max")
+            case "estimate":
+                return field not in source.unread
+            case _:
+                return True
+
+    return {k: v for k, v in changes.items() if acts(k)}

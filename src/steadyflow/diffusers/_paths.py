@@ -103,6 +103,7 @@ def path_of(scheduler: Any) -> Path:
     """
     name = type(scheduler).__name__
     if isinstance(scheduler, SchedulerBase):
+        scheduler.read_again()
         fields = _configs.fields_of(scheduler, name)
         learned = _configs.learned_variance(fields)
         known = scheduler.schedule

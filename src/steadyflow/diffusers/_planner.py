@@ -13,7 +13,7 @@ import torch
 
 from ..errors import InputError
 from ..schedules import Level, Schedule
-from ._configs import DEFAULTS, shift_of
+from ._configs import DEFAULTS, shift_of, shift_of_mu
 from ._identify import parameters_of
 from ._sources import FIELDS, PLACEMENTS, SOURCES, Kind
 
@@ -30,6 +30,8 @@ class Places(NamedTuple):
     """What the network is told there."""
     end: float | None
     """The path time at which the run ends; None for the clean estimate at the last time."""
+    told_shift: float | None = 1.0
+    """The shift of a flow's times of which the network is told the unshifted ones; None where names follow no rule."""
 
 
 class Planner:
@@ -92,6 +94,19 @@ class Planner:
     def takes_sigmas(self) -> bool:
         """Whether the class takes a list of sigmas."""
         return "sigmas" in self._accepted
+
+    @property
+    def takes_both(self) -> bool:
+        """Whether the class takes a list of sigmas together with what the network is told."""
+        return self.takes_sigmas and "timesteps" in self._accepted
+
+    def shift(self, mu: float | None) -> float:
+        """The shift of a flow's sigmas.
+
+        Args:
+            mu: The strength of a dynamic shift.
+        """
+        return shift_of(self._fields) if mu is None else shift_of_mu(self._fields, mu)
 
     def flow_match(self) -> Planner:
         """FlowMatchEulerDiscreteScheduler with the same shift, for lists that this class does not take."""

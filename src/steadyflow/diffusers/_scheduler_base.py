@@ -121,6 +121,15 @@ class SchedulerBase(Configured):
         self._carried: _Carried | None = None
         self.num_inference_steps = None
 
+    def _become(self, made: Any, field: str) -> None:
+        if self._carried is not None and (made.schedule, made.solver) != (self.schedule, self._chosen):
+            raise InputError(
+                f"{field}: was changed in the config, and the inversion that was carried over does not go with it; "
+                "make a new scheduler"
+            )
+        kept = {"generator": self.generator, "_carried": self._carried}
+        self.__dict__.update({**vars(made), **kept, "_internal_dict": self._internal_dict})
+
     def _solver_options(self) -> dict[str, Any]:
         """The options of the solver."""
         return dict(self._settings.solver_options or {})
@@ -192,7 +201,7 @@ class SchedulerBase(Configured):
         self.grid = Grid(times[::-1] if self.rising else times, clean=clean, firm=True)
         self._names: dict[float, float] = dict(zip(places.times, places.names, strict=True))
         self._by_name: dict[float, float] = {name: time for time, name in reversed(self._names.items())}
-        self._listed, self.solver = listed, self._chosen
+        self._listed, self.solver, self._told_shift = listed, self._chosen, places.told_shift
         self._noise_factor = self._end_factor = 1.0
         state = self._carried.state if self._carried is not None and self._carried.grid == self.grid else None
         self._calls, skipped, barred = self._planned(state)

@@ -185,6 +185,7 @@ class SteadyScheduler(SchedulerBase):
         Raises:
             InputError: Not exactly one of the three is given, or the steps do not fit the table.
         """
+        self.read_again()
         listed = [v for v in (timesteps, sigmas) if v is not None]
         given = listed or [num_inference_steps]
         both = listed and num_inference_steps is not None and len(listed[0]) != num_inference_steps
@@ -325,11 +326,28 @@ class SteadyFlowScheduler(SchedulerBase):
         return t
 
     def _network_time(self, t: float) -> float:
-        scaled: float = t * self._settings.num_train_timesteps
-        return self._names.get(t, scaled)
+        return self._names[t] if t in self._names else self._told_at(t, self._told_shift)
+
+    def _told_at(self, t: float, shift: float | None) -> float:
+        """What the network is told at a time where no step begins.
+
+        Args:
+            t: The time.
+            shift: The shift of the times of which it is told the unshifted ones.
+        """
+        if shift is None:
+            raise InputError(
+                "set_timesteps: the timesteps are those of neither the sigmas nor the shifted sigmas, so that nothing "
+                f"says what the network is told between them, where solver {self._chosen.name!r} calls it; give lists "
+                "that agree, or a solver of one call a step, such as 'dpmpp-2m'"
+            )
+        told: float = unshifted(t, shift) * self._settings.num_train_timesteps
+        return told
 
     def _path_time(self, timestep: float) -> float:
         time: float = timestep / self._settings.num_train_timesteps
+        if self._told_shift is not None:
+            time = unshifted(time, 1.0 / self._told_shift)
         return self._by_name.get(timestep, min(time, 1.0) if time <= 1.0 + 1e-6 else time)
 
     def _named_places(self, steps: int, **given: Any) -> Places:
@@ -344,13 +362,13 @@ class SteadyFlowScheduler(SchedulerBase):
 
     def _bounded(self, places: Places) -> Places:
         """The places with sigmas within those of the config."""
-        low, high, n = self._settings.sigma_min, self._settings.sigma_max, self._settings.num_train_timesteps
+        low, high, shift = self._settings.sigma_min, self._settings.sigma_max, places.told_shift
         times = [min(max(t, low), high) for t in places.times]
         kept = [k for k, t in enumerate(times) if t > low and (k == 0 or t < times[k - 1])]
         if not kept:
             raise InputError(f"set_timesteps: no step lies between sigma_min={low} and sigma_max={high}")
-        names = [places.names[k] if times[k] == places.times[k] else times[k] * n for k in kept]
-        return Places(tuple(times[k] for k in kept), tuple(names), max(places.end or 0.0, low))
+        names = [places.names[k] if times[k] == places.times[k] else self._told_at(times[k], shift) for k in kept]
+        return Places(tuple(times[k] for k in kept), tuple(names), max(places.end or 0.0, low), shift)
 
     def set_timesteps(
         self,
@@ -367,17 +385,23 @@ class SteadyFlowScheduler(SchedulerBase):
             device: The device of `timesteps`.
             sigmas: Falling sigmas at which steps begin, before the shift, instead of a number of steps.
             mu: The strength of a dynamic shift; it counts where the config has `use_dynamic_shifting`.
-            timesteps: Falling timesteps, 1000 sigma, at which steps begin, as they are.
+            timesteps: Falling timesteps, 1000 sigma, at which steps begin, as they are. Together with sigmas, which are
+                shifted, what the network is told there; between them it is told by the same rule: 1000 sigma, or 1000
+                times the unshifted sigma.
 
         Raises:
-            InputError: Not one of the three is given, or `mu` is missing where the config asks for a dynamic shift.
+            InputError: None of the three is given, lengths differ, `mu` is missing where the config asks for a dynamic
+                shift, or the lists follow no rule and the solver calls the network between them.
         """
+        self.read_again()
         listed = [v for v in (timesteps, sigmas) if v is not None]
-        if len(listed) > 1 or (listed and num_inference_steps is not None and len(listed[0]) != num_inference_steps):
+        if listed and num_inference_steps is not None and len(listed[0]) != num_inference_steps:
             raise InputError("set_timesteps: give one of num_inference_steps, sigmas and timesteps")
         if not self._settings.use_dynamic_shifting:
             mu = None  # which FLUX's pipelines hand over whatever the config says
-        if timesteps is not None:
+        if timesteps is not None and sigmas is not None:
+            places = self._told_places(numbers("timesteps", timesteps), numbers("sigmas", sigmas), mu)
+        elif timesteps is not None:
             n = self._settings.num_train_timesteps
             given = _on_path("timesteps", [t / n for t in numbers("timesteps", timesteps)])
             places = self._of_times(_falling(given), 0.0)
@@ -388,6 +412,27 @@ class SteadyFlowScheduler(SchedulerBase):
         else:
             places = self._named_places(whole(num_inference_steps, None), mu=mu)
         self._plan_over(places, device, listed=bool(listed), steps=len(places.times))
+
+    def _told_places(self, timesteps: list[float], sigmas: list[float], mu: float | None) -> Places:
+        """The places of steps at sigmas before the shift, where the network is told given timesteps."""
+        if len(timesteps) != len(sigmas):
+            raise InputError(
+                f"set_timesteps: got {len(timesteps)} timesteps and {len(sigmas)} sigmas, expected as many of both"
+            )
+        _falling(timesteps)
+        _falling(_on_path("sigmas", sigmas))
+        pairs = [(t, min(s, 1.0)) for t, s in zip(timesteps, sigmas, strict=True) if s > 0.0]
+        plan = self._plan if self._plan.takes_both else self._plan.flow_match()
+        given = {"timesteps": [t for t, _ in pairs], "sigmas": [s for _, s in pairs], "mu": mu}
+        places, shift = plan.places(None, self.schedule, **given), plan.shift(mu)
+        n = self._settings.num_train_timesteps
+
+        def agree(shift: float) -> bool:
+            named = zip(places.times, places.names, strict=True)
+            return all(abs(unshifted(t, shift) * n - name) < _ROUNDED for t, name in named)
+
+        rule = next((s for s in (shift, 1.0) if agree(s)), None)
+        return self._bounded(places._replace(told_shift=rule))
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """Add noise to samples: `add_noise` by the name that image-to-image pipelines of flow models call.
@@ -416,6 +461,15 @@ class SteadyFlowInverseScheduler(SteadyFlowScheduler):
     """`SteadyFlowScheduler` from data to noise; see `SteadyInverseScheduler`."""
 
     rising = True
+
+
+_ROUNDED = 1.0
+"""How far a listed timestep may be from that of its sigma: pipelines give whole numbers."""
+
+
+def unshifted(t: float, shift: float) -> float:
+    """The time of a flow that a shift has moved to t; under the inverse of a shift, the shifted one."""
+    return t / (shift - (shift - 1.0) * t)
 
 
 def _on_path(what: str, sigmas: Sequence[float]) -> list[float]:
