@@ -260,6 +260,11 @@ def pipeline_fields(pipe: Any) -> dict[str, Any]:
     return {k: getattr(pipe.config, k, None) for k in PIPELINE_FIELDS}
 
 
+def settings_of(part: Any) -> dict[str, Any]:
+    """All that the config of a part of a pipeline says, such as a guider's; nothing of nothing."""
+    return dict(getattr(part, "config", None) or {})
+
+
 def lays_flow_sigmas(scheduler: Any) -> bool:
     """Whether pipelines of flow models leave the sigmas to a scheduler because its config says so."""
     return bool(getattr(scheduler.config, "use_flow_sigmas", False))

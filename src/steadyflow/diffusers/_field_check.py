@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ._configs import settings_of
 
 if TYPE_CHECKING:
     from ._line import Line
@@ -65,11 +66,6 @@ def check_inputs(pipe: Any, call: Mapping[str, Any], defaults: Mapping[str, Any]
     for name, module in pipe.components.items():
         if isinstance(module, torch.nn.Module):
             _check_module(name, module)
-
-
-def settings_of(guider: Any) -> dict[str, Any]:
-    """The settings of a guider; none of nothing."""
-    return dict(getattr(guider, "config", None) or {})
 
 
 def _check_module(name: str, module: torch.nn.Module) -> None:

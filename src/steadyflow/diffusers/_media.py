@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._internal import files
 from ..errors import InputError
+from ._configs import settings_of
 
 
 def encoded(vae: Any, image: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -83,9 +84,9 @@ def as_tensor(name: str, value: Any) -> Tensor | None:
 def sampling_rate(pipe: Any) -> int | None:
     """The samples per second of a pipeline's sounds, as its parts say it; None where they do not."""
     for part in ("vocoder", "audio_vae", "vae"):
-        config = getattr(getattr(pipe, part, None), "config", None)
+        settings = settings_of(getattr(pipe, part, None))
         for name in ("output_sampling_rate", "sampling_rate", "sample_rate"):
-            value = getattr(config, name, None)
+            value = settings.get(name)
             if isinstance(value, int):
                 return value
     return None

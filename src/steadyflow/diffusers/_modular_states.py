@@ -17,6 +17,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from ..errors import InputError
+from ._configs import settings_of
 from ._scheduler_base import SchedulerBase
 
 STEP = "after_denoiser"
@@ -149,9 +150,9 @@ def memories(block: Any, components: Any) -> Iterator[str]:
     """What a loop's components carry from one call of the network to the next."""
     for spec in block.expected_components:
         part = getattr(components, spec.name, None)
-        momentum = [k for k, v in getattr(part, "config", {}).items() if "momentum" in k and v is not None]
+        momentum = [k for k, v in settings_of(part).items() if "momentum" in k and v is not None]
         if momentum and "guid" in spec.name:
-            yield f"{spec.name}: {type(part).__name__} has {momentum[0]}={part.config[momentum[0]]}"  # pyright: ignore[reportOptionalMemberAccess]
+            yield f"{spec.name}: {type(part).__name__} has {momentum[0]}={settings_of(part)[momentum[0]]}"
         if getattr(part, "is_cache_enabled", False):
             yield f"{spec.name}: {type(part).__name__} has a cache"
 

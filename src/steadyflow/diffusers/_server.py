@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ._call import Request, Signature
+from ._configs import settings_of
 from ._draws import without_variance
 from ._field_check import (
     CHECKED,
@@ -27,7 +28,6 @@ from ._field_check import (
     check_processors,
     processors_of,
     same_rows,
-    settings_of,
 )
 from ._line import Line, same_draws
 from ._served_paths import ServedPath

@@ -28,7 +28,7 @@ from ..noise import White
 from ..prediction import Clip, PredictionType
 from ..schedules import RectifiedFlow, Schedule
 from ..solvers.base import Solver
-from ._configs import special_path
+from ._configs import settings_of, special_path
 from ._identify import parameters_of
 from ._paths import Path, path_of
 from ._planner import time_of_ratio
@@ -241,7 +241,7 @@ def _places(scheduler: Any, path: Path, schedule: Schedule, timesteps: Tensor) -
         schedule: The schedule of the path.
         timesteps: The timesteps of the loop.
     """
-    flow, config = path.kind == "flow", scheduler.config
+    flow, config = path.kind == "flow", settings_of(scheduler)
     named = [float(t) / path.time_scale for t in timesteps]
     if path.planner is None:
         if len(scheduler.timesteps) != scheduler.grid.steps:

@@ -28,7 +28,8 @@ from ..errors import InputError
 from ..grids import Grid
 from ._call import Request, without_embeddings, words
 from ._call import kept as as_now
-from ._field_check import check_transforms, settings_of
+from ._configs import settings_of
+from ._field_check import check_transforms
 from ._media import as_tensor, by_name, digest, encoded, sampling_rate
 from ._pixels import check_pixels
 from ._server import Server
