@@ -35,6 +35,7 @@ GUIDANCE = {
     "lumina2": "norm kept, no system prompt in the negative", "qwenimage_controlnet": "norm kept, ControlNet shared",
     "sd_pix2pix": "two scales", "dreamlite": "two scales", "sd_pag": "perturbed attention as well",
     "sana_pag": "perturbed attention as well", "ltx2": "rescaled", "ltx2_condition": "rescaled",
+    "ltx2_i2v": "rescaled",
     "flux_controlnet": "collinear", "sd3_controlnet": "a control picture drawn for every row",
     "longcat": "norm kept before packing", "ideogram4": "collinear", "kandinsky3": "collinear",
     "lumina": "the first three channels alone",
@@ -410,6 +411,8 @@ def codec(name: str) -> float:
     """What is encoded and decoded again is what the VAE makes of it."""
     model, pipe = model_of(name), pipeline(name)
     shape = model.image_shape
+    if isinstance(shape, dict):
+        model.encode(torch.zeros(1, 1))
     images = (2.0 * torch.rand(1, *shape, generator=torch.Generator().manual_seed(2)) - 1.0) * 0.9
     x = model.encode(images)
     assert tuple(x.shape) == (1, *model.shape)
@@ -615,7 +618,7 @@ NO_CALLBACK = (
 _BLENDED = "sd_inpaint sdxl_inpaint sd3_inpaint flux_inpaint qwenimage_inpaint joyimage_edit"
 REFUSED: dict[tuple[str, str], str] = {
     **_of(_BLENDED, _STAGED, "the latents were changed within a step"),
-    **_of(_BLENDED, _MODELLED, "changes the latents between its steps"),
+    **_of(_BLENDED, _MODELLED, "changes the latents between its steps|to blend in a mask"),
     **_of("sd_pag sana_pag", _MODELLED, "exchanges the attention of its"),
     **_of("skyreels_df", _MODELLED, "its state is no sample of one path"),
     **_of("ace_step", ("plain", "guidance"), "gives two answers"),
@@ -627,7 +630,8 @@ REFUSED: dict[tuple[str, str], str] = {
     **_of("stable_audio", _SCHEDULED, "its own scaling of the network"),
     **_of("svd", _SCHEDULED, "timestep_type: 'continuous'"),
     **_of("mochi longcat_audio", _SCHEDULED, "turns the time of a flow model round"),
-    **_of("cascade", (*_SCHEDULED, *_MODELLED), "its table is a function of the number of steps"),
+    **_of("cascade cascade_prior", (*_SCHEDULED, *_MODELLED), "its table is a function of the number of steps"),
+    **_of("consistency", (*_SCHEDULED, *_MODELLED), "its own scaling of the network"),
     **_of("helios", (*_SCHEDULED, *_MODELLED), "its steps are more than steps along one path"),
     **_of("anyflow anyflow_far", _MODELLED, "its steps are more than steps along one path"),
     **_of("ltx_condition", _MODELLED, "gives every token a time of its own"),
@@ -643,7 +647,7 @@ REFUSED: dict[tuple[str, str], str] = {
     **_of("hunyuan_video_i2v stable_audio ace_step", ("codec",), "the vae encodes to shape"),
     **_of("wan_animate kandinsky5_i2v", ("codec",), "some come from none or from several"),
     **_of("audioldm2", ("codec",), "no way in"),
-    **_of("dit ddim ddpm kandinsky22 svd", ("edit",), "takes no prompts"),
+    **_of("dit ddim ddpm kandinsky22 kandinsky22_img2img svd", ("edit",), "takes no prompts"),
 }
 """What is refused by an `InputError`, and its reason as a regular expression."""
 

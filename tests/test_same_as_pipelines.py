@@ -243,8 +243,8 @@ REFUSED_FIELDS = {
 def test_a_network_that_takes_further_inputs_is_refused_by_the_name_of_the_field(field):
     pipe, _, _ = pipelines.in_mode("StableDiffusionPipeline")
     pipe.unet.register_to_config(**{field: REFUSED_FIELDS[field]})
-    with pytest.raises(sf.InputError, match=field):
-        sf.from_diffusers(pipe, "a cat")
+    with pytest.raises(sf.InputError, match=f"has to be served: {field}"):
+        sf.from_diffusers(pipe, "a cat", served=False)
 
 
 def test_pipelines_with_other_inputs_are_refused_at_once_and_say_what_to_do():
@@ -253,7 +253,7 @@ def test_pipelines_with_other_inputs_are_refused_at_once_and_say_what_to_do():
     inpaint = diffusers.StableDiffusionInpaintPipeline(
         **{**pipe.components, "unet": wide}, requires_safety_checker=False
     )
-    with pytest.raises(sf.InputError, match=r"in_channels: .* keep the pipeline's own call"):
+    with pytest.raises(sf.InputError, match=r"call of StableDiffusionInpaintPipeline failed.*in_channels: "):
         sf.from_diffusers(inpaint, "a cat")
     doubled = diffusers.UNet2DConditionModel.from_config(pipe.unet.config, out_channels=8)
     pipe.unet = doubled
@@ -279,11 +279,14 @@ def test_pipelines_with_other_inputs_are_refused_at_once_and_say_what_to_do():
             self.register_modules(watcher=watcher)
 
     parts = {k: plain.components[k] for k in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")}
-    with pytest.raises(sf.InputError, match="has a watcher"):
-        sf.from_diffusers(Watched(**parts, watcher=torch.nn.Linear(2, 2)), "a cat")
+    watched = Watched(**parts, watcher=torch.nn.Linear(2, 2))
+    with pytest.raises(sf.InputError, match="has to be served: .*has a watcher"):
+        sf.from_diffusers(watched, "a cat", served=False)
+    with sf.from_diffusers(watched, "a cat") as model:  # by its own call, whatever that does with it
+        assert isinstance(model, ServedModel)
     plain.unet.encoder_hid_proj = torch.nn.Linear(2, 2)
     with pytest.raises(sf.InputError, match="IP-Adapter"):
-        sf.from_diffusers(plain, "a cat")
+        sf.from_diffusers(plain, "a cat", served=False)
 
 
 def test_a_learned_variance_is_left_aside():

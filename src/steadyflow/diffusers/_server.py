@@ -115,6 +115,7 @@ class Server:
             line.close()
         if not self.sizes:
             self.sizes, self.first, self.echoes = sizes, begun, line.echoes
+        self._joined(outputs, begun[0])
         return outputs
 
     def _check_kind(self, request: Request) -> None:

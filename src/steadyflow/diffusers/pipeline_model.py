@@ -295,7 +295,12 @@ def from_diffusers(
         raise InputError(f"served: got False, but {name} has to be served: {why}")
     if served or why or kind is None:
         sizes = {key: value for key, value in (("height", height), ("width", width)) if value is not None}
-        return serve(pipe, prompt, negative_prompt, guidance, embedded_guidance, shift, sizes | call)
+        try:
+            return serve(pipe, prompt, negative_prompt, guidance, embedded_guidance, shift, sizes | call)
+        except InputError as error:
+            if kind is None or served or call:
+                raise
+            raise InputError(f"{error}. (It is served, as {why})") from error
     path = path_of(pipe.scheduler)
     family = kind(pipe, path.learned_variance)
     family.check()
