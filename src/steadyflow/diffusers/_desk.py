@@ -130,8 +130,8 @@ def _check_index(index: int, counter: Counter, what: str) -> None:
     if counter.count and index not in (counter.count - 1, counter.count - 2):
         raise InputError(
             f"pipeline: {counter.name} reads the {what} of another step than the present one (to blend in a mask, or "
-            "for a step of its own), so that its output does not depend on the latents and the time alone; for masks there "
-            "is sf.edit(mask=...) on the pipeline without one"
+            "for a step of its own), so that its output does not depend on the latents and the time alone; for masks "
+            "there is sf.edit(mask=...) on the pipeline without one"
         )
 
 
