@@ -98,7 +98,7 @@ _STABLE_DIFFUSION = [
     Member(
         "sd_img2img", "Stable Diffusion, image to image",
         _with(_sd, diffusers.StableDiffusionImg2ImgPipeline, **_UNSAFE),
-        _call(prompt=PROMPT, image=picture, strength=0.6), text_to_image=False, quick=True,
+        _call(prompt=PROMPT, image=picture, strength=0.6), text_to_image=False,
     ),
     Member(
         "sd_inpaint", "Stable Diffusion, inpainting with a text-to-image network",
@@ -159,7 +159,7 @@ def _sdxl_control():
 
 
 _XL = [
-    Member("sdxl", "Stable Diffusion XL", _sdxl, _call(prompt=PROMPT), image_sibling="sdxl_img2img", quick=True),
+    Member("sdxl", "Stable Diffusion XL", _sdxl, _call(prompt=PROMPT), image_sibling="sdxl_img2img"),
     Member(
         "sdxl_img2img", "Stable Diffusion XL, image to image",
         _with(_sdxl, diffusers.StableDiffusionXLImg2ImgPipeline, add_watermarker=False),
@@ -196,7 +196,7 @@ def _sd3(channels=4):
 
 _STABLE_DIFFUSION_3 = [
     Member("sd3", "Stable Diffusion 3", _sd3, _call(prompt=PROMPT, height=32, width=32, max_sequence_length=77),
-           image_sibling="sd3_img2img", quick=True),
+           image_sibling="sd3_img2img"),
     Member("sd3_img2img", "Stable Diffusion 3, image to image",
            _with(_sd3, diffusers.StableDiffusion3Img2ImgPipeline),
            _call(prompt=PROMPT, image=picture, strength=0.6, height=32, width=32, max_sequence_length=77),
@@ -796,7 +796,7 @@ def _glm_image():
 
 
 _OTHERS = [
-    Member("lumina2", "Lumina Image 2.0", _lumina2, _call(prompt=PROMPT, height=64, width=64), quick=True),
+    Member("lumina2", "Lumina Image 2.0", _lumina2, _call(prompt=PROMPT, height=64, width=64)),
     Member("lumina", "Lumina-Next", _lumina, _call(prompt=PROMPT, height=64, width=64, clean_caption=False)),
     Member("cogview4", "CogView4", _cogview4,
            _call(prompt=PROMPT, height=32, width=32, max_sequence_length=48)),
