@@ -402,6 +402,24 @@ def test_what_is_changed_after_the_opening_is_noticed():
             model(x, 0.5)
 
 
+def test_weights_that_are_offloaded_module_by_module_are_no_change():
+    import accelerate
+
+    plain = served("zimage")
+    x = start(plain, 1)
+    expected = plain(x, 0.5).output
+    plain.close()
+    pipe = zoo.build("zimage")
+    for part in (pipe.transformer, pipe.text_encoder, pipe.vae):
+        accelerate.cpu_offload(part, execution_device=torch.device("cpu"))
+    with served("zimage", pipe=pipe) as model:
+        assert torch.equal(model(x, 0.5).output, expected)
+        lines = dict(model.server._lines)
+        model.decode(x)
+        assert torch.equal(model(x, 0.5).output, expected)
+        assert dict(model.server._lines) == lines
+
+
 def test_inputs_are_those_that_were_given_whatever_becomes_of_them():
     generator = torch.Generator().manual_seed(5)
     with served("wan_i2v", generator=generator) as model:

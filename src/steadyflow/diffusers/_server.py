@@ -152,7 +152,7 @@ class Server:
             if isinstance(part, torch.nn.Module):
                 weight = next(part.parameters(), None)
                 found += [getattr(part, "is_cache_enabled", None), part.training]
-                if weight is not None:
+                if weight is not None and not hasattr(part, "_hf_hook"):  # what is offloaded comes and goes
                     found += [weight._version if not weight.is_inference() else 0, weight.dtype, weight.device]
         return tuple(found)
 
