@@ -156,7 +156,9 @@ def test_a_config_that_ends_clean_has_steps_of_equal_calls_and_one_last_call():
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
-@pytest.mark.parametrize("share", [0.2, 0.35, 0.5, 0.8])
+@pytest.mark.parametrize(
+    "share", [pytest.param(0.2, marks=pytest.mark.slow), 0.35, pytest.param(0.5, marks=pytest.mark.slow), 0.8]
+)
 @pytest.mark.parametrize("ends", [True, False])
 def test_a_base_and_a_refiner_share_one_run(bases, share, spacing, ends):
     base, refiner = bases["sdxl"], sibling(bases, "sdxl", "image")

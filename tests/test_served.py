@@ -580,7 +580,7 @@ def test_an_interrupt_leaves_nothing_behind():
     model.close()
 
 
-def test_a_thousand_openings_leave_no_thread_and_no_memory(qwen):
+def test_many_openings_leave_no_thread_and_no_memory(qwen):
     def task_count():
         return len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else threading.active_count()
 
@@ -588,7 +588,7 @@ def test_a_thousand_openings_leave_no_thread_and_no_memory(qwen):
     qwen(x, 0.5)
     qwen.close()
     before = None
-    for k in range(100):  # benchmarks/served.py counts to a thousand
+    for k in range(40):  # benchmarks/served.py counts to a thousand
         qwen(x, 0.5)
         qwen.close()
         if k == 10:
