@@ -103,3 +103,21 @@ def basis_vectors(x: Tensor) -> list[Tensor]:
     """The unit vectors along all axes of a sample, each expanded to x's shape (B, ...)."""
     units = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
     return [one.view(1, *x.shape[1:]).expand_as(x) for one in units]
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Several states of a batch as one, shape (B, n); a single one as it is."""
+    return parts[0] if len(parts) == 1 else torch.cat([part.flatten(1) for part in parts], dim=1)
+
+
+def pieces(x: Tensor, sizes: Sequence[Sequence[int]]) -> list[Tensor]:
+    """The states that were joined in one.
+
+    Args:
+        x: The state, shape (B, n); for a single one, of its own shape.
+        sizes: Their shapes, without the batch.
+    """
+    if len(sizes) == 1:
+        return [x]
+    parts = x.split([math.prod(size) for size in sizes], dim=1)
+    return [part.reshape(len(x), *size) for part, size in zip(parts, sizes, strict=True)]

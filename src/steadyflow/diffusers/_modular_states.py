@@ -16,6 +16,7 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
+from .._internal.tensors import joined, pieces
 from ..errors import InputError
 from ._configs import settings_of
 from ._scheduler_base import SchedulerBase
@@ -225,7 +226,7 @@ class Loop:
             raise InputError(f"block: {self.name} steps states of shapes {shapes}, which are no batches of one size")
         self._shapes = [one.sample.shape for one in handed]
         self._homes = [self._home(k, one.sample, timestep) for k, one in enumerate(handed)]
-        return self._joined([one.sample for one in handed]), self._output(handed)
+        return joined([one.sample.float() for one in handed]), self._output(handed)
 
     def __call__(self, x: Tensor, timestep: Any, level: float) -> Tensor:
         """What the network says of a state: its output, or its estimate of the data where the loop reads sigmas.
@@ -258,7 +259,7 @@ class Loop:
         else:
             now = [one.sample for one in self._read(timestep)]
         self.index, self._calls = min(self.index + 1, len(self._timesteps) - 1), 0
-        return None if self._are(self._pieces(x), now) else self._joined(now)
+        return None if self._are(self._pieces(x), now) else joined([piece.float() for piece in now])
 
     def close(self) -> None:
         """Give the loop back its own schedulers."""
@@ -325,18 +326,10 @@ class Loop:
         outputs = [one.output for one in handed]
         if self.reads_level:  # the outputs were made of estimates of the data, which are regular where sigma is 0
             outputs = [one.sample - self.level * one.output for one in handed]
-        return self._joined(outputs)
-
-    def _joined(self, pieces: Sequence[Tensor]) -> Tensor:
-        if len(pieces) == 1:
-            return pieces[0].float()
-        return torch.cat([piece.float().flatten(1) for piece in pieces], dim=1)
+        return joined([output.float() for output in outputs])
 
     def _pieces(self, x: Tensor) -> list[Tensor]:
-        if len(self._shapes) == 1:
-            return [x]
-        parts = x.split([shape[1:].numel() for shape in self._shapes], dim=1)
-        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        return pieces(x, [shape[1:] for shape in self._shapes])
 
 
 def _same(first: Any, second: Any) -> bool:

@@ -46,8 +46,7 @@ class TrigFlow(VariancePreserving):
         return 2.0 * (log(sin(math.pi / 2 - t)) - log(sin(t)))
 
     def t_from_log_snr(self, log_snr: Scalar) -> Scalar:
-        ratio = exp(-0.5 * log_snr)
-        return arctan2(ratio, 0.0 * ratio + 1.0) if not _infinite(ratio) else math.pi / 2  # pyright: ignore[reportReturnType]
+        return arctan2(self._sigma(log_snr), self._alpha(log_snr))
 
 
 @dataclass(frozen=True)
@@ -92,11 +91,7 @@ class ArctangentVP(ContinuousVP):
     t_max: float = 500.0
 
     def model_time(self, t: Scalar) -> Scalar:
-        return arctan2(t, 0.0 * t + 1.0) * (2.0 / math.pi)
-
-
-def _infinite(value: Any) -> bool:
-    return isinstance(value, float) and math.isinf(value)
+        return arctan2(self.sigma(t), self.alpha(t)) * (2.0 / math.pi)
 
 
 @dataclass(frozen=True)

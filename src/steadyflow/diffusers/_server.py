@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._internal.tensors import joined, pieces
 from ..errors import InputError
 from ._call import Request, Signature
 from ._configs import settings_of
@@ -270,22 +271,18 @@ class Server:
                     f"latents of shape {shaped}"
                 )
             parts.append(output.to(x.dtype))
-        joined = parts[0] if len(parts) == 1 else torch.cat([part.flatten(1) for part in parts], 1)
-        if joined.data_ptr() == outputs[0].data_ptr():
-            joined = joined.clone()  # it may be a view of what the networks write to next
-        return joined if factor == 1.0 else joined * factor
+        whole = joined(parts)
+        if whole.data_ptr() == outputs[0].data_ptr():
+            whole = whole.clone()  # it may be a view of what the networks write to next
+        return whole if factor == 1.0 else whole * factor
 
     def split(self, x: Tensor) -> list[Tensor]:
         """A state as the pipeline's own states."""
-        if len(self.sizes) == 1:
-            return [x]
-        lengths = [torch.Size(size).numel() for size in self.sizes]
-        return [p.reshape(len(x), *size) for p, size in zip(x.split(lengths, 1), self.sizes, strict=True)]
+        return pieces(x, self.sizes)
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """The pipeline's states as one."""
-        joined = parts[0] if len(parts) == 1 else torch.cat([part.flatten(1) for part in parts], 1)
-        return joined / self.path.scale
+        return joined(parts) / self.path.scale
 
     def _key(self, request: Request, rows: int) -> Any:
         return request.key, rows
