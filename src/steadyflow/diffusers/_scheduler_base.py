@@ -532,7 +532,7 @@ class SchedulerBase(Configured):
             )
         if inverse.solver != self.solver:
             raise InputError(f"carry: the inversion used {inverse.solver}, this scheduler has {self.solver}")
-        state, grid = self.solver.for_decoding(inverse.state), inverse.grid.reversed()
+        state, grid = self.solver.for_decoding(inverse.state), self.solver.way_back(self.schedule, inverse.grid)
         stepper = Stepper(
             self.solver,
             self.schedule,

@@ -4,7 +4,7 @@ Each family registers its methods and lists its classes; what it lists can be im
 """
 
 # isort: off  # the order of the families is that of the registry's table
-from . import ancestral, fixed_point, hybrid, multistep, reversible, rex, runge_kutta, singlestep, stochastic
+from . import ancestral, fixed_point, hybrid, multistep, reversible, rex, runge_kutta, singlestep, stochastic, tuned
 from .ancestral import *  # noqa: F403
 from .base import Properties, Queries, Query, Solver, Step, each_step, steps_for
 from .fixed_point import *  # noqa: F403
@@ -18,6 +18,7 @@ from .singlestep import *  # noqa: F403
 from .state import solver_state
 from .stochastic import *  # noqa: F403
 from .tableaux import Tableau
+from .tuned import *  # noqa: F403
 
 # isort: on
 
@@ -45,3 +46,4 @@ __all__ += multistep.__all__
 __all__ += fixed_point.__all__
 __all__ += stochastic.__all__
 __all__ += hybrid.__all__
+__all__ += tuned.__all__

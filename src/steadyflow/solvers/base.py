@@ -242,6 +242,28 @@ class Solver(ABC, Generic[S]):
         """
         return state
 
+    def own_grid(self, schedule: Schedule, calls: int | None = None, *, rising: bool = False) -> Grid | None:
+        """Return the grid that belongs to the method, for those that were made together with one; else None.
+
+        Args:
+            schedule: The path.
+            calls: The number of model evaluations each way, where the method has several grids.
+            rising: Whether for inversion.
+
+        Raises:
+            InputError: The method has no grid for this path, number of evaluations or direction.
+        """
+        return None
+
+    def way_back(self, schedule: Schedule, grid: Grid) -> Grid:
+        """Return the grid that leads back from the end of another.
+
+        Args:
+            schedule: The path.
+            grid: The grid of the way there.
+        """
+        return grid.reversed()
+
     def determinant(self, step: Step) -> float | None:
         """Return the determinant of the step map, per dimension of a sample and in the solver's coordinates.
 

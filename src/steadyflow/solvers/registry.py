@@ -5,21 +5,23 @@ Each family registers its own methods where they are defined; `steadyflow.solver
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import MALFORMED, InputError, UnknownNameError
 from .base import Solver
 
 _MAKERS: dict[str, Callable[..., Solver[Any]]] = {}
+_UNLISTED: set[str] = set()
 
 
-def register(name: str, maker: Callable[..., Solver[Any]]) -> None:
+def register(name: str, maker: Callable[..., Solver[Any]], *, listed: bool = True) -> None:
     """Make a solver available under a name.
 
     Args:
         name: A name that is not taken.
         maker: Called as `maker(**options)`, returns the solver; usually its class.
+        listed: Whether `names` tells it; not for solvers that only `from_spec` and files make.
 
     Raises:
         InputError: The name is taken.
@@ -27,30 +29,39 @@ def register(name: str, maker: Callable[..., Solver[Any]]) -> None:
     if name in _MAKERS:
         raise InputError(f"solver: the name {name!r} is taken")
     _MAKERS[name] = maker
+    if not listed:
+        _UNLISTED.add(name)
 
 
 def names() -> list[str]:
     """Return all registered names, in the order of registration."""
-    return list(_MAKERS)
+    return [name for name in _MAKERS if name not in _UNLISTED]
 
 
 def get(solver: str | Solver[Any], **options: Any) -> Solver[Any]:
-    """Return the solver with a name.
+    """Return the solver with a name, or that of a file.
 
     Args:
-        solver: The name; a `Solver` is returned unchanged.
+        solver: The name, or the path of a tuned solver's file (.json); a `Solver` is returned unchanged.
         **options: The options of the solver with that name.
 
     Raises:
         UnknownNameError: No solver has that name; the message lists the nearest ones.
-        InputError: The solver does not have an option or does not accept its value, or options come with a `Solver`.
+        InputError: The solver does not have an option or does not accept its value, or options come with a `Solver` or
+            a file.
+        CorruptFileError: The file is damaged or foreign.
+        StorageError: The file cannot be read.
     """
     if isinstance(solver, Solver):
         if options:
             raise InputError(f"solver: the options {sorted(options)} are only valid with a name, not with a Solver")
         return solver
+    if solver not in _MAKERS and solver.endswith(".json"):
+        if options:
+            raise InputError(f"solver: the options {sorted(options)} are only valid with a name, not with a file")
+        return _from_file(solver)
     if solver not in _MAKERS:
-        raise UnknownNameError("solver", solver, _MAKERS)
+        raise UnknownNameError("solver", solver, names())
     maker = _MAKERS[solver]
     accepted = inspect.signature(maker).parameters
     unknown = sorted(set(options) - set(accepted))
@@ -62,6 +73,12 @@ def get(solver: str | Solver[Any], **options: Any) -> Solver[Any]:
         raise
     except MALFORMED as error:
         raise InputError(f"solver {solver!r}: {error}") from error
+
+
+def _from_file(path: str) -> Solver[Any]:
+    from .tuned import Tuned  # which registers itself here
+
+    return Tuned.load(path)
 
 
 def from_spec(spec: dict[str, Any]) -> Solver[Any]:
@@ -77,15 +94,19 @@ def from_spec(spec: dict[str, Any]) -> Solver[Any]:
     options = {str(key): value for key, value in spec.items()}
     name = options.pop("name", None)
     if not isinstance(name, str):
-        raise UnknownNameError("solver", name, _MAKERS)
+        raise UnknownNameError("solver", name, names())
     return get(name, **options)
 
 
-def properties_table() -> tuple[list[str], list[list[str]]]:
-    """Return a table of all solvers and their properties as text: the headings, and one list of cells per solver."""
+def properties_table(chosen: Sequence[str] | None = None) -> tuple[list[str], list[list[str]]]:
+    """Return a table of solvers and their properties as text: the headings, and one list of cells per solver.
+
+    Args:
+        chosen: Names or files; all that are registered by default.
+    """
     heads = ["solver", "order", "nfe/step", "inverse", "order back", "stable on", "source"]
     rows: list[list[str]] = []
-    for name in names():
+    for name in names() if chosen is None else chosen:
         facts = get(name).properties
         inverse = "none (stochastic)" if facts.inverse == "none" else facts.inverse
         back = "" if facts.antisymmetric_order is None else str(facts.antisymmetric_order)

@@ -201,8 +201,27 @@ class Resolved:
         """What chooses the steps, if anything does."""
         return self.steps if isinstance(self.steps, PIDController) else None
 
+    def own_grid(self, model: Denoiser, *, rising: bool) -> Grid | None:
+        """The grid that belongs to the solver, if it has one."""
+        if self.auto is not None:
+            return None
+        own = self.method.own_grid(model.schedule, self.nfe, rising=rising)
+        if own is not None:
+            for name in ("steps", "grid", "strength", "t_min", "t_max"):
+                if getattr(self, name) is not None:
+                    raise InputError(f"{name}: has no meaning with solver {self.method.name!r}, which has its own grid")
+        return own
+
+    def rising(self, model: Denoiser) -> Grid:
+        """The grid of the run from data to noise."""
+        own = self.own_grid(model, rising=True)
+        return self.falling(model).reversed() if own is None else own
+
     def falling(self, model: Denoiser, *, clean: bool = False) -> Grid:
         """The grid of the run from noise to data; one that is `clean` ends with the clean estimate if it must."""
+        own = self.own_grid(model, rising=False)
+        if own is not None:
+            return own
         schedule, ends = model.schedule, {"t_max": self.t_max, "t_min": self.t_min}
         if self.controller is not None:
             if "grid" in self.given and self.grid is not None:

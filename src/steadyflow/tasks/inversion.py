@@ -103,7 +103,7 @@ class Inversion(Solution):
         return model if guidance is None else model.with_guidance(guidance)
 
     def _run(self, model: Denoiser, options: Resolved) -> Solution:
-        return run_batched(model, self.grid.reversed(), self.solver, options, state=self.state)
+        return run_batched(model, self.solver.way_back(model.schedule, self.grid), self.solver, options, state=self.state)
 
     def save(self, path: str | Path) -> None:
         """Write everything but the model and the trajectory to one safetensors file, atomically."""
@@ -191,7 +191,7 @@ def run_inversion(model: Denoiser, x: Tensor, options: Resolved) -> Inversion:
     options, reason = resolved_for_inversion(options, model, x)
     solver = options.method
     solver.check_invertible()
-    grid = options.falling(model).reversed()
+    grid = options.rising(model)
     found = run_batched(model, grid, solver, options, x=x)
     return Inversion(
         state=solver.for_decoding(found.state),
