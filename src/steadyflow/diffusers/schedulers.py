@@ -62,7 +62,8 @@ class SteadyScheduler(SchedulerBase):
         solver: A name of `steadyflow.solvers`; "ees25" by default. Where none is named and a pipeline changes the
             latents at every call, as inpainting does, a multistep method takes over.
         solver_options: The options of the solver.
-        grid: A name of `steadyflow.grids`, which replaces the places of the followed class.
+        grid: A name of `steadyflow.grids`, with options as in "karras:rho=5", which replaces the places of the followed
+            class.
         seed: Addresses the noise of stochastic solvers, where no generator is given; fresh noise by default.
         follows: The class of diffusers that places the steps, as `_class_name`, and the fields that it alone reads.
 
@@ -251,7 +252,8 @@ class SteadyFlowScheduler(SchedulerBase):
         sigma_min: Smaller sigmas are moved here, for methods that cannot end at clean data, such as Rex for SDEs.
         solver: A name of `steadyflow.solvers`; "ees25" by default (see `SteadyScheduler`).
         solver_options: The options of the solver.
-        grid: A name of `steadyflow.grids`, which replaces the places of the followed class.
+        grid: A name of `steadyflow.grids`, with options as in "karras:rho=5", which replaces the places of the followed
+            class.
         seed: Addresses the noise of stochastic solvers, where no generator is given; fresh noise by default.
         follows: The class of diffusers that places the steps, as `_class_name`, and the fields that it alone reads.
 

@@ -54,7 +54,9 @@ def _maker(name: str, table: tuple[float, ...]) -> Maker:
             )
         a, b = place_of(schedule.ratio(t_max)), place_of(schedule.ratio(t_min))
         if not a < b:
-            raise InputError(f"grid {name!r}: none of its noise levels lies between t_max = {t_max} and t_min = {t_min}")
+            raise InputError(
+                f"grid {name!r}: none of its noise levels lies between t_max = {t_max} and t_min = {t_min}"
+            )
         places = (a + (b - a) * k / steps for k in range(steps + 1))
         found = (schedule.t_from_log_snr(-2.0 * level_at(place)) for place in places)
         return tuple(min(max(t, t_min), t_max) for t in found)

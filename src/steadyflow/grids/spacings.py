@@ -73,7 +73,7 @@ def log_snr(schedule: Schedule, steps: int, t_max: float, t_min: float) -> Times
 
 
 def polyexponential(schedule: Schedule, steps: int, t_max: float, t_min: float, rho: float = 1.0) -> Times:
-    """ln r = ln r_min + (1 - s)^rho (ln r_max - ln r_min), r = sigma/alpha: `get_sigmas_polyexponential` of k-diffusion.
+    """ln r = ln r_min + (1 - s)^rho (ln r_max - ln r_min), r = sigma/alpha (k-diffusion's polyexponential schedule).
 
     Args:
         schedule: The path.
@@ -114,8 +114,9 @@ def karras(schedule: Schedule, steps: int, t_max: float, t_min: float, rho: floa
 def kl_optimal(schedule: Schedule, steps: int, t_max: float, t_min: float) -> Times:
     """sigma/alpha = tan(s arctan(r_min) + (1 - s) arctan(r_max)) (Sabour et al. 2024, 2404.14507).
 
-    For Gaussian data of unit variance it minimises the authors' bound on the KL divergence from the true process. On variance-preserving paths, alpha = cos(angle) and sigma = sin(angle), and the angle is linear in s. At
-    alpha = 0 it is pi/2, so that the spacing exists on every path.
+    For Gaussian data of unit variance it minimises the authors' bound on the KL divergence from the true process.
+    On variance-preserving paths, alpha = cos(angle) and sigma = sin(angle), and the angle is linear in s. At alpha = 0
+    it is pi/2, so that the spacing exists on every path.
     """
     return _interpolated(
         lambda t: math.atan(schedule.ratio(t)),
@@ -152,7 +153,7 @@ def _flow_time(schedule: Schedule, t: float) -> float:
 
 
 def _along_flow(schedule: Schedule, shares: list[float], t_max: float, t_min: float) -> Times:
-    """Times at which sigma/(alpha + sigma) has gone these shares of its way up from t_min; the first is 1, the last 0."""
+    """Times at which sigma/(alpha + sigma) has these shares of its way up from t_min; the first is 1, the last 0."""
     high, low = _flow_time(schedule, t_max), _flow_time(schedule, t_min)
     places = (low + (high - low) * share for share in shares[1:-1])
     return (t_max, *(schedule.t_from_log_snr(2.0 * (math.log1p(-u) - math.log(u))) for u in places), t_min)
