@@ -3,6 +3,7 @@
 # What a user gives is checked where the program runs:
 # pyright: reportUnnecessaryIsInstance=false
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -198,7 +199,13 @@ def linear_quadratic(
         bend = max(k - linear, 0) / (steps - linear)
         return c * k / linear + (1.0 - c * steps / linear) * bend * bend
 
-    return _along_flow(schedule, [1.0 - made(k) for k in range(steps + 1)], t_max, t_min)
+    shares = [1.0 - made(k) for k in range(steps + 1)]
+    if not all(a > b for a, b in itertools.pairwise(shares)):
+        raise InputError(
+            f"threshold_noise, linear_steps: got {c} and {linear}, with which the levels of {steps} steps do not fall; "
+            "give a smaller threshold or more linear steps"
+        )
+    return _along_flow(schedule, shares, t_max, t_min)
 
 
 def bong_tangent(
