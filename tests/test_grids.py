@@ -290,6 +290,10 @@ def test_text_with_options_is_a_grid_everywhere():
     assert scheduler.grid.times[:5] == pytest.approx(
         grids.make("beta:alpha=0.5,beta=0.7", TABLE, 5).times[:5], abs=1e-3
     )
+    flow = sf.SteadyFlowScheduler(solver="ddim", grid="ays-sd15")  # whose table ends in noise, and the run does not
+    flow.set_timesteps(10)
+    assert len(flow.timesteps) == 10
+    assert flow.grid.times[-1] == 0.0
     with pytest.raises(sf.InputError, match="no option 'tho'"):
         sf.SteadyScheduler(grid="karras:tho=5")
 

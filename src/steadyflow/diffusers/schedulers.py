@@ -354,8 +354,8 @@ class SteadyFlowScheduler(SchedulerBase):
 
     def _named_places(self, steps: int, **given: Any) -> Places:
         if self._settings.grid is not None:
-            times = grids.make(self._settings.grid, self.schedule, steps).times
-            return self._of_times(times[:-1], times[-1])
+            grid = grids.make(self._settings.grid, self.schedule, steps, clean=True)
+            return self._of_times(grid.times, 0.0) if grid.clean else self._of_times(grid.times[:-1], grid.times[-1])
         return self._bounded(self._plan.places(steps, self.schedule, **given))
 
     def _of_times(self, times: Sequence[float], end: float) -> Places:
