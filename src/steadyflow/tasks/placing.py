@@ -72,9 +72,9 @@ def gits(
 
     It costs one fine solve, and one more evaluation at each of its times, once for any number of later runs.
 
-    The authors measure errors in the space of x/alpha, and have gamma = 1.15 with a cost that is the distance from the
-    straight line through a trajectory's ends; with the cost above, the plain sum led to smaller errors of DDIM on all
-    mixtures tried.
+    The authors measure in the space of x/alpha, by default not this distance but by how much the steps change a
+    trajectory's distance from the straight line through its ends, and have gamma = 1.15. With the cost above, the plain
+    sum led to smaller errors of DDIM on all mixtures tried.
 
     Args:
         model: The model of the data, under a condition if it has one.
