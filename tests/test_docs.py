@@ -8,6 +8,7 @@ import pytest
 
 import fences
 from steadyflow.editing import base as methods
+from steadyflow.grids import registry as spacings
 from steadyflow.schedules import base as paths
 from steadyflow.solvers import registry, runge_kutta, state
 
@@ -20,6 +21,7 @@ def registries_as_before(monkeypatch):
     """What a page registers is gone when it has run."""
     for module, name in (
         (registry, "_MAKERS"),
+        (spacings, "_SPACINGS"),
         (runge_kutta, "METHODS"),
         (state, "_STATES"),
         (methods, "_METHODS"),

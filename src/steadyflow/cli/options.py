@@ -78,7 +78,11 @@ Steps = Annotated[int | None, typer.Option(help="Solver steps each way, instead 
 Nfe = Annotated[int | None, typer.Option(help="Model evaluations each way; 48.")]
 Grid = Annotated[
     str | None,
-    typer.Option(help="uniform, quadratic, log-snr or karras. quadratic, but for methods of editing as above."),
+    typer.Option(
+        help="uniform, quadratic, log-snr, polyexponential, karras, kl-optimal, beta, sgm-uniform, linear-quadratic, "
+        "bong-tangent, ays-sd15, ays-sdxl or ays-svd; with options as in karras:rho=5 or beta:alpha=0.5,beta=0.7. "
+        "quadratic, but for methods of editing as above."
+    ),
 ]
 Strength = Annotated[
     float | None,

@@ -62,7 +62,8 @@ class SteadyScheduler(SchedulerBase):
         solver: A name of `steadyflow.solvers`; "ees25" by default. Where none is named and a pipeline changes the
             latents at every call, as inpainting does, a multistep method takes over.
         solver_options: The options of the solver.
-        grid: A name of `steadyflow.grids`, which replaces the places of the followed class.
+        grid: A name of `steadyflow.grids`, with options as in "karras:rho=5", which replaces the places of the followed
+            class.
         seed: Addresses the noise of stochastic solvers, where no generator is given; fresh noise by default.
         follows: The class of diffusers that places the steps, as `_class_name`, and the fields that it alone reads.
 
@@ -251,7 +252,8 @@ class SteadyFlowScheduler(SchedulerBase):
         sigma_min: Smaller sigmas are moved here, for methods that cannot end at clean data, such as Rex for SDEs.
         solver: A name of `steadyflow.solvers`; "ees25" by default (see `SteadyScheduler`).
         solver_options: The options of the solver.
-        grid: A name of `steadyflow.grids`, which replaces the places of the followed class.
+        grid: A name of `steadyflow.grids`, with options as in "karras:rho=5", which replaces the places of the followed
+            class.
         seed: Addresses the noise of stochastic solvers, where no generator is given; fresh noise by default.
         follows: The class of diffusers that places the steps, as `_class_name`, and the fields that it alone reads.
 
@@ -352,8 +354,8 @@ class SteadyFlowScheduler(SchedulerBase):
 
     def _named_places(self, steps: int, **given: Any) -> Places:
         if self._settings.grid is not None:
-            times = grids.make(self._settings.grid, self.schedule, steps).times
-            return self._of_times(times[:-1], times[-1])
+            grid = grids.make(self._settings.grid, self.schedule, steps, clean=True)
+            return self._of_times(grid.times, 0.0) if grid.clean else self._of_times(grid.times[:-1], grid.times[-1])
         return self._bounded(self._plan.places(steps, self.schedule, **given))
 
     def _of_times(self, times: Sequence[float], end: float) -> Places:

@@ -1,8 +1,10 @@
-"""The verbs that go once over the path or there and back: sample, invert, reconstruct; and the choice of a solver."""
+"""The verbs that go once over the path or there and back: sample, invert, reconstruct; and the choice of a solver and
+of steps."""
 
 from ._options import Auto, Options
 from .choosing import Choice, choose_solver
 from .inversion import DecodeOptions, Inversion, invert
+from .placing import gits
 from .reconstruction import Reconstruction, reconstruct
 from .sampling import sample
 
@@ -14,6 +16,7 @@ __all__ = [
     "Options",
     "Reconstruction",
     "choose_solver",
+    "gits",
     "invert",
     "reconstruct",
     "sample",

@@ -61,7 +61,8 @@ class Options(TypedDict, total=False):
     nfe: int | None
     """Model evaluations per sample each way, instead of steps; 48 where neither is given."""
     grid: str | Grid | None
-    """How the steps are spaced: a name of `steadyflow.grids`, "quadratic" by default, or the times themselves."""
+    """How the steps are spaced: a name of `steadyflow.grids`, such as "quadratic", which is the default, or
+    "karras:rho=5"; or the times themselves."""
     strength: float | None
     """How far up the path to go, as a share of the way from t_min to t_max, in (0, 1]; all the way by default."""
     t_min: float | None

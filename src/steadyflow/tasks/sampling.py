@@ -74,7 +74,7 @@ def sample(
     moments = model.moments if moments is None and x is None else moments
 
     def start(grid: Grid) -> Tensor:
-        return _latents(model, n, grid, chosen, moments, dtype, device) if x is None else x
+        return latents(model, n, grid, chosen, moments, dtype, device) if x is None else x
 
     if x is not None and moments is not None:
         raise InputError("moments: only valid with n; with x the start is already given")
@@ -86,7 +86,7 @@ def sample(
     return replace(found, seed=chosen.seed if x is None else found.seed, reason=reason)
 
 
-def _latents(
+def latents(
     model: Denoiser,
     n: int | None,
     grid: Grid,
@@ -95,6 +95,20 @@ def _latents(
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> Tensor:
+    """The starts of n samples at a grid's noisy end, shape (n, ...).
+
+    Args:
+        model: The model of the data.
+        n: How many.
+        grid: The grid, which falls.
+        options: Of the run; the seed and the first index count.
+        moments: Mean and variance of the data, if known.
+        dtype: Of the latents.
+        device: Of the latents.
+
+    Raises:
+        InputError: The number or the moments do not fit, or the model does not say the shape of a sample.
+    """
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise InputError(f"n: got {n!r}, expected a whole number of at least 1")
     if model.shape is None:
