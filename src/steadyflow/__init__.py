@@ -60,6 +60,7 @@ from .tasks import (
     reconstruct,
     sample,
 )
+from .tuning import tune
 
 if TYPE_CHECKING:  # what is imported when it is first asked for, as it needs diffusers or is seldom wanted
     from . import diffusers, interop, kdiffusion, runs
@@ -191,6 +192,7 @@ __all__ = [
     "sample_steady",
     "schedules",
     "solvers",
+    "tune",
 ]
 
 

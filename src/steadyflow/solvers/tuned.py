@@ -88,7 +88,10 @@ class Scheme:
             raise InputError("scheme: expected finite numbers")
         whole = (*self.times, self.end)
         sign = 1.0 if whole[-1] > whole[0] else -1.0
-        if not all(sign * (b - a) > 0 for a, b in itertools.pairwise(whole)) or not 0.0 <= min(whole) <= max(whole) <= 1:
+        if (
+            not all(sign * (b - a) > 0 for a, b in itertools.pairwise(whole))
+            or not 0.0 <= min(whole) <= max(whole) <= 1
+        ):
             raise InputError("scheme: expected times that strictly fall or strictly rise, within [0, 1]")
 
     @property
@@ -445,8 +448,8 @@ class Tuned(Solver[Asked]):
 
     def _foreign(self) -> str:
         return (
-            "solver 'tuned': it was fitted together with its own grid; leave the grid, the ends and the strength out, or "
-            "pass what own_grid(schedule, calls), sigmas(calls) or timesteps(schedule, calls) return"
+            "solver 'tuned': it was fitted together with its own grid; leave the grid, the ends and the strength out, "
+            "or pass what own_grid(schedule, calls), sigmas(calls) or timesteps(schedule, calls) return"
         )
 
     def spec(self) -> dict[str, Any]:
@@ -469,7 +472,13 @@ class Tuned(Solver[Asked]):
             }
             for entry in self.entries
         ]
-        facts = {"format": FORMAT, "kind": self.kind, "tau_max": self.tau_max, "tau_min": self.tau_min, "model": self.model}
+        facts = {
+            "format": FORMAT,
+            "kind": self.kind,
+            "tau_max": self.tau_max,
+            "tau_min": self.tau_min,
+            "model": self.model,
+        }
         facts |= {"fingerprint": self.fingerprint, "guidance": list(self.guidance), "schedule": self.schedule}
         return {**facts, "entries": entries}
 
@@ -612,13 +621,16 @@ def _entry(one: Mapping[str, Any]) -> Entry:
     given = one["verdict"]
     verdict = None
     if given is not None:
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-        verdict = Verdict(**values)
+        verdict = Verdict(**{key: _frozen(value) for key, value in given.items()})
     return Entry(int(one["calls"]), method(one["down"]), up, verdict)
 
 
+def _frozen(value: Any) -> Any:
+    return tuple(cast("list[Any]", value)) if isinstance(value, list) else value
+
+
 def _numbers(values: Sequence[Any]) -> tuple[float, ...]:
-    return tuple(float(cast(Any, value)) for value in values)
+    return tuple(float(value) for value in values)
 
 
 def _make(document: Mapping[str, Any]) -> Tuned:

@@ -15,6 +15,8 @@ from ..grids import Grid
 from ..noise import SOURCES
 from ..solvers.base import Solver
 from ..solvers.state import concat_states, slice_state
+from ..solvers.tuned import Tuned
+from ._elsewhere import warn_elsewhere
 from ._options import Resolved
 
 
@@ -28,6 +30,8 @@ def run_batched(
     state: Any = None,
 ) -> Solution:
     """A whole batch, given as x or as a solver's state, over the grid, chunk by chunk."""
+    if isinstance(solver, Tuned):
+        warn_elsewhere(solver, model)
     first = solver.output(state) if x is None else x
     n, controller = len(first), options.controller
     size = options.batch_size or n

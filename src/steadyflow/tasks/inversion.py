@@ -103,7 +103,9 @@ class Inversion(Solution):
         return model if guidance is None else model.with_guidance(guidance)
 
     def _run(self, model: Denoiser, options: Resolved) -> Solution:
-        return run_batched(model, self.solver.way_back(model.schedule, self.grid), self.solver, options, state=self.state)
+        return run_batched(
+            model, self.solver.way_back(model.schedule, self.grid), self.solver, options, state=self.state
+        )
 
     def save(self, path: str | Path) -> None:
         """Write everything but the model and the trajectory to one safetensors file, atomically."""

@@ -80,6 +80,9 @@ def sample(
         raise InputError("moments: only valid with n; with x the start is already given")
     chosen, reason = resolved_for_sampling(chosen, model, start, clean)
     grid = chosen.falling(model, clean=clean)
+    if chosen.own_grid(model, rising=False) is not None and clean != _ends_clean(grid, model):
+        ends = "end='clean', by which it was fitted" if not clean else "end='path': it was fitted for round trips"
+        raise InputError(f"end: solver {chosen.method.name!r} has its own end; give {ends}")
     begin = start(grid)
     check_state("x", begin, model.shape)
     found = run_batched(model, grid, chosen.method, chosen, x=begin)

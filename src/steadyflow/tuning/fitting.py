@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Generic, Literal, NamedTuple, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -53,6 +53,49 @@ class Batch(NamedTuple):
     """The ends, shape (B, ...)."""
 
 
+class Fittable(Protocol):
+    """What is fitted: a scheme, or the two of a round trip."""
+
+    @property
+    def calls(self) -> int:
+        """The number of calls of a run."""
+        ...
+
+    def packed(self) -> Tensor:
+        """The numbers as one vector, shape (P,)."""
+        ...
+
+    def unpacked(self, values: Tensor) -> Self:
+        """The same with other numbers."""
+        ...
+
+    def bounds(self, values: Tensor) -> dict[int, float]:
+        """Which of the numbers are beyond their bounds, and the bounds."""
+        ...
+
+
+N = TypeVar("N", bound=Fittable, contravariant=True)
+B = TypeVar("B", contravariant=True)
+
+
+class Aim(Protocol[B, N]):
+    """What a fit is about: residuals of batches."""
+
+    def size(self, batch: B) -> int:
+        """The number of samples."""
+        ...
+
+    def errors(self, batch: B, numbers: N) -> Tensor:
+        """The size of each sample's residual, shape (B,), float64."""
+        ...
+
+    def sensitivity(
+        self, batch: B, numbers: N, derivatives: Derivatives, generator: torch.Generator
+    ) -> tuple[Sensitivity, int]:
+        """The residuals with their derivatives, and what they cost in runs."""
+        ...
+
+
 class Sensitivity(NamedTuple):
     """Residuals of a batch and their derivatives with respect to the P numbers of a scheme."""
 
@@ -64,13 +107,8 @@ class Sensitivity(NamedTuple):
     """Rows whose outer products have the mean J^T J, shape (M, B, P)."""
 
 
-def errors(batch: Batch, numbers: Numbers) -> Tensor:
-    """The root mean square of each sample's residual, shape (B,)."""
-    with torch.no_grad():
-        return _rms(run(batch.field, numbers, batch.start).end - batch.target)
-
-
-def _rms(residual: Tensor) -> Tensor:
+def rms(residual: Tensor) -> Tensor:
+    """The root mean square of each sample's residual, shape (B,), float64."""
     return residual.flatten(1).double().square().mean(1).sqrt()
 
 
@@ -206,17 +244,36 @@ class Normal(NamedTuple):
     kappa: float
 
 
+class Sampling:
+    """The aim of sampling: the end of a run, less that of a fine one."""
+
+    def size(self, batch: Batch) -> int:
+        return len(batch.start)
+
+    def errors(self, batch: Batch, numbers: Numbers) -> Tensor:
+        with torch.no_grad():
+            return rms(run(batch.field, numbers, batch.start).end - batch.target)
+
+    def sensitivity(
+        self, batch: Batch, numbers: Numbers, derivatives: Derivatives, generator: torch.Generator
+    ) -> tuple[Sensitivity, int]:
+        way = by_sweep if derivatives == "back-propagation" else by_differences
+        return way(batch, numbers, generator), sweep_runs(numbers.calls, derivatives)
+
+
 @dataclass
-class Fit:
+class Fit(Generic[B, N]):
     """A fit that goes on from step to step, and can be stopped between any two.
 
     Args:
-        numbers: The scheme to begin with.
+        aim: What it is about.
+        numbers: What to begin with.
         derivatives: How they are had.
         seed: Of the random signs.
     """
 
-    numbers: Numbers
+    aim: Aim[B, N]
+    numbers: N
     derivatives: Derivatives
     seed: int
     steps: int = 0
@@ -232,7 +289,7 @@ class Fit:
     stuck: bool = False
     """Whether no step lowers the objective any more."""
 
-    def step(self, batches: Sequence[Batch], spend: Callable[[int], None] = lambda calls: None) -> Tensor:
+    def step(self, batches: Sequence[B], spend: Callable[[int], None] = lambda calls: None) -> Tensor:
         """Make a step.
 
         Args:
@@ -250,14 +307,7 @@ class Fit:
         self.steps, self.stuck = self.steps + 1, True
         lowest = normal.value
         for _ in range(_TRIES):
-            change = _solved(square + self.damping * torch.diag(scale), gradient)
-            if self.numbers.beyond(values + change):  # the last time stays at its bound, and the rest is solved anew
-                change = torch.cat(
-                    [
-                        _solved(square[:-1, :-1] + self.damping * torch.diag(scale[:-1]), gradient[:-1]),
-                        values.new_tensor([float(self.numbers.last) - float(values[-1])]),
-                    ]
-                )
+            change = self._change(square + self.damping * torch.diag(scale), gradient, values)
             length = 1.0
             while length <= _LONGEST:  # the logarithm bends down, so that longer steps often go lower
                 tried = self.numbers.unpacked(values + length * change)
@@ -272,43 +322,64 @@ class Fit:
             self.damping *= 4.0
         return normal.errors
 
-    def _value(self, batches: Sequence[Batch], numbers: Numbers, kappa: float, spend: Callable[[int], None]) -> float:
+    def restart(self, numbers: N) -> None:
+        """Go on from other numbers, with the objective's constant and the estimate of H as at the beginning.
+
+        Args:
+            numbers: The numbers.
+        """
+        self.numbers, self.kappa, self.square, self.damping = numbers, None, None, 1e-2
+
+    def _change(self, square: Tensor, gradient: Tensor, values: Tensor) -> Tensor:
+        """The step of the normal equations; what it would take beyond a bound stays there, and the rest is solved."""
+        change = _solved(square, gradient)
+        bounds = self.numbers.bounds(values + change)
+        if not bounds:
+            return change
+        free = torch.tensor([k for k in range(len(values)) if k not in bounds])
+        change = torch.zeros_like(values)
+        change[free] = _solved(square[free][:, free], gradient[free])
+        for k, bound in bounds.items():
+            change[k] = bound - values[k]
+        return change
+
+    def _value(self, batches: Sequence[B], numbers: N, kappa: float, spend: Callable[[int], None]) -> float:
         """The objective; infinite where a run diverges."""
-        found = torch.cat([self._spent(errors(batch, numbers), batch, spend) for batch in batches])
+        found = torch.cat([self._spent(self.aim.errors(batch, numbers), batch, spend) for batch in batches])
         return _objective(found, kappa) if bool(found.isfinite().all()) else math.inf
 
-    def _spent(self, found: Tensor, batch: Batch, spend: Callable[[int], None], runs: int = 1) -> Tensor:
-        calls = runs * self.numbers.calls * len(batch.start)
+    def _spent(self, found: Tensor, batch: B, spend: Callable[[int], None], runs: int = 1) -> Tensor:
+        calls = runs * self.numbers.calls * self.aim.size(batch)
         self.evaluations += calls
         spend(calls)
         return found
 
-    def _normal(self, batches: Sequence[Batch], spend: Callable[[int], None]) -> Normal:
+    def _normal(self, batches: Sequence[B], spend: Callable[[int], None]) -> Normal:
         generator = torch.Generator().manual_seed(self.seed * 10007 + self.steps)
-        way = by_sweep if self.derivatives == "back-propagation" else by_differences
         found: list[Sensitivity] = []
         for batch in batches:
-            found.append(way(batch, self.numbers, generator))
-            self._spent(batch.start, batch, spend, sweep_runs(self.numbers.calls, self.derivatives))
-        error = torch.cat([_rms(one.residual) for one in found])
+            one, runs = self.aim.sensitivity(batch, self.numbers, self.derivatives, generator)
+            found.append(one)
+            self._spent(one.residual, batch, spend, runs)
+        error = torch.cat([rms(one.residual) for one in found])
         if self.kappa is None:
             self.kappa = max((_SHARE * float(error.median())) ** 2, 1e-30)
         size, dims = len(error), found[0].residual.shape[1]
         gradient: Tensor | None = None
         square: Tensor | None = None
         for one in found:
-            weight = 1.0 / (_rms(one.residual).square() + self.kappa) / (size * dims)
+            weight = 1.0 / (rms(one.residual).square() + self.kappa) / (size * dims)
             g = weight @ one.gradient.double()
             rows = (one.square.double() * weight.sqrt()[:, None]).flatten(0, 1)
             h = rows.T @ rows
             gradient, square = (g, h) if gradient is None or square is None else (gradient + g, square + h)
-        assert gradient is not None and square is not None
+        assert gradient is not None
+        assert square is not None
         return Normal(_objective(error, self.kappa), gradient, square, error, self.kappa)
 
 
 def _solved(matrix: Tensor, gradient: Tensor) -> Tensor:
-    """The step of the normal equations, also where they are singular to rounding."""
-    return torch.linalg.lstsq(matrix, -gradient[:, None], driver="gelsd").solution[:, 0]
+    return torch.linalg.lstsq(matrix, -gradient[:, None], driver="gelsd").solution[:, 0]  # also where it is singular
 
 
 def sweep_runs(calls: int, derivatives: Derivatives) -> int:

@@ -70,10 +70,11 @@ class Numbers(NamedTuple):
         gap = _gap(self.times, self.bound)
         return self.bound if self.bound != self.end else self.end - math.copysign(gap, self.end - float(self.times[0]))
 
-    def beyond(self, values: Tensor) -> bool:
-        """Whether numbers in place of what `packed` gave put the last call beyond its bound."""
+    def bounds(self, values: Tensor) -> dict[int, float]:
+        """Which numbers in place of what `packed` gave are beyond their bounds, with the bounds: the last time."""
         sign = 1.0 if self.end > float(self.times[0]) else -1.0
-        return self.calls > 1 and sign * (float(values[-1]) - self.last) > 0.0
+        beyond = self.calls > 1 and sign * (float(values[-1]) - self.last) > 0.0
+        return {len(values) - 1: self.last} if beyond else {}
 
     def packed(self) -> Tensor:
         """What is fitted, as one vector: the weights, the rows from the second, the times from the second."""
@@ -198,3 +199,32 @@ def _floats(values: Tensor) -> Any:
 def parameters(calls: int) -> int:
     """The number of what is fitted in a scheme of so many calls."""
     return (calls + 1) + sum(k + 1 for k in range(1, calls)) + (calls - 1)
+
+
+class Pair(NamedTuple):
+    """The schemes of a round trip, which are fitted together."""
+
+    up: Numbers
+    """From data to noise."""
+    down: Numbers
+    """From noise to data."""
+
+    @property
+    def calls(self) -> int:
+        """The number of calls of both ways."""
+        return self.up.calls + self.down.calls
+
+    def bounds(self, values: Tensor) -> dict[int, float]:
+        """As those of `Numbers`, for both schemes."""
+        cut = len(self.up.packed())
+        below = self.down.bounds(values[cut:])
+        return {**self.up.bounds(values[:cut]), **{cut + k: bound for k, bound in below.items()}}
+
+    def packed(self) -> Tensor:
+        """The numbers of the way up, and those of the way down."""
+        return torch.cat([self.up.packed(), self.down.packed()])
+
+    def unpacked(self, values: Tensor) -> Pair:
+        """These schemes with other numbers in place of what `packed` gave."""
+        cut = len(self.up.packed())
+        return Pair(self.up.unpacked(values[:cut]), self.down.unpacked(values[cut:]))

@@ -1,0 +1,31 @@
+"""A warning where a tuned solver is used with another model or guidance than those that it was fitted for."""
+
+import json
+import warnings
+
+from ..denoisers.base import Denoiser
+from ..denoisers.fingerprints import fingerprint
+from ..solvers.tuned import Tuned
+
+
+def warn_elsewhere(solver: Tuned, model: Denoiser) -> None:
+    """Warn, with the numbers, where what was measured of a tuned solver says nothing about a run.
+
+    Args:
+        solver: The solver.
+        model: The model of the run.
+    """
+    found: list[str] = []
+    low, high = solver.guidance
+    if not low - 1e-9 <= model.guidance <= high + 1e-9:
+        fitted = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+        found.append(f"at guidance {fitted}, and this run has {model.guidance:g}")
+    own = fingerprint(model) if solver.fingerprint else ""
+    if own != solver.fingerprint:
+        path = "" if json.dumps(model.schedule.spec(), default=str) == solver.schedule else ", on another path"
+        found.append(f"to {solver.model!r} ({solver.fingerprint}), and this model is {model.name!r} ({own}){path}")
+    if found:
+        warnings.warn(
+            f"solver 'tuned': it was fitted {'; '.join(found)}; what was measured when it was fitted does not hold here",
+            stacklevel=4,
+        )

@@ -1,0 +1,194 @@
+"""Plain solvers on named grids at a number of calls, and the verdict on a fit against all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import grids, solvers
+from .._internal.numerics import middle
+from ..errors import InputError, SteadyflowError
+from ..grids import Grid
+from ..schedules import Schedule
+from ..solvers.base import Solver
+from ..solvers.tuned import Plain, Verdict
+
+_KEEP = 2.0
+"""Plain solvers whose error on a few starts is so many times the best are not judged on all."""
+_MOST = 24
+_RESAMPLES = 2000
+
+
+class Candidate(NamedTuple):
+    """A plain solver on a named grid."""
+
+    plain: Plain
+    grid: Grid
+
+    @property
+    def label(self) -> str:
+        """Its name in words."""
+        options = {key: value for key, value in self.plain.solver.spec().items() if key != "name"}
+        plain = solvers.get(self.plain.solver.name).spec()
+        own = [f"{key}={value}" for key, value in options.items() if plain.get(key) != value]
+        return f"{' '.join([self.plain.solver.name, *own])} on {self.plain.grid}"
+
+
+Against = Sequence["str | Solver[Any]"]
+"""Solvers, or their names."""
+
+
+def candidates(
+    schedule: Schedule,
+    calls: int,
+    ends: tuple[float, float],
+    against: Against | None,
+    *,
+    clean: bool,
+    inverting: bool = False,
+) -> Iterator[Candidate]:
+    """What can be done without a fit: every deterministic solver of fixed cost, on every named grid.
+
+    Args:
+        schedule: The path.
+        calls: The number of model evaluations.
+        ends: The noisy and the clean end.
+        against: The solvers; all by default.
+        clean: Whether runs end with the clean estimate.
+        inverting: Whether only those that invert approximately; the round trips of exact ones are exact by algebra.
+    """
+    for chosen in solvers.names() if against is None else against:
+        solver = solvers.get(chosen)
+        facts = solver.properties
+        if facts.stochastic or facts.evaluations is None or solver.own_grid(schedule) is not None:
+            continue
+        if inverting and facts.inverse != "approximate":
+            continue
+        seen: set[tuple[float, ...]] = set()
+        for name in grids.names():
+            try:
+                grid = Plain(solver, name).on(schedule, calls, *ends, clean=clean)
+            except SteadyflowError:  # the budget pays for no step, or the spacing cannot cover the range
+                continue
+            if grid.times not in seen:
+                seen.add(grid.times)
+                yield Candidate(Plain(solver, name), grid)
+
+
+def tried(measure: Callable[[Candidate], Tensor], one: Candidate) -> Tensor | None:
+    """The errors of a candidate, or None where it cannot run."""
+    try:
+        found = measure(one).double()
+    except SteadyflowError:
+        return None
+    return found if bool(found.isfinite().all()) else None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The errors of plain solvers on the starts for judging."""
+
+    errors: list[tuple[Candidate, Tensor]]
+    """The nearest ones, each with an error per start."""
+    compared: int
+    """How many were tried at all."""
+
+    def best(self, of: Callable[[Tensor], float]) -> tuple[Candidate, Tensor]:
+        """The one with the smallest figure of its errors."""
+        return min(self.errors, key=lambda entry: of(entry[1]))
+
+
+def shortlist(
+    found: Sequence[Candidate], measure: Callable[[Candidate], Tensor], advance: Callable[[], Any]
+) -> list[tuple[Candidate, Tensor]]:
+    """Those whose median or mean error on a few starts is not far from the best one's, the best median first.
+
+    Args:
+        found: The candidates.
+        measure: The errors of one on a few starts.
+        advance: Called after each.
+
+    Raises:
+        InputError: None can run.
+    """
+    kept: list[tuple[Candidate, Tensor]] = []
+    for one in found:
+        errors = tried(measure, one)
+        advance()
+        if errors is not None:
+            kept.append((one, errors))
+    if not kept:
+        raise InputError("nfe: no plain solver can run with so few evaluations on this path; give more")
+    lowest = [min(of(errors) for _, errors in kept) for of in (median, mean)]
+    near = [e for e in kept if median(e[1]) <= _KEEP * lowest[0] or mean(e[1]) <= _KEEP * lowest[1]]
+    near.sort(key=lambda entry: min(median(entry[1]) / lowest[0], mean(entry[1]) / lowest[1]))
+    return near[:_MOST]
+
+
+def median(errors: Tensor) -> float:
+    """The median of errors, shape (n,)."""
+    return float(errors.quantile(0.5))
+
+
+def mean(errors: Tensor) -> float:
+    """The mean of errors, shape (n,)."""
+    return float(errors.mean())
+
+
+def p95(errors: Tensor) -> float:
+    """The 95th percentile of errors, shape (n,)."""
+    return float(errors.quantile(0.95))
+
+
+def verdict(fitted: Tensor, judged: Judged, how: str, fit_rows: int, reference: float, calls: int) -> Verdict:
+    """Compare a fit with the best plain solvers, chosen on the same starts.
+
+    Args:
+        fitted: The errors of the fit, shape (n,), float64.
+        judged: Those of the plain solvers.
+        how: How it was fitted.
+        fit_rows: On how many starts.
+        reference: The error of the fine solve.
+        calls: What the fit took.
+    """
+    by_median, medians = judged.best(median)
+    _, means = judged.best(mean)
+    of_median = gain(medians, fitted, lambda errors: errors.quantile(0.5, dim=-1))
+    of_mean = gain(means, fitted, lambda errors: errors.mean(-1))
+    return Verdict(
+        won=of_median[1] > 1.0 and of_mean[1] > 1.0,
+        fitted=how,
+        median=median(fitted),
+        mean=mean(fitted),
+        p95=p95(fitted),
+        plain=by_median.label,
+        plain_median=median(medians),
+        plain_mean=mean(means),
+        plain_p95=min(p95(errors) for _, errors in judged.errors),
+        gain_median=of_median,
+        gain_mean=of_mean,
+        compared=judged.compared,
+        fit_rows=fit_rows,
+        judged_rows=len(fitted),
+        reference=reference,
+        calls=calls,
+    )
+
+
+def gain(plain: Tensor, fitted: Tensor, figure: Callable[[Tensor], Tensor]) -> tuple[float, float, float]:
+    """The ratio of a figure of paired errors, with a 95 % bootstrap interval over the starts.
+
+    Args:
+        plain: Errors of the plain solver, shape (n,).
+        fitted: Those of the fit, shape (n,).
+        figure: What is compared, of errors (..., n).
+    """
+    draws = torch.randint(len(plain), (_RESAMPLES, len(plain)), generator=torch.Generator().manual_seed(0))
+    tiny = torch.finfo(torch.float64).tiny
+    drawn = figure(plain[draws]) / figure(fitted[draws]).clamp_min(tiny)
+    low, high = middle(drawn, 0.95)
+    return float(figure(plain) / figure(fitted).clamp_min(tiny)), low, high
