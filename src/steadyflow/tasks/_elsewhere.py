@@ -26,6 +26,6 @@ def warn_elsewhere(solver: Tuned, model: Denoiser) -> None:
         found.append(f"to {solver.model!r} ({solver.fingerprint}), and this model is {model.name!r} ({own}){path}")
     if found:
         warnings.warn(
-            f"solver 'tuned': it was fitted {'; '.join(found)}; what was measured when it was fitted does not hold here",
+            f"solver 'tuned': it was fitted {'; '.join(found)}; what was measured for it does not hold here",
             stacklevel=4,
         )
