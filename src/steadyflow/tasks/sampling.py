@@ -89,6 +89,10 @@ def sample(
     return replace(found, seed=chosen.seed if x is None else found.seed, reason=reason)
 
 
+def _ends_clean(grid: Grid, model: Denoiser) -> bool:
+    return grid.clean or model.schedule.at(grid.times[-1]).sigma == 0.0
+
+
 def latents(
     model: Denoiser,
     n: int | None,

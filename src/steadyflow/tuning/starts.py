@@ -9,15 +9,14 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from .. import noise
 from .._integrate import check_state
 from ..denoisers.base import Condition, Denoiser
 from ..errors import InputError
 from ..grids import Grid
-from ..schedules import Level
 from ..solvers.base import Solver
 from ..tasks._batched import run_batched
 from ..tasks._options import Resolved
+from ..tasks.sampling import latents
 
 FIT, VALIDATE, JUDGE = "fit", "validate", "judge"
 _FIRST = {FIT: 2**40, VALIDATE: 2**40 + 2**36, JUDGE: 2**41}
@@ -107,12 +106,9 @@ class Ground:
         return found
 
     def _latents(self, part: str, n: int) -> Tensor:
-        if self.model.shape is None:
-            raise InputError("x: the model does not say the shape of a sample; give Denoiser(shape=...) or x")
-        rows = range(_FIRST[part], _FIRST[part] + n)
-        drawn = noise.initial(self.seed, rows, self.model.shape, dtype=self.dtype, device=self.device)
-        level = self.model.schedule.at(self.t_max)
-        return drawn * level.sigma if self.model.moments is None else _spread(drawn, level, self.model.moments)
+        grid = Grid((self.t_max, self.t_min))
+        options = replace(_QUIET, seed=self.seed, index=_FIRST[part])
+        return latents(self.model, n, grid, options, self.model.moments, self.dtype, self.device)
 
     def solve(self, cell: Cell, solver: Solver[Any], grid: Grid) -> Tensor:
         """The end of a plain run."""
@@ -120,11 +116,6 @@ class Ground:
 
 
 _QUIET = replace(Resolved(), progress=False)
-
-
-def _spread(drawn: Tensor, level: Level, moments: tuple[float | Tensor, float | Tensor]) -> Tensor:
-    mean, variance = (torch.as_tensor(value, dtype=drawn.dtype, device=drawn.device) for value in moments)
-    return level.alpha * mean + (level.alpha**2 * variance + level.sigma**2).sqrt() * drawn
 
 
 def check_given(x: Tensor | None, needed: int, shape: tuple[int, ...] | None) -> None:
