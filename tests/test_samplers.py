@@ -65,7 +65,8 @@ def test_the_order_is_the_declared_one_for_other_options(name, options):
 
 @pytest.mark.parametrize(("name", "options"), [
     *[("er-sde", {"order": k}) for k in (1, 2, 3)],
-    *[("sa-solver", {"predictor": p, "corrector": c, "tau": 0.6, **WHOLE}) for p, c in ((1, 0), (1, 1), (2, 2), (2, 3))],
+    *[("sa-solver", {"predictor": p, "corrector": c, "tau": 0.6, **WHOLE})
+      for p, c in ((1, 0), (1, 1), (2, 2), (2, 3))],
 ])  # fmt: skip
 def test_the_mean_of_the_stochastic_ones_has_the_declared_order(name, options):
     """With tau = 1 there would be nothing to see: on Gaussian data the mean of an ancestral step is exact."""
