@@ -73,7 +73,7 @@ def test_the_mean_of_the_stochastic_ones_has_the_declared_order(name, options):
     solver = solvers.get(name, **options)
     steps, reference = [24, 48, 96], mean_of(solver, 768)
     errors = [(mean_of(solver, n) - reference).norm().item() for n in steps]
-    assert -slope(steps, errors) == pytest.approx(solver.properties.order, abs=0.45)
+    assert -0.4 < -slope(steps, errors) - solver.properties.order < 0.6  # a third-order part of (2, 2) falls first
 
 
 def from_an_exact_history(solver, steps):
