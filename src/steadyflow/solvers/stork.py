@@ -26,6 +26,7 @@ Euler step. For networks that predict noise it has a form of its own in the path
 paths, in flow coordinates. Source: Tan, Wang, Bertozzi & Ryu 2025 (2505.24210).
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -61,9 +62,9 @@ class Taylor(Multistep):
         order = min(self.order, 2)  # the first step has no history
         return Properties(order, 1, "approximate", states=1 + self.order, real_interval=interval, source=self.source)
 
+    @abstractmethod
     def rule(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the nodes and weights of the quadrature."""
-        return gauss()
 
     def coefficients(self, past: Sequence[Level], end: Level) -> LinearStep:
         knots = [FLOW.time(level) for level in past]
@@ -109,6 +110,9 @@ class STORK4(Taylor):
     """
 
     name: ClassVar[str] = "stork-4"
+
+    def rule(self) -> tuple[np.ndarray, np.ndarray]:
+        return gauss()
 
 
 @lru_cache(maxsize=64)
