@@ -13,6 +13,7 @@ from oracles import field_step, gaussian, gaussian_flow, inner_range, slope
 from steadyflow import solvers
 from steadyflow._integrate import drive
 from steadyflow.coordinates import DATA, by_name
+from steadyflow.diagnostics.stability_region import real_interval
 from steadyflow.noise import White
 from steadyflow.solvers.base import Step, each_step
 from steadyflow.solvers.multistep import History
@@ -243,6 +244,26 @@ def test_stork_4_is_adams_bashforth_in_flow_coordinates():
         x = x - 0.1 * sum(w * v for w, v in zip(rows[len(past) - 1], past, strict=True))
     ours = end_of("stork-4", schedule=schedule, grid=sf.Grid(times))
     torch.testing.assert_close(ours, x, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["stork-2", "stork-4"])
+def test_stork_takes_its_own_steps_over_the_whole_of_a_flow_path(name):
+    schedule = sf.RectifiedFlow()
+    exact = gaussian_flow(gaussian(), schedule, X, 1.0, 0.0)
+    steps, errors = [40, 80, 160], []
+    for n in steps:
+        grid = sf.grids.make("quadratic", schedule, n, t_max=1.0, t_min=0.0)
+        errors.append((end_of(name, schedule=schedule, grid=grid) - exact).norm().item())
+    assert -slope(steps, errors) > 1.7
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("stork-2", {"order": 4}), ("stork-2", {"order": 2}), ("stork-2", {"stages": 3}), ("stork-4", {"order": 4}),
+    ("gradient-estimation", {"gamma": 1.0}), ("gradient-estimation", {"gamma": 4.0}),
+])  # fmt: skip
+def test_stability_intervals_follow_the_options(name, options):
+    solver = solvers.get(name, **options)
+    assert real_interval(solver, 6.0) == pytest.approx(solver.properties.real_interval, abs=1e-4)
 
 
 def gegenbauer_stages(x, expansion, h, stages):
