@@ -110,7 +110,8 @@ def test_forward_order_on_gaussian_data_is_the_declared_one_on_every_path(name, 
     x = torch.tensor([[1.3, -0.2, 2.0]], dtype=torch.float64)
     exact = gaussian_flow(mixture, schedule, x, top, bottom)
     order = solver.properties.order
-    steps, errors = [32, 48, 64, 96], []
+    # the two errors of stork-2, of the first step and of the others, have different signs and part late
+    steps, errors = [96, 128, 192] if name == "stork-2" else [32, 48, 64, 96], []
     for n in steps:
         grid = sf.grids.make("uniform", schedule, n, t_max=top, t_min=bottom)
         errors.append((sf.sample(model, x=x, solver=solver, grid=grid, end="path").x - exact).norm().item())

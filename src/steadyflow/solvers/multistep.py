@@ -13,7 +13,8 @@ are interpolated by a polynomial P in some clock s(tau), and P is integrated exa
 
     x1 = (sigma1/sigma0) x + alpha1 (1 - e^-h) [ m0 + (h / 2 h_1) (m0 - m_1) ],     h = lambda1 - lambda0,
 
-and `ipndm` uses the Adams-Bashforth weights of equal steps on any grid (Liu et al. 2022).
+`ipndm` uses the Adams-Bashforth weights of equal steps on any grid (Liu et al. 2022), and `gradient-estimation`
+extrapolates the noise by a fixed factor.
 
 A worked example: DPM-Solver++(2M), on the path `VE` (alpha = 1, sigma = t), from t = 4 to t = 2 with one prediction
 before, at t = 8. The model predicts the noise. The state is x = 10 and the network returns eps = 2; the step before
@@ -29,11 +30,11 @@ had m_1 = 3.
      m0 + (m0 - m_1) / 2, and the weights in data coordinates are 1/4 * 3/2 = 3/8 for m0 and -1/4 * 1/2 = -1/8 for m_1.
    - `transfer` returns to model space, x = sigma u (`DATA.scale`): the state gets the factor sigma1/sigma0 = 1/2, and
      the weights are multiplied by sigma1 = 2. The result is LinearStep(x=1/2, slopes=(3/4, -1/4)).
-3. `_sum` multiplies these by the factors of item 1 (3/4 * -4 = -3 for the tensor of m0) and adds up all terms:
-   x1 = 10/2 + 3/4 * 2 - 1/4 * 3 = 5.75. The new `History` has x1 and both slopes.
+3. `LinearStep.apply` multiplies these by the factors of item 1 (3/4 * -4 = -3 for the tensor of m0) and adds up all
+   terms: x1 = 10/2 + 3/4 * 2 - 1/4 * 3 = 5.75. The new `History` has x1 and both slopes.
 
 The other methods differ in `coefficients` only: `lms`, `deis` and `dpmpp-3m` get their weights from
-`_lagrange_weights`, the integrals of the Lagrange polynomials of the past clock values.
+`lagrange_weights`, the integrals of the Lagrange polynomials of the past clock values.
 
 The stochastic forms add the noise of the reverse SDE, or a share eta of it: with c = 1 + eta and J_k = c times the
 integral of s^k e^(-c(h - s)) over [0, h],
@@ -43,7 +44,8 @@ integral of s^k e^(-c(h - s)) over [0, h],
 A step that ends at sigma = 0 or starts at alpha = 0 is a DDIM step, of first order. The first steps have lower order,
 as there is less history. Inversion runs the same method up the grid, with a history of its own.
 
-Sources: Zhang & Chen 2022 (DEIS); Lu et al. 2022 (DPM-Solver++); Liu et al. 2022 (PNDM); Karras et al. 2022.
+Sources: Zhang & Chen 2022 (DEIS); Lu et al. 2022 (DPM-Solver++); Liu et al. 2022 (PNDM); Karras et al. 2022; Permenter
+& Yuan 2023 (gradient estimation).
 """
 
 from __future__ import annotations
@@ -52,14 +54,13 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .._internal.tensors import combine
 from ..coordinates import DATA, Coordinates, by_name
 from ..errors import InputError
 from ..prediction import Scaled
@@ -68,6 +69,7 @@ from .ancestral import unit_noise
 from .base import Properties, Queries, Query, Solver, Step
 from .registry import register
 from .state import solver_state
+from .weights import LinearStep, gauss, half_log_snr, lagrange_weights, regular
 
 __all__ = [
     "DEIS",
@@ -76,6 +78,7 @@ __all__ = [
     "DPMpp2M",
     "DPMpp3M",
     "DPMppSDE",
+    "GradientEstimation",
     "UniPC",
 ]
 
@@ -95,17 +98,6 @@ class History(NamedTuple):
     """The path times of the slopes, the newest first."""
     slopes: tuple[Scaled, ...]
     """The slopes, shape (B, ...) each, the newest first."""
-
-
-class LinearStep(NamedTuple):
-    """The numbers of a step, x1 = x * state + sum of slopes * past slopes + noise_std * z."""
-
-    x: float
-    """The factor of the state."""
-    slopes: tuple[float, ...]
-    """The factors of the past slopes, the newest first."""
-    noise_std: float = 0.0
-    """The standard deviation of the noise."""
 
 
 @dataclass(frozen=True)
@@ -162,14 +154,22 @@ class Multistep(Solver[History]):
         times = (step.t0, *state.times)[: self.order]
         newest = prediction.scaled(*by_name(self.coordinates).prediction)
         slopes = (newest, *state.slopes)[: self.order]
-        if not (math.isfinite(step.start.log_snr) and math.isfinite(step.end.log_snr)):
+        if not (self.covers(step.start) and self.covers(step.end)):
             x = prediction.mix(step.end.alpha, step.end.sigma)
         else:
             numbers = _linear_step(self, step.schedule, times, step.t1)
-            x = _sum(numbers, state.x, slopes[: len(numbers.slopes)])
+            x = numbers.apply(state.x, slopes[: len(numbers.slopes)])
             if numbers.noise_std > 0.0:
-                x = torch.add(x, unit_noise(step), alpha=numbers.noise_std)
+                x = torch.add(x, self.unit_noise(step), alpha=numbers.noise_std)
         return History(x, times, slopes)
+
+    def covers(self, level: Level) -> bool:
+        """Return whether a step of the method may begin or end at a level; other steps are DDIM steps."""
+        return regular(level)
+
+    def unit_noise(self, step: Step) -> Tensor:
+        """Return standard normal noise for a step of a stochastic method, shape (B, ...)."""
+        return unit_noise(step)
 
     def with_sample(self, state: History, x: Tensor, schedule: Schedule, t: float) -> History:
         return state._replace(x=x)
@@ -184,7 +184,7 @@ class Multistep(Solver[History]):
         They are cached for each solver and these levels, and must not depend on anything else.
 
         Args:
-            past: The levels of the slopes, the newest first, with finite log-SNR.
+            past: The levels of the slopes, the newest first, all of which the method covers.
             end: The level at the end of the step.
         """
 
@@ -204,46 +204,8 @@ class Multistep(Solver[History]):
 @lru_cache(maxsize=4096)
 def _linear_step(solver: Multistep, schedule: Schedule, times: tuple[float, ...], t1: float) -> LinearStep:
     """Return the numbers of a step to t1 with slopes at the given times, the newest first."""
-    return solver.coefficients(_regular(schedule, times), schedule.at(t1))
-
-
-def _sum(numbers: LinearStep, x: Tensor, slopes: Sequence[Scaled]) -> Tensor:
-    """Return the end of a step without its noise."""
-    factors = [weight * slope.factor for weight, slope in zip(numbers.slopes, slopes, strict=True)]
-    return combine(numbers.x, x, factors, [slope.tensor for slope in slopes])
-
-
-def _regular(schedule: Schedule, times: Sequence[float]) -> list[Level]:
-    """Return the levels with finite log-SNR; another one can only be the oldest, at the start of a run."""
-    return [level for level in map(schedule.at, times) if math.isfinite(level.log_snr)]
-
-
-def _lambda(level: Level) -> float:
-    """Return lambda = ln(alpha / sigma)."""
-    return 0.5 * level.log_snr
-
-
-@cache
-def _gauss() -> tuple[np.ndarray, np.ndarray]:
-    """Return the nodes and weights of Gauss-Legendre quadrature on [0, 1]."""
-    nodes, weights = np.polynomial.legendre.leggauss(16)
-    return 0.5 * (nodes + 1.0), 0.5 * weights
-
-
-def _lagrange_weights(knots: list[float], clock: np.ndarray, measure: np.ndarray) -> list[float]:
-    """Return the integral of each Lagrange polynomial of the knots, by quadrature.
-
-    Args:
-        knots: The clock values of the slopes.
-        clock: The clock values of the quadrature's nodes.
-        measure: The weights of these nodes.
-    """
-    result: list[float] = []
-    for j, knot in enumerate(knots):
-        others = np.array(knots[:j] + knots[j + 1 :])
-        values = np.prod((clock[:, None] - others) / (knot - others), axis=1)
-        result.append(float(values @ measure))
-    return result
+    past = [level for level in map(schedule.at, times) if solver.covers(level)]  # another can only be the oldest
+    return solver.coefficients(past, schedule.at(t1))
 
 
 @dataclass(frozen=True)
@@ -256,8 +218,8 @@ class LMS(Multistep):
 
     def coefficients(self, past: Sequence[Level], end: Level) -> LinearStep:
         knots, h = [level.ratio for level in past], end.ratio - past[0].ratio
-        nodes, weights = _gauss()
-        return self.transfer(past[0], end, _lagrange_weights(knots, knots[0] + h * nodes, h * weights))
+        nodes, weights = gauss()
+        return self.transfer(past[0], end, lagrange_weights(knots, knots[0] + h * nodes, h * weights))
 
 
 @dataclass(frozen=True)
@@ -281,9 +243,46 @@ def _exponential_weights(coordinates: Coordinates, past: Sequence[Level], end: L
     """
     knots = [math.log(coordinates.time(level)) for level in past]
     h = math.log(coordinates.time(end)) - knots[0]
-    nodes, weights = _gauss()
+    nodes, weights = gauss()
     clock = knots[0] + h * nodes
-    return _lagrange_weights(knots, clock, h * weights * np.exp(clock))
+    return lagrange_weights(knots, clock, h * weights * np.exp(clock))
+
+
+@dataclass(frozen=True)
+class GradientEstimation(Multistep):
+    """Gradient estimation: the DDIM step with eps_bar = gamma eps_k + (1 - gamma) eps_(k-1), of order 1.
+
+    The error of eps_hat as an estimate of the direction to the data is reduced by extrapolation from the step before.
+    On equal steps in sigma/alpha, gamma = 3/2 is the second-order method of Adams and Bashforth. Order 1 is DDIM.
+
+    Args:
+        order: The number of noise predictions that are used, 1 or 2.
+        gamma: The weight of the newest prediction, at least 1, which gives DDIM.
+
+    Raises:
+        InputError: An option is out of range.
+    """
+
+    order: int = 2
+    gamma: float = 2.0
+    name: ClassVar[str] = "gradient-estimation"
+    highest = 2
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 1.0 <= self.gamma < math.inf:
+            raise InputError(f"{self.name}: got gamma {self.gamma}, expected a number that is at least 1")
+
+    @property
+    def properties(self) -> Properties:
+        interval = 2.0 / (2.0 * self.gamma - 1.0) if self.order == 2 else 2.0
+        source = "Permenter & Yuan 2023 (2306.04848)"
+        return Properties(1, 1, "approximate", states=1 + self.order, real_interval=interval, source=source)
+
+    def coefficients(self, past: Sequence[Level], end: Level) -> LinearStep:
+        h = end.ratio - past[0].ratio
+        weights = [h] if len(past) == 1 else [h * self.gamma, h * (1.0 - self.gamma)]
+        return self.transfer(past[0], end, weights)
 
 
 _ADAMS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
@@ -327,8 +326,8 @@ def _extrapolation(past: Sequence[Level], end: Level) -> float:
     """Return h / (2 h_1), half the step in units of the step before, both in lambda; 0 without history."""
     if len(past) < 2:
         return 0.0
-    here = _lambda(past[0])
-    return 0.5 * (_lambda(end) - here) / (here - _lambda(past[1]))
+    here = half_log_snr(past[0])
+    return 0.5 * (half_log_snr(end) - here) / (here - half_log_snr(past[1]))
 
 
 @dataclass(frozen=True)
@@ -384,7 +383,7 @@ class DPMppSDE(Multistep):
         return {"name": self.name, "eta": self.eta}
 
     def coefficients(self, past: Sequence[Level], end: Level) -> LinearStep:
-        here, there = _lambda(past[0]), _lambda(end)
+        here, there = half_log_snr(past[0]), half_log_snr(end)
         h, alpha, sigma = there - here, end.alpha, end.sigma
         rate = 1.0 + self.eta
         decay = -math.expm1(-rate * h)
@@ -392,11 +391,11 @@ class DPMppSDE(Multistep):
             extra = _extrapolation(past, end)
             weights = [alpha * decay * (1 + extra), -alpha * decay * extra]
         else:
-            nodes, measure = _gauss()
+            nodes, measure = gauss()
             clock = here + h * nodes
             measure = rate * h * measure * np.exp(rate * (clock - there))
-            knots = [_lambda(level) for level in past]
-            weights = [alpha * w for w in _lagrange_weights(knots, clock, measure)]
+            knots = [half_log_snr(level) for level in past]
+            weights = [alpha * w for w in lagrange_weights(knots, clock, measure)]
         first = sigma / past[0].sigma * math.exp(-self.eta * h)
         return LinearStep(first, tuple(weights), sigma * math.sqrt(-math.expm1(-2.0 * self.eta * h)))
 
@@ -473,7 +472,7 @@ class UniPC(Solver[Predicted]):
             x = prediction.mix(step.end.alpha, step.end.sigma)
         else:
             numbers = _predictor_corrector(self, step.schedule, state.times, state.predicted, step.t0, step.t1)
-            x = _sum(numbers, state.x, known)
+            x = numbers.apply(state.x, known)
         return Predicted(x, True, times, slopes)
 
     def coefficients(self, past: Sequence[Level], end: Level, known: int, history: Sequence[Level]) -> LinearStep:
@@ -507,9 +506,9 @@ class UniPC(Solver[Predicted]):
 
         With `ahead` they are those of UniC, and the last is that of the prediction at `end`.
         """
-        here, there = _lambda(past[0]), _lambda(end)
+        here, there = half_log_snr(past[0]), half_log_snr(end)
         h = here - there  # "hh" of the paper: minus the step, for x0 prediction
-        knots = [(_lambda(level) - here) / (there - here) for level in past[1:]]
+        knots = [(half_log_snr(level) - here) / (there - here) for level in past[1:]]
         if ahead:
             knots.append(1.0)
         scale = h if self.kind == "bh1" else math.expm1(h)
@@ -526,7 +525,8 @@ def _predictor_corrector(
 ) -> LinearStep:
     """Return the numbers of a step of UniPC from t0 to t1, with predictions at `times` before it, the newest first."""
     past = [schedule.at(t) for t in (t0, *times)[: solver.order]]
-    return solver.coefficients(past, schedule.at(t1), 1 + len(times), _regular(schedule, times if predicted else ()))
+    history = [level for level in map(schedule.at, times if predicted else ()) if regular(level)]
+    return solver.coefficients(past, schedule.at(t1), 1 + len(times), history)
 
 
 def _unified_weights(h: float, scale: float, knots: tuple[float, ...]) -> tuple[float, ...]:
@@ -548,7 +548,7 @@ def _unified_weights(h: float, scale: float, knots: tuple[float, ...]) -> tuple[
     return tuple(float(w) for w in np.linalg.solve(matrix, np.array(rhs)))
 
 
-for _solver in (DPMpp2M, DPMpp3M, UniPC, DEIS, IPNDM, LMS):
+for _solver in (DPMpp2M, DPMpp3M, UniPC, DEIS, IPNDM, LMS, GradientEstimation):
     register(_solver.name, _solver)
 for _order in (1, 2, 3):
     register(DPMppSDE(_order).name, partial(DPMppSDE, _order))
