@@ -221,8 +221,8 @@ def test_a_batch_of_prompts_is_the_prompts_one_by_one(pipes, name):
         assert (alone - together[k]).abs().max() < 1e-4 * together.abs().max()
 
 
-def test_a_diagnosis_and_an_edit_over_a_pipeline(pipes):
-    model = sf.from_diffusers(pipes["flux"][0], "a cat", **size("flux"))
+def test_a_diagnosis_and_an_edit_over_a_pipeline(smooth):
+    model = sf.from_diffusers(smooth["flux"][0], "a cat", **size("flux"))
     images = 0.5 * torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(5))
     latents = model.codec.encode(images)
     assert latents.shape == (2, *model.shape)
