@@ -1,6 +1,5 @@
 """Nothing is fetched by any test, and each uses one thread, as two of them run at a time."""
 
-import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -9,12 +8,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import sys
 
 import pytest
-
-
-def pytest_collection_finish():
-    """What the imports have made stays, and no collection of garbage has to look through it again."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture

@@ -162,7 +162,7 @@ def shares():
         yield pytest.param(share, spacing, ends, marks=() if quick else pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("share", "spacing", "ends"), shares())
+@pytest.mark.parametrize(("share", "spacing", "ends"), list(shares()))
 def test_a_base_and_a_refiner_share_one_run(bases, share, spacing, ends):
     base, refiner = bases["sdxl"], sibling(bases, "sdxl", "image")
     config, names = base.scheduler.config, {"timestep_spacing": spacing, "set_alpha_to_one": ends}
