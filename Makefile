@@ -12,10 +12,10 @@ demo: $(VENV)/.lab  ## the main job on real input: table on the terminal, report
 	$(BIN)/steadyflow demo --out demo
 
 test: $(VENV)/.dev lint  ## ruff, pyright and the test suite
-	$(BIN)/python -m pytest -n 2 -m "not slow and not families"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not families"
 
 families: $(VENV)/.dev  ## every family of pipelines, tiny and random, of tests/zoo
-	$(BIN)/python -m pytest -n 2 -m families
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m families
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

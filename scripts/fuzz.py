@@ -239,8 +239,8 @@ def fuzz_parser(name: str, seconds: int) -> None:
     atheris.Fuzz()
 
 
-def fuzz_functions(seconds: int) -> int:
-    """Let hypothesis call public functions until the time is up; the number of calls."""
+def fuzz_functions(seconds: int, examples: int = 200, rounds: float = math.inf) -> int:
+    """Let hypothesis call public functions, in rounds of examples of each, or until the time is up; the calls."""
     from hypothesis import HealthCheck, given, settings
     from hypothesis import strategies as st
 
@@ -395,7 +395,7 @@ def fuzz_functions(seconds: int) -> int:
     def tried(function: Callable[..., Any], arguments: Any, stop: float) -> Callable[[], None]:
         """A round of calls, which find that the time is up by themselves."""
 
-        @settings(max_examples=200, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(options=arguments)
         def one(options):
             nonlocal done
@@ -410,8 +410,9 @@ def fuzz_functions(seconds: int) -> int:
         return one
 
     for name, (function, arguments) in calls.items():
-        stop = min(end, time.monotonic() + each)
-        while time.monotonic() < stop:
+        stop, begun = min(end, time.monotonic() + each), 0
+        while time.monotonic() < stop and begun < rounds:
+            begun += 1
             try:
                 tried(function, arguments, stop)()
             except Exception as error:

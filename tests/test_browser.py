@@ -33,7 +33,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    study = demo.study(16, names=("ddim", "rk4", "ees25"), budgets=(24, 48), guidances=(1.0, 3.0))
+    study = demo.study(6, names=("ddim", "rk4", "ees25"), budgets=(24, 48), guidances=(1.0, 3.0))
     return demo_report.write(study, tmp_path_factory.mktemp("report") / "report.html")
 
 

@@ -1,5 +1,6 @@
 """One contract for the verbs: the same words with the same meaning, each of which acts or is refused by its name."""
 
+import functools
 import inspect
 import math
 import typing
@@ -27,7 +28,7 @@ VERBS = {
     "invert": lambda m=MODEL, **o: sf.invert(m.with_condition(0), X, **o),
     "reconstruct": lambda m=MODEL, **o: sf.reconstruct(m.with_condition(0), X, **o),
     "choose_solver": lambda m=MODEL, **o: sf.choose_solver(m.with_condition(0), X, **o),
-    "diagnose": lambda m=MODEL, **o: sf.diagnose(m.with_condition(0), X, **o),
+    "diagnose": lambda m=MODEL, **o: sf.diagnose(m.with_condition(0), X, tolerance=1e-3, **o),
     **{
         f"edit {name}": lambda m=MODEL, name=name, **o: sf.edit(m, X, 1, source=0, method=name, **o)
         for name in editing.names()
@@ -87,6 +88,12 @@ def seen(verb, **options):
     return found.measured.tolist(), found.setting.call(), max(batches), len(told) > 0
 
 
+@functools.cache
+def seen_without(verb, *options):
+    """The same of the call that the words are compared with, which many of them share."""
+    return seen(verb, **dict(options))
+
+
 def test_the_words_are_typed_and_given_their_defaults_once():
     typed = list(typing.get_type_hints(sf.Options))
     assert typed == [name for name in Resolved.__dataclass_fields__ if name != "given"]
@@ -116,7 +123,7 @@ def test_every_word_acts_or_is_refused_by_its_name(verb, word):
         changed = seen(verb, **{**base, word: value})
     except sf.InputError as error:
         said = str(error)
-    assert said.startswith((f"{word}:", f"solver {value!r}")) if said else changed != seen(verb, **base)
+    assert said.startswith((f"{word}:", f"solver {value!r}")) if said else changed != seen_without(verb, *base.items())
 
 
 @pytest.mark.parametrize("verb", VERBS)

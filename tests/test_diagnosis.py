@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -159,12 +157,11 @@ def test_the_report_is_one_file_with_alternatives_to_its_pictures(tmp_path):
     assert found.recommendation.call.replace('"', "&#34;") in html
 
 
-def test_the_command_prints_figures_and_writes_a_report(tmp_path):
-    command = [sys.executable, "-m", "steadyflow", "diagnose", "--n", "3", "--solver", "ddim", "--steps", "12"]
-    done = subprocess.run(
-        [*command, "--json", "--verify", "--out", tmp_path], capture_output=True, text=True, check=False
-    )
-    figures = json.loads(done.stdout)
+def test_the_command_prints_figures_and_writes_a_report(call, tmp_path):
+    words = ("diagnose", "--n", 3, "--solver", "ddim", "--steps", 12, "--json", "--verify", "--out", tmp_path)
+    status, text, err = call(*words)
+    assert status == 0, err
+    figures = json.loads(text)
     assert figures["cause"] == "steps"
     assert figures["verified"]["gain"] > 1.0
     assert (tmp_path / "diagnosis.html").is_file()

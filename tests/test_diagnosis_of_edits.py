@@ -124,7 +124,22 @@ def test_an_edit_that_diverges_is_diagnosed_against_the_exact_one():
 
 
 def test_the_command_diagnoses_an_edit_and_its_report_shows_the_exact_one(call, tmp_path):
-    words = ("--label", 3, "--target", 8, "--guidance", 3, "--n", 2, "--solver", "ddim", "--nfe", 20)
+    words = (
+        "--label",
+        3,
+        "--target",
+        8,
+        "--guidance",
+        3,
+        "--n",
+        2,
+        "--solver",
+        "ddim",
+        "--nfe",
+        20,
+        "--tolerance",
+        1e-3,
+    )
     status, text, err = call("diagnose", *words, "--json", "--out", tmp_path)
     assert status == 0, err
     figures = json.loads(text)

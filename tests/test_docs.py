@@ -43,7 +43,7 @@ def given(page):
     import pipelines
     import zoo
 
-    return {"sd3": pipelines.build("sd3"), "qwen": zoo.build("qwenimage")}
+    return {"sd3": pipelines.smooth_in_time(pipelines.build("sd3")), "qwen": zoo.build("qwenimage")}
 
 
 @pytest.mark.parametrize(
