@@ -212,6 +212,9 @@ class Verdict:
     """The median error of the fine solve, from one with half of its calls."""
     calls: int
     """Model evaluations that the fit took, of one start each."""
+    beside: tuple[float, float] | None = None
+    """Of round trips: the median distance of the latents from fine ones, or of edits from fine edits, for the tuned
+    solver and for the plain one."""
 
     def __str__(self) -> str:
         if not self.won:
@@ -222,8 +225,14 @@ class Verdict:
         return (
             f"error {self.median:.2e} (mean {self.mean:.2e}, 95 % below {self.p95:.2e}) on {self.judged_rows} starts "
             f"that were not fitted; best of {self.compared} plain ones {self.plain} {self.plain_median:.2e} "
-            f"({self.plain_mean:.2e}, {self.plain_p95:.2e}); {self._gains()}; {self.fitted}, {self.calls:,} calls"
+            f"({self.plain_mean:.2e}, {self.plain_p95:.2e}); {self._gains()}{self._beside()}; "
+            f"{self.fitted}, {self.calls:,} calls"
         )
+
+    def _beside(self) -> str:
+        if self.beside is None:
+            return ""
+        return f"; latents or edits {self.beside[0]:.2e} from fine ones, {self.beside[1]:.2e} with the plain one"
 
     def _gains(self) -> str:
         parts = (f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in (self.gain_median, self.gain_mean))

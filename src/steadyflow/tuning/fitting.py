@@ -204,15 +204,14 @@ def by_differences(batch: Batch, numbers: Numbers, generator: torch.Generator) -
         forward = run(batch.field, numbers, batch.start)
         residual = (forward.end - batch.target).flatten(1)
         columns = [
-            ((one - forward.end) / size).flatten(1)
-            for one, size in _changed(batch.field, numbers, batch.start, forward)
+            ((one - forward.end) / size).flatten(1) for one, size in changed(batch.field, numbers, batch.start, forward)
         ]
     jacobian = torch.stack(columns, -1)
     gradient = torch.einsum("bd,bdp->bp", residual, jacobian)
     return Sensitivity(residual, gradient, jacobian.movedim(1, 0))
 
 
-def _changed(field: Field, numbers: Numbers, start: Tensor, forward: Run) -> Iterator[tuple[Tensor, float]]:
+def changed(field: Field, numbers: Numbers, start: Tensor, forward: Run) -> Iterator[tuple[Tensor, float]]:
     """The ends of runs with one number changed, in the order of `Numbers.packed`, and by how much."""
     basis = [start, *forward.slopes]
     spreads = [float(one.square().mean().sqrt()) or 1.0 for one in basis]
@@ -261,7 +260,7 @@ class Sampling:
         return way(batch, numbers, generator), sweep_runs(numbers.calls, derivatives)
 
 
-@dataclass
+@dataclass(eq=False)
 class Fit(Generic[B, N]):
     """A fit that goes on from step to step, and can be stopped between any two.
 

@@ -102,15 +102,12 @@ class Judged:
         return min(self.errors, key=lambda entry: of(entry[1]))
 
 
-def shortlist(
-    found: Sequence[Candidate], measure: Callable[[Candidate], Tensor], advance: Callable[[], Any]
-) -> list[tuple[Candidate, Tensor]]:
+def shortlist(found: Sequence[Candidate], measure: Callable[[Candidate], Tensor]) -> list[tuple[Candidate, Tensor]]:
     """Those whose median or mean error on a few starts is not far from the best one's, the best median first.
 
     Args:
         found: The candidates.
         measure: The errors of one on a few starts.
-        advance: Called after each.
 
     Raises:
         InputError: None can run.
@@ -118,7 +115,6 @@ def shortlist(
     kept: list[tuple[Candidate, Tensor]] = []
     for one in found:
         errors = tried(measure, one)
-        advance()
         if errors is not None:
             kept.append((one, errors))
     if not kept:

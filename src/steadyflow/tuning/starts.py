@@ -9,12 +9,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from .._integrate import check_state
+from .._internal import files
 from ..denoisers.base import Condition, Denoiser
 from ..errors import InputError
 from ..grids import Grid
-from ..solvers.base import Solver
-from ..tasks._batched import run_batched
 from ..tasks._options import Resolved
 from ..tasks.sampling import latents
 
@@ -30,13 +28,14 @@ class Cell(NamedTuple):
     """The model, conditioned for these starts."""
     start: Tensor
     """The starts in model space, shape (B, ...)."""
-    rows: range
-    """Their places among those of the part."""
+    target: Denoiser | None = None
+    """The model of an edit of these starts, if edits are fitted."""
 
     def few(self, n: int) -> Cell:
         """The first n of them."""
         stop = min(n, len(self.start))
-        return Cell(self.model.slice(0, stop), self.start[:stop], self.rows[:stop])
+        target = None if self.target is None else self.target.slice(0, stop)
+        return Cell(self.model.slice(0, stop), self.start[:stop], target)
 
 
 def joined(conditions: Sequence[Condition]) -> Condition:
@@ -76,12 +75,19 @@ class Ground:
     dtype: torch.dtype
     device: torch.device
     given: Tensor | None
+    targets: Sequence[Condition] | None = None
 
     @property
     def levels(self) -> list[float]:
         """The guidance scales that are tuned for."""
         low, high = self.guidance
         return [low] if low == high else [low, 0.5 * (low + high), high]
+
+    def described(self) -> list[Any]:
+        """What tells these starts from others, for a file that is gone on with."""
+        given = None if self.given is None else files.digest("x", {"x": self.given})
+        conditions = [_told(one) for one in (self.conditions, self.judge_conditions, self.targets)]
+        return [self.guidance, conditions, self.t_max, self.t_min, self.seed, self.batch_size, str(self.dtype), given]
 
     def cells(self, part: str, n: int, skip: int = 0) -> list[Cell]:
         """The starts of a part.
@@ -98,39 +104,37 @@ class Ground:
         for scale, share in zip(self.levels, shares, strict=True):
             for first in range(share.start, share.stop, self.batch_size):
                 rows = range(first, min(first + self.batch_size, share.stop))
-                model = self.model
-                if conditions is not None:
-                    model = model.with_condition(joined([conditions[row % len(conditions)] for row in rows]))
-                model = model if scale == model.guidance else model.with_guidance(scale)
-                found.append(Cell(model, starts[rows.start : rows.stop], rows))
+                dealt = range(skip + rows.start, skip + rows.stop)
+                model, target = self._under(self.model, conditions, dealt), None
+                if self.targets is not None:
+                    target = _guided(self._under(self.model, self.targets, dealt), scale)
+                else:
+                    model = _guided(model, scale)
+                found.append(Cell(model, starts[rows.start : rows.stop], target))
         return found
+
+    def _under(self, model: Denoiser, conditions: Sequence[Condition] | None, rows: range) -> Denoiser:
+        """The model under the conditions of some samples."""
+        if conditions is None:
+            return model
+        return model.with_condition(joined([conditions[row % len(conditions)] for row in rows]))
 
     def _latents(self, part: str, n: int) -> Tensor:
         grid = Grid((self.t_max, self.t_min))
-        options = replace(_QUIET, seed=self.seed, index=_FIRST[part])
+        options = replace(QUIET, seed=self.seed, index=_FIRST[part])
         return latents(self.model, n, grid, options, self.model.moments, self.dtype, self.device)
 
-    def solve(self, cell: Cell, solver: Solver[Any], grid: Grid) -> Tensor:
-        """The end of a plain run."""
-        return run_batched(cell.model, grid, solver, _QUIET, x=cell.start).x
+
+QUIET = replace(Resolved(), progress=False)
+"""The options of runs that show nothing."""
 
 
-_QUIET = replace(Resolved(), progress=False)
+def _told(conditions: Sequence[Condition] | None) -> Any:
+    """Conditions as text, embeddings by their content."""
+    if conditions is None:
+        return None
+    return [files.digest("c", {"c": one}) if isinstance(one, Tensor) else repr(one) for one in conditions]
 
 
-def check_given(x: Tensor | None, needed: int, shape: tuple[int, ...] | None) -> None:
-    """Check starts that were given.
-
-    Args:
-        x: The starts, if any.
-        needed: How many are wanted.
-        shape: That of the model's samples.
-
-    Raises:
-        InputError: There are too few, or they are no samples.
-    """
-    if x is None:
-        return
-    check_state("x", x, shape)
-    if len(x) < needed:
-        raise InputError(f"x: got {len(x)} samples, but {needed} are to be fitted and judged on; give more, or less n")
+def _guided(model: Denoiser, scale: float) -> Denoiser:
+    return model if scale == model.guidance else model.with_guidance(scale)

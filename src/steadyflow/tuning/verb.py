@@ -4,69 +4,43 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .. import grids, solvers
-from .._integrate import Progress, progress_bar
+from .. import grids
+from .._integrate import Progress, check_state, progress_bar
 from ..coordinates import FLOW
 from ..denoisers.base import Condition, Denoiser
 from ..denoisers.fingerprints import fingerprint
-from ..errors import InputError, SteadyflowError
-from ..solvers.tuned import Entry, Plain, Tuned
-from . import judging
-from .fitting import Aim, Batch, Derivatives, Fit, Sampling
-from .judging import Against, Candidate, Judged
-from .schemes import Numbers, field_of, scheme_of
-from .starts import FIT, JUDGE, VALIDATE, Cell, Ground, check_given
+from ..errors import InputError, UnknownNameError
+from ..solvers.tuned import Tuned
+from .fitting import Derivatives
+from .journal import Journal
+from .judging import Against
+from .progress import Budget
+from .starts import FIT, JUDGE, VALIDATE, Ground
+from .work import FEW, RoundTripWork, SamplingWork
 
-_FEW = 16
-"""On how many starts all plain solvers are tried."""
-_BEGINNINGS = 3
-"""From how many plain solvers a fit begins."""
-_FIRST_STEPS = 3
-"""Steps from each, before the best goes on."""
-_PATIENCE = 4
-"""Steps without progress of one per cent after which a fit ends."""
-_STEPS = 40
-
-
-@dataclass
-class _Budget:
-    """What a tune may spend, and has spent."""
-
-    calls: int | None
-    minutes: float | None
-    bar: Any
-    spent: int = 0
-    began: float = dataclasses.field(default_factory=time.monotonic)
-
-    def spend(self, calls: int) -> None:
-        self.spent += calls
-        self.bar.update(calls)
-
-    @property
-    def over(self) -> bool:
-        late = self.minutes is not None and time.monotonic() - self.began > 60.0 * self.minutes
-        return late or (self.calls is not None and self.spent >= self.calls)
+Task = Literal["sample", "round trip"]
+_TASKS = {"sample": SamplingWork, "round trip": RoundTripWork}
+_STARTS = 128
 
 
 def tune(
     model: Denoiser,
     *,
     nfe: int | Iterable[int],
-    n: int = 128,
-    judge: int = 128,
+    task: Task = "sample",
+    n: int | None = None,
+    judge: int | None = None,
     x: Tensor | None = None,
     conditions: Sequence[Condition] | None = None,
     judge_conditions: Sequence[Condition] | None = None,
+    targets: Sequence[Condition] | None = None,
     guidance: float | tuple[float, float] | None = None,
     t_max: float | None = None,
     t_min: float | None = None,
@@ -91,14 +65,18 @@ def tune(
 
     Args:
         model: The model, under a condition if all samples are to have the same.
-        nfe: The number of calls, or several, which share the fine solves.
-        n: Starts to fit on; a quarter as many more decide when to stop.
-        judge: Starts to judge on.
-        x: Starting latents at the noisy end instead of drawn ones, shape (n + n // 4 + judge, ...).
-        conditions: Labels, prompts or embeddings, dealt out to the starts in turn; by default all classes of a model
-            that has classes.
+        nfe: The number of calls, or several, which share the fine solves; each way for round trips.
+        task: "sample", from noise to data, or "round trip": both ways fitted together, for `invert` and the way back.
+        n: Starts to fit on, 128 by default; a quarter as many more decide when to stop.
+        judge: Starts to judge on, 128 by default.
+        x: For sampling, starting latents at the noisy end instead of drawn ones; for round trips, samples. Without n
+            and judge, half of them are judged on.
+        conditions: Labels, prompts or embeddings, dealt out to the starts in turn (those of x, in its order); by
+            default all classes of a model that has classes.
         judge_conditions: The same for the starts for judging; by default also `conditions`.
+        targets: For round trips, conditions of edits, dealt out alike: the fit is then also against fine edits.
         guidance: The scale of classifier-free guidance, or the smallest and the largest; the model's own by default.
+            With targets, that of the edits.
         t_max: The path time at the noisy end; the path's own by default.
         t_min: The path time at the clean end, below which the model is not asked; the path's own by default.
         derivatives: "back-propagation", or "differences" for models through which gradients do not pass; by default the
@@ -120,25 +98,38 @@ def tune(
         NonFiniteError: The fine solve diverged.
     """
     budgets = _budgets(nfe)
+    if task not in _TASKS:
+        raise UnknownNameError("task", task, _TASKS)
     ground = _ground(model, x, conditions, judge_conditions, guidance, t_max, t_min, seed, batch_size, dtype, device)
-    if not (n >= 8 and judge >= 8 and fine >= 8):
-        raise InputError(f"n, judge, fine: got {n}, {judge} and {fine}, expected at least 8 each")
-    check_given(x, n + n // 4 + judge, model.shape)
-    total = _estimate(budgets, n, judge, fine) if calls is None else calls
+    if task == "round trip":
+        ground = _round_trips(ground, targets)
+    elif targets is not None:
+        raise InputError("targets: edits are fitted with task='round trip'")
+    sizes = _sizes(n, judge, x)
+    if x is not None:
+        check_state("x", x, model.shape)
+    if fine < 8:
+        raise InputError(f"fine: got {fine}, expected at least 8")
+    about = [task, ground.described(), sizes, fine, derivatives, against and [str(one) for one in against], budgets]
+    journal = Journal(checkpoint, [fingerprint(model), *about])
+    total = _estimate(budgets, sizes, fine) if calls is None else calls
     bar = progress_bar(progress, total, unit="call")
-    work = _Work(ground, n, judge, fine, derivatives, against, _Budget(calls, minutes, bar), checkpoint)
     try:
+        work = _TASKS[task](ground, sizes, fine, derivatives, against, Budget(calls, minutes, bar), journal)
         entries = tuple(work.entry(budget) for budget in budgets)
     finally:
         if bar is not progress:
             bar.close()
+    low, high = ground.guidance
+    own = model.guidance if targets is not None else low
     return Tuned(
         entries,
         tau_max=FLOW.time(model.schedule.at(ground.t_max)),
         tau_min=FLOW.time(model.schedule.at(ground.t_min)),
+        kind=task,
         model=model.name,
         fingerprint=fingerprint(model),
-        guidance=ground.guidance,
+        guidance=(min(low, own), max(high, own)),
         schedule=json.dumps(model.schedule.spec(), default=str),
     )
 
@@ -184,170 +175,32 @@ def _ground(
     return Ground(model, scales, conditions, judge_conditions, top, bottom, seed, batch_size, dtype, place, x)
 
 
-def _estimate(budgets: Sequence[int], n: int, judge: int, fine: int) -> int:
-    """About how many model evaluations a tune takes."""
-    rows = n + n // 4 + judge
-    plain = 300
-    return rows * fine + sum(b * (plain * _FEW + 24 * judge + 30 * 10 * n) for b in budgets)
+def _round_trips(ground: Ground, targets: Sequence[Condition] | None) -> Ground:
+    """The ground of round trips, with the conditions of edits."""
+    if ground.given is None:
+        raise InputError("x: round trips begin at samples; give some")
+    if targets is not None and (isinstance(targets, str) or len(targets) == 0):
+        raise InputError(f"targets: got {targets!r}, expected a list with at least one")
+    return dataclasses.replace(ground, targets=targets)
 
 
-class _Work:
-    """The work of one tune: parts of starts, their fine solves, and a fit for each number of calls."""
-
-    def __init__(
-        self,
-        ground: Ground,
-        n: int,
-        judge: int,
-        fine: int,
-        derivatives: Derivatives | None,
-        against: Against | None,
-        budget: _Budget,
-        checkpoint: str | Path | None,
-    ):
-        self.ground, self.budget, self.against, self.n = ground, budget, against, n
-        self.schedule = ground.model.schedule
-        self.sizes = {FIT: n, VALIDATE: max(4, n // 4), JUDGE: judge}
-        skips = {FIT: 0, VALIDATE: n, JUDGE: n + self.sizes[VALIDATE]}
-        self.cells = {part: ground.cells(part, size, skips[part]) for part, size in self.sizes.items()}
-        self.ends = {part: [self._fine(cell, fine) for cell in cells] for part, cells in self.cells.items()}
-        first = self.cells[JUDGE][0].few(_FEW)
-        self.reference = judging.median(
-            _distance(self._fine(first, max(8, fine // 2)), self.ends[JUDGE][0][: len(first.start)])
+def _sizes(n: int | None, judge: int | None, x: Tensor | None) -> dict[str, int]:
+    """How many starts each part has."""
+    if x is not None and n is None and judge is None:
+        judge = len(x) // 2
+        n = (4 * (len(x) - judge)) // 5
+    n, judge = _STARTS if n is None else n, _STARTS if judge is None else judge
+    sizes = {FIT: n, VALIDATE: max(4, n // 4), JUDGE: judge}
+    if not (n >= 8 and judge >= 8):
+        raise InputError(f"n, judge: got {n} and {judge}, expected at least 8 each")
+    if x is not None and len(x) < sum(sizes.values()):
+        raise InputError(
+            f"x: got {len(x)} samples, but {sum(sizes.values())} are to be fitted and judged on; give more, or less n"
         )
-        self.derivatives: Derivatives = derivatives or _derivatives(self.cells[FIT][0], self.ground)
-
-    def _fine(self, cell: Cell, calls: int) -> Tensor:
-        plain = Plain(solvers.get("rk4"), "quadratic")
-        grid = plain.on(self.schedule, calls, self.ground.t_max, self.ground.t_min, clean=True)
-        self.budget.spend(calls * len(cell.start))
-        return self.ground.solve(cell, plain.solver, grid)
-
-    def batches(self, part: str) -> list[Batch]:
-        """The starts of a part in flow coordinates, with their ends."""
-        scale = FLOW.scale(self.schedule.at(self.ground.t_max))
-        pairs = zip(self.cells[part], self.ends[part], strict=True)
-        return [Batch(field_of(cell.model), cell.start / scale, end) for cell, end in pairs]
-
-    def entry(self, calls: int) -> Entry:
-        """What a tuned solver does at a number of calls: the fit, or the best plain solver."""
-        ground = self.ground
-        found = list(judging.candidates(self.schedule, calls, (ground.t_max, ground.t_min), self.against, clean=True))
-        few = self.cells[FIT][0].few(_FEW)
-
-        def on_few(one: Candidate) -> Tensor:
-            return self._plain(one, few, self.ends[FIT][0][: len(few.start)])
-
-        near = judging.shortlist(found, on_few, lambda: None)
-        before = self.budget.spent
-        fitted = self._fitted([one for one, _ in near])
-        spent = self.budget.spent - before
-        judged: list[tuple[Candidate, Tensor]] = []
-        for one, _ in near:
-            parts = zip(self.cells[JUDGE], self.ends[JUDGE], strict=True)
-            errors = judging.tried(
-                lambda chosen, parts=parts: torch.cat([self._plain(chosen, cell, end) for cell, end in parts]), one
-            )
-            if errors is not None:
-                judged.append((one, errors))
-        compared = Judged(judged, len(found))
-        best = compared.best(judging.median)[0].plain
-        if fitted is None:
-            return Entry(calls, best)
-        aim = Sampling()
-        errors = torch.cat([aim.errors(batch, fitted) for batch in self.batches(JUDGE)])
-        if not bool(errors.isfinite().all()):
-            return Entry(calls, best)
-        how = f"Gauss-Newton by {self.derivatives}"
-        verdict = judging.verdict(errors, compared, how, self.n, self.reference, spent)
-        return Entry(calls, fitted.scheme() if verdict.won else best, None, verdict)
-
-    def _plain(self, one: Candidate, cell: Cell, end: Tensor) -> Tensor:
-        found = self.ground.solve(cell, one.plain.solver, one.grid)
-        self.budget.spend(len(cell.start) * (len(one.grid) - 1 + one.grid.clean))
-        return _distance(found, end)
-
-    def _fitted(self, near: Sequence[Candidate]) -> Numbers | None:
-        """The best fit from the schemes of plain solvers."""
-        bound = FLOW.time(self.schedule.at(self.ground.t_min))
-        defined = self.ground.model.defined_at_zero_noise
-        fits: list[Fit[Batch, Numbers]] = []
-        for one in near:
-            try:
-                scheme = scheme_of(one.plain.solver, self.schedule, one.grid, defined_at_zero_noise=defined)
-            except InputError:  # its calls are not in order
-                continue
-            if scheme.end == 0.0:
-                fits.append(Fit(Sampling(), Numbers.of(scheme, bound), self.derivatives, self.ground.seed))
-            if len(fits) == _BEGINNINGS:
-                break
-        if not fits:
-            return None
-        return best_fit(fits, self.batches(FIT), self.batches(VALIDATE), self.budget)
+    return sizes
 
 
-def best_fit(fits: Sequence[Fit[Any, Any]], fit: Sequence[Any], validate: Sequence[Any], budget: _Budget) -> Any:
-    """Go a few steps from each beginning, and on from the best, until there is no more progress on other starts.
-
-    Args:
-        fits: The beginnings.
-        fit: The starts to fit on.
-        validate: The starts that decide.
-        budget: What may be spent.
-
-    Returns:
-        The numbers that were best on those.
-    """
-    aim = fits[0].aim
-    found: list[tuple[float, Any, Fit[Any, Any]]] = []
-    for one in fits:
-        best = (_score(aim, validate, one.numbers), one.numbers)
-        for _ in range(_FIRST_STEPS):
-            if budget.over or one.stuck:
-                break
-            one.step(fit, budget.spend)
-            best = min(best, (_score(aim, validate, one.numbers), one.numbers), key=lambda entry: entry[0])
-        found.append((*best, one))
-    lowest, numbers, chosen = min(found, key=lambda entry: entry[0])
-    rounds = 0
-    idle = 0
-    while not budget.over and chosen.steps < _STEPS and rounds < 2:
-        if chosen.stuck or idle >= _PATIENCE:
-            rounds, idle, chosen.stuck = rounds + 1, 0, False
-            chosen.restart(numbers)
-            continue
-        chosen.step(fit, budget.spend)
-        score = _score(aim, validate, chosen.numbers)
-        idle = 0 if score < lowest - 0.02 else idle + 1
-        if score < lowest:
-            lowest, numbers = score, chosen.numbers
-    return numbers
-
-
-def _score(aim: Aim[Any, Any], batches: Sequence[Any], numbers: Any) -> float:
-    """The logarithms of the median and of the mean error, as both are to be small."""
-    errors = torch.cat([aim.errors(batch, numbers) for batch in batches])
-    if not bool(errors.isfinite().all()):
-        return math.inf
-    tiny = torch.finfo(torch.float64).tiny
-    return math.log(max(judging.median(errors), tiny)) + math.log(max(judging.mean(errors), tiny))
-
-
-def _distance(found: Tensor, end: Tensor) -> Tensor:
-    return (found - end).flatten(1).double().square().mean(1).sqrt()
-
-
-def _derivatives(cell: Cell, ground: Ground) -> Derivatives:
-    """Whether gradients pass through a model."""
-    few = cell.few(1)
-    scale = FLOW.scale(ground.model.schedule.at(ground.t_max))
-    with torch.enable_grad():
-        u = (few.start / scale).detach().requires_grad_(True)
-        try:
-            slope = field_of(few.model)(u, FLOW.time(ground.model.schedule.at(ground.t_max)))
-            if not slope.requires_grad:
-                return "differences"
-            (found,) = torch.autograd.grad(slope.sum(), u, allow_unused=True)
-        except (RuntimeError, SteadyflowError):
-            return "differences"
-    return "back-propagation" if found is not None and bool(found.isfinite().all()) else "differences"
+def _estimate(budgets: Sequence[int], sizes: dict[str, int], fine: int) -> int:
+    """About how many model evaluations a tune takes."""
+    plain = 400 * FEW + 24 * sizes[JUDGE]
+    return sum(sizes.values()) * fine + sum(b * (plain + 300 * sizes[FIT]) for b in budgets)
