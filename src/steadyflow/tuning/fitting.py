@@ -285,6 +285,8 @@ class Fit(Generic[B, N]):
     """The estimate of H so far."""
     evaluations: int = 0
     """Model evaluations so far, of one start each."""
+    of_mean: bool = False
+    """Whether the constant is the mean square error (see `restart`)."""
     stuck: bool = False
     """Whether no step lowers the objective any more."""
 
@@ -321,13 +323,15 @@ class Fit(Generic[B, N]):
             self.damping *= 4.0
         return normal.errors
 
-    def restart(self, numbers: N) -> None:
+    def restart(self, numbers: N, *, of_mean: bool) -> None:
         """Go on from other numbers, with the objective's constant and the estimate of H as at the beginning.
 
         Args:
             numbers: The numbers.
+            of_mean: Whether the constant is the mean square error instead, so that the largest errors count most.
         """
         self.numbers, self.kappa, self.square, self.damping = numbers, None, None, 1e-2
+        self.of_mean, self.stuck = of_mean, False
 
     def _change(self, square: Tensor, gradient: Tensor, values: Tensor) -> Tensor:
         """The step of the normal equations; what it would take beyond a bound stays there, and the rest is solved."""
@@ -362,7 +366,9 @@ class Fit(Generic[B, N]):
             self._spent(one.residual, batch, spend, runs)
         error = torch.cat([rms(one.residual) for one in found])
         if self.kappa is None:
-            self.kappa = max((_SHARE * float(error.median())) ** 2, 1e-30)
+            self.kappa = max(
+                float(error.square().mean()) if self.of_mean else (_SHARE * float(error.median())) ** 2, 1e-30
+            )
         size, dims = len(error), found[0].residual.shape[1]
         gradient: Tensor | None = None
         square: Tensor | None = None

@@ -59,14 +59,15 @@ def candidates(
         ends: The noisy and the clean end.
         against: The solvers; all by default.
         clean: Whether runs end with the clean estimate.
-        inverting: Whether only those that invert approximately; the round trips of exact ones are exact by algebra.
+        inverting: Whether only those that invert approximately, at the same cost both ways; the round trips of exact
+            ones are exact by algebra.
     """
     for chosen in solvers.names() if against is None else against:
         solver = solvers.get(chosen)
         facts = solver.properties
         if facts.stochastic or facts.evaluations is None or solver.own_grid(schedule) is not None:
             continue
-        if inverting and facts.inverse != "approximate":
+        if inverting and (facts.inverse != "approximate" or facts.inverse_evaluations not in (None, facts.evaluations)):
             continue
         seen: set[tuple[float, ...]] = set()
         for name in grids.names():
@@ -74,7 +75,8 @@ def candidates(
                 grid = Plain(solver, name).on(schedule, calls, *ends, clean=clean)
             except SteadyflowError:  # the budget pays for no step, or the spacing cannot cover the range
                 continue
-            if grid.times not in seen:
+            whole = grid.times[0] == ends[0] and (not inverting or grid.times[-1] == ends[1])
+            if whole and grid.times not in seen:  # tables may have ends of their own
                 seen.add(grid.times)
                 yield Candidate(Plain(solver, name), grid)
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from . import judging
 from .fitting import Aim, Fit
 from .journal import Journal
 
@@ -18,7 +18,10 @@ _FIRST_STEPS = 3
 """Steps from each beginning, before the best goes on."""
 _PATIENCE = 4
 """Steps without progress of one per cent after which a fit ends."""
-_STEPS = 40
+_STEPS = 60
+_WORSE = 4.0
+"""How much more a figure counts that is not better than the plain solvers'."""
+_MARGIN = 0.2
 
 
 @dataclass
@@ -60,13 +63,19 @@ def best_fit(
     """
     aim = fits[0].aim
 
+    def figures(numbers: Any) -> tuple[float, float]:
+        found = journal.remembered(lambda: _figures(aim, validate, numbers))
+        return float(found[0]), float(found[1])
+
+    began = [figures(one.numbers) for one in fits]
+    plain = min(median for median, _ in began), min(mean for _, mean in began)
+
     def score(numbers: Any) -> float:
-        found = journal.remembered(lambda: torch.tensor(_score(aim, validate, numbers), dtype=torch.float64))
-        return float(found)
+        return _score(figures(numbers), plain)
 
     found: list[tuple[float, Any, Fit[Any, Any]]] = []
     for k, one in enumerate(fits):
-        best = (score(one.numbers), one.numbers)
+        best = _score(began[k], plain), one.numbers
         for _ in range(_FIRST_STEPS):
             if budget.over or one.stuck:
                 break
@@ -74,12 +83,14 @@ def best_fit(
             best = min(best, (score(one.numbers), one.numbers), key=lambda entry: entry[0])
         found.append((*best, one))
     lowest, numbers, chosen = min(found, key=lambda entry: entry[0])
-    rounds = 0
+    finishes = ["mean", "median"]
     idle = 0
-    while not budget.over and chosen.steps < _STEPS and rounds < 2:
+    while not budget.over and chosen.steps < _STEPS:
         if chosen.stuck or idle >= _PATIENCE:
-            rounds, idle, chosen.stuck = rounds + 1, 0, False
-            chosen.restart(numbers)
+            if not finishes:
+                break
+            idle, of_mean = 0, finishes.pop(0) == "mean"
+            chosen.restart(numbers, of_mean=of_mean)
             continue
         journal.step(chosen, fit, budget.spend, fits.index(chosen))
         reached = score(chosen.numbers)
@@ -89,10 +100,16 @@ def best_fit(
     return numbers
 
 
-def _score(aim: Aim[Any, Any], batches: Sequence[Any], numbers: Any) -> float:
-    """The logarithms of the median and of the mean error, as both are to be small."""
+def _figures(aim: Aim[Any, Any], batches: Sequence[Any], numbers: Any) -> Tensor:
+    """The median and the mean error; infinite where a run diverges."""
     errors = torch.cat([aim.errors(batch, numbers) for batch in batches])
     if not bool(errors.isfinite().all()):
-        return math.inf
+        return torch.full((2,), math.inf, dtype=torch.float64)
     tiny = torch.finfo(torch.float64).tiny
-    return math.log(max(judging.median(errors), tiny)) + math.log(max(judging.mean(errors), tiny))
+    return torch.stack([errors.quantile(0.5), errors.mean()]).clamp_min(tiny)
+
+
+def _score(found: tuple[float, float], plain: tuple[float, float]) -> float:
+    """The logarithms of both figures over those of the plain solvers; one that is worse than theirs counts more."""
+    logs = [math.log(one / other) for one, other in zip(found, plain, strict=True)]
+    return sum(one + _WORSE * max(0.0, one + _MARGIN) for one in logs)

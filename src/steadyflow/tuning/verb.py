@@ -27,7 +27,7 @@ from .work import FEW, RoundTripWork, SamplingWork
 
 Task = Literal["sample", "round trip"]
 _TASKS = {"sample": SamplingWork, "round trip": RoundTripWork}
-_STARTS = 128
+_STARTS = 256
 
 
 def tune(
@@ -67,8 +67,8 @@ def tune(
         model: The model, under a condition if all samples are to have the same.
         nfe: The number of calls, or several, which share the fine solves; each way for round trips.
         task: "sample", from noise to data, or "round trip": both ways fitted together, for `invert` and the way back.
-        n: Starts to fit on, 128 by default; a quarter as many more decide when to stop.
-        judge: Starts to judge on, 128 by default.
+        n: Starts to fit on, 256 by default; half as many more decide when to stop.
+        judge: Starts to judge on, 256 by default.
         x: For sampling, starting latents at the noisy end instead of drawn ones; for round trips, samples. Without n
             and judge, half of them are judged on.
         conditions: Labels, prompts or embeddings, dealt out to the starts in turn (those of x, in its order); by
@@ -188,9 +188,9 @@ def _sizes(n: int | None, judge: int | None, x: Tensor | None) -> dict[str, int]
     """How many starts each part has."""
     if x is not None and n is None and judge is None:
         judge = len(x) // 2
-        n = (4 * (len(x) - judge)) // 5
+        n = (2 * (len(x) - judge)) // 3
     n, judge = _STARTS if n is None else n, _STARTS if judge is None else judge
-    sizes = {FIT: n, VALIDATE: max(4, n // 4), JUDGE: judge}
+    sizes = {FIT: n, VALIDATE: max(8, n // 2), JUDGE: judge}
     if not (n >= 8 and judge >= 8):
         raise InputError(f"n, judge: got {n} and {judge}, expected at least 8 each")
     if x is not None and len(x) < sum(sizes.values()):
