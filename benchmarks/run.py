@@ -15,7 +15,11 @@ import torch
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "RESULTS.md"
-PATHS = {path.stem: path for path in sorted(FOLDER.glob("*.py")) if path.stem not in ("run", "peers", "timing")}
+PATHS = {
+    path.stem: path
+    for path in sorted(FOLDER.glob("*.py"))
+    if path.stem not in ("run", "peers", "timing", "tuning_problems")
+}
 LONG = {name: FOLDER.parent / "scripts" / f"{file}.py" for name, file in (("kills", "kill_runs"), ("fuzz", "fuzz"))}
 HEAD = "# Results\n\nWhat the scripts of this folder printed; `make benchmarks` makes it anew.\n"
 
