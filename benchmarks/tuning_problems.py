@@ -103,8 +103,6 @@ def problems(quick: bool) -> list[Problem]:
     ]
     for name, guidances in (("digits", (1.0, 3.0, 7.5)), ("digits-flow", (1.0, 3.0))):
         for guidance in guidances:
-            if not (models.WEIGHTS / "digits-flow.safetensors").is_file() and name != "digits":
-                continue
             make = partial(_digits, name, guidance)
             found.append(Problem(f"{name} w={guidance:g}", True, True, make, (1, 8, 8), (50, 100), learned_fine))
     found.append(Problem("faces", True, True, _faces, (1, 16, 16), (16, 32), learned_fine))

