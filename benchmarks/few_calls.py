@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import torch
-from tuning_problems import left_out, problems
+from tuning_problems import left_out, problems, reference
 
 import steadyflow as sf
 from steadyflow import grids, solvers
@@ -39,12 +39,12 @@ def candidates():
                 yield name, grid
 
 
-def measured(problem, n, budgets, chosen):
-    """The rows of one problem."""
-    model, start, fine = problem.solved(n, "judge")
+def measured(name, solved, budgets, chosen):
+    """The rows of one problem, from its model, starts and fine endpoints."""
+    model, start, fine = solved
     for calls in budgets:
         for solver, grid in chosen:
-            row = {"problem": problem.name, "calls": calls, "solver": solver, "grid": grid}
+            row = {"problem": name, "calls": calls, "solver": solver, "grid": grid}
             try:
                 run = sf.sample(model, x=start, solver=solver, nfe=calls, grid=grid, progress=False)
             except sf.SteadyflowError as error:
@@ -54,11 +54,11 @@ def measured(problem, n, budgets, chosen):
             yield {**row, "used": run.nfe, "median": errors.median().item(), "mean": errors.mean().item()}
 
 
-def moved(problem, n):
+def moved(problem, solved):
     """How far the fine solution is from the one with half the calls, which bounds its error: median and mean."""
     solver, grid, calls = problem.fine
-    fine, half = (problem._replace(fine=(solver, grid, k)).solved(n, "judge")[2] for k in (calls, (calls + 1) // 2))
-    errors = rmse(half, fine)
+    model, start, fine = solved
+    errors = rmse(reference(model, start, solver=solver, grid=grid, calls=(calls + 1) // 2), fine)
     return errors.median().item(), errors.mean().item()
 
 
@@ -138,13 +138,14 @@ def main():
         writer.writeheader()
         for problem in taken:
             n, begun, own = min(problem.rows[1], options.rows or problem.rows[1]), time.monotonic(), []
-            for row in measured(problem, n, budgets, chosen):
+            solved = problem.solved(n, "judge")
+            for row in measured(problem.name, solved, budgets, chosen):
                 writer.writerow(row)
                 file.flush()
                 own.append(row)
             rows += own
             solver, grid, calls = problem.fine
-            median, mean = moved(problem, n)
+            median, mean = moved(problem, solved)
             at_20 = table(own, "median").get(20)
             beside = f"; best of 20 calls / median {min(at_20[problem.name].values()) / median:.0f}" if at_20 else ""
             took = f"{n} starts, {time.monotonic() - begun:.0f} s"

@@ -101,10 +101,14 @@ def problems(quick: bool) -> list[Problem]:
         Problem("16-D mixture", False, True, _of_mixture(_thin), (16,), (128, 256), exact_fine),
         Problem("64-D mixture", False, True, _of_mixture(_wide), (64,), (128, 256), exact_fine),
     ]
-    for name, guidances in (("digits", (1.0, 3.0, 7.5)), ("digits-flow", (1.0, 3.0))):
+    flow_fine = ("dopri5", "uniform", 401)
+    for name, guidances, fine in (
+        ("digits", (1.0, 3.0, 7.5), learned_fine),
+        ("digits-flow", (1.0, 3.0), flow_fine),
+    ):
         for guidance in guidances:
             make = partial(_digits, name, guidance)
-            found.append(Problem(f"{name} w={guidance:g}", True, True, make, (1, 8, 8), (50, 100), learned_fine))
+            found.append(Problem(f"{name} w={guidance:g}", True, True, make, (1, 8, 8), (50, 100), fine))
     found.append(Problem("faces", True, True, _faces, (1, 16, 16), (16, 32), learned_fine))
     for guidance in (3.0, 7.5):
         make = partial(_ink, guidance)
