@@ -110,9 +110,10 @@ def problems(quick: bool) -> list[Problem]:
             make = partial(_digits, name, guidance)
             found.append(Problem(f"{name} w={guidance:g}", True, True, make, (1, 8, 8), (50, 100), fine))
     found.append(Problem("faces", True, True, _faces, (1, 16, 16), (16, 32), learned_fine))
+    ink_fine = ("rk4", "uniform", 801)  # a network of whole timesteps, rough between them
     for guidance in (3.0, 7.5):
         make = partial(_ink, guidance)
-        found.append(Problem(f"ink w={guidance:g}", True, True, make, (4, 8, 8), (16, 32), learned_fine))
+        found.append(Problem(f"ink w={guidance:g}", True, True, make, (4, 8, 8), (16, 32), ink_fine))
     if terrain_file() is not None:
         found.append(
             Problem("terrain", True, False, _terrain, (1, 128, 128), (1, 2), ("rk4", "karras", 201)),
