@@ -211,7 +211,9 @@ def _terrain(n: int, part: Part) -> Denoiser:
     """Heights of terrain, the difficulties spread over [0, 1].
 
     The network takes sigma and returns the clean estimate, as EDM's preconditioning does. It is distilled to give in
-    one call where its teacher's solve would end, so that the estimate is no conditional mean.
+    one call where its teacher's solve would end, so that the estimate is no conditional mean and rough in sigma: the
+    fine solution moves by 0.005 from 101 to 201 calls, half of the least error of 20 calls. Errors below 0.02 say
+    nothing here.
     """
     path = terrain_file()
     assert path is not None
