@@ -1,7 +1,7 @@
 """Run benchmarks and put what they print into benchmarks/RESULTS.md:  python benchmarks/run.py [name ...]
 
-Without names all are run but the long ones, kills and fuzz. The sections of benchmarks that are not run stay as they
-are.
+Without names all are run but the long ones, few_calls, kills and fuzz. The sections of benchmarks that are not run stay
+as they are.
 """
 
 import os
@@ -15,8 +15,13 @@ import torch
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "RESULTS.md"
-PATHS = {path.stem: path for path in sorted(FOLDER.glob("*.py")) if path.stem not in ("run", "peers", "timing")}
+PATHS = {
+    path.stem: path
+    for path in sorted(FOLDER.glob("*.py"))
+    if path.stem not in ("run", "peers", "timing", "tuning_problems")
+}
 LONG = {name: FOLDER.parent / "scripts" / f"{file}.py" for name, file in (("kills", "kill_runs"), ("fuzz", "fuzz"))}
+LONG["few_calls"] = PATHS.pop("few_calls")
 HEAD = "# Results\n\nWhat the scripts of this folder printed; `make benchmarks` makes it anew.\n"
 
 

@@ -68,7 +68,9 @@ def test_without_the_lab_its_models_are_unknown_and_the_message_says_what_to_ins
 
 
 def test_a_name_that_nothing_knows_is_refused_with_all_there_are():
-    with pytest.raises(sf.UnknownNameError, match=r"did you mean 'faces'.*digits, faces, mixture25") as caught:
+    with pytest.raises(
+        sf.UnknownNameError, match=r"did you mean 'faces'.*digits, digits-flow, faces, mixture25"
+    ) as caught:
         sf.load("face")
     assert "pip install" not in str(caught.value)
 

@@ -14,6 +14,7 @@ from typing import Any
 MODELS, DATASETS, COMMANDS = "steadyflow.models", "steadyflow.datasets", "steadyflow.commands"
 LAB = {
     MODELS: (
+        "digits-flow",
         "faces",
         "mixture25",
         "mixture25-32d",
@@ -26,7 +27,7 @@ LAB = {
         "triangles-20",
         "triangles-40",
     ),
-    DATASETS: ("faces",),
+    DATASETS: ("digits-flow", "faces"),
     COMMANDS: ("demo", "lab"),
 }
 """What steadyflow-lab registers, for messages where it is not installed."""
