@@ -283,6 +283,8 @@ class Fit(Generic[B, N]):
     """The constant of the objective, from the first step on."""
     square: Tensor | None = None
     """The estimate of H so far."""
+    value: float = math.inf
+    """The objective after the last step."""
     evaluations: int = 0
     """Model evaluations so far, of one start each."""
     of_mean: bool = False
@@ -317,6 +319,7 @@ class Fit(Generic[B, N]):
                     break
                 self.numbers, self.stuck, lowest = tried, False, value
                 length *= 2.0
+            self.value = lowest
             if not self.stuck:
                 self.damping = max(self.damping / 3.0, 1e-9)
                 break
@@ -331,7 +334,7 @@ class Fit(Generic[B, N]):
             of_mean: Whether the constant is the mean square error instead, so that the largest errors count most.
         """
         self.numbers, self.kappa, self.square, self.damping = numbers, None, None, 1e-2
-        self.of_mean, self.stuck = of_mean, False
+        self.of_mean, self.stuck, self.value = of_mean, False, math.inf
 
     def _change(self, square: Tensor, gradient: Tensor, values: Tensor) -> Tensor:
         """The step of the normal equations; what it would take beyond a bound stays there, and the rest is solved."""

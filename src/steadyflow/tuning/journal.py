@@ -69,15 +69,22 @@ class Journal:
         if self._path is None or numbers not in self._tensors:
             fit.step(batches, spend)
             if self._path is not None:
-                facts = [fit.damping, fit.kappa or 0.0, float(fit.steps), float(fit.stuck), float(fit.evaluations)]
+                facts = [
+                    fit.damping,
+                    fit.kappa or 0.0,
+                    float(fit.steps),
+                    float(fit.stuck),
+                    float(fit.evaluations),
+                    fit.value,
+                ]
                 self._tensors[numbers] = torch.cat([torch.tensor(facts, dtype=torch.float64), fit.numbers.packed()])
                 self._tensors[square] = fit.square.clone() if fit.square is not None else torch.zeros(0)
                 self._write()
             return
         kept = self._tensors[numbers]
-        damping, kappa, steps, stuck, evaluations = (float(value) for value in kept[:5])
+        damping, kappa, steps, stuck, evaluations, fit.value = (float(value) for value in kept[:6])
         spend(int(evaluations) - fit.evaluations)
-        fit.numbers = fit.numbers.unpacked(kept[5:])
+        fit.numbers = fit.numbers.unpacked(kept[6:])
         fit.damping, fit.kappa, fit.steps, fit.stuck = damping, kappa, int(steps), bool(stuck)
         fit.square, fit.evaluations = self._tensors[square], int(evaluations)
 

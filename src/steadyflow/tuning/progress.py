@@ -17,7 +17,7 @@ from .journal import Journal
 _FIRST_STEPS = 3
 """Steps from each beginning, before the best goes on."""
 _PATIENCE = 4
-"""Steps without progress of one per cent after which a fit ends."""
+"""Steps without progress of one per cent, on the starts that are fitted and on others, after which a fit ends."""
 _STEPS = 60
 _WORSE = 4.0
 """How much more a figure counts that is not better than the plain solvers'."""
@@ -92,9 +92,10 @@ def best_fit(
             idle, of_mean = 0, finishes.pop(0) == "mean"
             chosen.restart(numbers, of_mean=of_mean)
             continue
+        before = chosen.value
         journal.step(chosen, fit, budget.spend, fits.index(chosen))
         reached = score(chosen.numbers)
-        idle = 0 if reached < lowest - 0.02 else idle + 1
+        idle = 0 if reached < lowest - 0.02 or chosen.value < before - 0.01 else idle + 1
         if reached < lowest:
             lowest, numbers = reached, chosen.numbers
     return numbers
