@@ -32,5 +32,4 @@ def solvers(
     if as_json:
         print_json(facts)
         return
-    heads, rows = registry.properties_table()
-    typer.echo(table(heads, [row for row in rows if row[0] in facts], left=(0, 3, 6)))
+    typer.echo(table(*registry.properties_table(list(facts)), left=(0, 3, 6)))

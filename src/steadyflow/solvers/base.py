@@ -151,6 +151,8 @@ class Solver(ABC, Generic[S]):
     """The name in the registry."""
     coordinates: CoordinatesName = "noise"
     """The coordinates in which the method steps, and to which its stability intervals refer."""
+    has_own_grid: ClassVar[bool] = False
+    """Whether the method was made together with grids, over which alone it runs (`own_grid`)."""
 
     @property
     def points(self) -> int:
@@ -232,6 +234,17 @@ class Solver(ABC, Generic[S]):
         """
         return self.start(x, schedule, t)
 
+    def restarted(self, state: S, x: Tensor, schedule: Schedule, t: float) -> S:
+        """Return the state from which to go on where a correction has put another sample in its place: a new start.
+
+        Args:
+            state: The state.
+            x: The other sample, shape (B, ...).
+            schedule: The path.
+            t: The path time of the state.
+        """
+        return self.start(x, schedule, t)
+
     def for_decoding(self, state: S) -> S:
         """Return the state from which to sample after an inversion that ended in this state.
 
@@ -263,6 +276,17 @@ class Solver(ABC, Generic[S]):
             grid: The grid of the way there.
         """
         return grid.reversed()
+
+    def check_grid(self, schedule: Schedule, grid: Grid) -> None:
+        """Check that the method runs over a grid.
+
+        Args:
+            schedule: The path.
+            grid: The grid, falling or rising.
+
+        Raises:
+            InputError: It has grids of its own, and this is none of them.
+        """
 
     def determinant(self, step: Step) -> float | None:
         """Return the determinant of the step map, per dimension of a sample and in the solver's coordinates.
