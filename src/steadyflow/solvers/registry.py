@@ -179,7 +179,7 @@ def properties_table(chosen: Sequence[str] | None = None) -> tuple[list[str], li
     rows: list[list[str]] = []
     for name in names() if chosen is None else chosen:
         facts = get(name).properties
-        inverse = "none (stochastic)" if facts.inverse == "none" else facts.inverse
+        inverse = "none (stochastic)" if facts.inverse == "none" and facts.stochastic else facts.inverse
         back = "" if facts.antisymmetric_order is None else str(facts.antisymmetric_order)
         cost = "until converged" if facts.evaluations is None else str(facts.evaluations)
         interval = facts.real_interval

@@ -232,7 +232,8 @@ class Entry:
         measured = None
         if self.verdict is not None:
             facts = dataclasses.asdict(self.verdict)
-            measured = {key: list(value) if isinstance(value, tuple) else value for key, value in facts.items()}
+            gains = {"gain_median": list(self.verdict.gain_median), "gain_mean": list(self.verdict.gain_mean)}
+            measured = {**facts, **gains}
         ways = {"down": _method_document(self.down), "up": _method_document(self.up)}
         return {"calls": self.calls, **ways, "verdict": measured}
 

@@ -16,7 +16,7 @@ def warn_of_path(solver: Tuned, schedule: Schedule) -> None:
         solver: The solver.
         schedule: The path of the run.
     """
-    if solver.schedule and _described(schedule) != solver.schedule:
+    if solver.schedule and not _same_path(solver.schedule, schedule):
         _warn([f"to {solver.model!r}, on another path than this one"])
 
 
@@ -34,14 +34,21 @@ def warn_elsewhere(solver: Tuned, model: Denoiser) -> None:
         found.append(f"at guidance {fitted}, and this run has {model.guidance:g}")
     own = fingerprint(model) if solver.fingerprint else ""
     if own != solver.fingerprint:
-        path = "" if _described(model.schedule) == solver.schedule else ", on another path"
+        path = "" if _same_path(solver.schedule, model.schedule) else ", on another path"
         found.append(f"to {solver.model!r} ({solver.fingerprint}), and this model is {model.name!r} ({own}){path}")
     if found:
         _warn(found)
 
 
-def _described(schedule: Schedule) -> str:
-    return json.dumps(schedule.spec(), default=str)
+def _same_path(known: str, schedule: Schedule) -> bool:
+    """Whether a path is the one that was described, whatever the ends and the shift of its time."""
+    try:
+        fitted = json.loads(known)
+    except ValueError:
+        return False
+    own = json.loads(json.dumps(schedule.spec(), default=str))
+    free = ("t_min", "t_max", *(("shift",) if own.get("type") == "RectifiedFlow" else ()))
+    return {k: v for k, v in fitted.items() if k not in free} == {k: v for k, v in own.items() if k not in free}
 
 
 def _warn(found: list[str]) -> None:
