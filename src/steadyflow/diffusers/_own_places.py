@@ -86,7 +86,7 @@ def calls_of_list(
     for name, given in listed.items():
         values = numbers(name, given)
         n = len(values)
-        even = isinstance(schedule, RectifiedFlow) and name == "sigmas" and n in solver.budgets
+        even = isinstance(schedule, RectifiedFlow) and name == "sigmas"
         if even and all(math.isclose(v, 1.0 - i / n, abs_tol=1e-6) for i, v in enumerate(values)):
             found.add(n)
         else:
