@@ -70,6 +70,29 @@ def _same(schedule: Schedule, a: float, b: float) -> bool:
     return a == b or abs(FLOW.time(schedule.at(a)) - FLOW.time(schedule.at(b))) <= _CLOSE
 
 
+def entry_over(solver: Tuned, schedule: Schedule, grid: Grid) -> Entry:
+    """Return what a tuned solver does over a grid of its own; see `Tuned.recognised`.
+
+    Args:
+        solver: The solver.
+        schedule: The path.
+        grid: The grid, falling or rising.
+
+    Raises:
+        InputError: The grid is none of its own, or that of several numbers of calls.
+    """
+    found: list[Entry] = []
+    for entry in () if grid.rising and solver.kind == "sample" else solver.entries:
+        if is_same_grid(schedule, grid_of(solver, schedule, entry.calls, grid.rising), grid):
+            found.append(entry)
+    if not found:
+        raise InputError(solver.foreign)
+    if any((entry.down, entry.up) != (found[0].down, found[0].up) for entry in found):
+        several = ", ".join(str(entry.calls) for entry in found)
+        raise InputError(f"solver 'tuned': has this grid for {several} calls; give one of them, or only(calls)")
+    return found[0]
+
+
 @lru_cache(maxsize=4096)
 def place_of(
     solver: Tuned, schedule: Schedule, t0: float, t1: float, index: int, count: int, reads: bool

@@ -36,7 +36,7 @@ from ..prediction import Scaled
 from ..schedules import Schedule
 from . import registry
 from .base import Properties, Queries, Query, Solver, Step
-from .own_grids import FOR_SAMPLING, grid_of, is_same_grid, place_of
+from .own_grids import FOR_SAMPLING, entry_over, grid_of, place_of
 from .schemes import Entry, Plain, Scheme, Verdict, time_on
 from .state import solver_state
 
@@ -192,16 +192,7 @@ class Tuned(Solver[Asked]):
         Raises:
             InputError: The grid is none of its own, or that of several numbers of calls.
         """
-        found: list[Entry] = []
-        for entry in () if grid.rising and self.kind == "sample" else self.entries:
-            if is_same_grid(schedule, grid_of(self, schedule, entry.calls, grid.rising), grid):
-                found.append(entry)
-        if not found:
-            raise InputError(self.foreign)
-        if any((entry.down, entry.up) != (found[0].down, found[0].up) for entry in found):
-            several = ", ".join(str(entry.calls) for entry in found)
-            raise InputError(f"solver 'tuned': has this grid for {several} calls; give one of them, or only(calls)")
-        return found[0]
+        return entry_over(self, schedule, grid)
 
     def sigmas(self, calls: int | None = None, *, flow: bool = False) -> tuple[float, ...]:
         """Return the noise levels of its calls, and last that of the end, for programs that take only a grid.
