@@ -269,3 +269,22 @@ def test_the_bundled_pipeline(tmp_path):
     finally:
         pipe.scheduler = before
     assert apart(found, sf.sample(model, x=x, solver=tuned).x) < ROUNDING
+
+
+def test_modular_diffusers_runs_it_over_its_own_timesteps_alone():
+    modular = pytest.importorskip("zoo.modular")
+    from steadyflow.diffusers.modular import SteadyDenoise
+
+    case = modular.CASES["flux"]
+    parts = modular.components_of(case)
+    own = diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0)
+    tuned = sampler(path_of(own), (case.steps,), "euler")
+
+    def run(solver, scheduler):
+        return modular.run(case, {**parts, "scheduler": scheduler}, lambda block: SteadyDenoise(block, solver), 0)
+
+    with pytest.raises(sf.InputError, match="its own grids, of 4 calls"):
+        run(tuned, own)
+    scheduler = SteadyFlowScheduler.from_config(own.config, solver=tuned)
+    for found, expected in zip(run(tuned, scheduler), run("euler", scheduler), strict=True):
+        assert apart(found, expected) < 1e-4

@@ -51,7 +51,8 @@ def sample_steady(
         callback: Called after each step with {"x", "i", "sigma", "sigma_hat", "denoised"}: "x" is the state at "sigma",
             the i-th of `sigmas`, from which the step began; "denoised" is what the model returned first in the step.
         disable: Whether to show no progress bar; by default one appears at a terminal where the work takes long.
-        solver: A solver or its name in `steadyflow.solvers`.
+        solver: A solver or its name in `steadyflow.solvers`. A tuned one runs over its own noise levels alone,
+            `solver.sigmas(calls)`, or `solver.sigmas(calls, flow=True)` where the sigmas are those of a flow.
         schedule: The path whose times the sigmas are. By default the flow's if the model says that it is one (ComfyUI's
             model type CONST), else that of x0 + sigma eps, which EPS, V_PREDICTION and EDM share; give
             `RectifiedFlow()` for flow models of other programs.

@@ -60,8 +60,9 @@ class SteadyScheduler(SchedulerBase):
         thresholding: Whether the estimate of the data is thresholded (Saharia et al. 2022), for models of pixels.
         dynamic_thresholding_ratio: The quantile of thresholding.
         sample_max_value: The largest threshold.
-        solver: A name of `steadyflow.solvers`; "ees25" by default. Where none is named and a pipeline changes the
-            latents at every call, as inpainting does, a multistep method takes over.
+        solver: A name of `steadyflow.solvers`, or the path of a tuned solver's file; "ees25" by default. A solver or
+            its spec may be given too, which the config then holds as a name and options. Where none is named and a
+            pipeline changes the latents at every call, as inpainting does, a multistep method takes over.
         solver_options: The options of the solver.
         grid: A name of `steadyflow.grids`, with options as in "karras:rho=5", which replaces the places of the followed
             class.

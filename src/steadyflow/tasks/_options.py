@@ -56,7 +56,8 @@ class Options(TypedDict, total=False):
     """
 
     solver: str | Solver[Any] | Auto
-    """A solver, its name, `Auto`, or "auto"; "ees25" by default. See `steadyflow.solvers`."""
+    """A solver, its name, the path of a tuned solver's file, `Auto`, or "auto"; "ees25" by default. See
+    `steadyflow.solvers`."""
     steps: int | PIDController | None
     """Solver steps each way, or a controller that chooses them."""
     nfe: int | None
