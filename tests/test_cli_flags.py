@@ -86,6 +86,14 @@ COMMON = {
     "--verify": [],
     "--contractivity": [],
     "--names": ["ddim,ees25"],
+    "--judge": ["12"],
+    "--prompts": ["prompts.txt"],
+    "--judge-prompts": ["prompts.txt"],
+    "--against": ["euler"],
+    "--fine": ["12"],
+    "--derivatives": ["differences"],
+    "--calls": ["1"],
+    "--minutes": ["1e-9"],
 }
 """A value other than the default for every flag; one that is missing here fails the walk."""
 
@@ -100,12 +108,19 @@ ELSEWHERE = {
     "--address": "of the engine",
     "--workers": "of the engine; the results are equal",
     "--batch-size": "how many are computed together; the results are equal",
+    "--checkpoint": "where the state of the work is kept; the results are equal",
     "--device": "where the model runs; there is one device here",
     "--help": "what there is",
 }
 """Flags that change no results by their nature; the tests below check what they do."""
 
-WORDS = {"--smooth": ["smoothing"], "--smooth-when": ["smooth"], "--smooth-lora": ["lora"], "--from": ["inversion"]}
+WORDS = {
+    "--judge-prompts": ["judge_prompts"],
+    "--smooth": ["smoothing"],
+    "--smooth-when": ["smooth"],
+    "--smooth-lora": ["lora"],
+    "--from": ["inversion"],
+}
 """Where a flag is another word of the library."""
 
 DATA = ["--input", "x.npy", "--label", "1"]
@@ -126,6 +141,7 @@ BASES = {
     "edit, without a source": ["edit", "--input", "x.npy", "--target", "1"],
     "edit, masked": ["edit", *EDIT, "--mask", "half.png"],
     "edit, smoothed": ["edit", *EDIT, "--smooth", "0.3"],
+    "tune": ["tune", "--n", "8", "--judge", "8", "--fine", "16", "--against", "ddim,midpoint", "--nfe", "2"],
     "edit, of an inversion": ["edit", "--from", "saved.safetensors", "--target", "1"],
 }
 """What is run with every flag of its command, and without."""
@@ -134,6 +150,8 @@ OTHER_VALUES = {
     ("reconstruct, of pictures", "--input"): ["small"],
     ("edit, flow-edit", "--method"): ["direct"],
     ("diagnose", "--n"): ["1"],
+    ("tune", "--n"): ["12"],
+    ("tune", "--nfe"): ["3"],
     ("sample, stochastic", "--solver"): ["dpmpp-2m-sde"],
     ("edit, noise-maps", "--solver"): ["dpmpp-2m-sde"],
 }
@@ -192,12 +210,13 @@ def invoke(place, monkeypatch):
     def call(arguments):
         for path in place.glob("out.*"):
             path.unlink()
-        out = [] if arguments[0] in ("diagnose", "solvers") else ["--out", "out.npy"]
+        kind = "json" if arguments[0] == "tune" else "npy"
+        out = [] if arguments[0] in ("diagnose", "solvers") else ["--out", f"out.{kind}"]
         done = CliRunner().invoke(app, [*arguments, *out, "--json"])
         if isinstance(done.exception, sf.SteadyflowError):
             return str(done.exception), None
         assert done.exit_code == 0, (arguments, done.output, done.exception)
-        samples = (place / "out.npy").read_bytes() if out else b""
+        samples = (place / f"out.{kind}").read_bytes() if out else b""
         return None, (done.stdout, samples)
 
     return call
@@ -215,7 +234,8 @@ def base_of(name, flag):
     """What is compared with: the base's words, three steps, and not what would contradict the flag."""
     words = BASES[name]
     model = [] if flag == "--model" else ["--model", TINY]
-    steps = [] if flag in ("--nfe", "--from") or {"--from", "--nfe"} & {*words} else ["--steps", "3"]
+    fixed = flag in ("--nfe", "--from") or {"--from", "--nfe", "tune"} & {*words}
+    steps = [] if fixed else ["--steps", "3"]
     return [*words, *model, *steps]
 
 

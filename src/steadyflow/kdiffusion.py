@@ -19,6 +19,7 @@ from .noise import Brownian, NoiseSource
 from .schedules import VE, RectifiedFlow, Schedule
 from .solvers import registry
 from .solvers.base import Solver
+from .solvers.tuned import Tuned
 
 NoiseSampler = Callable[[Any, Any], Tensor]
 """k-diffusion's: called as sampler(sigma, sigma_next), returns standard normal noise of the samples' shape."""
@@ -50,7 +51,8 @@ def sample_steady(
         callback: Called after each step with {"x", "i", "sigma", "sigma_hat", "denoised"}: "x" is the state at "sigma",
             the i-th of `sigmas`, from which the step began; "denoised" is what the model returned first in the step.
         disable: Whether to show no progress bar; by default one appears at a terminal where the work takes long.
-        solver: A solver or its name in `steadyflow.solvers`.
+        solver: A solver or its name in `steadyflow.solvers`. A tuned one runs over its own noise levels alone,
+            `solver.sigmas(calls)`, or `solver.sigmas(calls, flow=True)` where the sigmas are those of a flow.
         schedule: The path whose times the sigmas are. By default the flow's if the model says that it is one (ComfyUI's
             model type CONST), else that of x0 + sigma eps, which EPS, V_PREDICTION and EDM share; give
             `RectifiedFlow()` for flow models of other programs.
@@ -91,6 +93,8 @@ def sample_steady(
     denoiser = Denoiser(net, path, prediction="sample", dtype=x.dtype, name="k-diffusion")
     start = x.float() if x.dtype.itemsize < 4 else x
     grid = Grid.from_timesteps(levels[k] for k in kept)
+    if isinstance(method, Tuned):
+        _check_own(method, path, grid)
     drawn = None if noise_sampler is None else _Drawn(noise_sampler, start, grid.times)
 
     def report(info: StepInfo) -> None:
@@ -115,6 +119,21 @@ def sample_steady(
         progress=None if disable is None else not disable,
     )
     return run.x.to(x.dtype)
+
+
+def _check_own(solver: Tuned, path: Schedule, grid: Grid) -> None:
+    """Refuse noise levels that are not a tuned solver's own, which may be stored in single precision."""
+    if grid.rising:
+        solver.check_invertible()
+    try:
+        solver.recognised(path, grid)
+    except InputError as error:
+        calls = ", ".join(map(str, solver.budgets))
+        flow = ", flow=True" if isinstance(path, RectifiedFlow) else ""
+        raise InputError(
+            f"sigmas: got {len(grid.times)} levels from {grid.times[0]:.6g} to {grid.times[-1]:.6g}, but solver "
+            f"'tuned' runs over its own alone: pass solver.sigmas(calls{flow}), where calls is one of {calls}"
+        ) from error
 
 
 def _address(seed: Any, first: float) -> int:

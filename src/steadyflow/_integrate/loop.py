@@ -198,7 +198,7 @@ def integrate(
                     changed = correction(info(step))
                     if changed is not None:
                         if isinstance(changed, Tensor):  # as another object, also where it was changed in its place
-                            changed = solver.start(changed.view_as(changed), schedule, step.t1)
+                            changed = solver.restarted(loop.state, changed.view_as(changed), schedule, step.t1)
                         loop.state = changed
                         current = solver.output(loop.state)
                 watch.see(current, done, step)

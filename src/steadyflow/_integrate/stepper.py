@@ -51,6 +51,7 @@ class Stepper(Generic[S]):
         defined_at_zero_noise: bool = False,
     ):
         grid.check_domain(schedule)
+        solver.check_grid(schedule, grid)
         if grid.rising:
             solver.check_invertible()
         self._solver, self._schedule, self._grid, self._noise = solver, schedule, grid, noise

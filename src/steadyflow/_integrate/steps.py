@@ -73,6 +73,7 @@ class StepLoop(Generic[S]):
         controller: Controller | None = None,
         keep_before: bool = False,
     ):
+        solver.check_grid(schedule, grid)
         self.model, self.solver, self.schedule, self.grid, self.state = model, solver, schedule, grid, state
         self.noise, self.defined_at_zero_noise = noise, defined_at_zero_noise
         self.before: S | None = None

@@ -1,4 +1,4 @@
-"""The command line: `steadyflow sample | invert | reconstruct | edit | diagnose | solvers | runs`.
+"""The command line: `steadyflow sample | invert | reconstruct | edit | diagnose | tune | solvers | runs`.
 
 It parses, calls the verbs, and prints. Errors that steadyflow raises on purpose are printed in one line, with exit
 status 1; `--debug` before the command shows where they came from.
@@ -19,6 +19,7 @@ from .reconstruct import reconstruct
 from .runs import runs
 from .sample import sample
 from .solvers import solvers
+from .tune import tune
 
 app = typer.Typer(
     name="steadyflow",
@@ -58,6 +59,7 @@ app.command(
     "--target 'a handwritten two' --guidance 5 --out two.png"
 )(edit)
 app.command(epilog="Example: steadyflow diagnose --n 16 --solver ddim --steps 50 --verify --out diagnosis")(diagnose)
+app.command(epilog="Example: steadyflow tune --nfe 8 --out fast.json, then steadyflow sample --solver fast.json")(tune)
 app.command(epilog="Example: steadyflow solvers --plot regions.png --names ees25,rex-euler")(solvers)
 app.add_typer(runs, name="runs")
 

@@ -67,8 +67,8 @@ SourceGuidance = Annotated[
 Solver = Annotated[
     str | None,
     typer.Option(
-        help="A solver's name (see `steadyflow solvers`), or auto, which tries a few on the first samples. ees25, but "
-        "for methods of editing with one of their own."
+        help="A solver's name (see `steadyflow solvers`), the file of a tuned one (.json), or auto, which tries a few "
+        "on the first samples. ees25, but for methods of editing with one of their own."
     ),
 ]
 Coordinates = Annotated[

@@ -20,9 +20,12 @@ def solvers(
     chosen = None if names is None else [name.strip() for name in names.split(",")]
     if plot is not None:
         from .._internal import plots
-        from ..diagnostics import stability_region
+        from ..diagnostics import scheme_figure, stability_region
+        from ..solvers import Tuned
 
-        plots.save(stability_region.figure(chosen), plot)
+        alone = registry.get(chosen[0]) if chosen is not None and len(chosen) == 1 else None
+        drawn = scheme_figure(alone) if isinstance(alone, Tuned) else stability_region.figure(chosen)
+        plots.save(drawn, plot)
         if as_json:
             print_json({"written to": str(plot)})
         else:
@@ -32,5 +35,4 @@ def solvers(
     if as_json:
         print_json(facts)
         return
-    heads, rows = registry.properties_table()
-    typer.echo(table(heads, [row for row in rows if row[0] in facts], left=(0, 3, 6)))
+    typer.echo(table(*registry.properties_table(list(facts)), left=(0, 3, 6)))

@@ -23,7 +23,7 @@ from .._integrate import StepInfo
 from ..errors import InputError
 from ..jacobians.spectra import largest_singular_value
 from ..solvers.base import Solver
-from .restart import check_rounds, is_due, renoise
+from .restart import check_rounds, check_solver, is_due, renoise
 
 
 class Window(Protocol):
@@ -93,6 +93,7 @@ class Escape:
 
     def __post_init__(self):
         check_rounds(self.remaining, self.back, self.rounds)
+        check_solver(self.solver)
         if self.products < 1 or not self.threshold > 0.0:
             raise InputError(
                 f"escape: expected products >= 1 and threshold > 0, got {self.products} and {self.threshold}"

@@ -46,6 +46,7 @@ class Restart:
 
     def __post_init__(self):
         check_rounds(self.remaining, self.back, self.rounds)
+        check_solver(self.solver)
 
     def __call__(self, info: StepInfo) -> Tensor | None:
         if not is_due(info, self.remaining, "restart"):
@@ -84,6 +85,23 @@ def check_rounds(remaining: int, back: int, rounds: int) -> None:
     if remaining < 0 or back < 1 or rounds < 1:
         raise InputError(
             f"restart: expected remaining >= 0, back >= 1 and rounds >= 1, got {remaining}, {back} and {rounds}"
+        )
+
+
+def check_solver(solver: str | Solver[Any]) -> None:
+    """Refuse a solver that cannot make a part of a run.
+
+    Args:
+        solver: The solver of the way down again, or its name.
+
+    Raises:
+        InputError: It runs over a grid of its own alone.
+    """
+    method = registry.get(solver)
+    if method.has_own_grid:
+        raise InputError(
+            f"restart: solver {method.name!r} runs over its own grid alone, from the noise on; name a plain one for "
+            "the way down again"
         )
 
 

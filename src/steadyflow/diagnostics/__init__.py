@@ -9,6 +9,7 @@ from .eigenvalues import Stiffness, stiffness
 from .likelihood import Likelihood, log_likelihood
 from .lipschitz import Contractivity, contractivity
 from .remedies import CAUSES, Recommendation, Setting
+from .scheme_figure import scheme_figure
 
 __all__ = [
     "CAUSES",
@@ -30,6 +31,7 @@ __all__ = [
     "diagnose",
     "in_precision",
     "log_likelihood",
+    "scheme_figure",
     "stability_region",
     "stiffness",
 ]

@@ -112,5 +112,8 @@ def study(
         raise InputError("steps: a study of steps is of a fixed number of them, not of adaptive ones")
     times = resolved.falling(back)
     fine = resolved.changed(nfe=None, **_FINE) if isinstance(resolved.grid, str | None) else None
+    if fine is not None and resolved.method.has_own_grid:
+        bottom = None if times.clean else times.times[-1]
+        fine = fine.changed(solver="rk4", t_max=times.times[0], t_min=bottom)
     latent = invert(up, x, solver="rk4", grid=times if fine is None else fine.falling(up), progress=False).latent
     return ContractivityReport(contractivity(back, latent, times, resolved.method, coordinates="flow"), resolved.method)

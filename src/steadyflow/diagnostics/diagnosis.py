@@ -206,7 +206,7 @@ def diagnose(
     method = resolved.method
     method.check_invertible()
     times = resolved.falling(model)
-    named = isinstance(resolved.grid, str) or resolved.grid is None
+    named = not method.has_own_grid and isinstance(resolved.grid, str | None)
     whole = all(getattr(resolved, name) is None for name in ("strength", "t_min", "t_max"))
     grid = (resolved.grid or DEFAULT_GRID) if named else times
     ends = None if whole and named else (times.times[-1], times.times[0])

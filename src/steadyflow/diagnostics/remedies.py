@@ -141,10 +141,11 @@ class Setting:
 
     def call(self) -> str:
         """The Python call that makes this round trip, or this edit."""
-        spec = self.solver.spec()
-        plain = registry.get(spec.pop("name")).spec()
+        own = self.solver.has_own_grid
+        spec = {} if own else self.solver.spec()
+        plain = {} if own else registry.get(spec.pop("name")).spec()
         changed = {key: value for key, value in spec.items() if plain[key] != value}
-        name = f'"{self.solver.name}"'
+        name = self.solver.name if own else f'"{self.solver.name}"'
         if changed:
             name = f"sf.solvers.get({name}, {', '.join(f'{k}={v!r}' for k, v in changed.items())})"
         model = "model"
@@ -152,6 +153,8 @@ class Setting:
             model = f"sf.diagnostics.in_precision({model}, {self.model_dtype})"
         images = "images" if self.dtype is None else f"images.to({self.dtype})"
         spacing = ", ".join(f"{key}={_quoted(value)}" for key, value in self.spacing.items())
+        if own and isinstance(self.grid, Grid):
+            spacing = f"nfe={_cost(self)}"
         if self.source_guidance is not None:
             spacing += f", source_guidance={self.source_guidance:g}"
         text = f"sf.invert({model}, {images}, solver={name}, {spacing})"

@@ -5,13 +5,19 @@ matrix that depends on z = h lambda alone; the method is stable where the matrix
 matrix is found by running `Solver.step` on unit states, for many complex z at once, so that no formula is
 written twice.
 
+A tuned solver has no single step. Its region is that of a whole run of N calls, with h the length of the run in flow
+coordinates over N: the run multiplies the start by R(z), and it is stable where |R(z)| <= max(1, |R(0)|), as a fitted
+scheme keeps a constant to rounding only. So that it compares with others, what counts as its spectral radius is the
+share of a call, (|R(z)| / max(1, |R(0)|))^(1/N). A solver of several numbers of calls is given as `tuned.only(calls)`.
+
 Where a model puts z along a run is found by `eigenvalues`, and how much a model's generation map amplifies by
 `amplification`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +32,8 @@ from .._internal.numerics import last_where
 from ..coordinates import DATA, Coordinates, by_name
 from ..grids import Grid
 from ..prediction import Prediction, PredictionType
-from ..schedules import VE
+from ..schedules import VE, RectifiedFlow
+from ..solvers import Plain, Scheme, Tuned
 from ..solvers.base import Solver, Step
 from ..solvers.state import flatten_state
 from .eigenvalues import Stiffness
@@ -36,6 +43,8 @@ if TYPE_CHECKING:
 
 _STEP = 2.0**-20
 """The size of the steps, around 1/2 in the coordinates' time: small, so that they are equal in any clock."""
+_AT = " at "
+_SHOWN = ["ddim", "midpoint", "rk4", "ees25", "ees27", "rex-euler", "edict", "bdia", "alf", "dpmpp-2m"]
 _KINDS: dict[str, PredictionType] = {"noise": "epsilon", "data": "sample", "flow": "flow"}
 
 
@@ -53,12 +62,39 @@ def spectral_radius(solver: str | Solver[Any], z: npt.ArrayLike) -> npt.NDArray[
         The spectral radius at each z, in an array of its shape; shape (1,) for a single number.
     """
     method = solvers.get(solver)
+    if isinstance(method, Tuned):
+        plain = method.at().down
+        method = plain.solver if isinstance(plain, Plain) else method
     values = np.atleast_1d(np.asarray(z, dtype=complex))
     flat = torch.from_numpy(values.ravel().copy())
+    if isinstance(method, Tuned):
+        return _share_of_a_call(method, flat).numpy().reshape(values.shape)
     first, second = _matrices(method, flat)
     both = second @ first
     radius = torch.linalg.eigvals(both).abs().amax(dim=1).sqrt()
     return radius.numpy().reshape(values.shape)
+
+
+def _share_of_a_call(solver: Tuned, z: Tensor) -> Tensor:
+    """The spectral radius of a tuned solver's call, shape (n,), from a run on the test equation."""
+    schedule = RectifiedFlow()
+    grid = solver.own_grid(schedule)
+    count = cast(Scheme, solver.at().down).calls
+    h = (grid.times[0] - (0.0 if grid.clean else grid.times[-1])) / count
+    points = torch.cat([z, torch.zeros(1, dtype=z.dtype)])
+
+    def model(x: Tensor, t: float) -> Prediction:
+        level = schedule.at(t)
+        u = torch.view_as_complex(x.reshape(-1, 2).contiguous())
+        slope = torch.view_as_real(-points / h * u).reshape(x.shape)  # the run goes down in tau
+        return Prediction(x, slope, "flow", level.alpha, level.sigma)
+
+    state = solver.start(_unit(points, 1.0), schedule, grid.times[0])
+    loop = StepLoop(model, solver, schedule, grid, state)
+    for _ in loop:
+        pass
+    factor = torch.view_as_complex(solver.output(loop.state).contiguous()).abs()
+    return (factor[:-1] / factor[-1].clamp_min(1.0)) ** (1.0 / count)
 
 
 def _matrices(solver: Solver[Any], z: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,10 +191,11 @@ def figure(
     stiffness: dict[str, Stiffness] | None = None,
     resolution: int = 121,
 ) -> Figure:
-    """Draw stability regions, one panel per solver: per step and, dashed, per evaluation.
+    """Draw stability regions, one panel per solver: per step and, dashed, per evaluation; see `scheme_figure`, too.
 
     Args:
-        names: Registered deterministic solvers; a selection by default.
+        names: Registered deterministic solvers, or files of tuned ones; a selection by default. A tuned solver has a
+            panel for each of its numbers of calls.
         stiffness: Where models put z, by label, to be marked in each panel.
         resolution: The number of points along each side of a panel.
 
@@ -166,15 +203,15 @@ def figure(
         MissingExtraError: matplotlib is not installed.
         UnknownNameError: A solver is not registered.
     """
-    names = names or ["ddim", "midpoint", "rk4", "ees25", "ees27", "rex-euler", "edict", "bdia", "alf", "dpmpp-2m"]
-    columns = min(5, len(names))
-    rows = -(-len(names) // columns)
+    panels = _each_budget(names or _SHOWN)
+    columns = min(5, len(panels))
+    rows = -(-len(panels) // columns)
     panel = plots.figure(2.6 * columns, 2.7 * rows)
     axes = panel.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     real, imaginary = np.linspace(-4.5, 1.0, resolution), np.linspace(-3.5, 3.5, resolution)
     z = real[None, :] + 1j * imaginary[:, None]
-    for axis, name in zip(axes, names, strict=False):
-        method = solvers.get(name)
+    for axis, name in zip(axes, panels, strict=False):
+        method = _of_panel(name)
         radius = spectral_radius(method, z)
         axis.contourf(real, imaginary, radius, levels=[0.0, 1.0 + 1e-9], colors=["#9ecae1"])
         cost = method.properties.evaluations or 1
@@ -185,14 +222,29 @@ def figure(
         for k, (label, place) in enumerate((stiffness or {}).items()):
             points = place.z.flatten().detach().cpu().numpy()
             axis.plot(points, np.full(points.shape, 0.15 * (k + 1)), "|", ms=5, alpha=0.4, label=label)
-        axis.set_title(f"{name}, [{-real_interval(method, 6.0):.3g}, 0]", fontsize=9)
-    for axis in axes[len(names) :]:
+        axis.set_title(f"{Path(name).name}, [{-real_interval(method, 6.0):.3g}, 0]", fontsize=9)
+    for axis in axes[len(panels) :]:
         axis.set_axis_off()
     if stiffness:
         axes[0].legend(fontsize=7, loc="upper left", frameon=False)
     panel.supxlabel("Re z per step (dashed: per evaluation)")
     panel.supylabel("Im z")
     return panel
+
+
+def _each_budget(names: list[str]) -> list[str]:
+    """The names of the panels: of a tuned solver, one for each number of calls."""
+    panels: list[str] = []
+    for name in names:
+        method = solvers.get(name)
+        panels += [f"{name}{_AT}{calls}" for calls in method.budgets] if isinstance(method, Tuned) else [name]
+    return panels
+
+
+def _of_panel(name: str) -> Solver[Any]:
+    plain, at, calls = name.rpartition(_AT)
+    method = solvers.get(plain if at else name)
+    return method.only(int(calls)) if isinstance(method, Tuned) else method
 
 
 __all__ = ["figure", "imaginary_interval", "real_interval", "spectral_radius"]

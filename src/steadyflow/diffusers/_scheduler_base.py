@@ -34,8 +34,10 @@ from ..noise import NoiseSource, White
 from ..prediction import Clip, Prediction, PredictionType, defined_at_zero_noise
 from ..schedules import Schedule
 from ..solvers.base import Solver
+from ..solvers.tuned import Tuned
 from ._configured import Configured
 from ._draws import GeneratorNoise
+from ._own_places import as_settings, calls_of_list, check_tuned, own_places
 from ._planner import Places
 from ._timesteps import Plan, Timesteps
 
@@ -102,6 +104,17 @@ class SchedulerBase(Configured):
     def _initialize(self, schedule: Schedule) -> None:
         """Create the solver and a first plan; called at the end of `__init__`."""
         self.schedule = schedule
+        settings = as_settings(self._settings.solver)
+        if settings is not None:
+            if self._settings.solver_options:
+                raise InputError("solver_options: only valid with the name of a solver, not with a solver")
+            default = self._internal_dict.get("_use_default_values", ())
+            self.register_to_config(  # which is JSON, as configs are
+                solver=settings[0],
+                solver_options=settings[1],
+                _use_default_values=[name for name in default if name != "solver_options"],
+            )
+            self._config_read = self._config_now()
         self.clip: Clip | None = None
         """Bounds on the estimate of the data, from the config."""
         self._chosen: Solver[Any] = solvers.get(self._settings.solver or DEFAULT, **self._solver_options())
@@ -114,6 +127,7 @@ class SchedulerBase(Configured):
             )
         if self.rising:
             self.solver.check_invertible()
+        check_tuned(self.solver, schedule)
         seed = self._settings.seed
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             raise InputError(f"seed: got {seed!r}, expected a whole number or None")
@@ -184,6 +198,42 @@ class SchedulerBase(Configured):
     def __len__(self) -> int:
         return self._settings.num_train_timesteps
 
+    @property
+    def _first_budget(self) -> int:
+        """The number of steps of the first plan, before one is asked for."""
+        return self._chosen.budgets[0] if isinstance(self._chosen, Tuned) else 10
+
+    def _own_places(self, solver: Tuned, steps: Any) -> Places:
+        """The places of a tuned solver's calls."""
+        places = own_places(solver, self.schedule, steps, self.rising, self._own_name)
+        self._own_calls = int(steps)
+        return places
+
+    def _check_own(self, **given: Any) -> None:
+        """Refuse what would place the steps of a tuned solver elsewhere."""
+        for name, value in {"grid": self._settings.grid, **given}.items():
+            if value is not None and (name, value) != ("strength", 1.0):
+                raise InputError(f"{name}: has no meaning with solver 'tuned', which has its own grid")
+
+    def _own_listed(self, timesteps: Any, sigmas: Any) -> Places | None:
+        """The places of a tuned solver for lists, which must be its own; None for other solvers, or without a list."""
+        listed = {k: v for k, v in (("timesteps", timesteps), ("sigmas", sigmas)) if v is not None}
+        if not listed or not isinstance(self._chosen, Tuned):
+            return None
+        self._check_own()
+        if self.rising:
+            raise InputError(f"{next(iter(listed))}: an inversion by solver 'tuned' takes its number of calls")
+        calls = calls_of_list(self._chosen, self.schedule, listed, self._time_listed)
+        return self._own_places(self._chosen, calls)
+
+    @abstractmethod
+    def _time_listed(self, name: str, value: float) -> float:
+        """The path time of a value of a list of timesteps or noise levels."""
+
+    def _own_name(self, t: float) -> float:
+        """What the network is told at a call of a tuned solver."""
+        return t
+
     def _plan_over(
         self, places: Places, device: torch.device | str | None, *, listed: bool = False, steps: int | None = None
     ) -> None:
@@ -201,7 +251,8 @@ class SchedulerBase(Configured):
         self.grid = Grid(times[::-1] if self.rising else times, clean=clean, firm=True)
         self._names: dict[float, float] = dict(zip(places.times, places.names, strict=True))
         self._by_name: dict[float, float] = {name: time for time, name in reversed(self._names.items())}
-        self._listed, self.solver, self._told_shift = listed, self._chosen, places.told_shift
+        self._listed, self._told_shift = listed, places.told_shift
+        self.solver = self._chosen.only(self._own_calls) if isinstance(self._chosen, Tuned) else self._chosen
         self._noise_factor = self._end_factor = 1.0
         state = self._carried.state if self._carried is not None and self._carried.grid == self.grid else None
         self._calls, skipped, barred = self._planned(state)
@@ -213,6 +264,7 @@ class SchedulerBase(Configured):
         fixed = ""
         if uneven or self.solver.properties.startup_evaluations:
             fixed = f"the steps of {self.solver.name!r} differ in their number of network calls"
+        own = self._chosen.foreign if isinstance(self._chosen, Tuned) else ""
         told = torch.tensor([self._network_time(t) for _, t in self._calls], dtype=torch.float64)
         whole = self._integer_timesteps and bool((told == told.round()).all())
         told = told.to(torch.int64 if whole else torch.float32).to(device)
@@ -220,7 +272,9 @@ class SchedulerBase(Configured):
         self._told: list[float] = told.tolist()
         gaps = [abs(a - b) for a, b in itertools.pairwise(self._told[k] for k in starts)]
         self._tolerance = min([_TOLERANCE * self._settings.num_train_timesteps, *(gap / 2.0 for gap in gaps if gap)])
-        which = Plan((*starts, len(told)), self.kind == "table", each, listed, fixed, starts[skipped], barred)
+        which = Plan(
+            (*starts, len(told)), self.kind == "table", each, listed, own or fixed, starts[skipped], barred, own
+        )
         self._times = Timesteps.of(told, which)
         self.timesteps = self._times
         levels = [self._level(t) or _LEAST for _, t in self._calls]

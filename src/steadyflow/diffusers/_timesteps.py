@@ -43,6 +43,8 @@ class Plan:
     """The first call at which a run can begin."""
     barred: str = ""
     """Why it cannot begin before."""
+    whole: str = ""
+    """Why a run cannot end before its last step; empty where it can."""
 
 
 class Timesteps(torch.Tensor):
@@ -120,6 +122,8 @@ class Timesteps(torch.Tensor):
         if low > 0:
             low = self.begin(self.first + low) - self.first
         if high not in (0, 1, len(plain)):  # a peek at the first one is no cut
+            if self.plan.whole:
+                raise InputError(f"timesteps: a run cannot end in the middle, as {self.plan.whole}")
             high = self._end(self.first + high) - self.first
         low = min(max(low, 0), len(plain))
         if low == len(plain) > 0 and key.start not in (None, len(plain)):

@@ -136,6 +136,7 @@ class SteadyDenoise(ModularPipelineBlocks):
             _plan_of_echo(values.sigmas) if is_echo(self._block) else _plan_of(components.scheduler, values.timesteps)
         )
         schedule, scale = plan.schedule, plan.scale
+        self._solver.check_grid(schedule, plan.grid)
         loop = Loop(self._block, components, values, plan.timesteps, self._solver.name)
         try:
             clocks = [float(schedule.model_time(t)) * scale for t in plan.grid.times[: len(plan.timesteps)]]

@@ -19,6 +19,7 @@ from .. import grids, solvers
 from ..errors import InputError
 from ..prediction import Prediction, PredictionType
 from ..schedules import RectifiedFlow, Tabulated
+from ..solvers.tuned import Tuned
 from . import _configs
 from ._draws import without_variance
 from ._planner import Places, numbers, places_of, time_of_ratio, whole
@@ -59,8 +60,9 @@ class SteadyScheduler(SchedulerBase):
         thresholding: Whether the estimate of the data is thresholded (Saharia et al. 2022), for models of pixels.
         dynamic_thresholding_ratio: The quantile of thresholding.
         sample_max_value: The largest threshold.
-        solver: A name of `steadyflow.solvers`; "ees25" by default. Where none is named and a pipeline changes the
-            latents at every call, as inpainting does, a multistep method takes over.
+        solver: A name of `steadyflow.solvers`, or the path of a tuned solver's file; "ees25" by default. A solver or
+            its spec may be given too, which the config then holds as a name and options. Where none is named and a
+            pipeline changes the latents at every call, as inpainting does, a multistep method takes over.
         solver_options: The options of the solver.
         grid: A name of `steadyflow.grids`, with options as in "karras:rho=5", which replaces the places of the followed
             class.
@@ -129,7 +131,7 @@ class SteadyScheduler(SchedulerBase):
         self._tells_denoised = self._plan.name in ("LCMScheduler", "TCDScheduler")
         self._learned_variance = _configs.learned_variance(fields)
         _configs.check_method(fields, self.solver.name, self.solver.properties.evaluations)
-        self._plan_over(self._named_places(min(10, len(table))), None)
+        self._plan_over(self._named_places(min(self._first_budget, len(table))), None)
 
     @property
     def prediction(self) -> PredictionType:
@@ -148,6 +150,9 @@ class SteadyScheduler(SchedulerBase):
         return mean if mean.shape == sample.shape else super()._without_variance(output, sample)
 
     def _named_places(self, steps: int, **given: Any) -> Places:
+        if isinstance(self._chosen, Tuned):
+            self._check_own(**given)
+            return self._own_places(self._chosen, steps)
         if self._settings.grid is not None:
             times = grids.make(self._settings.grid, self.schedule, steps).times
             return self._ended(places_of(times[:-1], times[-1]))
@@ -195,7 +200,7 @@ class SteadyScheduler(SchedulerBase):
         if listed:
             if original_inference_steps is not None or strength not in (None, 1.0):
                 raise InputError("set_timesteps: original_inference_steps and strength do not go with a list")
-            places = self._listed_places(timesteps, sigmas)
+            places = self._own_listed(timesteps, sigmas) or self._listed_places(timesteps, sigmas)
         else:
             steps = whole(num_inference_steps, len(self.alphas_cumprod))
             more = {"original_inference_steps": original_inference_steps, "strength": strength}
@@ -205,6 +210,9 @@ class SteadyScheduler(SchedulerBase):
             self._noise_factor = self._plan.noise_factor(self.schedule.at(self.grid.times[0]))
             if self._settings.set_alpha_to_one is None and not self.grid.clean:
                 self._end_factor = self._plan.end_factor(self.schedule.at(self.grid.times[-1]))
+
+    def _time_listed(self, name: str, value: float) -> float:
+        return value if name == "timesteps" else time_of_ratio(self.schedule, value)
 
     def _listed_places(self, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None) -> Places:
         """The places of steps that begin at listed timesteps or noise levels."""
@@ -300,7 +308,7 @@ class SteadyFlowScheduler(SchedulerBase):
         self._initialize(RectifiedFlow())
         self.clip = _configs.clip_of(fields, self._plan.name)
         no_shift = {"exponential": 0.0, "linear": 1.0}[time_shift_type] if use_dynamic_shifting else None
-        self._plan_over(self._named_places(10, mu=no_shift), None)
+        self._plan_over(self._named_places(self._first_budget, mu=no_shift), None)
 
     @classmethod
     def _translated(
@@ -352,7 +360,23 @@ class SteadyFlowScheduler(SchedulerBase):
             time = unshifted(time, 1.0 / self._told_shift)
         return self._by_name.get(timestep, min(time, 1.0) if time <= 1.0 + 1e-6 else time)
 
+    def _own_name(self, t: float) -> float:
+        return t * self._settings.num_train_timesteps
+
+    def _own_places(self, solver: Tuned, steps: Any) -> Places:
+        places = super()._own_places(solver, steps)
+        for name, at, beyond in (
+            ("sigma_max", self._settings.sigma_max, max(places.times) > self._settings.sigma_max),
+            ("sigma_min", self._settings.sigma_min, min(*places.times, places.end or 0.0) < self._settings.sigma_min),
+        ):
+            if beyond:
+                raise InputError(f"{name}: got {at}, but {solver.foreign}")
+        return places
+
     def _named_places(self, steps: int, **given: Any) -> Places:
+        if isinstance(self._chosen, Tuned):
+            self._check_own()
+            return self._own_places(self._chosen, steps)
         if self._settings.grid is not None:
             grid = grids.make(self._settings.grid, self.schedule, steps, clean=True)
             return self._of_times(grid.times, 0.0) if grid.clean else self._of_times(grid.times[:-1], grid.times[-1])
@@ -401,7 +425,10 @@ class SteadyFlowScheduler(SchedulerBase):
             raise InputError("set_timesteps: give one of num_inference_steps, sigmas and timesteps")
         if not self._settings.use_dynamic_shifting:
             mu = None  # which FLUX's pipelines hand over whatever the config says
-        if timesteps is not None and sigmas is not None:
+        own = self._own_listed(timesteps, sigmas)
+        if own is not None:
+            places = own
+        elif timesteps is not None and sigmas is not None:
             places = self._told_places(numbers("timesteps", timesteps), numbers("sigmas", sigmas), mu)
         elif timesteps is not None:
             n = self._settings.num_train_timesteps
@@ -414,6 +441,9 @@ class SteadyFlowScheduler(SchedulerBase):
         else:
             places = self._named_places(whole(num_inference_steps, None), mu=mu)
         self._plan_over(places, device, listed=bool(listed), steps=len(places.times))
+
+    def _time_listed(self, name: str, value: float) -> float:
+        return min(value / self._settings.num_train_timesteps if name == "timesteps" else value, 1.0)
 
     def _told_places(self, timesteps: list[float], sigmas: list[float], mu: float | None) -> Places:
         """The places of steps at sigmas before the shift, where the network is told given timesteps."""

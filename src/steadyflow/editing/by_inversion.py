@@ -52,6 +52,8 @@ def _there_and_back(method: EditMethod, request: EditRequest, share: float | Non
     if holds and options.batch_size is not None:
         raise InputError("batch_size: a mask and method 'direct' hold every state of the whole batch; leave it out")
     inversion, spent = request.inversion, 0
+    if holds:
+        _check_times(request, "method 'direct'" if share is not None else "a mask")
     if inversion is None:
         up = options.changed(record="all" if holds else options.record)
         inversion = run_inversion(request.source, request.x, up)
@@ -59,6 +61,22 @@ def _there_and_back(method: EditMethod, request: EditRequest, share: float | Non
     held = options.changed(corrections=(*options.corrections, *_anchors(inversion, request, share)))
     back = inversion.decode(request.target, **decode_options(held))
     return finished(request, method, back, nfe=spent + back.nfe, inversion=inversion)
+
+
+def _check_times(request: EditRequest, what: str) -> None:
+    """Refuse a solver whose way back has other times than its way up, where there are no states to hold on to."""
+    inversion, schedule = request.inversion, request.source.schedule
+    if inversion is None and request.options.auto is not None:
+        return
+    solver = request.options.method if inversion is None else inversion.solver
+    if not solver.has_own_grid:
+        return
+    up = request.options.rising(request.source) if inversion is None else inversion.grid
+    if solver.way_back(schedule, up).times != up.reversed().times:
+        raise InputError(
+            f"solver {solver.name!r}: its way back calls the model at other times than its way up, so that {what} has "
+            "no states of the source to hold on to; name a plain solver"
+        )
 
 
 def _anchors(inversion: Inversion, request: EditRequest, share: float | None) -> list[Anchor]:

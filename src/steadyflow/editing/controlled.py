@@ -89,6 +89,11 @@ def _solver(request: EditRequest) -> Solver[Any]:
     if request.options.auto is not None:
         raise InputError("solver: a choice by trial is for methods that invert; name a Runge-Kutta method")
     solver = request.options.method
+    if solver.has_own_grid:
+        raise InputError(
+            f"solver {solver.name!r}: it was fitted to the field of a model, and this way of editing follows another "
+            "one; name a Runge-Kutta method, or edit with method='inversion'"
+        )
     if solver.coordinates != "flow" or solver.properties.stochastic or not solver.invertible:
         raise InputError(
             f"solver {solver.name!r}: this way of editing follows a field of flow coordinates; use a Runge-Kutta "

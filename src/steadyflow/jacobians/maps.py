@@ -83,6 +83,7 @@ class FlowMap:
         object.__setattr__(self, "solver", registry.get(self.solver))
         if self.grid.rising:
             self.solver.check_invertible()
+        self.solver.check_grid(self.model.schedule, self.grid)
         if self.solver.properties.stochastic and self.noise is None:
             raise InputError(f"map: solver {self.solver.name!r} is stochastic; give the noise for which to take it")
 
@@ -276,7 +277,10 @@ class StepMap:
 
     def _run(self, x: Tensor) -> list[Tensor]:
         build, parts = flatten_state(self.state)
-        state, _ = drive(self.solver.advance(build([x, *parts[1:]]), self.step), self.model)
+        before = build([x, *parts[1:]])
+        if self.solver.has_own_grid:  # whose state holds the start of the run too, which moves along
+            before = self.solver.with_sample(self.state, x, self.step.schedule, self.step.t0)
+        state, _ = drive(self.solver.advance(before, self.step), self.model)
         return [self.solver.output(state)]
 
 

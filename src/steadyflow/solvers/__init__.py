@@ -6,7 +6,7 @@ Each family registers its methods and lists its classes; what it lists can be im
 # The order of the families is that of the registry's table.
 # isort: off
 from . import ancestral, fixed_point, hybrid, multistep, reversible, rex, runge_kutta, singlestep, stochastic
-from . import res, stork, er_sde, sa_solver, tuned
+from . import res, stork, er_sde, sa_solver, schemes, tuned
 from .ancestral import *  # noqa: F403
 from .base import Properties, Queries, Query, Solver, Step, each_step, steps_for
 from .er_sde import *  # noqa: F403
@@ -19,6 +19,7 @@ from .reversible import *  # noqa: F403
 from .rex import *  # noqa: F403
 from .runge_kutta import *  # noqa: F403
 from .sa_solver import *  # noqa: F403
+from .schemes import *  # noqa: F403
 from .singlestep import *  # noqa: F403
 from .state import solver_state
 from .stochastic import *  # noqa: F403
@@ -56,4 +57,5 @@ __all__ += res.__all__
 __all__ += stork.__all__
 __all__ += er_sde.__all__
 __all__ += sa_solver.__all__
+__all__ += schemes.__all__
 __all__ += tuned.__all__

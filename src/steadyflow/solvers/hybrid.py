@@ -59,6 +59,11 @@ class Hybrid(Solver[Staged]):
                 f"hybrid: expected a deterministic and a stochastic solver, got {self.deterministic.name!r} and "
                 f"{self.stochastic.name!r}"
             )
+        if self.deterministic.has_own_grid:
+            raise InputError(
+                f"hybrid: solver {self.deterministic.name!r} runs over its own grid alone, every call of it; name a "
+                "plain one"
+            )
         if self.noisy < 1 or self.after < 0:
             raise InputError(f"hybrid: expected noisy >= 1 and after >= 0, got {self.noisy} and {self.after}")
 

@@ -5,11 +5,18 @@ Each family registers its own methods where they are defined; `steadyflow.solver
 
 import inspect
 import math
+import os
+import warnings
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from ..errors import MALFORMED, InputError, UnknownNameError
+from ..errors import MALFORMED, CorruptFileError, InputError, StorageError, UnknownNameError
 from .base import Solver
+
+FOLDER = "STEADYFLOW_SOLVERS"
+"""The environment variable that names a folder of tuned solvers, which are available by the names of their files."""
 
 _MAKERS: dict[str, Callable[..., Solver[Any]]] = {}
 _UNLISTED: set[str] = set()
@@ -34,15 +41,57 @@ def register(name: str, maker: Callable[..., Solver[Any]], *, listed: bool = Tru
 
 
 def names() -> list[str]:
-    """Return all registered names, in the order of registration."""
+    """Return all names: those that are registered, in the order of registration, and those of the user's own folder.
+
+    The folder is named by the environment variable STEADYFLOW_SOLVERS; a file in it that is no tuned solver is named in
+    a warning.
+    """
+    return [*(name for name in _MAKERS if name not in _UNLISTED), *_in_folder()]
+
+
+def built_in() -> list[str]:
+    """Return the registered names of plain solvers."""
     return [name for name in _MAKERS if name not in _UNLISTED]
+
+
+def _folder() -> Path | None:
+    given = os.environ.get(FOLDER, "")
+    return Path(given) if given else None
+
+
+def _in_folder() -> list[str]:
+    """The names of the tuned solvers in the user's own folder."""
+    folder = _folder()
+    if folder is None:
+        return []
+    if not folder.is_dir():
+        warnings.warn(f"{FOLDER}: {folder} is no folder", stacklevel=3)
+        return []
+    found: list[str] = []
+    for path in sorted(folder.glob("*.json")):
+        why = f"the name {path.stem!r} is that of a registered solver" if path.stem in _MAKERS else _broken(path)
+        if why:
+            warnings.warn(f"{FOLDER}: left out {path}: {why}", stacklevel=3)
+        else:
+            found.append(path.stem)
+    return found
+
+
+def _broken(path: Path) -> str:
+    """Why a file cannot be read; empty if it can."""
+    try:
+        _from_file(str(path))
+    except (CorruptFileError, StorageError) as error:
+        return str(error)
+    return ""
 
 
 def get(solver: str | Solver[Any], **options: Any) -> Solver[Any]:
     """Return the solver with a name, or that of a file.
 
     Args:
-        solver: The name, or the path of a tuned solver's file (.json); a `Solver` is returned unchanged.
+        solver: The name, or the path of a tuned solver's file (.json); a `Solver` is returned unchanged. Files in the
+            folder that the environment variable STEADYFLOW_SOLVERS names have the names of their files.
         **options: The options of the solver with that name.
 
     Raises:
@@ -56,10 +105,11 @@ def get(solver: str | Solver[Any], **options: Any) -> Solver[Any]:
         if options:
             raise InputError(f"solver: the options {sorted(options)} are only valid with a name, not with a Solver")
         return solver
-    if solver not in _MAKERS and solver.endswith(".json"):
+    path = None if solver in _MAKERS else _file_of(solver)
+    if path is not None:
         if options:
             raise InputError(f"solver: the options {sorted(options)} are only valid with a name, not with a file")
-        return _from_file(solver)
+        return _from_file(path)
     if solver not in _MAKERS:
         raise UnknownNameError("solver", solver, names())
     maker = _MAKERS[solver]
@@ -75,7 +125,28 @@ def get(solver: str | Solver[Any], **options: Any) -> Solver[Any]:
         raise InputError(f"solver {solver!r}: {error}") from error
 
 
+def _file_of(name: str) -> str | None:
+    """The file that a name stands for: its own path, or one in the user's folder."""
+    if name.endswith(".json"):
+        return name
+    folder = _folder()
+    if folder is None or not name or Path(name).name != name:
+        return None
+    path = folder / f"{name}.json"
+    return str(path) if path.is_file() else None
+
+
 def _from_file(path: str) -> Solver[Any]:
+    """The tuned solver in a file, read once for each of its versions."""
+    try:
+        found = Path(path).stat()
+    except OSError as error:
+        raise StorageError(f"{path}: could not be read ({error.strerror or error})") from error
+    return _loaded(path, found.st_mtime_ns, found.st_size, found.st_ino)
+
+
+@lru_cache(maxsize=64)
+def _loaded(path: str, *version: int) -> Solver[Any]:
     from .tuned import Tuned  # which registers itself here
 
     return Tuned.load(path)
@@ -108,7 +179,7 @@ def properties_table(chosen: Sequence[str] | None = None) -> tuple[list[str], li
     rows: list[list[str]] = []
     for name in names() if chosen is None else chosen:
         facts = get(name).properties
-        inverse = "none (stochastic)" if facts.inverse == "none" else facts.inverse
+        inverse = "none (stochastic)" if facts.inverse == "none" and facts.stochastic else facts.inverse
         back = "" if facts.antisymmetric_order is None else str(facts.antisymmetric_order)
         cost = "until converged" if facts.evaluations is None else str(facts.evaluations)
         interval = facts.real_interval

@@ -17,243 +17,39 @@ was measured when it was fitted, and is saved as one JSON file. Sources for sche
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self, cast
 
 from torch import Tensor
 
-from .. import grids
 from .._internal import files
 from .._internal.tensors import combine
 from ..coordinates import FLOW
-from ..errors import MALFORMED, CorruptFileError, InputError, StorageError
+from ..errors import MALFORMED, CorruptFileError, InputError, NotInvertibleError, StorageError
 from ..grids import Grid
 from ..prediction import Scaled
 from ..schedules import Schedule
 from . import registry
-from .base import Properties, Queries, Query, Solver, Step, steps_for
+from .base import Properties, Queries, Query, Solver, Step
+from .own_grids import FOR_SAMPLING, entry_over, grid_of, place_of
+from .schemes import Entry, Plain, Scheme, Verdict, time_on
 from .state import solver_state
 
 __all__ = [
-    "Entry",
-    "Plain",
-    "Scheme",
     "Tuned",
-    "Verdict",
 ]
 
 FORMAT = "steadyflow-tuned-1"
 """The first entry of a file."""
 _LARGEST = 64 * 2**20
 """Larger files are not read."""
-_CLOSE = 1e-5
-"""How far in tau the times of a run may be from a scheme's: the rounding of times that others store."""
 
 Kind = Literal["sample", "round trip"]
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """A general explicit scheme (see the module).
-
-    Args:
-        times: The times tau of the calls, strictly falling or strictly rising.
-        end: The time tau at which the run ends, beyond the last call.
-        rows: The combinations X_k: row k has the factors of the start and of the first k slopes; row 0 is (1,).
-        weights: The factors of the start and of all slopes in the end.
-
-    Raises:
-        InputError: The numbers do not make a scheme.
-    """
-
-    times: tuple[float, ...]
-    end: float
-    rows: tuple[tuple[float, ...], ...]
-    weights: tuple[float, ...]
-
-    def __post_init__(self):
-        n = len(self.times)
-        if n < 1 or len(self.rows) != n or any(len(row) != k + 1 for k, row in enumerate(self.rows)):
-            raise InputError(f"scheme: expected rows of 1, 2, ..., {n} factors for {n} calls")
-        if self.rows[0] != (1.0,) or len(self.weights) != n + 1:
-            raise InputError(f"scheme: expected (1,) as the first row, and {n + 1} weights for {n} calls")
-        if not all(map(math.isfinite, (*self.times, self.end, *itertools.chain(*self.rows), *self.weights))):
-            raise InputError("scheme: expected finite numbers")
-        whole = (*self.times, self.end)
-        sign = 1.0 if whole[-1] > whole[0] else -1.0
-        if (
-            not all(sign * (b - a) > 0 for a, b in itertools.pairwise(whole))
-            or not 0.0 <= min(whole) <= max(whole) <= 1
-        ):
-            raise InputError("scheme: expected times that strictly fall or strictly rise, within [0, 1]")
-
-    @property
-    def calls(self) -> int:
-        """The number of model evaluations."""
-        return len(self.times)
-
-    @property
-    def rising(self) -> bool:
-        """Whether it adds noise (inversion)."""
-        return self.end > self.times[0]
-
-    def grid(self, schedule: Schedule) -> Grid:
-        """Return the times of the calls on a path, with the end, or with the clean estimate in its place.
-
-        Args:
-            schedule: The path.
-
-        Raises:
-            InputError: A time lies beyond the path.
-        """
-        times = [time_on(schedule, tau) for tau in self.times]
-        if self.end == 0.0:
-            low = schedule.domain[0]
-            if schedule.at(low).sigma == 0.0 and times[-1] > low:
-                return Grid((*times, low))
-            return Grid(tuple(times), clean=True)
-        return Grid((*times, time_on(schedule, self.end)))
-
-
-def time_on(schedule: Schedule, tau: float) -> float:
-    """Return the path time at which the flow time is tau; an end of the path where they differ by rounding only.
-
-    Args:
-        schedule: The path.
-        tau: The flow time.
-
-    Raises:
-        InputError: The path does not reach it.
-    """
-    ends = [*schedule.t_range, *schedule.domain]
-    for t in ends:
-        if math.isfinite(t) and abs(FLOW.time(schedule.at(t)) - tau) <= 1e-9:
-            return t
-    low, high = (FLOW.time(schedule.at(t)) if math.isfinite(t) else 1.0 for t in schedule.domain)
-    if not low <= tau <= high:
-        raise InputError(
-            f"solver 'tuned': a call at sigma / (alpha + sigma) = {tau:.6g}, but the path has [{low:.6g}, {high:.6g}]; "
-            "tune it for this path"
-        )
-    return FLOW.when(schedule, tau)
-
-
-@dataclass(frozen=True)
-class Plain:
-    """A registered solver with a grid, where no scheme was better.
-
-    Args:
-        solver: The method.
-        grid: The name of its grid.
-    """
-
-    solver: Solver[Any]
-    grid: str
-
-    def on(self, schedule: Schedule, calls: int, t_max: float, t_min: float, *, clean: bool) -> Grid:
-        """Return the falling grid for a number of calls.
-
-        Args:
-            schedule: The path.
-            calls: The number of model evaluations.
-            t_max: The noisy end.
-            t_min: The clean end.
-            clean: Whether to end with the clean estimate.
-        """
-        reads = clean and schedule.at(t_min).sigma > 0.0
-        steps = steps_for(self.solver, calls, clean=reads)
-        return grids.make(self.grid, schedule, steps, t_max=t_max, t_min=t_min, clean=clean)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What was measured on starts that were not fitted, at one number of calls.
-
-    The error of a sample is the root mean square of its distance to a fine solve from the same start; of a round trip,
-    to where it began. A gain is the best plain solver's error over the tuned one's, with a 95 % bootstrap interval.
-    """
-
-    won: bool
-    """Whether the tuned solver is better in the median and in the mean, by more than the intervals."""
-    fitted: str
-    """How it was fitted."""
-    median: float
-    """The median error of the tuned solver."""
-    mean: float
-    """Its mean error."""
-    p95: float
-    """The 95th percentile of its errors."""
-    plain: str
-    """The plain solver with the smallest median, and its grid."""
-    plain_median: float
-    """Its median error."""
-    plain_mean: float
-    """The smallest mean error of a plain solver, which may be another one's."""
-    plain_p95: float
-    """The smallest 95th percentile of a plain solver."""
-    gain_median: tuple[float, float, float]
-    """The gain in the median: value, low, high."""
-    gain_mean: tuple[float, float, float]
-    """The gain in the mean: value, low, high."""
-    compared: int
-    """How many pairs of a registered solver and a grid were compared."""
-    fit_rows: int
-    """Starts that were fitted."""
-    judged_rows: int
-    """Starts on which it was judged."""
-    reference: float
-    """The median error of the fine solve, from one with half of its calls."""
-    calls: int
-    """Model evaluations that the fit took, of one start each."""
-    beside: tuple[float, float] | None = None
-    """Of round trips: the median distance of the latents from fine ones, or of edits from fine edits, for the tuned
-    solver and for the plain one."""
-
-    def __str__(self) -> str:
-        if not self.won:
-            return (
-                f"the fit did not win ({self._gains()}, median and mean): {self.plain} is used, with a median error of "
-                f"{self.plain_median:.2e} on {self.judged_rows} starts"
-            )
-        return (
-            f"error {self.median:.2e} (mean {self.mean:.2e}, 95 % below {self.p95:.2e}) on {self.judged_rows} starts "
-            f"that were not fitted; best of {self.compared} plain ones {self.plain} {self.plain_median:.2e} "
-            f"({self.plain_mean:.2e}, {self.plain_p95:.2e}); {self._gains()}{self._beside()}; "
-            f"{self.fitted}, {self.calls:,} calls"
-        )
-
-    def _beside(self) -> str:
-        if self.beside is None:
-            return ""
-        return f"; latents or edits {self.beside[0]:.2e} from fine ones, {self.beside[1]:.2e} with the plain one"
-
-    def _gains(self) -> str:
-        parts = (f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in (self.gain_median, self.gain_mean))
-        return "gain " + " and ".join(parts)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What a tuned solver does at one number of calls each way.
-
-    Args:
-        calls: The number of model evaluations each way.
-        down: The scheme from noise to data, or the plain solver that was better.
-        up: The scheme from data to noise, where round trips were fitted.
-        verdict: What was measured.
-    """
-
-    calls: int
-    down: Scheme | Plain
-    up: Scheme | None = None
-    verdict: Verdict | None = None
 
 
 @solver_state
@@ -270,13 +66,6 @@ class Asked(NamedTuple):
     """The slopes so far, the oldest first, shape (B, ...) each."""
     inner: tuple[int, Any] | None = None
     """The number of calls and the state of a plain solver instead."""
-
-
-class _Place(NamedTuple):
-    entry: Entry
-    scheme: Scheme | Plain
-    call: int
-    last: bool
 
 
 @dataclass(frozen=True)
@@ -307,6 +96,7 @@ class Tuned(Solver[Asked]):
     schedule: str = field(default="", compare=False)
     name: ClassVar[str] = "tuned"
     coordinates = "flow"
+    has_own_grid = True
 
     def __post_init__(self):
         calls = [entry.calls for entry in self.entries]
@@ -314,6 +104,9 @@ class Tuned(Solver[Asked]):
             raise InputError(f"solver 'tuned': expected entries of different numbers of calls, got {calls}")
         if self.kind not in ("sample", "round trip"):
             raise InputError(f"solver 'tuned': got kind {self.kind!r}, expected 'sample' or 'round trip'")
+        if not 0.0 <= self.tau_min < self.tau_max <= 1.0:
+            ends = f"{self.tau_min!r} and {self.tau_max!r}"
+            raise InputError(f"solver 'tuned': got ends {ends}, expected 0 <= tau_min < tau_max <= 1")
 
     def __hash__(self) -> int:
         return self._hash
@@ -321,6 +114,9 @@ class Tuned(Solver[Asked]):
     @cached_property
     def _hash(self) -> int:
         return hash((self.entries, self.tau_max, self.tau_min, self.kind))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_hash"}  # another process has other hashes
 
     @property
     def budgets(self) -> tuple[int, ...]:
@@ -360,28 +156,58 @@ class Tuned(Solver[Asked]):
             if entry.calls == calls:
                 return entry
         budgets = ", ".join(map(str, self.budgets))
-        raise InputError(f"nfe: got {calls}, but this tuned solver was fitted for {budgets} evaluations")
+        got = "no number" if calls is None else calls
+        raise InputError(f"nfe: got {got}, but this tuned solver was fitted for {budgets} evaluations")
+
+    def only(self, calls: int) -> Tuned:
+        """Return the solver with what it does at one number of calls alone.
+
+        Args:
+            calls: The number.
+
+        Raises:
+            InputError: It was not fitted for this number.
+        """
+        entry = self.at(calls)
+        return self if len(self.entries) == 1 else replace(self, entries=(entry,))
+
+    def check_grid(self, schedule: Schedule, grid: Grid) -> None:
+        if grid.rising:
+            self.check_invertible()
+        self.recognised(schedule, grid)
 
     def own_grid(self, schedule: Schedule, calls: int | None = None, *, rising: bool = False) -> Grid:
-        return _grid(self, schedule, self.at(calls).calls, rising)
+        return grid_of(self, schedule, self.at(calls).calls, rising)
 
     def way_back(self, schedule: Schedule, grid: Grid) -> Grid:
-        for entry in self.entries:
-            if _close(schedule, _grid(self, schedule, entry.calls, grid.rising), grid):
-                return _grid(self, schedule, entry.calls, not grid.rising)
-        raise InputError(self._foreign())
+        return self.own_grid(schedule, self.recognised(schedule, grid).calls, rising=not grid.rising)
 
-    def sigmas(self, calls: int | None = None) -> tuple[float, ...]:
-        """Return the noise levels sigma / alpha of its calls and a last 0, for programs that take only a grid.
+    def recognised(self, schedule: Schedule, grid: Grid) -> Entry:
+        """Return what it does over a grid, which must be one of its own but for the rounding of times.
+
+        Args:
+            schedule: The path.
+            grid: The grid, falling or rising.
+
+        Raises:
+            InputError: The grid is none of its own, or that of several numbers of calls.
+        """
+        return entry_over(self, schedule, grid)
+
+    def sigmas(self, calls: int | None = None, *, flow: bool = False) -> tuple[float, ...]:
+        """Return the noise levels of its calls, and last that of the end, for programs that take only a grid.
 
         Args:
             calls: The number of calls; may be left out if there is only one.
+            flow: Whether the levels are those of a flow model, x = (1 - sigma) x0 + sigma eps, as in SD3 and FLUX;
+                by default they are those of x0 + sigma eps, the ratio sigma / alpha of other paths.
 
         Raises:
             InputError: It was not fitted for this number, or a plain solver is used for it.
         """
-        taus = self._taus(calls)
-        return (*(tau / (1.0 - tau) if tau < 1.0 else math.inf for tau in taus), 0.0)
+        scheme = self._scheme(calls)
+        taus = (*scheme.times, scheme.end)
+        return taus if flow else tuple(tau / (1.0 - tau) if tau < 1.0 else math.inf for tau in taus)
 
     def timesteps(self, schedule: Schedule, calls: int | None = None) -> tuple[float, ...]:
         """Return the times that the network of a path is given.
@@ -393,16 +219,16 @@ class Tuned(Solver[Asked]):
         Raises:
             InputError: It was not fitted for this number, or a plain solver is used for it.
         """
-        return tuple(schedule.model_time(time_on(schedule, tau)) for tau in self._taus(calls))
+        return tuple(schedule.model_time(time_on(schedule, tau)) for tau in self._scheme(calls).times)
 
-    def _taus(self, calls: int | None) -> tuple[float, ...]:
+    def _scheme(self, calls: int | None) -> Scheme:
         entry = self.at(calls)
         if isinstance(entry.down, Plain):
             raise InputError(
                 f"solver 'tuned': at {entry.calls} calls {entry.down.solver.name!r} on the grid {entry.down.grid!r} "
                 "was better than the fit; take its grid"
             )
-        return entry.down.times
+        return entry.down
 
     def start(self, x: Tensor, schedule: Schedule, t: float) -> Asked:
         return Asked(x, x, FLOW.scale(schedule.at(t)), ())
@@ -419,6 +245,9 @@ class Tuned(Solver[Asked]):
         moved = combine(1.0, state.start, [scale, -scale], [x, state.x])
         return Asked(x, moved, state.scale, state.slopes)
 
+    def restarted(self, state: Asked, x: Tensor, schedule: Schedule, t: float) -> Asked:
+        return self.with_sample(state, x, schedule, t)  # a scheme has no other beginning than its first call
+
     def for_decoding(self, state: Asked) -> Asked:
         inner = state.inner
         if inner is not None:
@@ -432,10 +261,13 @@ class Tuned(Solver[Asked]):
         return self.step(state, step)
 
     def step(self, state: Asked, step: Step) -> Queries[Asked]:
-        place = _place(self, step.schedule, step.t0, step.t1, step.index, step.count, step.reads_clean)
+        place = place_of(self, step.schedule, step.t0, step.t1, step.index, step.count, step.reads_clean)
         if place is None:
-            raise InputError(self._foreign())
+            raise InputError(self.foreign)
         scheme = place.scheme
+        done = len(state.slopes) if isinstance(scheme, Scheme) else place.call if state.inner is not None else 0
+        if place.call > 0 and place.call != done:
+            raise InputError(f"{self.foreign}; a run begins with its first call, not with call {place.call + 1}")
         if isinstance(scheme, Plain):
             method = scheme.solver
             inner = method.start(state.x, step.schedule, step.t0) if state.inner is None else state.inner[1]
@@ -455,10 +287,17 @@ class Tuned(Solver[Asked]):
         self.check_invertible()
         return self.step(state, step)
 
-    def _foreign(self) -> str:
+    def check_invertible(self) -> None:
+        if self.kind == "sample":
+            raise NotInvertibleError(FOR_SAMPLING)
+
+    @property
+    def foreign(self) -> str:
+        """What to say where a grid is none of its own."""
         return (
-            "solver 'tuned': it was fitted together with its own grid; leave the grid, the ends and the strength out, "
-            "or pass what own_grid(schedule, calls), sigmas(calls) or timesteps(schedule, calls) return"
+            f"solver 'tuned': it was fitted together with its own grids, of {', '.join(map(str, self.budgets))} calls; "
+            "leave the grid, the ends and the strength out, or pass what own_grid(schedule, calls), sigmas(calls) or "
+            "timesteps(schedule, calls) return"
         )
 
     def spec(self) -> dict[str, Any]:
@@ -466,21 +305,6 @@ class Tuned(Solver[Asked]):
 
     def document(self) -> dict[str, Any]:
         """Return everything as JSON-able values; `from_document` is the inverse."""
-
-        def method(part: Scheme | Plain | None) -> dict[str, Any] | None:
-            if isinstance(part, Plain):
-                return {"solver": part.solver.spec(), "grid": part.grid}
-            return None if part is None else dataclasses.asdict(part)
-
-        entries = [
-            {
-                "calls": entry.calls,
-                "down": method(entry.down),
-                "up": method(entry.up),
-                "verdict": None if entry.verdict is None else dataclasses.asdict(entry.verdict),
-            }
-            for entry in self.entries
-        ]
         facts = {
             "format": FORMAT,
             "kind": self.kind,
@@ -489,7 +313,7 @@ class Tuned(Solver[Asked]):
             "model": self.model,
         }
         facts |= {"fingerprint": self.fingerprint, "guidance": list(self.guidance), "schedule": self.schedule}
-        return {**facts, "entries": entries}
+        return {**facts, "entries": [entry.document() for entry in self.entries]}
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
@@ -503,7 +327,7 @@ class Tuned(Solver[Asked]):
                 raise InputError(f"format {document['format']!r}, expected {FORMAT!r}")
             low, high = document["guidance"]
             return cls(
-                tuple(_entry(one) for one in document["entries"]),
+                tuple(Entry.from_document(one) for one in document["entries"]),
                 float(document["tau_max"]),
                 float(document["tau_min"]),
                 document["kind"],
@@ -546,7 +370,7 @@ class Tuned(Solver[Asked]):
             document = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise StorageError(f"{path}: could not be read ({error})") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CorruptFileError(f"{path}: not a tuned solver ({error})") from error
         try:
             return cls.from_document(document)
@@ -565,84 +389,9 @@ class Tuned(Solver[Asked]):
         registry.register(name, lambda: self)
 
 
-@lru_cache(maxsize=256)
-def _grid(solver: Tuned, schedule: Schedule, calls: int, rising: bool) -> Grid:
-    entry = solver.at(calls)
-    if rising:
-        if solver.kind == "sample":
-            raise InputError(
-                "solver 'tuned': it was fitted for sampling alone; fit one for round trips with "
-                "sf.tune(model, x=..., task='round trip')"
-            )
-        if isinstance(entry.up, Scheme):
-            return entry.up.grid(schedule)
-    if isinstance(entry.down, Scheme):
-        return entry.down.grid(schedule)
-    ends = (time_on(schedule, tau) for tau in (solver.tau_max, solver.tau_min))
-    grid = entry.down.on(schedule, entry.calls, *ends, clean=solver.kind == "sample")
-    return grid.reversed() if rising else grid
-
-
-def _close(schedule: Schedule, own: Grid, grid: Grid) -> bool:
-    """Whether two grids are the same but for the rounding of times that others store."""
-    if len(own) != len(grid) or own.rising != grid.rising:
-        return False
-    pairs = zip(own.times, grid.times, strict=True)
-    return all(_same(schedule, a, b) for a, b in pairs)
-
-
-def _same(schedule: Schedule, a: float, b: float) -> bool:
-    return a == b or abs(FLOW.time(schedule.at(a)) - FLOW.time(schedule.at(b))) <= _CLOSE
-
-
-@lru_cache(maxsize=4096)
-def _place(
-    solver: Tuned, schedule: Schedule, t0: float, t1: float, index: int, count: int, reads: bool
-) -> _Place | None:
-    """Find the entry to which a step belongs, and which of its calls the step is; None if it belongs to none."""
-    rising = t1 > t0
-    for entry in solver.entries:
-        if rising and solver.kind == "sample":
-            continue
-        grid = _grid(solver, schedule, entry.calls, rising)
-        n = len(grid) - 1
-        call = index if reads or not rising else count - 1 - index
-        if count != n or not 0 <= call <= n or (call == n and not grid.clean):
-            continue
-        ends = [(grid.times[call], t0)] if reads else [(grid.times[call], t0), (grid.times[call + 1], t1)]
-        if all(_same(schedule, a, b) for a, b in ends):
-            scheme = entry.up if rising and entry.up is not None else entry.down
-            last = isinstance(scheme, Scheme) and call == scheme.calls - 1
-            return _Place(entry, scheme, call, last)
-    return None
-
-
-def _entry(one: Mapping[str, Any]) -> Entry:
-    def method(part: Mapping[str, Any]) -> Scheme | Plain:
-        if "solver" in part:
-            return Plain(registry.from_spec(dict(part["solver"])), str(part["grid"]))
-        rows = tuple(_numbers(row) for row in part["rows"])
-        return Scheme(_numbers(part["times"]), float(part["end"]), rows, _numbers(part["weights"]))
-
-    up = None if one["up"] is None else method(one["up"])
-    if isinstance(up, Plain):
-        raise InputError("entry: the way up is a scheme, or that of the plain solver")
-    given = one["verdict"]
-    verdict = None
-    if given is not None:
-        verdict = Verdict(**{key: _frozen(value) for key, value in given.items()})
-    return Entry(int(one["calls"]), method(one["down"]), up, verdict)
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(cast("list[Any]", value)) if isinstance(value, list) else value
-
-
-def _numbers(values: Sequence[Any]) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)
-
-
-def _make(document: Mapping[str, Any]) -> Tuned:
+def _make(document: Mapping[str, Any] | None = None) -> Tuned:
+    if document is None:
+        raise InputError("solver 'tuned': give the path of its file, such as solver='fast.json', or its document")
     return Tuned.from_document(document)
 
 

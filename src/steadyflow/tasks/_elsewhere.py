@@ -5,7 +5,19 @@ import warnings
 
 from ..denoisers.base import Denoiser
 from ..denoisers.fingerprints import fingerprint
+from ..schedules import Schedule
 from ..solvers.tuned import Tuned
+
+
+def warn_of_path(solver: Tuned, schedule: Schedule) -> None:
+    """Warn where a solver was fitted on another path, for those who do not see the model.
+
+    Args:
+        solver: The solver.
+        schedule: The path of the run.
+    """
+    if solver.schedule and not _same_path(solver.schedule, schedule):
+        _warn([f"to {solver.model!r}, on another path than this one"])
 
 
 def warn_elsewhere(solver: Tuned, model: Denoiser) -> None:
@@ -22,10 +34,24 @@ def warn_elsewhere(solver: Tuned, model: Denoiser) -> None:
         found.append(f"at guidance {fitted}, and this run has {model.guidance:g}")
     own = fingerprint(model) if solver.fingerprint else ""
     if own != solver.fingerprint:
-        path = "" if json.dumps(model.schedule.spec(), default=str) == solver.schedule else ", on another path"
+        path = "" if _same_path(solver.schedule, model.schedule) else ", on another path"
         found.append(f"to {solver.model!r} ({solver.fingerprint}), and this model is {model.name!r} ({own}){path}")
     if found:
-        warnings.warn(
-            f"solver 'tuned': it was fitted {'; '.join(found)}; what was measured for it does not hold here",
-            stacklevel=4,
-        )
+        _warn(found)
+
+
+def _same_path(known: str, schedule: Schedule) -> bool:
+    """Whether a path is the one that was described, whatever the ends and the shift of its time."""
+    try:
+        fitted = json.loads(known)
+    except ValueError:
+        return False
+    own = json.loads(json.dumps(schedule.spec(), default=str))
+    free = ("t_min", "t_max", *(("shift",) if own.get("type") == "RectifiedFlow" else ()))
+    return {k: v for k, v in fitted.items() if k not in free} == {k: v for k, v in own.items() if k not in free}
+
+
+def _warn(found: list[str]) -> None:
+    warnings.warn(
+        f"solver 'tuned': it was fitted {'; '.join(found)}; what was measured for it does not hold here", stacklevel=5
+    )

@@ -18,6 +18,7 @@ from ..errors import InputError, UnknownNameError
 from ..grids import Grid
 from ..noise import SOURCES
 from ..solvers.base import Solver, steps_for
+from ..solvers.tuned import Tuned
 
 DEFAULT_SOLVER = "ees25"
 """Near-reversible: the error of a round trip is of fifth order."""
@@ -55,8 +56,8 @@ class Options(TypedDict, total=False):
     """
 
     solver: str | Solver[Any] | Auto
-    """A solver, its name or file, `Auto`, or "auto"; by default "ees25", and for `sample` the one that is recommended.
-    See `steadyflow.solvers`."""
+    """A solver, its name, the path of a tuned solver's file, `Auto`, or "auto"; by default "ees25", and for `sample`
+    the one that is recommended. See `steadyflow.solvers`."""
     steps: int | PIDController | None
     """Solver steps each way, or a controller that chooses them."""
     nfe: int | None
@@ -196,7 +197,8 @@ class Resolved:
     def method(self) -> Solver[Any]:
         """The solver, once there is one to name."""
         assert not isinstance(self.solver, Auto)
-        return solvers.get(self.solver)
+        found = solvers.get(self.solver)
+        return found.only(self.nfe) if isinstance(found, Tuned) and self.nfe in found.budgets else found
 
     @property
     def controller(self) -> PIDController | None:
@@ -207,12 +209,16 @@ class Resolved:
         """The grid that belongs to the solver, if it has one."""
         if self.auto is not None:
             return None
-        own = self.method.own_grid(model.schedule, self.nfe, rising=rising)
-        if own is not None:
-            for name in ("steps", "grid", "strength", "t_min", "t_max"):
+        method = self.method
+        if method.has_own_grid:
+            given = isinstance(self.grid, Grid)
+            for name in ("steps", "strength", "t_min", "t_max", *(() if given else ("grid",))):
                 if getattr(self, name) is not None:
-                    raise InputError(f"{name}: has no meaning with solver {self.method.name!r}, which has its own grid")
-        return own
+                    raise InputError(f"{name}: has no meaning with solver {method.name!r}, which has its own grid")
+        if isinstance(method, Tuned) and isinstance(self.grid, Grid):
+            calls = method.recognised(model.schedule, self.grid).calls
+            return method.own_grid(model.schedule, calls, rising=rising)
+        return method.own_grid(model.schedule, self.nfe, rising=rising)
 
     def rising(self, model: Denoiser) -> Grid:
         """The grid of the run from data to noise."""

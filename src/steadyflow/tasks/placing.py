@@ -109,8 +109,8 @@ def gits(
         raise InputError("gits: give either n (how many trajectories) or x (their starts)")
     defaults = {"solver": "midpoint", "grid": "kl-optimal"}
     chosen = Resolved.of(options, gits, refused=_NO_MEANING, defaults=defaults)
-    if chosen.auto is not None or chosen.method.properties.stochastic:
-        raise InputError(f"solver: got {chosen.solver!r}, expected a deterministic one for the fine trajectories")
+    if chosen.auto is not None or chosen.method.properties.stochastic or chosen.method.has_own_grid:
+        raise InputError(f"solver: got {chosen.solver!r}, expected a deterministic one without a grid of its own")
     if isinstance(chosen.grid, Grid):
         if fine is not None:
             raise InputError("fine: only valid with a named grid; a Grid already fixes the fine times")

@@ -4,6 +4,6 @@
 `judging` the comparison with plain solvers, `verb` the verb.
 """
 
-from .verb import tune
+from .verb import estimate, tune
 
-__all__ = ["tune"]
+__all__ = ["estimate", "tune"]

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from .. import grids
+from .. import grids, solvers
 from .._integrate import Progress, check_state, progress_bar
 from ..coordinates import FLOW
 from ..denoisers.base import Condition, Denoiser
@@ -107,19 +107,31 @@ def tune(
         ground = _round_trips(ground, targets)
     elif targets is not None:
         raise InputError("targets: edits are fitted with task='round trip'")
-    sizes = _sizes(n, judge, x)
+    sizes = sizes_of(n, judge, x)
+    plain = None if against is None else [solvers.get(one) for one in against]
+    if plain is not None and not plain:
+        raise InputError("against: got no solver; leave it out to compare with all")
     if x is not None:
         check_state("x", x, model.shape)
     if derivatives not in (None, *get_args(Derivatives)):
         raise UnknownNameError("derivatives", derivatives, get_args(Derivatives))
     if fine < 8:
         raise InputError(f"fine: got {fine}, expected at least 8")
-    about = [task, ground.described(), sizes, fine, derivatives, against and [str(one) for one in against], budgets]
+    about = [
+        task,
+        ground.described(),
+        sizes,
+        fine,
+        derivatives,
+        plain and [one.spec() for one in plain],
+        budgets,
+        calls,
+    ]
     journal = Journal(checkpoint, [fingerprint(model), *about])
-    total = _estimate(budgets, sizes, fine) if calls is None else calls
+    total = estimate(budgets, n=sizes[FIT], judge=sizes[JUDGE], fine=fine, task=task) if calls is None else calls
     bar = progress_bar(progress, total, unit="call")
     try:
-        work = _TASKS[task](ground, sizes, fine, derivatives, against, Budget(calls, minutes, bar), journal)
+        work = _TASKS[task](ground, sizes, fine, derivatives, plain, Budget(calls, minutes, bar), journal)
         entries = tuple(work.entry(budget) for budget in budgets)
     finally:
         if bar is not progress:
@@ -188,8 +200,17 @@ def _round_trips(ground: Ground, targets: Sequence[Condition] | None) -> Ground:
     return dataclasses.replace(ground, targets=targets)
 
 
-def _sizes(n: int | None, judge: int | None, x: Tensor | None) -> dict[str, int]:
-    """How many starts each part has."""
+def sizes_of(n: int | None, judge: int | None, x: Tensor | None) -> dict[str, int]:
+    """Return how many starts there are to fit on, to decide when to stop, and to judge on.
+
+    Args:
+        n: Starts to fit on, if they are given.
+        judge: Starts to judge on, if they are given.
+        x: The starts or samples, if they are given.
+
+    Raises:
+        InputError: There are too few.
+    """
     if x is not None and n is None and judge is None:
         judge = len(x) // 2
         n = (2 * (len(x) - judge)) // 3
@@ -204,7 +225,19 @@ def _sizes(n: int | None, judge: int | None, x: Tensor | None) -> dict[str, int]
     return sizes
 
 
-def _estimate(budgets: Sequence[int], sizes: dict[str, int], fine: int) -> int:
-    """About how many model evaluations a tune takes."""
-    plain = 400 * FEW + 24 * sizes[JUDGE]
-    return sum(sizes.values()) * fine + sum(b * (plain + 300 * sizes[FIT]) for b in budgets)
+def estimate(
+    nfe: int | Iterable[int], *, n: int = _STARTS, judge: int = _STARTS, fine: int = 200, task: Task = "sample"
+) -> int:
+    """About how many model evaluations a tune takes at most, of one start each, where gradients pass through the model.
+
+    Args:
+        nfe: The number of calls, or several.
+        n: Starts to fit on.
+        judge: Starts to judge on.
+        fine: Calls of the fine solves.
+        task: What is fitted.
+    """
+    ways = 1 if task == "sample" else 3
+    plain = 400 * FEW + 24 * judge
+    rows = n + max(8, n // 2) + judge
+    return ways * (rows * fine + sum(calls * (plain + 300 * n) for calls in _budgets(nfe)))
