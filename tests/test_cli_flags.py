@@ -72,6 +72,7 @@ COMMON = {
     "--target": ["2"],
     "--source": ["2"],
     "--method": ["flow-edit"],
+    "--task": ["paint"],
     "--share": ["0.5"],
     "--average": ["2"],
     "--gamma": ["0.2"],

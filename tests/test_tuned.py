@@ -517,6 +517,21 @@ def test_the_command_tunes_and_writes_a_file(tmp_path):
     assert json.loads(_command("sample", "--model", "mixture", "--solver", out, "--n", 2, "--json"))["nfe"] <= 4
 
 
+@pytest.mark.parametrize("edits", [[], ["--target", "8", "--guidance", "2"]])
+def test_the_command_fits_round_trips_of_held_out_data(tmp_path, edits):
+    out = tmp_path / "back.json"
+    few = ["--n", "16", "--judge", "12", "--fine", "24", "--against", "ddim,fireflow", "--nfe", "3"]
+    shown = _command("tune", "--model", "digits", "--task", "round-trip", *few, *edits, "--out", out)
+    assert "16 starts to fit on, 12 to judge on" in shown
+    found = Tuned.load(out)
+    assert found.kind == "round trip"
+    assert found.verdict.beside is not None
+    back = json.loads(_command("reconstruct", "--model", "digits", "--solver", out, "--n", 4, "--json"))
+    assert back["nfe each way"] == 3
+    refused = _command("tune", "--model", "digits", *few, "--target", "8", "--out", out)
+    assert "only valid with --task round-trip" in refused
+
+
 REFUSALS = {
     "out: got": ["--nfe", 4, "--out", "fast.txt"],
     "out: .*is there already": ["--nfe", 4, "--out", "taken.json"],

@@ -139,6 +139,16 @@ def test_round_trips_have_the_derivatives_of_both_ways():
         assert aim.errors(batch, pair).square() == pytest.approx(swept.residual.square().mean(1), rel=1e-9)
 
 
+def test_an_extended_scheme_is_the_same_with_a_call_more():
+    batch, numbers = batch_of(mixture().denoiser(sf.VPLinear()))
+    longer = numbers.extended()
+    assert longer.calls == numbers.calls + 1
+    assert longer.scheme().times != numbers.scheme().times
+    torch.testing.assert_close(
+        schemes.run(batch.field, longer, batch.start).end, schemes.run(batch.field, numbers, batch.start).end
+    )
+
+
 def test_the_graph_of_one_call_at_a_time_is_held():
     layers = torch.nn.Sequential(*[torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh()) for _ in range(6)])
     model = sf.Denoiser(lambda x, t: layers(x), sf.VPLinear(), shape=(8,))
@@ -356,7 +366,16 @@ def test_round_trips_are_fitted_together(targets):
         ({"nfe": 4, "x": torch.zeros(100, 2), "n": 90}, "x: got 100"),
         ({"nfe": 4, "t_min": 0.9, "t_max": 0.5}, "t_min"),
         ({"nfe": 4, "against": ["ddimm"]}, "ddim"),
+        ({"nfe": 4, "against": "ddim"}, "against"),
+        ({"nfe": 4, "against": []}, "against"),
         ({"nfe": 4, "batch_size": 0}, "batch_size"),
+        ({"nfe": 4.0}, "nfe"),
+        ({"nfe": 4, "guidance": (1, 2, 3)}, "guidance"),
+        ({"nfe": 4, "seed": -1}, "seed"),
+        ({"nfe": 8, "fine": 24}, "fine"),
+        ({"nfe": 4, "calls": -1}, "calls"),
+        ({"nfe": 4, "conditions": [0.5]}, "conditions"),
+        ({"nfe": 4, "derivatives": "guess"}, "derivatives"),
         ({"nfe": 1, "against": ["rk4"]}, "nfe"),
     ],
 )
@@ -364,6 +383,46 @@ def test_what_cannot_be_is_refused_by_name(words, message):
     model = mixture().denoiser(sf.VPLinear())
     with pytest.raises(sf.InputError, match=message):
         sf.tune(model, **words, progress=False)
+
+
+def test_a_tuned_solver_is_no_plain_one(tuned):
+    model, solver = tuned
+    with pytest.raises(sf.InputError, match="against: got a tuned solver"):
+        sf.tune(model, nfe=4, against=["ddim", solver], progress=False)
+
+
+def test_a_model_that_answers_in_two_ways_is_refused():
+    net = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Dropout(0.5))
+    model = sf.Denoiser(lambda x, t: net(x), sf.VPLinear(), shape=(3,))
+    with pytest.raises(sf.InputError, match="eval"):
+        sf.tune(model, nfe=4, n=8, judge=8, progress=False)
+
+
+def test_all_guidance_scales_choose_the_plain_solvers_and_batches_do_not_matter():
+    generator = torch.Generator().manual_seed(3)
+    means = torch.randn(6, 3, generator=generator, dtype=torch.float64)
+    data = sf.GaussianMixture(means, torch.full((6, 3), 0.3, dtype=torch.float64), labels=torch.arange(6) % 2)
+    model = data.denoiser(sf.VPLinear())
+    how = {
+        "nfe": 4,
+        "guidance": (1.0, 12.0),
+        "n": 48,
+        "judge": 48,
+        "fine": 60,
+        "derivatives": "none",
+        "progress": False,
+    }
+    found = [sf.tune(model, **how, batch_size=size, dtype=torch.float64).verdict for size in (3, 64)]
+    assert found[0].plain == found[1].plain
+    assert found[0].plain_mean == pytest.approx(found[1].plain_mean, rel=1e-9)
+
+
+def test_a_fit_cannot_win_against_a_reference_that_is_no_finer():
+    errors = torch.rand(64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    plain = judging.Candidate(Plain(solvers.get("ddim"), "uniform"), sf.Grid((1.0, 0.5)))
+    judged = judging.Judged([(plain, 5.0 * errors)], 1)
+    assert judging.verdict(errors, judged, "", 64, 0.1 * judging.median(errors), 0).won
+    assert not judging.verdict(errors, judged, "", 64, 3.0 * judging.median(errors), 0).won
 
 
 def test_a_scheme_is_checked():

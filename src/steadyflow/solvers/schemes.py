@@ -150,7 +150,7 @@ class Verdict:
     """What was measured on starts that were not fitted, at one number of calls.
 
     The error of a sample is the root mean square of its distance to a fine solve from the same start; of a round trip,
-    to where it began. A gain is the best plain solver's error over the tuned one's, with a 95 % bootstrap interval.
+    to where it began. A gain is the error of the best plain solver over the tuned one's, with a 95 % bootstrap interval.
     """
 
     won: bool
@@ -164,17 +164,17 @@ class Verdict:
     p95: float
     """The 95th percentile of its errors."""
     plain: str
-    """The plain solver with the smallest median, and its grid."""
+    """The plain solver that is best in the median and the mean together, and its grid."""
     plain_median: float
     """Its median error."""
     plain_mean: float
-    """The smallest mean error of a plain solver, which may be another one's."""
+    """Its mean error."""
     plain_p95: float
-    """The smallest 95th percentile of a plain solver."""
+    """The 95th percentile of its errors."""
     gain_median: tuple[float, float, float]
-    """The gain in the median: value, low, high."""
+    """The gain in the median over the smallest of any plain solver: value, low, high."""
     gain_mean: tuple[float, float, float]
-    """The gain in the mean: value, low, high."""
+    """The gain in the mean over the smallest of any plain solver, which may be another one's: value, low, high."""
     compared: int
     """How many pairs of a registered solver and a grid were compared."""
     fit_rows: int
@@ -182,7 +182,8 @@ class Verdict:
     judged_rows: int
     """Starts on which it was judged."""
     reference: float
-    """The median error of the fine solve, from one with half of its calls."""
+    """How far the fine solve moved from half of its calls, the median; where that is not small against the errors, a
+    fit cannot win."""
     calls: int
     """Model evaluations that the fit took, of one start each."""
     beside: tuple[float, float] | None = None
@@ -190,6 +191,11 @@ class Verdict:
     solver and for the plain one."""
 
     def __str__(self) -> str:
+        if not self.won and self.reference > self.median and self.beside is None:
+            return (
+                f"the fit did not win: the fine solves moved by {self.reference:.2e} from half of their calls, which is "
+                f"too much to judge errors of {self.median:.2e}; give more `fine`. {self.plain} is used"
+            )
         if not self.won:
             return (
                 f"the fit did not win ({self._gains()}, median and mean): {self.plain} is used, with a median error of "

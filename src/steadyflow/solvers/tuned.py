@@ -118,6 +118,10 @@ class Tuned(Solver[Asked]):
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != "_hash"}  # another process has other hashes
 
+    def __repr__(self) -> str:
+        calls = ", ".join(map(str, self.budgets))
+        return f"Tuned(kind={self.kind!r}, model={self.model!r}, calls=({calls}), guidance={self.guidance})"
+
     @property
     def budgets(self) -> tuple[int, ...]:
         """The numbers of calls for which it was fitted."""

@@ -309,10 +309,12 @@ class Fit(Generic[B, N]):
         """
         normal = self._normal(batches, spend)
         gradient, values = normal.gradient, self.numbers.packed()
+        self.steps, self.stuck = self.steps + 1, True
+        if not (math.isfinite(normal.value) and bool(gradient.isfinite().all() and normal.square.isfinite().all())):
+            return normal.errors
         square = normal.square if self.square is None else torch.lerp(normal.square, self.square, _MEMORY)
         self.square = square
         scale = square.diagonal().clamp_min(1e-12 * float(square.diagonal().max()))
-        self.steps, self.stuck = self.steps + 1, True
         lowest = normal.value
         for _ in range(_TRIES):
             change = self._change(square + self.damping * torch.diag(scale), gradient, values)
@@ -366,28 +368,23 @@ class Fit(Generic[B, N]):
         return found
 
     def _normal(self, batches: Sequence[B], spend: Callable[[int], None]) -> Normal:
-        generator = torch.Generator().manual_seed(self.seed * 10007 + self.steps)
-        found: list[Sensitivity] = []
-        for batch in batches:
-            one, runs = self.aim.sensitivity(batch, self.numbers, self.derivatives, generator)
-            found.append(one)
-            self._spent(one.residual, batch, spend, runs)
-        error = torch.cat([rms(one.residual) for one in found])
+        generator = torch.Generator().manual_seed((self.seed * 10007 + self.steps) % 2**62)
         if self.kappa is None:
-            self.kappa = max(
-                float(error.square().mean()) if self.of_mean else (_SHARE * float(error.median())) ** 2, 1e-30
-            )
-        size, dims = len(error), found[0].residual.shape[1]
-        gradient: Tensor | None = None
-        square: Tensor | None = None
-        for one in found:
-            weight = 1.0 / (rms(one.residual).square() + self.kappa) / (size * dims)
-            g = weight @ one.gradient.double()
+            first = torch.cat([self._spent(self.aim.errors(batch, self.numbers), batch, spend) for batch in batches])
+            share = float(first.square().mean()) if self.of_mean else (_SHARE * float(first.median())) ** 2
+            self.kappa = max(share, 1e-30)
+        size = sum(self.aim.size(batch) for batch in batches)
+        errors: list[Tensor] = []
+        gradient, square = torch.zeros(0), torch.zeros(0)
+        for batch in batches:  # one at a time, so that memory does not grow with their number
+            one, runs = self.aim.sensitivity(batch, self.numbers, self.derivatives, generator)
+            error = self._spent(rms(one.residual), batch, spend, runs)
+            weight = 1.0 / (error.square() + self.kappa) / (size * one.residual.shape[1])
             rows = (one.square.double() * weight.sqrt()[:, None]).flatten(0, 1)
-            h = rows.T @ rows
-            gradient, square = (g, h) if gradient is None or square is None else (gradient + g, square + h)
-        assert gradient is not None
-        assert square is not None
+            g, h = (weight @ one.gradient.double()).cpu(), (rows.T @ rows).cpu()
+            gradient, square = (g, h) if not errors else (gradient + g, square + h)
+            errors.append(error.cpu())
+        error = torch.cat(errors)
         return Normal(_objective(error, self.kappa), gradient, square, error, self.kappa)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,12 +16,15 @@ from ..errors import InputError, SteadyflowError
 from ..grids import Grid
 from ..schedules import Schedule
 from ..solvers.base import Solver
-from ..solvers.tuned import Plain, Verdict
+from ..solvers.tuned import Plain, Tuned, Verdict
 
 _KEEP = 2.0
 """Plain solvers whose error on a few starts is so many times the best are not judged on all."""
 _MOST = 24
 _RESAMPLES = 2000
+_UNSURE = 2.0
+"""How many times a fit's error the fine solve may move from half of its calls to all: it is of fourth order, so that
+what is left is a fraction of that."""
 
 
 class Candidate(NamedTuple):
@@ -33,7 +37,8 @@ class Candidate(NamedTuple):
     def label(self) -> str:
         """Its name in words."""
         options = {key: value for key, value in self.plain.solver.spec().items() if key != "name"}
-        plain = solvers.get(self.plain.solver.name).spec()
+        known = self.plain.solver.name in solvers.names()
+        plain = solvers.get(self.plain.solver.name).spec() if known else {}
         own = [f"{key}={value}" for key, value in options.items() if plain.get(key) != value]
         return f"{' '.join([self.plain.solver.name, *own])} on {self.plain.grid}"
 
@@ -65,7 +70,7 @@ def candidates(
     for chosen in solvers.names() if against is None else against:
         solver = solvers.get(chosen)
         facts = solver.properties
-        if facts.stochastic or facts.evaluations is None or solver.own_grid(schedule) is not None:
+        if facts.stochastic or facts.evaluations is None or isinstance(solver, Tuned):
             continue
         if inverting and (facts.inverse != "approximate" or facts.inverse_evaluations not in (None, facts.evaluations)):
             continue
@@ -99,6 +104,17 @@ class Judged:
     compared: int
     """How many were tried at all."""
 
+    def fallback(self) -> tuple[Candidate, Tensor]:
+        """The one that is nearest to the best in the median and in the mean."""
+        tiny = torch.finfo(torch.float64).tiny
+        lowest = [max(min(of(errors) for _, errors in self.errors), tiny) for of in (median, mean)]
+
+        def off(entry: tuple[Candidate, Tensor]) -> float:
+            ratios = (of(entry[1]) / low for of, low in zip((median, mean), lowest, strict=True))
+            return sum(math.log(max(ratio, tiny)) for ratio in ratios)
+
+        return min(self.errors, key=off)
+
     def best(self, of: Callable[[Tensor], float]) -> tuple[Candidate, Tensor]:
         """The one with the smallest figure of its errors."""
         return min(self.errors, key=lambda entry: of(entry[1]))
@@ -121,7 +137,8 @@ def shortlist(found: Sequence[Candidate], measure: Callable[[Candidate], Tensor]
             kept.append((one, errors))
     if not kept:
         raise InputError("nfe: no plain solver can run with so few evaluations on this path; give more")
-    lowest = [min(of(errors) for _, errors in kept) for of in (median, mean)]
+    tiny = torch.finfo(torch.float64).tiny
+    lowest = [max(min(of(errors) for _, errors in kept), tiny) for of in (median, mean)]
     near = [e for e in kept if median(e[1]) <= _KEEP * lowest[0] or mean(e[1]) <= _KEEP * lowest[1]]
     near.sort(key=lambda entry: min(median(entry[1]) / lowest[0], mean(entry[1]) / lowest[1]))
     return near[:_MOST]
@@ -150,23 +167,25 @@ def verdict(fitted: Tensor, judged: Judged, how: str, fit_rows: int, reference: 
         judged: Those of the plain solvers.
         how: How it was fitted.
         fit_rows: On how many starts.
-        reference: The error of the fine solve.
+        reference: How far the fine solve moved from half of its calls; 0 where it is not what errors are measured from.
         calls: What the fit took.
     """
-    by_median, medians = judged.best(median)
+    _, medians = judged.best(median)
     _, means = judged.best(mean)
+    plain, of_plain = judged.fallback()
     of_median = gain(medians, fitted, lambda errors: errors.quantile(0.5, dim=-1))
     of_mean = gain(means, fitted, lambda errors: errors.mean(-1))
+    sure = reference <= _UNSURE * median(fitted)
     return Verdict(
-        won=of_median[1] > 1.0 and of_mean[1] > 1.0,
+        won=sure and of_median[1] > 1.0 and of_mean[1] > 1.0,
         fitted=how,
         median=median(fitted),
         mean=mean(fitted),
         p95=p95(fitted),
-        plain=by_median.label,
-        plain_median=median(medians),
-        plain_mean=mean(means),
-        plain_p95=min(p95(errors) for _, errors in judged.errors),
+        plain=plain.label,
+        plain_median=median(of_plain),
+        plain_mean=mean(of_plain),
+        plain_p95=p95(of_plain),
         gain_median=of_median,
         gain_mean=of_mean,
         compared=judged.compared,

@@ -64,6 +64,7 @@ def best_fit(
 
     def figures(numbers: Any) -> tuple[float, float]:
         found = journal.remembered(lambda: _figures(aim, validate, numbers))
+        budget.spend(numbers.calls * sum(aim.size(batch) for batch in validate))
         return float(found[0]), float(found[1])
 
     began = [figures(one.numbers) for one in fits]
@@ -112,5 +113,7 @@ def _figures(aim: Aim[Any, Any], batches: Sequence[Any], numbers: Any) -> Tensor
 
 def _score(found: tuple[float, float], plain: tuple[float, float]) -> float:
     """The logarithms of both figures over those of the plain solvers; one that is worse than theirs counts more."""
-    logs = [math.log(one / other) for one, other in zip(found, plain, strict=True)]
+    if not all(map(math.isfinite, found)):
+        return math.inf
+    logs = [math.log(one) - math.log(min(other, 1e300)) for one, other in zip(found, plain, strict=True)]
     return sum(one + _WORSE * max(0.0, one + _MARGIN) for one in logs)

@@ -81,6 +81,26 @@ class Numbers(NamedTuple):
         rows = [self.rows[k, : k + 1] for k in range(1, self.calls)]
         return torch.cat([self.weights, *rows, self.times[1:]])
 
+    def extended(self) -> Numbers:
+        """The same scheme with one more call in its widest gap, whose slope does not count yet."""
+        whole = torch.cat([self.times, torch.tensor([self.bound], dtype=torch.float64)])
+        gaps = (whole[1:] - whole[:-1]).abs()
+        place = int(gaps.argmax()) + 1
+        after = self.rows[place] if place < self.calls else self.weights
+        share = 0.5 if place < self.calls or self.bound != self.end else 0.0
+
+        def with_gap(row: Tensor) -> Tensor:
+            return torch.cat([row[: place + 1], torch.zeros(1, dtype=torch.float64), row[place + 1 :]])
+
+        middle = (1.0 - share) * self.rows[place - 1] + share * after
+        middle = torch.where(torch.arange(len(middle)) <= place, middle, 0.0)
+        rows = [with_gap(row) for row in self.rows]
+        rows.insert(place, with_gap(middle))
+        times = [*_floats(self.times)]
+        times.insert(place, 0.5 * float(whole[place - 1] + whole[place]))
+        found = torch.tensor(times, dtype=torch.float64)
+        return Numbers(found, torch.stack(rows), with_gap(self.weights), self.end, self.bound)
+
     def unpacked(self, values: Tensor) -> Numbers:
         """These numbers with others in place of what `packed` gave; times keep their order and the range."""
         n = self.calls

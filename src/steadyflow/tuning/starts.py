@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
@@ -55,7 +56,7 @@ def joined(conditions: Sequence[Condition]) -> Condition:
     if isinstance(first, str):
         return [cast(str, one) for one in conditions]
     try:
-        return torch.tensor([int(cast(Any, one)) for one in conditions])
+        return torch.tensor([operator.index(cast(Any, one)) for one in conditions])
     except (TypeError, ValueError) as error:
         raise InputError(f"conditions: got {first!r}, expected labels, prompts or embeddings, one a sample") from error
 
@@ -88,6 +89,14 @@ class Ground:
         given = None if self.given is None else files.digest("x", {"x": self.given})
         conditions = [_told(one) for one in (self.conditions, self.judge_conditions, self.targets)]
         return [self.guidance, conditions, self.t_max, self.t_min, self.seed, self.batch_size, str(self.dtype), given]
+
+    def answer(self) -> str:
+        """A hash of what the model answers at its first starts, under its own condition and settings."""
+        cell = self.cells(FIT, 2)[0]
+        t = self.t_max if self.given is None or self.targets is None else self.t_min
+        with torch.no_grad():
+            output = cell.model(cell.start, t).output
+        return files.digest("answer", {"output": output.cpu()})
 
     def cells(self, part: str, n: int, skip: int = 0) -> list[Cell]:
         """The starts of a part.
@@ -133,7 +142,24 @@ def _told(conditions: Sequence[Condition] | None) -> Any:
     """Conditions as text, embeddings by their content."""
     if conditions is None:
         return None
-    return [files.digest("c", {"c": one}) if isinstance(one, Tensor) else repr(one) for one in conditions]
+    return [_told_one(one) for one in conditions]
+
+
+def _told_one(one: Condition) -> str:
+    if isinstance(one, Tensor):
+        return files.digest("condition", {"value": one})
+    if isinstance(one, Mapping):
+        return files.digest("condition", dict(one))
+    return repr(one)
+
+
+def has_rows(condition: Condition) -> bool:
+    """Whether a condition has a row for each of several samples."""
+    if isinstance(condition, Mapping):
+        return any(has_rows(value) for value in condition.values())
+    if isinstance(condition, Tensor):
+        return condition.ndim > 0 and len(condition) > 1
+    return isinstance(condition, Sequence) and not isinstance(condition, str) and len(condition) > 1
 
 
 def _guided(model: Denoiser, scale: float) -> Denoiser:

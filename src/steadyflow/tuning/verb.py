@@ -17,12 +17,13 @@ from ..coordinates import FLOW
 from ..denoisers.base import Condition, Denoiser
 from ..denoisers.fingerprints import fingerprint
 from ..errors import InputError, UnknownNameError
+from ..solvers.base import Solver
 from ..solvers.tuned import Tuned
 from .fitting import Derivatives
 from .journal import Journal
 from .judging import Against
 from .progress import Budget
-from .starts import FIT, JUDGE, VALIDATE, Ground
+from .starts import FIT, JUDGE, VALIDATE, Ground, has_rows
 from .work import FEW, RoundTripWork, SamplingWork
 
 Task = Literal["sample", "round trip"]
@@ -46,7 +47,7 @@ def tune(
     t_min: float | None = None,
     derivatives: Derivatives | None = None,
     against: Against | None = None,
-    fine: int = 200,
+    fine: int | None = None,
     seed: int = 0,
     batch_size: int = 64,
     calls: int | None = None,
@@ -84,10 +85,10 @@ def tune(
             gradients do not pass; by default the first that works. "none" leaves it at least squares on the run's own
             states, which for sampling are the beginning of every fit.
         against: The plain solvers to compare with, by name or as solvers; all by default.
-        fine: Calls of the fine solves.
+        fine: Calls of the fine solves, at least four times those of the fit; 200 by default, or eight times.
         seed: Of the latents and of the fit; with the same seed the result is the same to the bit.
         batch_size: Starts that are computed together.
-        calls: Make no step that would go beyond so many model evaluations, of one start each.
+        calls: Begin no step of a fit that would go beyond so many model evaluations, of one start each, in all.
         minutes: Stop fitting after so long; the result then depends on the machine.
         checkpoint: A file for the state of the work, from which the same call goes on.
         dtype: Of the latents that are drawn.
@@ -108,15 +109,17 @@ def tune(
     elif targets is not None:
         raise InputError("targets: edits are fitted with task='round trip'")
     sizes = sizes_of(n, judge, x)
-    plain = None if against is None else [solvers.get(one) for one in against]
-    if plain is not None and not plain:
-        raise InputError("against: got no solver; leave it out to compare with all")
+    plain = None if against is None else _plain(against)
     if x is not None:
         check_state("x", x, model.shape)
     if derivatives not in (None, *get_args(Derivatives)):
         raise UnknownNameError("derivatives", derivatives, get_args(Derivatives))
-    if fine < 8:
-        raise InputError(f"fine: got {fine}, expected at least 8")
+    fine = max(200, 8 * budgets[-1]) if fine is None else fine
+    if not _whole(fine) or fine < max(16, 4 * budgets[-1]):
+        raise InputError(f"fine: got {fine!r}, expected at least {max(16, 4 * budgets[-1])} for {budgets[-1]} calls")
+    for name, value in (("calls", calls), ("minutes", minutes)):
+        if value is not None and not value >= 0:
+            raise InputError(f"{name}: got {value!r}, expected a number of at least 0")
     about = [
         task,
         ground.described(),
@@ -150,11 +153,26 @@ def tune(
     )
 
 
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _budgets(nfe: Any) -> list[int]:
-    budgets = [nfe] if isinstance(nfe, int) else sorted(set(nfe))
-    if not budgets or not all(isinstance(one, int) and not isinstance(one, bool) and one >= 1 for one in budgets):
+    given: list[Any] = list(nfe) if isinstance(nfe, Iterable) and not isinstance(nfe, str) else [nfe]  # pyright: ignore[reportUnknownArgumentType]
+    if not given or not all(_whole(one) and one >= 1 for one in given):
         raise InputError(f"nfe: got {nfe!r}, expected a whole number of at least 1, or several")
-    return budgets
+    return sorted(set(given))
+
+
+def _plain(against: Against) -> list[Solver[Any]]:
+    """The plain solvers to compare with."""
+    if isinstance(against, str) or len(against) == 0:
+        raise InputError(f"against: got {against!r}, expected a list of solvers or of their names")
+    found = [solvers.get(one) for one in against]
+    for one in found:
+        if isinstance(one, Tuned):
+            raise InputError("against: got a tuned solver, expected plain ones")
+    return found
 
 
 def _ground(
@@ -171,9 +189,12 @@ def _ground(
     device: torch.device | str,
 ) -> Ground:
     scale = model.guidance if guidance is None else guidance
-    low, high = (scale, scale) if isinstance(scale, int | float) else scale
-    if not low <= high:
+    ends = [scale, scale] if isinstance(scale, int | float) else list(scale)
+    if len(ends) != 2 or not ends[0] <= ends[1]:
         raise InputError(f"guidance: got {guidance!r}, expected a number, or the smallest and the largest")
+    low, high = ends
+    if not _whole(seed) or not 0 <= seed < 2**63:
+        raise InputError(f"seed: got {seed!r}, expected a whole number from 0 to 2^63 - 1")
     if conditions is None and model.condition is None and model.classes:
         conditions = list(range(model.classes))
     for name, given in (("conditions", conditions), ("judge_conditions", judge_conditions)):
@@ -184,8 +205,10 @@ def _ground(
     low_t, high_t = model.schedule.t_range
     bottom, top = low_t if t_min is None else t_min, high_t if t_max is None else t_max
     grids.make("uniform", model.schedule, 1, t_max=top, t_min=bottom)  # refuses ends that do not fit
-    if batch_size < 1:
-        raise InputError(f"batch_size: got {batch_size}, expected at least 1")
+    if not _whole(batch_size) or batch_size < 1:
+        raise InputError(f"batch_size: got {batch_size!r}, expected a whole number of at least 1")
+    if conditions is None and has_rows(model.condition):
+        raise InputError("conditions: the model has a condition for each sample of a batch; give them as a list")
     place = torch.device(device) if x is None else x.device
     scales = float(low), float(high)
     return Ground(model, scales, conditions, judge_conditions, top, bottom, seed, batch_size, dtype, place, x)
@@ -213,11 +236,11 @@ def sizes_of(n: int | None, judge: int | None, x: Tensor | None) -> dict[str, in
     """
     if x is not None and n is None and judge is None:
         judge = len(x) // 2
-        n = (2 * (len(x) - judge)) // 3
+        n = min((2 * (len(x) - judge)) // 3, len(x) - judge - 8)
     n, judge = _STARTS if n is None else n, _STARTS if judge is None else judge
     sizes = {FIT: n, VALIDATE: max(8, n // 2), JUDGE: judge}
-    if not (n >= 8 and judge >= 8):
-        raise InputError(f"n, judge: got {n} and {judge}, expected at least 8 each")
+    if not (_whole(n) and _whole(judge) and n >= 8 and judge >= 8):
+        raise InputError(f"n, judge: got {n!r} and {judge!r}, expected whole numbers of at least 8")
     if x is not None and len(x) < sum(sizes.values()):
         raise InputError(
             f"x: got {len(x)} samples, but {sum(sizes.values())} are to be fitted and judged on; give more, or less n"
