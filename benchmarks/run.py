@@ -1,6 +1,6 @@
 """Run benchmarks and put what they print into benchmarks/RESULTS.md:  python benchmarks/run.py [name ...]
 
-Without names all are run but the long ones, few_calls, kills and fuzz. The sections of benchmarks that are not run stay
+Without names all are run but the long ones: few_calls, tuning, tuning_pictures, kills and fuzz. The sections of benchmarks that are not run stay
 as they are.
 """
 
@@ -21,7 +21,7 @@ PATHS = {
     if path.stem not in ("run", "peers", "timing", "tuning_problems")
 }
 LONG = {name: FOLDER.parent / "scripts" / f"{file}.py" for name, file in (("kills", "kill_runs"), ("fuzz", "fuzz"))}
-LONG["few_calls"] = PATHS.pop("few_calls")
+LONG |= {name: PATHS.pop(name) for name in ("few_calls", "tuning", "tuning_pictures") if name in PATHS}
 HEAD = "# Results\n\nWhat the scripts of this folder printed; `make benchmarks` makes it anew.\n"
 
 
