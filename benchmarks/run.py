@@ -1,7 +1,7 @@
 """Run benchmarks and put what they print into benchmarks/RESULTS.md:  python benchmarks/run.py [name ...]
 
-Without names all are run but the long ones: few_calls, tuning, tuning_pictures, kills and fuzz. The sections of benchmarks that are not run stay
-as they are.
+Without names all are run but the long ones: few_calls, tuning, tuning_pictures, kills and fuzz. The sections of
+benchmarks that are not run stay as they are.
 """
 
 import os
