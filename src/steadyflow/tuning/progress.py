@@ -14,11 +14,11 @@ from torch import Tensor
 from .fitting import Aim, Fit
 from .journal import Journal
 
-_FIRST_STEPS = 3
+_FIRST_STEPS = 4
 """Steps from each beginning, before the best goes on."""
-_PATIENCE = 4
+_PATIENCE = 6
 """Steps without progress of one per cent, on the starts that are fitted and on others, after which a fit ends."""
-_STEPS = 60
+_STEPS = 80
 _WORSE = 4.0
 """How much more a figure counts that is not better than the plain solvers'."""
 _MARGIN = 0.2

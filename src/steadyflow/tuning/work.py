@@ -30,7 +30,7 @@ from .starts import FIT, JUDGE, QUIET, VALIDATE, Cell, Ground
 
 FEW = 16
 """On how many starts all plain solvers are tried."""
-_BEGINNINGS = 3
+_BEGINNINGS = 4
 """From how many plain solvers a fit begins."""
 _WORSE = 1.1
 """How many times the plain solver's distance the latents or edits of a fit may have."""
