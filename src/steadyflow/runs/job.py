@@ -200,11 +200,16 @@ class Job(ABC):
         if source is not None and len(source) < self.n:
             raise InputError(f"n: got {self.n}, but the input holds {len(source)} samples")
         prepared = Prepared(self, model, source)
-        if self.solver == "auto":
+        if self.is_open:
             job = self.settled(prepared.block(0, min(self.n, TRIAL)))
             prepared = dataclasses.replace(prepared, job=job)
         prepared.job.resolved().falling(model, clean=self.task == "sample")
         return prepared
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the solver is not settled yet."""
+        return self.solver == "auto"
 
     def settled(self, first: Block) -> Job:
         """This job with the solver and the times that the verb chooses for the first of the samples."""

@@ -22,6 +22,7 @@ from ..grids import Grid
 from ..solvers import registry
 from ..solvers.base import Solver
 from ..tasks import Inversion, Reconstruction, choose_solver, invert, reconstruct, sample
+from ..tasks.recommended import with_recommended
 from .edits import Editing
 from .job import Addressed, Block, Conditioned, Job, Part, Prepared
 from .parts import facts_of, made, moments
@@ -85,6 +86,18 @@ class Sampling(Addressed, Conditioned):
     @property
     def draws(self):
         return True
+
+    def defaults(self):
+        return {"solver": "auto"}
+
+    @property
+    def is_open(self):
+        return self.solver in (None, "auto")
+
+    def settled(self, first: Block) -> Job:
+        chosen = with_recommended(self.resolved(), first.model, clean=True)
+        grid = chosen.grid if self.grid is None and isinstance(chosen.grid, str) else self.grid
+        return dataclasses.replace(self, solver=chosen.method.spec(), grid=grid)
 
     def call(self, block: Block) -> Solution:
         how = {**self.options(block.start), "device": self.device, "dtype": self.dtype, "progress": block.progress}

@@ -5,6 +5,7 @@ from ._options import Auto, Options
 from .choosing import Choice, choose_solver
 from .inversion import DecodeOptions, Inversion, invert
 from .placing import gits
+from .recommended import recommended
 from .reconstruction import Reconstruction, reconstruct
 from .sampling import sample
 
@@ -18,6 +19,7 @@ __all__ = [
     "choose_solver",
     "gits",
     "invert",
+    "recommended",
     "reconstruct",
     "sample",
 ]

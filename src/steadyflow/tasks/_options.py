@@ -55,7 +55,8 @@ class Options(TypedDict, total=False):
     """
 
     solver: str | Solver[Any] | Auto
-    """A solver, its name, `Auto`, or "auto"; "ees25" by default. See `steadyflow.solvers`."""
+    """A solver, its name or file, `Auto`, or "auto"; by default "ees25", and for `sample` the one that is recommended.
+    See `steadyflow.solvers`."""
     steps: int | PIDController | None
     """Solver steps each way, or a controller that chooses them."""
     nfe: int | None

@@ -6,7 +6,8 @@ trip; where the way back has another guidance or condition, also the distance of
 solve with eight times the budget. With `exact`, only exactly reversible solvers are tried, and the edit decides, or
 the distance of the latent to the reference's where there is none.
 
-For sampling, what is compared is the distance to a reference solve from the same latents.
+For sampling, "auto" is the plain solver that is recommended for all models (see `recommended`), and `Auto` tries as
+well; what is compared is the distance to a reference solve from the same latents.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from ..metrics.images import rmse
 from ..solvers.base import Solver
 from ._batched import run_batched
 from ._options import Auto, Options, Resolved
+from .recommended import with_recommended
 
 _NO_MEANING = ("solver", "steps", "seed", "index", "noise", "batch_size", "callback", "record", "progress")
 """The options that the choice of a deterministic solver has no use for."""
@@ -121,7 +123,11 @@ def resolved_for_inversion(options: Resolved, model: Denoiser, x: Tensor) -> tup
 def resolved_for_sampling(
     options: Resolved, model: Denoiser, start: Callable[[Grid], Tensor], clean: bool
 ) -> tuple[Resolved, str]:
-    """The same for a run from noise; `start` gives the latents at a grid's noisy end."""
+    """The same for a run from noise; `start` gives the latents at a grid's noisy end. "auto" is what is recommended."""
+    if options.solver == "auto":
+        chosen = with_recommended(options, model, clean=clean)
+        named = "solver" in options.given
+        return chosen, f"{chosen.method.name} is the plain solver that is recommended for sampling." if named else ""
     auto = options.auto
     if auto is None:
         return options, ""

@@ -53,7 +53,7 @@ def sample(
             the way up needs. The model's own by default, if it knows them.
         dtype: Of the latents that are drawn.
         device: Of the latents that are drawn.
-        **options: See `Options`.
+        **options: See `Options`. Without a solver, and with "auto", it is the one of `recommended`.
 
     Returns:
         The solution; `x` has shape (n, ...).
@@ -67,7 +67,7 @@ def sample(
     if (n is None) == (x is None):
         raise InputError("sample: give either n (how many to draw) or x (starting latents)")
     model = model if guidance is None else model.with_guidance(guidance)
-    chosen = Resolved.of(options, sample)
+    chosen = Resolved.of(options, sample, defaults={"solver": "auto"})
     firm = end is None and isinstance(chosen.grid, Grid) and chosen.grid.firm
     clean = chosen.grid.clean if firm and isinstance(chosen.grid, Grid) else end != "path"
 

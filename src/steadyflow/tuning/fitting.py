@@ -216,8 +216,8 @@ def changed(field: Field, numbers: Numbers, start: Tensor, forward: Run) -> Iter
     basis = [start, *forward.slopes]
     spreads = [float(one.square().mean().sqrt()) or 1.0 for one in basis]
     size = _DIFFERENCE * spreads[0]
-    for vector in basis:
-        yield forward.end + vector, 1.0
+    for vector, spread in zip(basis, spreads, strict=True):
+        yield torch.add(forward.end, vector, alpha=size / spread), size / spread
     for k in range(1, numbers.calls):
         for j in range(k + 1):
             rows, step = numbers.rows.clone(), size / spreads[j]
