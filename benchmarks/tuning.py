@@ -379,6 +379,27 @@ def misses(rows, gains):
                 yield f"{name}, {calls} calls, over {kind}: {what} {gain:.2f}, wanted {wanted:g}"
 
 
+def markdown(rows):
+    """Print the main table for the documentation."""
+    kept = {(row["problem"], int(row["calls"]), row["kind"]): row for row in rows if row["median"]}
+    heads = ["model", "calls", "tuned", "best plain", "gain in the median", "gain in the mean", *AGAINST[1:]]
+    print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
+    for (name, calls, kind), row in kept.items():
+        plain_row = kept.get((name, calls, "plain"))
+        if kind != "tuned" or plain_row is None:
+            continue
+        gains = [float(plain_row[gain]) for gain in GAINS]
+        cells = [name, str(calls), both(row), both(plain_row)]
+        cells += ["{:.1f} [{:.1f}, {:.1f}]".format(*gains[k : k + 3]) for k in (0, 3)]
+        cells += [both(kept[name, calls, other]) if (name, calls, other) in kept else "" for other in AGAINST[1:]]
+        print("| " + " | ".join(cells) + " |")
+
+
+def both(row):
+    """Median and mean as text."""
+    return "{:.1e} ({:.1e})".format(float(row["median"]), float(row["mean"]))
+
+
 def structure(rows):
     """Print what beginning a fit of round trips from EES gives."""
     kept = {(row["problem"], int(row["calls"]), row["kind"]): row for row in rows}
@@ -417,13 +438,15 @@ def main():
     parser.add_argument("--batch", type=int, default=64, help="starts that are computed together in a fit")
     parser.add_argument("--out", default="benchmarks/tuning.csv")
     parser.add_argument("--read", nargs="+", help="print the tables of these files")
+    parser.add_argument("--markdown", action="store_true", help="with --read, the main table for the documentation")
     options = parser.parse_args()
     if options.read:
         rows = []
         for name in options.read:
             with Path(name).open(newline="") as file:
                 rows += csv.DictReader(file)
-        show([row for row in rows if any(part in row["problem"] for part in options.only or [""])])
+        rows = [row for row in rows if any(part in row["problem"] for part in options.only or [""])]
+        (markdown if options.markdown else show)(rows)
         return
     options.calls = options.calls or (EACH_WAY if options.round_trips else (5, 12) if options.quick else BUDGETS)
     for name, reason in left_out().items():
