@@ -1,4 +1,6 @@
-"""Run benchmarks and put what they print into benchmarks/RESULTS.md:  python benchmarks/run.py [name ...] [-- ARGUMENT ...]
+"""Run benchmarks and put what they print into benchmarks/RESULTS.md.
+
+    python benchmarks/run.py [name ...] [-- ARGUMENT ...]
 
 Without names all are run but the long ones: few_calls, tuning, tuning_pictures, kills and fuzz. The sections of
 benchmarks that are not run stay as they are. Arguments after -- are those of the scripts, such as --read FILE.
