@@ -189,7 +189,7 @@ def test_both_guidances_are_named_and_mean_the_same_everywhere():
     assert torch.equal(edited.x, decoded.x)
     diagnosed = sf.diagnose(model, X, source_guidance=1.5, guidance=3.0, steps=8)
     assert torch.equal(diagnosed.reconstruction, decoded.x)
-    drawn = sf.sample(model, x=inversion.latent, guidance=3.0, steps=8, end="path")
+    drawn = sf.sample(model, x=inversion.latent, guidance=3.0, solver="ees25", steps=8, end="path")
     assert torch.equal(drawn.x, decoded.x)
     strong = MODEL.with_guidance(2.0)
     named = sf.edit(MODEL, X, 1, source=0, guidance=2.0, source_guidance=2.0)
@@ -402,10 +402,10 @@ def test_a_choice_is_made_for_the_guidance_of_the_way_back():
 
 
 def test_a_choice_over_times_that_are_given_counts_no_evaluations():
-    for found in (sf.sample(MODEL.with_condition(0), n=4, solver="auto", grid=GIVEN, dtype=torch.float64),
+    for found in (sf.sample(MODEL.with_condition(0), n=4, solver=sf.Auto(), grid=GIVEN, dtype=torch.float64),
                   sf.invert(MODEL.with_condition(0), X, solver="auto", grid=GIVEN)):  # fmt: skip
         assert "over the same times" in found.reason
-    assert "each way" not in sf.sample(MODEL.with_condition(0), n=4, solver="auto", nfe=16).reason
+    assert "each way" not in sf.sample(MODEL.with_condition(0), n=4, solver=sf.Auto(), nfe=16).reason
 
 
 @pytest.mark.parametrize(("stages", "solver"), [(1, "ddim"), (4, "rk4")])

@@ -248,3 +248,23 @@ def test_a_start_part_of_the_way_up_has_the_paths_own_moments():
         sf.sample(model, moments=(0.0, -1.0), **options)
     with pytest.raises(sf.InputError, match="only valid with n"):
         sf.sample(model, x=x, moments=(0.0, 1.0), solver="rk4", steps=2)
+
+
+@pytest.mark.parametrize("path", [sf.VPLinear(), sf.RectifiedFlow(), sf.VE(t_min=0.01, t_max=40.0)], ids=str)
+def test_without_a_solver_sample_takes_the_one_that_is_recommended(path):
+    model = sf.GaussianMixture(torch.eye(3, dtype=torch.float64), torch.full((3, 3), 0.3)).denoiser(path)
+    solver, grid = sf.tasks.recommended(path)
+    for words in ({}, {"nfe": 8}, {"steps": 5}, {"solver": "auto", "nfe": 6}):
+        found = sf.sample(model, n=3, **words)
+        rest = {name: value for name, value in words.items() if name != "solver"}
+        expected = sf.sample(model, n=3, solver=solver, grid=grid, **rest)
+        assert torch.equal(found.x, expected.x)
+        assert found.nfe == words.get("nfe", found.nfe)
+        assert ("recommended" in found.reason) == ("solver" in words)
+    assert (
+        sf.sample(model, n=3, nfe=8, grid="uniform").grid
+        == sf.sample(model, n=3, nfe=8, grid="uniform", solver=solver).grid
+    )
+    assert sf.sample(model, n=3, nfe=2).nfe == 2
+    assert sf.sample(model, n=2, steps=sf.PIDController(rtol=1e-2, atol=1e-2)).solver.name == "ees25"
+    assert sf.sample(model, n=2, nfe=12, corrections=[lambda info: None]).solver.name == "ees25"

@@ -242,9 +242,20 @@ def test_a_tune_goes_on_where_it_was_stopped(tuned, tmp_path, after, monkeypatch
         sf.tune(model, **{**how, "seed": 1}, checkpoint=file)
 
 
-def test_a_fit_that_does_not_win_gives_the_plain_solver(tuned):
+def test_least_squares_on_own_states_need_no_derivatives(tuned):
     model, _ = tuned
-    solver = sf.tune(model, nfe=6, n=32, judge=64, against=FEW, fine=60, calls=0, dtype=torch.float64, progress=False)
+    solver = sf.tune(
+        model, nfe=4, n=96, judge=192, against=FEW, fine=120, derivatives="none", dtype=torch.float64, progress=False
+    )
+    assert solver.verdict.fitted == "least squares on the run's own states"
+    assert solver.verdict.won
+    assert solver.verdict.gain_median[1] > 1.5
+
+
+def test_a_fit_that_does_not_win_gives_the_plain_solver():
+    """With a constant estimate of the noise, DDIM is exact, which cannot be bettered."""
+    model = sf.Denoiser(lambda x, t: torch.full_like(x, 0.3), sf.VPLinear(), shape=(2,), prediction="epsilon")
+    solver = sf.tune(model, nfe=6, n=32, judge=64, against=FEW, fine=60, dtype=torch.float64, progress=False)
     plain = solver.at().down
     assert isinstance(plain, Plain)
     assert not solver.verdict.won

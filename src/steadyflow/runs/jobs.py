@@ -22,7 +22,7 @@ from ..grids import Grid
 from ..solvers import registry
 from ..solvers.base import Solver
 from ..tasks import Inversion, Reconstruction, choose_solver, invert, reconstruct, sample
-from ..tasks.recommended import with_recommended
+from ..tasks.recommended import REASON, with_recommended
 from .edits import Editing
 from .job import Addressed, Block, Conditioned, Job, Part, Prepared
 from .parts import facts_of, made, moments
@@ -97,7 +97,8 @@ class Sampling(Addressed, Conditioned):
     def settled(self, first: Block) -> Job:
         chosen = with_recommended(self.resolved(), first.model, clean=True)
         grid = chosen.grid if self.grid is None and isinstance(chosen.grid, str) else self.grid
-        return dataclasses.replace(self, solver=chosen.method.spec(), grid=grid)
+        reason = "" if self.solver is None else REASON.format(chosen.method.name)
+        return dataclasses.replace(self, solver=chosen.method.spec(), grid=grid, reason=reason)
 
     def call(self, block: Block) -> Solution:
         how = {**self.options(block.start), "device": self.device, "dtype": self.dtype, "progress": block.progress}

@@ -29,7 +29,7 @@ from ..metrics.images import rmse
 from ..solvers.base import Solver
 from ._batched import run_batched
 from ._options import Auto, Options, Resolved
-from .recommended import with_recommended
+from .recommended import REASON, with_recommended
 
 _NO_MEANING = ("solver", "steps", "seed", "index", "noise", "batch_size", "callback", "record", "progress")
 """The options that the choice of a deterministic solver has no use for."""
@@ -127,7 +127,7 @@ def resolved_for_sampling(
     if options.solver == "auto":
         chosen = with_recommended(options, model, clean=clean)
         named = "solver" in options.given
-        return chosen, f"{chosen.method.name} is the plain solver that is recommended for sampling." if named else ""
+        return chosen, REASON.format(chosen.method.name) if named else ""
     auto = options.auto
     if auto is None:
         return options, ""

@@ -16,6 +16,8 @@ from ..errors import InputError
 from ..schedules import Schedule
 from ._options import DEFAULT_SOLVER, Resolved
 
+REASON = "{} is the plain solver that is recommended for sampling."
+"""What is told where "auto" was asked for."""
 _SOLVER, _LAST = "fireflow", "ddim"
 
 

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from .schemes import Field, Numbers, Run, run
 
-Derivatives = Literal["back-propagation", "differences"]
-"""How the derivatives of a run are had."""
+Derivatives = Literal["back-propagation", "differences", "none"]
+"""How the derivatives of a run are had; without any, there are no Gauss-Newton steps."""
 
 _PROBES = 3
 _SHARE = 0.25
@@ -291,6 +291,11 @@ class Fit(Generic[B, N]):
     """Whether the constant is the mean square error (see `restart`)."""
     stuck: bool = False
     """Whether no step lowers the objective any more."""
+
+    def cost(self, batches: Sequence[B]) -> int:
+        """The model evaluations that a step takes at least, of one start each."""
+        runs = 1 + sweep_runs(self.numbers.calls, self.derivatives)
+        return runs * self.numbers.calls * sum(self.aim.size(batch) for batch in batches)
 
     def step(self, batches: Sequence[B], spend: Callable[[int], None] = lambda calls: None) -> Tensor:
         """Make a step.

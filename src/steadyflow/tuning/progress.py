@@ -39,16 +39,15 @@ class Budget:
         self.spent += calls
         self.bar.update(calls)
 
-    @property
-    def over(self) -> bool:
-        """Whether it is used up."""
+    def affords(self, calls: int) -> bool:
+        """Whether so many model evaluations can still be made."""
         late = self.minutes is not None and time.monotonic() - self.began > 60.0 * self.minutes
-        return late or (self.calls is not None and self.spent >= self.calls)
+        return not late and (self.calls is None or self.spent + calls <= self.calls)
 
 
 def best_fit(
     fits: Sequence[Fit[Any, Any]], fit: Sequence[Any], validate: Sequence[Any], budget: Budget, journal: Journal
-) -> Any:
+) -> tuple[Any, int]:
     """Go a few steps from each beginning, and on from the best, until there is no more progress on other starts.
 
     Args:
@@ -59,7 +58,7 @@ def best_fit(
         journal: What has been done.
 
     Returns:
-        The numbers that were best on those.
+        The numbers that were best on those, and how many steps led there.
     """
     aim = fits[0].aim
 
@@ -73,19 +72,20 @@ def best_fit(
     def score(numbers: Any) -> float:
         return _score(figures(numbers), plain)
 
-    found: list[tuple[float, Any, Fit[Any, Any]]] = []
+    found: list[tuple[float, Any, int, Fit[Any, Any]]] = []
+    makes = fits[0].derivatives != "none"
     for k, one in enumerate(fits):
-        best = _score(began[k], plain), one.numbers
+        best = _score(began[k], plain), one.numbers, 0
         for _ in range(_FIRST_STEPS):
-            if budget.over or one.stuck:
+            if not makes or one.stuck or not budget.affords(one.cost(fit)):
                 break
             journal.step(one, fit, budget.spend, k)
-            best = min(best, (score(one.numbers), one.numbers), key=lambda entry: entry[0])
-        found.append((*best, one))
-    lowest, numbers, chosen = min(found, key=lambda entry: entry[0])
+            best = min(best, (score(one.numbers), one.numbers, one.steps), key=lambda entry: entry[0])
+        found.append((best[0], best[1], best[2], one))
+    lowest, numbers, steps, chosen = min(found, key=lambda entry: entry[0])
     finishes = ["mean", "median"]
     idle = 0
-    while not budget.over and chosen.steps < _STEPS:
+    while makes and chosen.steps < _STEPS and budget.affords(chosen.cost(fit)):
         if chosen.stuck or idle >= _PATIENCE:
             if not finishes:
                 break
@@ -97,8 +97,8 @@ def best_fit(
         reached = score(chosen.numbers)
         idle = 0 if reached < lowest - 0.02 or chosen.value < before - 0.01 else idle + 1
         if reached < lowest:
-            lowest, numbers = reached, chosen.numbers
-    return numbers
+            lowest, numbers, steps = reached, chosen.numbers, chosen.steps
+    return numbers, steps
 
 
 def _figures(aim: Aim[Any, Any], batches: Sequence[Any], numbers: Any) -> Tensor:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -58,10 +58,11 @@ def tune(
 ) -> Tuned:
     """Fit a solver to a model at a number of calls, and judge it against every plain one.
 
-    A general explicit scheme (see `solvers.tuned`) begins as the best plain solvers, and is fitted end to end to fine
-    solves by Gauss-Newton steps (see `tuning.fitting`). It is then compared, on starts that were not fitted, with every
-    deterministic solver on every named grid. Where it is not better in the median and in the mean by more than their
-    95 % intervals, the best plain one takes its place, and the verdict says so.
+    A general explicit scheme (see `solvers.tuned`) begins as the best plain solvers, and as one that is fitted in
+    closed form to fine trajectories (see `tuning.own_states`), and is then fitted end to end to fine solves by
+    Gauss-Newton steps (see `tuning.fitting`). It is compared, on starts that were not fitted, with every deterministic
+    solver on every named grid. Where it is not better in the median and in the mean by more than their 95 % intervals,
+    the best plain one takes its place, and the verdict says so.
 
     Args:
         model: The model, under a condition if all samples are to have the same.
@@ -79,13 +80,14 @@ def tune(
             With targets, that of the edits.
         t_max: The path time at the noisy end; the path's own by default.
         t_min: The path time at the clean end, below which the model is not asked; the path's own by default.
-        derivatives: "back-propagation", or "differences" for models through which gradients do not pass; by default the
-            first that works.
+        derivatives: How the Gauss-Newton steps get them: "back-propagation", or "differences" for models through which
+            gradients do not pass; by default the first that works. "none" leaves it at least squares on the run's own
+            states, which for sampling are the beginning of every fit.
         against: The plain solvers to compare with, by name or as solvers; all by default.
         fine: Calls of the fine solves.
         seed: Of the latents and of the fit; with the same seed the result is the same to the bit.
         batch_size: Starts that are computed together.
-        calls: Stop fitting after so many model evaluations, of one start each.
+        calls: Make no step that would go beyond so many model evaluations, of one start each.
         minutes: Stop fitting after so long; the result then depends on the machine.
         checkpoint: A file for the state of the work, from which the same call goes on.
         dtype: Of the latents that are drawn.
@@ -108,6 +110,8 @@ def tune(
     sizes = _sizes(n, judge, x)
     if x is not None:
         check_state("x", x, model.shape)
+    if derivatives not in (None, *get_args(Derivatives)):
+        raise UnknownNameError("derivatives", derivatives, get_args(Derivatives))
     if fine < 8:
         raise InputError(f"fine: got {fine}, expected at least 8")
     about = [task, ground.described(), sizes, fine, derivatives, against and [str(one) for one in against], budgets]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from . import judging
 from .fitting import Batch, Derivatives, Fit, Sampling, signs
 from .journal import Journal
 from .judging import Against, Candidate, Judged
+from .own_states import Course, own_states
 from .progress import Budget, best_fit
 from .round_trips import RoundBatch, RoundTrip
 from .schemes import Numbers, Pair, field_of, scheme_of
@@ -43,6 +44,8 @@ class Fitted(NamedTuple):
     errors: Tensor
     beside: Tensor | None
     """Those of latents or edits, where round trips are fitted."""
+    steps: int
+    """Gauss-Newton steps that were made."""
 
 
 @dataclass
@@ -85,6 +88,9 @@ class Work(ABC):
         """The method of fine solves."""
         return Plain(solvers.get("rk4"), "quadratic")
 
+    first: ClassVar[tuple[str, ...]] = ()
+    """What is done before the steps, in words."""
+
     @abstractmethod
     def solved(self, cell: Cell, calls: int) -> Tensor:
         """What should come of the starts of a cell, by a fine solve with so many calls each way."""
@@ -126,7 +132,7 @@ class Work(ABC):
         best = compared.best(judging.median)[0]
         if fit is None:
             return Entry(calls, best.plain)
-        how = f"Gauss-Newton by {self.way}"
+        how = ", ".join([*self.first, *([f"{fit.steps} Gauss-Newton steps by {self.way}"] if fit.steps else [])])
         verdict = judging.verdict(fit.errors, compared, how, self.sizes[FIT], self.reference, spent)
         if fit.beside is not None:
             ours, theirs = judging.median(fit.beside), judging.median(beside[best.label])
@@ -159,6 +165,9 @@ class Work(ABC):
 
 class SamplingWork(Work):
     """From noise to data: the error is the distance to a fine solve from the same start."""
+
+    courses: list[Course] | None = None
+    first = ("least squares on the run's own states",)
 
     def solved(self, cell: Cell, calls: int) -> Tensor:
         plain = self.fine_plain()
@@ -195,9 +204,39 @@ class SamplingWork(Work):
                 break
         if not fits:
             return None
-        best = best_fit(fits, self.batches(FIT), self.batches(VALIDATE), self.budget, self.journal)
+        direct = self._direct(fits[0].numbers)
+        fits.insert(0, Fit(aim, direct, self.way, self.ground.seed))
+        best, steps = best_fit(fits, self.batches(FIT), self.batches(VALIDATE), self.budget, self.journal)
         errors = torch.cat([aim.errors(batch, best) for batch in self.batches(JUDGE)])
-        return Fitted(Entry(calls, best.scheme()), errors, None) if bool(errors.isfinite().all()) else None
+        return Fitted(Entry(calls, best.scheme()), errors, None, steps) if bool(errors.isfinite().all()) else None
+
+    def _direct(self, numbers: Numbers) -> Numbers:
+        """The fit in closed form that begins as a plain solver."""
+        if self.courses is None:
+            self.courses = [self._course(*pair) for pair in zip(self.cells[FIT], self.ends[FIT], strict=True)]
+        for course in self.courses:
+            self.budget.spend(numbers.calls * len(course.end))
+        found = self.journal.remembered(lambda: own_states(self.courses or [], numbers).packed())
+        return numbers.unpacked(found)
+
+    def _course(self, cell: Cell, end: Tensor) -> Course:
+        """The fine trajectories of a cell."""
+        plain = self.fine_plain()
+        grid = plain.on(self.schedule, self.fine // 2, self.ground.t_max, self.ground.t_min, clean=True)
+        times = list(grid.times)
+        taus = torch.tensor([FLOW.time(self.schedule.at(t)) for t in times], dtype=torch.float64)
+
+        def solved() -> Tensor:
+            options = replace(QUIET, record="all")
+            found = run_batched(cell.model, Grid(grid.times), plain.solver, options, x=cell.start)
+            assert found.trajectory is not None
+            return found.trajectory.x
+
+        states = self.journal.remembered(solved)
+        self.spend(4 * (len(times) - 1), cell)
+        scales = torch.tensor([FLOW.scale(self.schedule.at(t)) for t in times], dtype=states.dtype)
+        scaled = states / scales.to(states.device).view(-1, *[1] * (states.ndim - 1))
+        return Course(field_of(cell.model), taus, scaled, end)
 
 
 class RoundTripWork(Work):
@@ -264,7 +303,7 @@ class RoundTripWork(Work):
         back, beside = (judging.median(torch.cat(list(one))) for one in zip(*parts, strict=True))
         aim = RoundTrip(back / beside)
         fits = [Fit(aim, pair, self.way, self.ground.seed) for pair in pairs]
-        best = best_fit(fits, self.batches(FIT), self.batches(VALIDATE), self.budget, self.journal)
+        best, steps = best_fit(fits, self.batches(FIT), self.batches(VALIDATE), self.budget, self.journal)
         judged = [aim.parts(batch, best) for batch in self.batches(JUDGE)]
         scale = FLOW.scale(self.schedule.at(self.ground.t_min))
         other = scale if self.cells[FIT][0].target is not None else FLOW.scale(self.schedule.at(self.ground.t_max))
@@ -272,7 +311,7 @@ class RoundTripWork(Work):
         besides = other * torch.cat([second for _, second in judged])
         if not bool(errors.isfinite().all()):
             return None
-        return Fitted(Entry(calls, best.down.scheme(), best.up.scheme()), errors, besides)
+        return Fitted(Entry(calls, best.down.scheme(), best.up.scheme()), errors, besides, steps)
 
 
 def distance(found: Tensor, end: Tensor) -> Tensor:
@@ -281,7 +320,7 @@ def distance(found: Tensor, end: Tensor) -> Tensor:
 
 
 def derivatives_of(cell: Cell, ground: Ground) -> Derivatives:
-    """How the derivatives of a model can be had: by differences where gradients do not pass through it, or are not its own.
+    """How the derivatives of a model can be had: by differences where gradients do not pass, or are not its own.
 
     What the network returns is looked at, as estimates of the data contain the state itself. A network that passes some
     gradients and stops others would mislead a fit, so that one product of its Jacobian is compared with a difference.
