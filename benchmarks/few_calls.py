@@ -119,8 +119,15 @@ def main():
         for name in options.read:
             with Path(name).open(newline="") as file:
                 rows += csv.DictReader(file)
-        only = options.only or [""]
-        summary([row for row in rows if any(part in row["problem"] for part in only)], options.measure)
+        rows = [row for row in rows if any(part in row["problem"] for part in options.only or [""])]
+        measured_pairs = {}
+        for row in rows:
+            measured_pairs.setdefault(row["problem"], set()).add((row["solver"], row["grid"]))
+        print("pairs of a solver and a grid that were measured on each problem")
+        for name, pairs in measured_pairs.items():
+            named = {solver for solver, _ in pairs}, {grid for _, grid in pairs}
+            print(f"  {name:<18} {len(pairs)}: {len(named[0])} solvers, {len(named[1])} grids")
+        summary(rows, options.measure)
         return
     budgets = options.calls or ((4, 8, 20) if options.quick else BUDGETS)
     chosen = [
