@@ -6,9 +6,9 @@ The problems and their fine solutions are those of tuning_problems.py. An error 
 endpoint to the fine one, from the same start; what is compared is the median over the starts. For each budget come the
 candidates with the least geometric mean, over the problems, of the error over the best error on the problem, with the
 worst such ratio, and then the best of each problem. A candidate that diverges on a problem counts there as the worst
-that did not; one that is refused there, as a grid in the log-SNR is on a path that begins without data, does not count
-there, and the number of such problems is printed. Every figure goes to a CSV file, from which --read prints the tables
-again; it takes several files.
+that did not; one that is refused there, as a grid in the log-SNR is on a path that begins without data, or was not
+measured there, does not count there, and the number of problems on which it counts is printed. Every figure goes to a
+CSV file, from which --read prints the tables again; it takes several files.
 """
 
 import argparse
@@ -94,8 +94,8 @@ def summary(rows, measure):
     for calls, by_problem in sorted(table(rows, measure).items()):
         print(f"\n{calls} calls, {measure} error over the best, {len(by_problem)} problems")
         for mean, worst, where, count, candidate in ranking(by_problem)[:TOP]:
-            refused = f", refused on {len(by_problem) - count}" if count < len(by_problem) else ""
-            print(f"  {candidate:<26} geometric mean {mean:6.2f}, worst {worst:8.2f} ({where}){refused}")
+            only = f", on {count} of them" if count < len(by_problem) else ""
+            print(f"  {candidate:<32} geometric mean {mean:6.2f}, worst {worst:8.2f} ({where}){only}")
         for name, errors in by_problem.items():
             best = sorted((error, candidate) for candidate, error in errors.items())[:3]
             print(f"    {name:<18} " + ", ".join(f"{candidate} {error:.1e}" for error, candidate in best))
@@ -119,8 +119,15 @@ def main():
         for name in options.read:
             with Path(name).open(newline="") as file:
                 rows += csv.DictReader(file)
-        only = options.only or [""]
-        summary([row for row in rows if any(part in row["problem"] for part in only)], options.measure)
+        rows = [row for row in rows if any(part in row["problem"] for part in options.only or [""])]
+        measured_pairs = {}
+        for row in rows:
+            measured_pairs.setdefault(row["problem"], set()).add((row["solver"], row["grid"]))
+        print("pairs of a solver and a grid that were measured on each problem")
+        for name, pairs in measured_pairs.items():
+            named = {solver for solver, _ in pairs}, {grid for _, grid in pairs}
+            print(f"  {name:<18} {len(pairs)}: {len(named[0])} solvers, {len(named[1])} grids")
+        summary(rows, options.measure)
         return
     budgets = options.calls or ((4, 8, 20) if options.quick else BUDGETS)
     chosen = [

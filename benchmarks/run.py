@@ -1,7 +1,9 @@
-"""Run benchmarks and put what they print into benchmarks/RESULTS.md:  python benchmarks/run.py [name ...]
+"""Run benchmarks and put what they print into benchmarks/RESULTS.md.
 
-Without names all are run but the long ones, few_calls, kills and fuzz. The sections of benchmarks that are not run stay
-as they are.
+    python benchmarks/run.py [name ...] [-- ARGUMENT ...]
+
+Without names all are run but the long ones: few_calls, tuning, tuning_pictures, kills and fuzz. The sections of
+benchmarks that are not run stay as they are. Arguments after -- are those of the scripts, such as --read FILE.
 """
 
 import os
@@ -21,7 +23,7 @@ PATHS = {
     if path.stem not in ("run", "peers", "timing", "tuning_problems")
 }
 LONG = {name: FOLDER.parent / "scripts" / f"{file}.py" for name, file in (("kills", "kill_runs"), ("fuzz", "fuzz"))}
-LONG["few_calls"] = PATHS.pop("few_calls")
+LONG |= {name: PATHS.pop(name) for name in ("few_calls", "tuning", "tuning_pictures") if name in PATHS}
 HEAD = "# Results\n\nWhat the scripts of this folder printed; `make benchmarks` makes it anew.\n"
 
 
@@ -32,7 +34,8 @@ def processor():
     return names[0] if names else platform.machine()
 
 
-chosen = sys.argv[1:] or list(PATHS)
+end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+chosen, passed = sys.argv[1:end] or list(PATHS), sys.argv[end + 1 :]
 unknown = set(chosen) - {*PATHS, *LONG}
 if unknown:
     sys.exit(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join([*PATHS, *LONG])}")
@@ -41,7 +44,7 @@ sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", text, re.M | re.S))
 for name in chosen:
     print(f"{name} ...", flush=True)
     path = {**PATHS, **LONG}[name]
-    done = subprocess.run([sys.executable, path], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, path, *passed], capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
     machine = f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}"
