@@ -150,7 +150,7 @@ class Verdict:
     """What was measured on starts that were not fitted, at one number of calls.
 
     The error of a sample is the root mean square of its distance to a fine solve from the same start; of a round trip,
-    to where it began. A gain is the error of the best plain solver over the tuned one's, with a 95 % bootstrap interval.
+    to where it began. A gain is a plain solver's error over the tuned one's, with a 95 % bootstrap interval.
     """
 
     won: bool
@@ -193,8 +193,8 @@ class Verdict:
     def __str__(self) -> str:
         if not self.won and self.reference > self.median and self.beside is None:
             return (
-                f"the fit did not win: the fine solves moved by {self.reference:.2e} from half of their calls, which is "
-                f"too much to judge errors of {self.median:.2e}; give more `fine`. {self.plain} is used"
+                f"the fit did not win: the fine solves moved by {self.reference:.2e} from half of their calls, too "
+                f"much to judge errors of {self.median:.2e}; give more `fine`. {self.plain} is used"
             )
         if not self.won:
             return (

@@ -196,6 +196,11 @@ def verdict(fitted: Tensor, judged: Judged, how: str, fit_rows: int, reference: 
     )
 
 
+def is_open(found: Verdict) -> bool:
+    """Whether a fit would have won, had the fine solves been fine enough to tell."""
+    return not found.won and found.gain_median[1] > 1.0 and found.gain_mean[1] > 1.0
+
+
 def gain(plain: Tensor, fitted: Tensor, figure: Callable[[Tensor], Tensor]) -> tuple[float, float, float]:
     """The ratio of a figure of paired errors, with a 95 % bootstrap interval over the starts.
 

@@ -85,7 +85,8 @@ def tune(
             gradients do not pass; by default the first that works. "none" leaves it at least squares on the run's own
             states, which for sampling are the beginning of every fit.
         against: The plain solvers to compare with, by name or as solvers; all by default.
-        fine: Calls of the fine solves, at least four times those of the fit; 200 by default, or eight times.
+        fine: Calls of the fine solves, at least four times those of the fit; 200 by default, or eight times. Where they
+            are not fine enough to judge a fit, the starts for judging are solved with four and 16 times as many.
         seed: Of the latents and of the fit; with the same seed the result is the same to the bit.
         batch_size: Starts that are computed together.
         calls: Begin no step of a fit that would go beyond so many model evaluations, of one start each, in all.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -35,6 +35,8 @@ FEW = 16
 _BEGINNINGS = 4
 """From how many plain solvers a fit begins."""
 _SYMMETRIC = ("ees25", "ees27")
+_REFINED = 2
+"""How often the starts for judging are solved more finely, four times each, where they cannot tell."""
 _WORSE = 1.1
 """How many times the plain solver's distance the latents or edits of a fit may have."""
 
@@ -48,6 +50,8 @@ class Fitted(NamedTuple):
     """Those of latents or edits, where round trips are fitted."""
     steps: int
     """Gauss-Newton steps that were made."""
+    again: Callable[[], Tensor] | None = None
+    """Measures the errors anew, where they are distances from a fine solve."""
 
 
 @dataclass
@@ -77,6 +81,7 @@ class Work(ABC):
         skips = {FIT: 0, VALIDATE: self.sizes[FIT], JUDGE: self.sizes[FIT] + self.sizes[VALIDATE]}
         self.cells = {part: self.ground.cells(part, size, skips[part]) for part, size in self.sizes.items()}
         check_repeatable(self.cells[FIT][0])
+        self.finer = self.fine
         self.journal.begin("fine")
         self.ends = {part: [self._fine(cell, self.fine) for cell in cells] for part, cells in self.cells.items()}
         self.few = few_of(self.cells[FIT], self.ends[FIT])
@@ -132,6 +137,31 @@ class Work(ABC):
         fit = self.fitted(calls, [one for one, _ in near], found)
         spent = self.budget.spent - before
         self.journal.begin(f"judge {calls}")
+        compared, beside = self._judged(near, len(found))
+        best, errors = compared.fallback()
+        if fit is None:
+            why = "no plain solver makes its calls in an order that a fit can begin from"
+            verdict = judging.verdict(errors, compared, why, self.sizes[FIT], self.measured_from, spent)
+            return Entry(calls, best.plain, None, replace(verdict, won=False))
+        how = ", ".join([*self.first, *([f"{fit.steps} Gauss-Newton steps by {self.way}"] if fit.steps else [])])
+        verdict = judging.verdict(fit.errors, compared, how, self.sizes[FIT], self.measured_from, spent)
+        for _ in range(_REFINED):
+            if fit.again is None or not judging.is_open(verdict):
+                break
+            self._refine()
+            compared, beside = self._judged(near, len(found))
+            best, _ = compared.fallback()
+            verdict = judging.verdict(fit.again(), compared, how, self.sizes[FIT], self.measured_from, spent)
+        if fit.beside is not None:
+            ours = judging.median(fit.beside)
+            theirs = next(
+                judging.median(others) for (one, _), others in zip(compared.errors, beside, strict=True) if one is best
+            )
+            verdict = replace(verdict, beside=(ours, theirs), won=verdict.won and ours <= _WORSE * theirs)
+        return replace(fit.entry, verdict=verdict) if verdict.won else Entry(calls, best.plain, None, verdict)
+
+    def _judged(self, near: Sequence[tuple[Candidate, Tensor]], compared: int) -> tuple[Judged, list[Tensor]]:
+        """The nearest plain solvers on the starts for judging, and what is beside their round trips."""
         judged: list[tuple[Candidate, Tensor]] = []
         beside: list[Tensor] = []
         for one, _ in near:
@@ -144,21 +174,14 @@ class Work(ABC):
                 beside.append(others)
         if not judged:
             raise InputError("nfe: every plain solver diverges on the starts for judging; give more evaluations")
-        compared = Judged(judged, len(found))
-        best, errors = compared.fallback()
-        if fit is None:
-            why = "no plain solver makes its calls in an order that a fit can begin from"
-            verdict = judging.verdict(errors, compared, why, self.sizes[FIT], self.measured_from, spent)
-            return Entry(calls, best.plain, None, replace(verdict, won=False))
-        how = ", ".join([*self.first, *([f"{fit.steps} Gauss-Newton steps by {self.way}"] if fit.steps else [])])
-        verdict = judging.verdict(fit.errors, compared, how, self.sizes[FIT], self.measured_from, spent)
-        if fit.beside is not None:
-            ours = judging.median(fit.beside)
-            theirs = next(
-                judging.median(others) for (one, _), others in zip(judged, beside, strict=True) if one is best
-            )
-            verdict = replace(verdict, beside=(ours, theirs), won=verdict.won and ours <= _WORSE * theirs)
-        return replace(fit.entry, verdict=verdict) if verdict.won else Entry(calls, best.plain, None, verdict)
+        return Judged(judged, compared), beside
+
+    def _refine(self) -> None:
+        """Solve more finely from the starts for judging."""
+        before, self.finer = self.ends[JUDGE], 4 * self.finer
+        self.ends[JUDGE] = [self._fine(cell, self.finer) for cell in self.cells[JUDGE]]
+        moved = [distance(a, b) for a, b in zip(before, self.ends[JUDGE], strict=True)]
+        self.reference = judging.median(torch.cat(moved))
 
     @property
     def measured_from(self) -> float:
@@ -239,8 +262,16 @@ class SamplingWork(Work):
             fits.append(Fit(aim, self.before.extended(), self.way, self.ground.seed))
         best, steps = best_fit(fits, self.batches(FIT), self.batches(VALIDATE), self.budget, self.journal)
         self.before = best
-        errors = torch.cat([aim.errors(batch, best).cpu() for batch in self.batches(JUDGE)])
-        return Fitted(Entry(calls, best.scheme()), errors, None, steps) if bool(errors.isfinite().all()) else None
+
+        def measured() -> Tensor:
+            return torch.cat([aim.errors(batch, best).cpu() for batch in self.batches(JUDGE)])
+
+        errors = measured()
+        return (
+            Fitted(Entry(calls, best.scheme()), errors, None, steps, measured)
+            if bool(errors.isfinite().all())
+            else None
+        )
 
     def _direct(self, numbers: Numbers) -> Numbers:
         """The fit in closed form that begins as a plain solver."""
