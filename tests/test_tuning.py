@@ -11,7 +11,7 @@ from steadyflow import solvers
 from steadyflow.coordinates import FLOW
 from steadyflow.solvers import Plain, Scheme
 from steadyflow.tasks._options import Resolved
-from steadyflow.tuning import fitting, judging, schemes
+from steadyflow.tuning import derivatives, judging, schemes
 from steadyflow.tuning.round_trips import RoundBatch, RoundTrip
 
 PATHS = {"vp": sf.VPLinear(), "flow": sf.RectifiedFlow(), "ve": sf.VE(t_min=0.01, t_max=40.0)}
@@ -41,7 +41,7 @@ def batch_of(model, n=6, calls=5, solver="fireflow"):
     end = sf.sample(model, x=x, solver="rk4", nfe=80, grid="quadratic").x
     scheme = schemes.scheme_of(solvers.get(solver), schedule, grid_of(model, solver, calls))
     bound = FLOW.time(schedule.at(schedule.t_min))
-    return fitting.Batch(schemes.field_of(model), x / FLOW.scale(begin), end), schemes.Numbers.of(scheme, bound)
+    return derivatives.Batch(schemes.field_of(model), x / FLOW.scale(begin), end), schemes.Numbers.of(scheme, bound)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -87,7 +87,7 @@ def test_a_sweep_gives_the_derivatives_of_the_run():
     batch, numbers = batch_of(mixture().denoiser(sf.VPLinear()))
     forward = schemes.run(batch.field, numbers, batch.start)
     vector = torch.randn(batch.start.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    swept, at_start = fitting.sweep(batch.field, numbers, batch.start, forward, [vector], of_start=True)
+    swept, at_start = derivatives.sweep(batch.field, numbers, batch.start, forward, [vector], of_start=True)
     exact = derivatives_by_autograd(batch, numbers, vector)
     assert swept.shape == (1, 6, schemes.parameters(5))
     torch.testing.assert_close(swept[0].sum(0)[: len(exact)], exact, rtol=1e-9, atol=1e-12)
@@ -109,8 +109,8 @@ def test_a_sweep_gives_the_derivatives_of_the_run():
 def test_both_ways_to_derivatives_agree():
     batch, numbers = batch_of(mixture().denoiser(sf.VPLinear()), n=400)
     generator = torch.Generator().manual_seed(0)
-    swept = fitting.by_sweep(batch, numbers, generator)
-    changed = fitting.by_differences(batch, numbers, generator)
+    swept = derivatives.by_sweep(batch, numbers, generator)
+    changed = derivatives.by_differences(batch, numbers, generator)
     assert torch.equal(swept.residual, changed.residual)
     scale = changed.gradient.abs().amax(0)
     assert ((swept.gradient - changed.gradient).abs().amax(0) < 0.05 * scale + 1e-9).all()
@@ -167,11 +167,11 @@ def test_the_graph_of_one_call_at_a_time_is_held():
             schemes.scheme_of(solvers.get("ddim"), model.schedule, grid_of(model, "ddim", calls)), 0.01
         )
         start = torch.randn(3, 8)
-        batch = fitting.Batch(schemes.field_of(model), start, torch.zeros(3, 8))
+        batch = derivatives.Batch(schemes.field_of(model), start, torch.zeros(3, 8))
         gc.collect()
         kept, peak = set(), 0
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            fitting.by_sweep(batch, numbers, torch.Generator().manual_seed(0))
+            derivatives.by_sweep(batch, numbers, torch.Generator().manual_seed(0))
         peaks.append(peak)
     assert peaks[0] == peaks[1] > 0
 

@@ -40,9 +40,7 @@ from .own_grids import FOR_SAMPLING, entry_over, grid_of, place_of
 from .schemes import Entry, Plain, Scheme, Verdict, time_on
 from .state import solver_state
 
-__all__ = [
-    "Tuned",
-]
+__all__ = ["Tuned"]
 
 FORMAT = "steadyflow-tuned-1"
 """The first entry of a file."""
@@ -119,8 +117,7 @@ class Tuned(Solver[Asked]):
         return {key: value for key, value in vars(self).items() if key != "_hash"}  # another process has other hashes
 
     def __repr__(self) -> str:
-        calls = ", ".join(map(str, self.budgets))
-        return f"Tuned(kind={self.kind!r}, model={self.model!r}, calls=({calls}), guidance={self.guidance})"
+        return f"Tuned({self.kind!r}, model={self.model!r}, calls={self.budgets}, guidance={self.guidance})"
 
     @property
     def budgets(self) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .fitting import Derivatives, Sensitivity, changed, rms, signs, sweep, sweep_runs
+from .derivatives import Derivatives, Sensitivity, changed, rms, signs, sweep, sweep_runs
 from .schemes import Field, Pair, run
 
 

@@ -19,12 +19,13 @@ from ..denoisers.fingerprints import fingerprint
 from ..errors import InputError, UnknownNameError
 from ..solvers.base import Solver
 from ..solvers.tuned import Tuned
-from .fitting import Derivatives
+from .checks import FEW
+from .derivatives import Derivatives
 from .journal import Journal
 from .judging import Against
 from .progress import Budget
 from .starts import FIT, JUDGE, VALIDATE, Ground, has_rows
-from .work import FEW, RoundTripWork, SamplingWork
+from .work import RoundTripWork, SamplingWork
 
 Task = Literal["sample", "round trip"]
 _TASKS = {"sample": SamplingWork, "round trip": RoundTripWork}
