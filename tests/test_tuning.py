@@ -252,6 +252,18 @@ def test_a_tune_goes_on_where_it_was_stopped(tuned, tmp_path, after, monkeypatch
         sf.tune(model, **{**how, "seed": 1}, checkpoint=file)
 
 
+def test_a_checkpoint_of_another_condition_or_guidance_is_refused(tmp_path):
+    """What changes the model's answers and is in no argument of the call, too."""
+    model = labelled().denoiser(sf.VPLinear()).with_condition(0)
+    how = {"nfe": 3, "n": 8, "judge": 8, "against": ["ddim"], "fine": 16, "derivatives": "none", "progress": False}
+    file = tmp_path / "state.safetensors"
+    sf.tune(model, **how, checkpoint=file)
+    sf.tune(model, **how, calls=10**6, checkpoint=file)  # a budget is no other work
+    for other in (model.with_condition(1), model.with_guidance(2.0), model.with_smoothing(0.1)):
+        with pytest.raises(sf.CorruptFileError, match="another call"):
+            sf.tune(other, **how, checkpoint=file)
+
+
 def test_least_squares_on_own_states_need_no_derivatives(tuned):
     model, _ = tuned
     solver = sf.tune(

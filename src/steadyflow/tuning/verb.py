@@ -122,17 +122,9 @@ def tune(
     for name, value in (("calls", calls), ("minutes", minutes)):
         if value is not None and not value >= 0:
             raise InputError(f"{name}: got {value!r}, expected a number of at least 0")
-    about = [
-        task,
-        ground.described(),
-        sizes,
-        fine,
-        derivatives,
-        plain and [one.spec() for one in plain],
-        budgets,
-        calls,
-    ]
-    journal = Journal(checkpoint, [fingerprint(model), *about])
+    mark, named = fingerprint(model), plain and [one.spec() for one in plain]
+    about = [mark, ground.answer(), task, ground.described(), sizes, fine, derivatives, named, budgets]
+    journal = Journal(checkpoint, about)
     total = estimate(budgets, n=sizes[FIT], judge=sizes[JUDGE], fine=fine, task=task) if calls is None else calls
     bar = progress_bar(progress, total, unit="call")
     try:
@@ -149,7 +141,7 @@ def tune(
         tau_min=FLOW.time(model.schedule.at(ground.t_min)),
         kind=task,
         model=model.name,
-        fingerprint=fingerprint(model),
+        fingerprint=mark,
         guidance=(min(low, own), max(high, own)),
         schedule=json.dumps(model.schedule.spec(), default=str),
     )
