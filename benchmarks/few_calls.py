@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import torch
-from tuning_problems import left_out, problems, reference
+from tuning_problems import left_out, problems, read_rows, reference
 
 import steadyflow as sf
 from steadyflow import grids, solvers
@@ -115,11 +115,7 @@ def main():
     parser.add_argument("--read", nargs="+", help="print the tables of these files")
     options = parser.parse_args()
     if options.read:
-        rows = []
-        for name in options.read:
-            with Path(name).open(newline="") as file:
-                rows += csv.DictReader(file)
-        rows = [row for row in rows if any(part in row["problem"] for part in options.only or [""])]
+        rows = read_rows(options.read, options.only)
         measured_pairs = {}
         for row in rows:
             measured_pairs.setdefault(row["problem"], set()).add((row["solver"], row["grid"]))

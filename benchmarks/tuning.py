@@ -31,7 +31,7 @@ from pathlib import Path
 
 import torch
 from peers import LEFT_OUT, diffusers_samplers, k_diffusion_samplers, k_diffusion_sampling
-from tuning_problems import left_out, problems
+from tuning_problems import left_out, problems, read_rows
 
 import steadyflow as sf
 from steadyflow import solvers
@@ -441,11 +441,7 @@ def main():
     parser.add_argument("--markdown", action="store_true", help="with --read, the main table for the documentation")
     options = parser.parse_args()
     if options.read:
-        rows = []
-        for name in options.read:
-            with Path(name).open(newline="") as file:
-                rows += csv.DictReader(file)
-        rows = [row for row in rows if any(part in row["problem"] for part in options.only or [""])]
+        rows = read_rows(options.read, options.only)
         (markdown if options.markdown else show)(rows)
         return
     options.calls = options.calls or (EACH_WAY if options.round_trips else (5, 12) if options.quick else BUDGETS)

@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from peers import diffusers_samplers
 from tuning import best, plain, tuned
-from tuning_problems import problems, prompts
+from tuning_problems import problems, prompts, read_rows
 
 import steadyflow as sf
 from steadyflow.datasets import digits
@@ -189,11 +189,7 @@ def main():
     parser.add_argument("--read", nargs="+", help="print the tables of these files")
     options = parser.parse_args()
     if options.read:
-        rows = []
-        for name in options.read:
-            with Path(name).open(newline="") as file:
-                rows += csv.DictReader(file)
-        show([row for row in rows if any(part in row["problem"] for part in options.only or [""])])
+        show(read_rows(options.read, options.only))
         return
     options.calls = options.calls or ((4, 8) if options.quick else BUDGETS)
     rows = []

@@ -8,6 +8,7 @@ The ONNX network is that of the PyPI package adaptive-terrain-diffusion (MIT). I
 installed, or where the environment variable STEADYFLOW_TERRAIN names a folder with its wheel unpacked.
 """
 
+import csv
 import importlib.util
 import os
 from collections.abc import Callable
@@ -219,3 +220,17 @@ def _terrain(n: int, part: Part) -> Denoiser:
     assert path is not None
     rows = torch.arange(n) + (0.25 if part == "fit" else 0.75)
     return _onnx(path).with_condition((rows / n).float())
+
+
+def read_rows(names: list[str], only: list[str] | None) -> list[dict[str, str]]:
+    """Read what was measured.
+
+    Args:
+        names: The CSV files.
+        only: Parts of the names of the problems that are wanted; all by default.
+    """
+    rows: list[dict[str, str]] = []
+    for name in names:
+        with Path(name).open(newline="") as file:
+            rows += csv.DictReader(file)
+    return [row for row in rows if any(part in row["problem"] for part in only or [""])]

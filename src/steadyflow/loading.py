@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ._internal import files
 from .datasets import arrays
 from .denoisers import Denoiser, GaussianMixture
 from .denoisers.base import Condition
+from .denoisers.fingerprints import numbers_of
 from .denoisers.mixtures import MixtureDenoiser
 from .errors import InputError
 from .models import load, pipeline_folder
@@ -193,16 +194,4 @@ def fingerprint(model: Denoiser) -> str:
         described = (*described, dataclasses.asdict(model.clip))
     if hasattr(model, "described"):
         described = (*described, model.described())  # pyright: ignore[reportAttributeAccessIssue]
-    return files.digest(described, _numbers(model))
-
-
-def _numbers(model: Denoiser) -> dict[str, Tensor]:
-    if isinstance(model, MixtureDenoiser):
-        mixture = model.mixture
-        numbers = {"means": mixture.means, "std": mixture.std, "weights": mixture.weights}
-        return numbers if mixture.labels is None else {**numbers, "labels": mixture.labels}
-    pipe = _pipeline(model)
-    parts = {"net": model.net} if pipe is None else pipe.components
-    modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
-    numbers = {f"{name}.{key}": v for name, module in modules.items() for key, v in module.state_dict().items()}
-    return {key.replace("._orig_mod.", "."): v for key, v in numbers.items()}  # torch.compile's wrapper
+    return files.digest(described, numbers_of(model))

@@ -28,7 +28,7 @@ def fingerprint(model: Denoiser) -> str:
         Sixteen hexadecimal digits.
     """
     described: tuple[Any, ...] = (model.schedule.spec(), model.prediction, model.shape)
-    numbers = _numbers(model)
+    numbers = numbers_of(model)
     if not numbers:
         return files.digest((*described, model.name), {})
     names = sorted(numbers)
@@ -38,10 +38,18 @@ def fingerprint(model: Denoiser) -> str:
     return files.digest((*described, shapes), {"numbers": torch.cat(pieces)})
 
 
-def _numbers(model: Denoiser) -> dict[str, Tensor]:
+def numbers_of(model: Denoiser) -> dict[str, Tensor]:
+    """Return a model's numbers by name: of a torch module, of a mixture, or of the modules of a pipeline.
+
+    Args:
+        model: The model; a function has none.
+    """
     if isinstance(model, MixtureDenoiser):
-        return {"means": model.mixture.means, "std": model.mixture.std, "weights": model.mixture.weights}
+        mixture = model.mixture
+        numbers = {"means": mixture.means, "std": mixture.std, "weights": mixture.weights}
+        return numbers if mixture.labels is None else {**numbers, "labels": mixture.labels}
     pipe = getattr(model, "pipe", None)
     parts = {"net": model.net} if pipe is None else cast("Mapping[str, Any]", pipe.components)
     modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
-    return {f"{name}.{key}": value for name, module in modules.items() for key, value in module.named_parameters()}
+    numbers = {f"{name}.{key}": v for name, module in modules.items() for key, v in module.state_dict().items()}
+    return {key.replace("._orig_mod.", "."): v for key, v in numbers.items()}  # torch.compile's wrapper

@@ -414,8 +414,24 @@ class Predicted(NamedTuple):
     """The predictions, shape (B, ...) each, the newest first."""
 
 
+class PredictorCorrector(Solver[Predicted]):
+    """The base of methods whose step first corrects the sample that the step before predicted."""
+
+    def start(self, x: Tensor, schedule: Schedule, t: float) -> Predicted:
+        return Predicted(x, False, (), ())
+
+    def output(self, state: Predicted) -> Tensor:
+        return state.x
+
+    def with_sample(self, state: Predicted, x: Tensor, schedule: Schedule, t: float) -> Predicted:
+        return state._replace(x=x, predicted=False)  # what was moved is not corrected
+
+    def for_decoding(self, state: Predicted) -> Predicted:
+        return Predicted(state.x, False, (), ())
+
+
 @dataclass(frozen=True)
-class UniPC(Solver[Predicted]):
+class UniPC(PredictorCorrector):
     """UniPC: a multistep predictor and a corrector that reuses the evaluation at the predicted point.
 
     One evaluation per step, in terms of x0_hat. Source: Zhao et al. 2023.
@@ -451,18 +467,6 @@ class UniPC(Solver[Predicted]):
             real_interval=interval,
             source="Zhao et al. 2023 (2302.04867)",
         )
-
-    def start(self, x: Tensor, schedule: Schedule, t: float) -> Predicted:
-        return Predicted(x, False, (), ())
-
-    def output(self, state: Predicted) -> Tensor:
-        return state.x
-
-    def with_sample(self, state: Predicted, x: Tensor, schedule: Schedule, t: float) -> Predicted:
-        return state._replace(x=x, predicted=False)  # what was moved is not corrected
-
-    def for_decoding(self, state: Predicted) -> Predicted:
-        return Predicted(state.x, False, (), ())
 
     def step(self, state: Predicted, step: Step) -> Queries[Predicted]:
         prediction = yield Query(state.x, step.t0)

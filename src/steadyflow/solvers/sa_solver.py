@@ -22,14 +22,13 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..coordinates import DATA
 from ..errors import InputError
 from ..schedules import Level, Schedule
 from .ancestral import unit_noise
-from .base import Properties, Queries, Query, Solver, Step
-from .multistep import Predicted
+from .base import Properties, Queries, Query, Step
+from .multistep import Predicted, PredictorCorrector
 from .registry import register
 from .weights import LinearStep, gauss, half_log_snr, lagrange_weights, regular
 
@@ -39,7 +38,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class SASolver(Solver[Predicted]):
+class SASolver(PredictorCorrector):
     """SA-Solver: one evaluation per step, stochastic between two noise levels.
 
     The default interval has the noise levels of timesteps 800 and 200 of Stable Diffusion's table, the authors' choice.
@@ -99,18 +98,6 @@ class SASolver(Solver[Predicted]):
     def share(self, level: Level) -> float:
         """Return tau for a step that begins at a level."""
         return self.tau if self.sigma_min <= level.ratio <= self.sigma_max else 0.0
-
-    def start(self, x: Tensor, schedule: Schedule, t: float) -> Predicted:
-        return Predicted(x, False, (), ())
-
-    def output(self, state: Predicted) -> Tensor:
-        return state.x
-
-    def with_sample(self, state: Predicted, x: Tensor, schedule: Schedule, t: float) -> Predicted:
-        return state._replace(x=x, predicted=False)  # what was moved is not corrected
-
-    def for_decoding(self, state: Predicted) -> Predicted:
-        return Predicted(state.x, False, (), ())
 
     def step(self, state: Predicted, step: Step) -> Queries[Predicted]:
         prediction = yield Query(state.x, step.t0)

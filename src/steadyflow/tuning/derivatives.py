@@ -21,7 +21,8 @@ from .schemes import Field, Numbers, Run, run
 Derivatives = Literal["back-propagation", "differences", "none"]
 """How the derivatives of a run are had; without any, there are no Gauss-Newton steps."""
 
-_PROBES = 3
+PROBES = 3
+"""How many random vectors estimate the curvature of a step."""
 _DIFFERENCE = 3e-3
 """The size of a difference, relative to a state."""
 _TIME_SHARE = 0.02
@@ -48,11 +49,6 @@ class Sensitivity(NamedTuple):
     """J^T r, shape (B, P)."""
     square: Tensor
     """Rows whose outer products have the mean J^T J, shape (M, B, P)."""
-
-
-def rms(residual: Tensor) -> Tensor:
-    """The root mean square of each sample's residual, shape (B,), float64."""
-    return residual.flatten(1).double().square().mean(1).sqrt()
 
 
 def sweep(
@@ -124,9 +120,9 @@ def by_sweep(batch: Batch, numbers: Numbers, generator: torch.Generator) -> Sens
     with torch.no_grad():
         forward = run(batch.field, numbers, batch.start)
     residual = forward.end - batch.target
-    vectors = [residual, *(signs(residual, generator) for _ in range(_PROBES))]
+    vectors = [residual, *(signs(residual, generator) for _ in range(PROBES))]
     rows, _ = sweep(batch.field, numbers, batch.start, forward, vectors)
-    return Sensitivity(residual.flatten(1), rows[0], rows[1:] / math.sqrt(_PROBES))
+    return Sensitivity(residual.flatten(1), rows[0], rows[1:] / math.sqrt(PROBES))
 
 
 def signs(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -175,5 +171,5 @@ def changed(field: Field, numbers: Numbers, start: Tensor, forward: Run) -> Iter
 def sweep_runs(calls: int, derivatives: Derivatives) -> int:
     """What the derivatives of a run cost, in runs of so many calls."""
     if derivatives == "back-propagation":
-        return 4 + _PROBES
+        return 4 + PROBES
     return 1 + math.ceil(sum((k + 2) * (calls - k) for k in range(1, calls)) / calls)

@@ -22,7 +22,8 @@ from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
-from .derivatives import Batch, Derivatives, Sensitivity, by_differences, by_sweep, rms, sweep_runs
+from .._internal.tensors import rms
+from .derivatives import Batch, Derivatives, Sensitivity, by_differences, by_sweep, sweep_runs
 from .schemes import Numbers, run
 
 _SHARE = 0.25
@@ -97,7 +98,7 @@ class Sampling:
 
     def errors(self, batch: Batch, numbers: Numbers) -> Tensor:
         with torch.no_grad():
-            return rms(run(batch.field, numbers, batch.start).end - batch.target)
+            return rms((run(batch.field, numbers, batch.start).end - batch.target).double())
 
     def sensitivity(
         self, batch: Batch, numbers: Numbers, derivatives: Derivatives, generator: torch.Generator
@@ -224,7 +225,7 @@ class Fit(Generic[B, N]):
         gradient, square = torch.zeros(0), torch.zeros(0)
         for batch in batches:  # one at a time, so that memory does not grow with their number
             one, runs = self.aim.sensitivity(batch, self.numbers, self.derivatives, generator)
-            error = self._spent(rms(one.residual), batch, spend, runs)
+            error = self._spent(rms(one.residual.double()), batch, spend, runs)
             weight = 1.0 / (error.square() + self.kappa) / (size * one.residual.shape[1])
             rows = (one.square.double() * weight.sqrt()[:, None]).flatten(0, 1)
             g, h = (weight @ one.gradient.double()).cpu(), (rows.T @ rows).cpu()

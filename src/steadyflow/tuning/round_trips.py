@@ -8,13 +8,13 @@ the fit begins; without it a fit is free to find latents that are no noise.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .derivatives import Derivatives, Sensitivity, changed, rms, signs, sweep, sweep_runs
+from .._internal.tensors import rms
+from .derivatives import PROBES, Derivatives, Sensitivity, changed, signs, sweep, sweep_runs
 from .schemes import Field, Pair, run
 
 
@@ -52,7 +52,7 @@ class RoundTrip:
         """The errors of the round trip, and those of the latent or the edit, shape (B,) each."""
         with torch.no_grad():
             back, beside = self._residuals(batch, numbers)
-            return rms(back), rms(beside)
+            return rms(back.double()), rms(beside.double())
 
     def _residuals(self, batch: RoundBatch, numbers: Pair) -> tuple[Tensor, Tensor]:
         latent = run(batch.field, numbers.up, batch.start).end
@@ -72,9 +72,8 @@ class RoundTrip:
             edit = None if batch.edit_field is None else run(batch.edit_field, numbers.down, up.end)
         first = down.end - batch.start
         second = self.weight * ((up.end if edit is None else edit.end) - batch.beside)
-        probes = 3
-        firsts = [first, *(signs(first, generator) for _ in range(probes))]
-        seconds = [second, *(signs(second, generator) for _ in range(probes))]
+        firsts = [first, *(signs(first, generator) for _ in range(PROBES))]
+        seconds = [second, *(signs(second, generator) for _ in range(PROBES))]
         seconds = [self.weight * one for one in seconds]
         of_down, at_latent = sweep(batch.field, numbers.down, up.end, down, firsts, of_start=True)
         if edit is None or batch.edit_field is None:
@@ -87,7 +86,7 @@ class RoundTrip:
         rows = torch.cat([of_up, of_down], -1)
         residual = torch.cat([first.flatten(1), second.flatten(1)], 1)
         cost = sweep_runs(numbers.up.calls, derivatives) * (1 if edit is None else 2)
-        return Sensitivity(residual, rows[0], rows[1:] / math.sqrt(probes)), cost
+        return Sensitivity(residual, rows[0], rows[1:] / math.sqrt(PROBES)), cost
 
     def _by_differences(self, batch: RoundBatch, numbers: Pair) -> tuple[Sensitivity, int]:
         with torch.no_grad():
@@ -118,11 +117,6 @@ class RoundTrip:
                 found.append([torch.zeros_like(one) for one in found[0]])
                 continue
             forward = run(field, numbers.down, latent)
-            ends: Callable[..., Iterator[tuple[Tensor, float]]] = changed
-            found.append(
-                [
-                    weight * ((end - forward.end) / size).flatten(1)
-                    for end, size in ends(field, numbers.down, latent, forward)
-                ]
-            )
+            ends = changed(field, numbers.down, latent, forward)
+            found.append([weight * ((end - forward.end) / size).flatten(1) for end, size in ends])
         return [torch.cat(pair, 1) for pair in zip(*found, strict=True)]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import solvers
 from .._integrate import Solution
+from .._internal.tensors import rms
 from ..coordinates import FLOW
 from ..denoisers.base import Denoiser
 from ..errors import InputError, SteadyflowError
@@ -383,4 +384,4 @@ class RoundTripWork(Work):
 
 def distance(found: Tensor, end: Tensor) -> Tensor:
     """The root mean square distance of each sample, shape (B,), float64."""
-    return (found - end).flatten(1).double().square().mean(1).sqrt()
+    return rms((found - end).double())
