@@ -199,7 +199,7 @@ def test_a_choice_is_made_for_the_run_that_was_asked_for_and_keeps_what_the_call
 def test_auto_samples_with_a_solver_near_the_best(conditional):
     model, _ = conditional
     exact = sf.sample(model.with_condition(0), n=64, solver="rk4", nfe=801, dtype=torch.float64).x
-    found = sf.sample(model.with_condition(0), n=64, solver="auto", nfe=24, dtype=torch.float64)
+    found = sf.sample(model.with_condition(0), n=64, solver=sf.Auto(), nfe=24, dtype=torch.float64)
     assert found.nfe <= 24
     assert "distance to a fine solve" in found.reason
     error = (found.x - exact).square().mean(1).sqrt().median()
