@@ -15,6 +15,7 @@ import torch
 
 from steadyflow import runs
 from steadyflow.runs.jobs import Part
+from steadyflow.runs.writer import held
 
 SIZES = {"64 kB": 2**14, "1 MB": 2**18, "16 MB": 2**22, "64 MB": 2**24}
 COUNT = 40
@@ -29,7 +30,7 @@ def written(folder, size, count):
     """Seconds to add shards."""
     job = runs.Sampling("mixture", n=4 * count, solver=runs.spec_of("ddim"), block=4)
     x = nothing(size, 1)
-    with runs.RunFolder.held(folder, job, {}) as (_, writer):
+    with held(folder, job, {}) as (_, writer):
         writer.resume()
         began = time.perf_counter()
         for k in range(count):

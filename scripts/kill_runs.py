@@ -26,7 +26,7 @@ import torch
 
 from steadyflow.errors import SteadyflowError
 from steadyflow.runs import RunFolder
-from steadyflow.runs.run import results
+from steadyflow.runs.exporting import results
 
 KINDS = ("driver", "ray driver", "worker", "node")
 WORK = ["--model", "mixture", "--n", "8000", "--batch-size", "100", "--solver", "ddpm", "--steps", "30"]

@@ -13,7 +13,7 @@ import torch
 
 import steadyflow as sf
 from steadyflow import runs
-from steadyflow.runs.run import results
+from steadyflow.runs.exporting import results
 from steadyflow_lab.hallucination import drawing, setting
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))

@@ -19,8 +19,10 @@ from steadyflow import runs
 from steadyflow._internal import files
 from steadyflow.datasets import arrays, digits
 from steadyflow.runs import engines
+from steadyflow.runs.driving import missing
 from steadyflow.runs.engines import InProcess
-from steadyflow.runs.run import export, missing, results, shard_size
+from steadyflow.runs.exporting import export, results
+from steadyflow.runs.run import shard_size
 from steadyflow_lab.cached_results import cached_results
 
 
@@ -645,7 +647,7 @@ def test_another_mask_is_another_run(tmp_path):
 def test_sheets_that_would_not_fit_in_memory_are_refused(tmp_path, monkeypatch):
     run = runs.run_job(runs.Sampling("digits", n=5, steps=2, block=2))
     assert export(run, tmp_path / "sheet.png").is_file()
-    monkeypatch.setattr("steadyflow.runs.run.SHEET", 100)
+    monkeypatch.setattr("steadyflow.runs.exporting.SHEET", 100)
     with pytest.raises(sf.InputError, match="out: a sheet of 5 pictures is too large"):
         export(run, tmp_path / "large.png")
     assert torch.equal(arrays.read(export(run, tmp_path / "x.safetensors"), sf.load("digits").shape), samples(run))

@@ -14,12 +14,13 @@ from typing import Any
 from torch import nn
 
 from ._internal import files
-from .datasets import arrays
+from .datasets import arrays, contents
 from .denoisers import Denoiser, GaussianMixture
 from .denoisers.base import Condition
 from .denoisers.fingerprints import numbers_of
 from .denoisers.mixtures import MixtureDenoiser
 from .errors import InputError
+from .identity import Identity, identify
 from .models import load, pipeline_folder
 from .schedules import VPLinear
 
@@ -179,6 +180,24 @@ def apply_condition(
         if scale is not None and scale != 1.0:
             raise InputError(f"{name}: needs something to guide to; give --label, or --prompt to a model of prompts")
     return model
+
+
+def identity(model: Denoiser, name: str) -> Identity:
+    """Find what stands for a model that was loaded by name; of a pipeline in a folder, its small files, too.
+
+    Args:
+        model: The model.
+        name: Its name.
+    """
+    found, folder = identify(model), Path(name)
+    if not folder.is_dir() or _pipeline(model) is None:
+        return found
+    small = [path for path in contents.inside(folder) if path.suffix in _CONFIGURATION]
+    return dataclasses.replace(found, parts={**found.parts, "files": contents.together(small)})
+
+
+_CONFIGURATION = (".json", ".txt", ".model", ".py", ".jinja")
+"""Files of a pipeline that hold its configuration and its vocabularies."""
 
 
 def fingerprint(model: Denoiser) -> str:

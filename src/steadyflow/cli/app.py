@@ -26,7 +26,8 @@ app = typer.Typer(
     cls=WithExtensions,
     help="Sample, invert, reconstruct, edit and diagnose diffusion and flow models, stably.",
     epilog="Exit status: 0 done; 1 an error, printed in one line (--debug shows where it came from); 2 wrong usage; "
-    "130 stopped by Ctrl-C. Example: steadyflow diagnose --n 16 --solver ddim --steps 50",
+    "3 a run was finished without some of its samples, which it names; 130 stopped by Ctrl-C. "
+    "Example: steadyflow diagnose --n 16 --solver ddim --steps 50",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

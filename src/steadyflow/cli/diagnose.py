@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from . import options as o
-from .runs import RunLocation, figures_of, perform
+from .runs import RunLocation, perform, report
 
 
 def diagnose(
@@ -45,6 +45,10 @@ def diagnose(
     address: o.Address = None,
     workers: o.Workers = None,
     shard: o.Shard = None,
+    strict: o.Strict = False,
+    check_inputs: o.CheckInputs = None,
+    recompute_changed: o.RecomputeChanged = False,
+    model_version: o.ModelVersion = None,
     as_json: o.Json = False,
 ) -> None:
     """Say where the error of a round trip, or with --target of an edit, comes from and what to change.
@@ -54,7 +58,9 @@ def diagnose(
     from ..loading import load_model
     from ..runs import Diagnosing
 
-    place = RunLocation(run, engine, address, workers, shard)
+    care = o.given(strict=strict, check_inputs=check_inputs, recompute_changed=recompute_changed)
+    care |= o.given(model_version=model_version)
+    place = RunLocation(run, engine, address, workers, shard, care)
     place.refuse(out=out)
     words = o.given(input=input, resize=resize, frames=frames, label=label, prompt=prompt, guidance=guidance)
     words |= o.given(source_guidance=source_guidance, steps=steps, nfe=nfe, grid=grid, strength=strength)
@@ -77,7 +83,7 @@ def diagnose(
         else:
             typer.echo("\n".join([found[0].summary(), *([done.job.reason] if done.job.reason else [])]))
     else:
-        o.print_figures(figures_of(done, place), as_json, None)
+        report(done, place, as_json, None)
     if out is not None:
         _write_reports(found, done.job.block, out, as_json)
 

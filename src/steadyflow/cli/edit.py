@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from . import options as o
-from .runs import RunLocation, figures_of, perform
+from .runs import RunLocation, perform, report
 
 
 def edit(
@@ -73,6 +73,10 @@ def edit(
     address: o.Address = None,
     workers: o.Workers = None,
     shard: o.Shard = None,
+    strict: o.Strict = False,
+    check_inputs: o.CheckInputs = None,
+    recompute_changed: o.RecomputeChanged = False,
+    model_version: o.ModelVersion = None,
     as_json: o.Json = False,
 ) -> None:
     """Move samples to another class, or pictures to another prompt.
@@ -84,7 +88,9 @@ def edit(
     from ..runs import Editing
     from ..tasks import Inversion
 
-    place = RunLocation(run, engine, address, workers, shard)
+    care = o.given(strict=strict, check_inputs=check_inputs, recompute_changed=recompute_changed)
+    care |= o.given(model_version=model_version)
+    place = RunLocation(run, engine, address, workers, shard, care)
     place.refuse(save=save)
     denoiser = load_model(model, device, o.call_of(call))
     special = o.given(share=share, average=average, gamma=gamma, eta=eta, window=_window(window))
@@ -104,7 +110,7 @@ def edit(
     done = perform(Editing(model, n=count, device=device, **words), place, denoiser, out=out)
     if save is not None:
         Inversion.concatenate([part.kept for part in done.parts()]).save(save)
-    o.print_figures(figures_of(done, place), as_json, out or save)
+    report(done, place, as_json, out or save)
 
 
 def _window(given: str | None) -> tuple[float, float] | None:

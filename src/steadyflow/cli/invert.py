@@ -1,7 +1,7 @@
 """`steadyflow invert`."""
 
 from . import options as o
-from .runs import RunLocation, figures_of, perform
+from .runs import RunLocation, perform, report
 
 
 def invert(
@@ -35,6 +35,10 @@ def invert(
     address: o.Address = None,
     workers: o.Workers = None,
     shard: o.Shard = None,
+    strict: o.Strict = False,
+    check_inputs: o.CheckInputs = None,
+    recompute_changed: o.RecomputeChanged = False,
+    model_version: o.ModelVersion = None,
     as_json: o.Json = False,
 ) -> None:
     """Find the latents that generate samples, and keep them."""
@@ -42,7 +46,9 @@ def invert(
     from ..runs import Inverting
     from ..tasks import Inversion
 
-    place = RunLocation(run, engine, address, workers, shard)
+    care = o.given(strict=strict, check_inputs=check_inputs, recompute_changed=recompute_changed)
+    care |= o.given(model_version=model_version)
+    place = RunLocation(run, engine, address, workers, shard, care)
     place.refuse(save=save)
     words = o.given(
         input=input, resize=resize, frames=frames, label=label, prompt=prompt, source_guidance=source_guidance
@@ -57,4 +63,4 @@ def invert(
     if save is not None:
         parts = [Inversion.unpacked(part.tensors, part.metadata) for part in done.parts()]
         Inversion.concatenate(parts).save(save)
-    o.print_figures(figures_of(done, place), as_json, save or out)
+    report(done, place, as_json, save or out)

@@ -119,6 +119,31 @@ Engine = Annotated[str | None, typer.Option(help="With --run, 'local', or 'ray' 
 Address = Annotated[str | None, typer.Option(help="With --engine ray, the cluster, such as 'auto'.")]
 Workers = Annotated[int | None, typer.Option(help="With --engine ray, at most so many workers.")]
 Shard = Annotated[int | None, typer.Option(help="With --run, samples per file, a multiple of --batch-size.")]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict",
+        help="With --run, stop at the first sample that cannot be computed, instead of finishing without it.",
+    ),
+]
+CheckInputs = Annotated[
+    str | None,
+    typer.Option(
+        help="With --run, how inputs are compared with those that the run began with: content (the default), by "
+        "hashes of all of it; or times, by names, sizes and times alone."
+    ),
+]
+RecomputeChanged = Annotated[
+    bool,
+    typer.Option(
+        "--recompute-changed",
+        help="With --run, compute again what comes from inputs that have changed, instead of refusing them.",
+    ),
+]
+ModelVersion = Annotated[
+    str | None,
+    typer.Option(help="With --run, a name of your own for the model as it is, where parts of it cannot be hashed."),
+]
 
 
 def given(**words: Any) -> dict[str, Any]:

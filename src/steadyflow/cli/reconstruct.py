@@ -1,7 +1,7 @@
 """`steadyflow reconstruct`."""
 
 from . import options as o
-from .runs import RunLocation, figures_of, perform
+from .runs import RunLocation, perform, report
 
 
 def reconstruct(
@@ -36,6 +36,10 @@ def reconstruct(
     address: o.Address = None,
     workers: o.Workers = None,
     shard: o.Shard = None,
+    strict: o.Strict = False,
+    check_inputs: o.CheckInputs = None,
+    recompute_changed: o.RecomputeChanged = False,
+    model_version: o.ModelVersion = None,
     as_json: o.Json = False,
 ) -> None:
     """Invert samples, generate them again, and say how well they came back."""
@@ -43,7 +47,9 @@ def reconstruct(
     from ..runs import Reconstructing
     from ..tasks import Inversion
 
-    place = RunLocation(run, engine, address, workers, shard)
+    care = o.given(strict=strict, check_inputs=check_inputs, recompute_changed=recompute_changed)
+    care |= o.given(model_version=model_version)
+    place = RunLocation(run, engine, address, workers, shard, care)
     place.refuse(save=save)
     words = o.given(input=input, resize=resize, frames=frames, label=label, prompt=prompt, guidance=guidance)
     words |= o.given(source_guidance=source_guidance, steps=steps, nfe=nfe, grid=grid, strength=strength)
@@ -55,4 +61,4 @@ def reconstruct(
     done = perform(job, place, denoiser, out=out)
     if save is not None:
         Inversion.concatenate([part.kept for part in done.parts()]).save(save)
-    o.print_figures(figures_of(done, place), as_json, out or save)
+    report(done, place, as_json, out or save)

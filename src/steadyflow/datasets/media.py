@@ -6,8 +6,9 @@ What does not fit is refused, with what would.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,34 @@ def listed(path: str | Path, model: Any) -> list[Path]:
     if not own or kind == "joined":
         raise InputError(f"{path}: holds nothing that fits; the model's samples are {_words(model)}; give {_IN[kind]}")
     return own
+
+
+def scanned(path: str | Path, model: Any) -> Iterator[str]:
+    """The names of what `listed` lists, in any order; a folder of pictures is looked through without a list of it.
+
+    Args:
+        path: As in `listed`.
+        model: As in `listed`.
+
+    Yields:
+        Names in the folder; an empty one for the path itself.
+
+    Raises:
+        FileNotFoundError: There is no such file or folder.
+        InputError: The folder holds nothing that the model takes.
+    """
+    path = Path(path)
+    if not path.is_dir() or kind_of(model) not in ("pictures", "numbers"):
+        yield from ("" if one == path else one.name for one in listed(path, model))
+        return
+    there = False
+    with os.scandir(path) as found:
+        for entry in found:
+            if os.path.splitext(entry.name)[1].lower() in PICTURES:
+                there = True
+                yield entry.name
+    if not there:
+        arrays.pictures(path)  # which says that there are none
 
 
 def rate_of(path: str | Path) -> float | None:
@@ -368,6 +397,3 @@ def numbers(x: Decoded) -> int:
         x: Samples as a model decodes them.
     """
     return sum(v[0].numel() for v in x.values()) if isinstance(x, Mapping) else x[0].numel()
-
-
-__all__ = ["check_writes", "is_array", "listed", "rate_of", "read", "read_mask", "write", "write_each"]

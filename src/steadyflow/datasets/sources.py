@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._internal import extensions, files
-from .._internal.kinds import Kind, kind_of
+from .._internal import extensions
+from .._internal.kinds import kind_of
 from ..denoisers import Denoiser
 from ..denoisers.mixtures import MixtureDenoiser
-from ..errors import InputError
-from . import arrays, media
+from ..errors import CorruptFileError, InputError
+from . import arrays, contents, media
+from .contents import Piece
 from .digits import digits
 
 Labels = int | Tensor | list[str] | None
 """One label for all samples; one label or caption per sample; or None where nothing is known."""
+
+
+class Read(NamedTuple):
+    """Some samples, as far as they could be read."""
+
+    x: Tensor | None
+    """One row per sample, of which those in `bad` stand for nothing; None where none could be read."""
+    given: Any
+    """What is known of them."""
+    bad: Mapping[int, Exception]
+    """Why a sample could not be read, by its index."""
+    digests: Mapping[int, str]
+    """The hash of what was read, by the index of the first sample of a piece."""
 
 
 class Source(ABC):
@@ -41,9 +56,39 @@ class Source(ABC):
             The samples in the model's space, shape (stop - start, ...), and what is known of them.
         """
 
-    @abstractmethod
+    def read(self, start: int, stop: int, pieces: Sequence[Piece] = ()) -> Read:
+        """Read what can be read of some of the samples.
+
+        Args:
+            start: The index of the first.
+            stop: The index after the last.
+            pieces: What they were when they were listed, if they were; what has changed since is not read.
+        """
+        return Read(*self.rows(start, stop), {}, {})
+
+    def pieces(self, block: int) -> Iterator[Piece] | None:
+        """What the samples are read from, in any order and not hashed; None where nothing is read from files.
+
+        Args:
+            block: How many rows of an array make a piece.
+        """
+        return None
+
+    def measured(self, piece: Piece, content: bool = True) -> Piece:
+        """A piece as it is now: its size, its time and, if that is wanted, its hash.
+
+        Args:
+            piece: The piece.
+            content: Whether to hash it.
+
+        Raises:
+            OSError: It is gone, or cannot be read.
+        """
+        raise NotImplementedError
+
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits that stand for the data."""
+        """Sixteen hexadecimal digits that stand for data that are in memory."""
+        return ""
 
 
 def open_source(
@@ -89,7 +134,7 @@ def open_source(
         found = Rows(model, path, n, label)
     else:
         found = Files(model, path, n, resize, label, frames)
-    if len(found) == 0:
+    if not isinstance(found, Files) and len(found) == 0:
         raise InputError(f"input: {path} holds no samples")
     return found
 
@@ -108,15 +153,50 @@ class Rows(Source):
         self._path, self._shape, self._label = Path(path), _shape_of(model), label
         self._n = arrays.length(path, self._shape)
         self._n = self._n if n is None else min(n, self._n)
+        self._mark = contents.mark(self._path)
 
     def __len__(self) -> int:
         return self._n
 
     def rows(self, start: int, stop: int) -> tuple[Tensor, Labels]:
-        return arrays.read(self._path, self._shape, rows=(start, stop)), self._label
+        found = self._part(start, stop)
+        if contents.mark(self._path) != self._mark:
+            raise InputError(f"input: {self._path} was changed while it was being read")
+        return found, self._label
 
-    def fingerprint(self) -> str:
-        return fingerprint_of([self._path])
+    def read(self, start: int, stop: int, pieces: Sequence[Piece] = ()) -> Read:
+        if not pieces:
+            return Read(*self.rows(start, stop), {}, {})
+        bad, digests, found = dict[int, Exception](), dict[int, str](), dict[Piece, Tensor]()
+        for piece in pieces:
+            try:
+                x = self._part(piece.start, piece.stop)
+                if len(x) != piece.stop - piece.start:
+                    raise InputError(f"input: {piece.name} are gone, as {self._path} is shorter than it was")
+                digests[piece.start] = contents.digest_of(x)
+                _check_same(piece, digests[piece.start])
+                found[piece] = x
+            except READING as error:
+                bad |= dict.fromkeys(range(max(start, piece.start), min(stop, piece.stop)), error)
+        if not found:
+            return Read(None, self._label, bad, digests)
+        like = next(iter(found.values()))
+        parts = [found.get(p, like.new_zeros(p.stop - p.start, *self._shape)) for p in pieces]
+        first = pieces[0].start
+        return Read(torch.cat(parts)[start - first : stop - first], self._label, bad, digests)
+
+    def pieces(self, block: int) -> Iterator[Piece]:
+        for start in range(0, self._n, block):
+            stop = min(start + block, self._n)
+            yield Piece(start, stop, f"{self._path.name}, rows {start} to {stop - 1}")
+
+    def measured(self, piece: Piece, content: bool = True) -> Piece:
+        size, time = contents.size_and_time(self._path)
+        digest = contents.digest_of(self._part(piece.start, piece.stop)) if content else piece.digest
+        return piece._replace(size=size, time=time, digest=digest)
+
+    def _part(self, start: int, stop: int) -> Tensor:
+        return arrays.read(self._path, self._shape, rows=(start, stop))
 
 
 class Files(Source):
@@ -124,7 +204,8 @@ class Files(Source):
 
     Args:
         model: The model that the samples are for.
-        path: The file or the folder.
+        path: The file or the folder; a folder is looked through where something is asked that needs it, so that who is
+            given its pieces never looks.
         n: The number of samples, the first ones, at most; all by default.
         resize: Whether to scale them to the model's size and rate.
         label: The class of all samples.
@@ -140,23 +221,78 @@ class Files(Source):
         label: int | None,
         frames: str | None = None,
     ):
-        self._paths = list(_listed(str(path), model))[:n]
+        self._path, self._n = Path(path), n
         self._model, self._resize, self._label = model, resize, label
         self._frames = None if frames is None else slice_of(frames)
+        if not self._path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder")
+
+    @cached_property
+    def _paths(self) -> list[Path]:
+        return media.listed(self._path, self._model)[: self._n]
+
+    @cached_property
+    def _count(self) -> int:
+        there = sum(1 for _ in media.scanned(self._path, self._model))
+        return there if self._n is None else min(self._n, there)
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return self._count
 
     def rows(self, start: int, stop: int) -> tuple[Tensor, Labels]:
-        how = {"resize": self._resize, "frames": self._frames}
-        images = torch.cat([media.read(path, self._model, **how) for path in self._paths[start:stop]])
-        encode = getattr(self._model, "encode", None)
-        return images if encode is None else encode(images), self._label
+        return self._encoded(torch.cat([self._one(path) for path in self._paths[start:stop]])), self._label
 
-    def fingerprint(self) -> str:
-        inside = [p for path in self._paths for p in (sorted(path.iterdir()) if path.is_dir() else [path])]
-        names = "\n".join(f"{path.name} {path.stat().st_size}" for path in inside)
-        return hashlib.sha256(names.encode()).hexdigest()[:16]
+    def read(self, start: int, stop: int, pieces: Sequence[Piece] = ()) -> Read:
+        bad, digests, found = dict[int, Exception](), dict[int, str](), dict[int, Tensor]()
+        listed = {piece.start: piece for piece in pieces}
+        for k in range(start, stop):
+            piece = listed.get(k)
+            path = self._paths[k] if piece is None else self._at(piece)
+            try:
+                before = contents.mark(path) if piece is not None else None
+                x = self._one(path)
+                if piece is not None:
+                    digests[k] = contents.digest(path)  # after the reading, so that what was read is what is hashed
+                    _check_same(piece, digests[k])
+                    if contents.mark(path) != before:
+                        raise InputError(f"{path}: was changed while it was being read")
+                found[k] = x
+            except READING as error:
+                bad[k] = error
+        if not found:
+            return Read(None, self._label, bad, digests)
+        like = next(iter(found.values()))
+        images = torch.cat([found.get(k, torch.zeros_like(like)) for k in range(start, stop)])
+        return Read(self._encoded(images), self._label, bad, digests)
+
+    def pieces(self, block: int) -> Iterator[Piece]:
+        for name in media.scanned(self._path, self._model):
+            yield Piece(-1, -1, name)
+
+    def measured(self, piece: Piece, content: bool = True) -> Piece:
+        path = self._at(piece)
+        size, time = contents.size_and_time(path)
+        return piece._replace(size=size, time=time, digest=contents.digest(path) if content else piece.digest)
+
+    def _at(self, piece: Piece) -> Path:
+        return self._path / piece.name if piece.name else self._path
+
+    def _one(self, path: Path) -> Tensor:
+        return media.read(path, self._model, resize=self._resize, frames=self._frames)
+
+    def _encoded(self, images: Tensor) -> Tensor:
+        encode = getattr(self._model, "encode", None)
+        return images if encode is None else encode(images)
+
+
+READING = (InputError, CorruptFileError, OSError, MemoryError)
+"""What a file that is damaged, gone, too large or of another kind raises where it is read."""
+
+
+def _check_same(piece: Piece, digest: str) -> None:
+    """Raise `InputError` where a piece is not what it was when it was listed."""
+    if piece.digest and piece.digest != digest:
+        raise InputError(f"{piece.name}: was changed after the run began")
 
 
 def slice_of(frames: str) -> slice:
@@ -199,7 +335,7 @@ class InMemory(Source):
         return self._x[start:stop], given if given is None or isinstance(given, int) else given[start:stop]
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(files.content(self._x)).hexdigest()[:16]
+        return contents.digest_of(self._x)[:16]
 
 
 def _shape_of(model: Denoiser) -> tuple[int, ...]:
@@ -230,46 +366,3 @@ def _held_out(model: Denoiser, n: int, label: int | None) -> Source:
     if label is not None:
         images, labels = images[labels == label], labels[labels == label]
     return InMemory(images[:n], labels[:n])
-
-
-def _listed(path: str, model: Denoiser) -> tuple[Path, ...]:
-    """The samples behind a path; folders are looked through once for each kind of model."""
-    key = path, kind_of(model)
-    if not Path(path).is_dir():
-        return tuple(media.listed(path, model))
-    if key not in _FOLDERS:
-        while len(_FOLDERS) >= _KEPT:
-            _FOLDERS.pop(next(iter(_FOLDERS)))
-        _FOLDERS[key] = tuple(media.listed(path, model))
-    return _FOLDERS[key]
-
-
-_FOLDERS: dict[tuple[str, Kind], tuple[Path, ...]] = {}
-_KEPT = 4
-
-
-def fingerprint_of(paths: Iterable[str | Path], pieces: int = 64, size: int = 65536) -> str:
-    """Hash files, and all files in folders.
-
-    What is hashed of a file is its length, and pieces of it at equal distances, among them its beginning and its end.
-
-    Args:
-        paths: The files and folders.
-        pieces: The number of pieces of a file, at least 2.
-        size: The length of a piece in bytes.
-
-    Returns:
-        Sixteen hexadecimal digits.
-    """
-    digest = hashlib.sha256()
-    for given in map(Path, paths):
-        for path in sorted(given.rglob("*")) if given.is_dir() else [given]:
-            if path.is_dir():
-                continue
-            length = path.stat().st_size
-            digest.update(str(length).encode())
-            with path.open("rb") as file:
-                for k in range(pieces):
-                    file.seek(max(0, length - size) * k // (pieces - 1))
-                    digest.update(file.read(size))
-    return digest.hexdigest()[:16]

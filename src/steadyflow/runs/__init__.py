@@ -12,11 +12,14 @@ A job is one verb of the library, with the same words: `Sampling`, `Inverting`, 
 """
 
 from .engines import Engine, InProcess, Ray, engine
+from .exporting import check_export, export, results
 from .folder import RunFolder, Shard
+from .job import Aside
 from .jobs import Diagnosing, Editing, Inverting, Job, Part, Reconstructing, Sampling, spec_of
-from .run import Run, RunInMemory, export, run_job
+from .run import Run, RunInMemory, run_job
 
 __all__ = [
+    "Aside",
     "Diagnosing",
     "Editing",
     "Engine",
@@ -31,8 +34,10 @@ __all__ = [
     "RunInMemory",
     "Sampling",
     "Shard",
+    "check_export",
     "engine",
     "export",
+    "results",
     "run_job",
     "spec_of",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from .. import editing
-from ..datasets import media
-from ..datasets.sources import fingerprint_of, open_source
+from ..datasets import contents, media
+from ..datasets.contents import Piece
+from ..datasets.sources import Read, open_source
 from ..editing import Direct, Edit, EditMethod
 from ..errors import InputError
 from ..solvers.state import slice_state
@@ -121,7 +122,7 @@ class Editing(Addressed):
         return open_source(model, self.input, self.n, self.resize, label, self.frames)
 
     def other_files(self) -> list[str]:
-        return [path for path in (self.mask, self.lora) if path is not None]
+        return [path for path in (self.mask, self.lora) if path is not None] + super().other_files()
 
     def call(self, block: Block) -> Edit:
         if self.lora is not None and self.smooth in ("inversion", "generation") and self.inversion is None:
@@ -200,15 +201,27 @@ class Saved:
     def __len__(self) -> int:
         return len(self._whole.latent)
 
-    def rows(self, start: int, stop: int) -> tuple[None, Inversion]:
+    def read(self, start: int, stop: int, pieces: Sequence[Piece] = ()) -> Read:
         """No samples, and the inversions of those from start to stop."""
-        whole = self._whole
-        state = slice_state(whole.state, start, stop)
-        return None, dataclasses.replace(whole, state=state, index=whole.index + start)
+        return Read(None, rows_of(self._whole, start, stop), {}, {})
+
+    def pieces(self, block: int) -> None:
+        """No list, as all of the file is in memory."""
 
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits that stand for the file."""
-        return fingerprint_of([self._path])
+        """What stands for the file."""
+        return contents.digest(self._path)
+
+
+def rows_of(whole: Inversion, start: int, stop: int) -> Inversion:
+    """The inversions of some of the samples of an inversion, under its condition.
+
+    Args:
+        whole: The inversion.
+        start: The first sample.
+        stop: The one after the last.
+    """
+    return dataclasses.replace(whole, state=slice_state(whole.state, start, stop), index=whole.index + start)
 
 
 def mask_of(path: str | Path, model: Any) -> Tensor:

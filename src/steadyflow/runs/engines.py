@@ -1,46 +1,59 @@
 """Where the work of a run is done: in this process, or on Ray.
 
 An engine is given a job and the ranges of samples to do, and yields results as they come, in any order. Ray's tasks
-are plain functions of (job, range), so that a worker or a node that dies costs only what it had in hand: Ray runs it
-again elsewhere.
+are plain functions of (job, range, inputs), so that a worker or a node that dies costs only what it had in hand: it is
+done again elsewhere. A range whose workers die again and again is cut up, until the samples that they die of are alone;
+these are set aside.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import platform
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from ..errors import InputError, MissingExtraError, SteadyflowError
-from .jobs import Job, Part, Prepared, from_spec
+from ..datasets.contents import Piece
+from ..errors import InputError, MissingExtraError, SteadyflowError, StorageError
+from .job import Aside
+from .jobs import Job, Part, from_spec
+from .prepared import Prepared, differences, with_pieces
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class Done(NamedTuple):
-    """A range that is done."""
+    """Samples that are done."""
 
     start: int
     stop: int
     part: Part
     seconds: float
     worker: str
+    together: int = 0
+    """How many samples were computed together, where those were fewer than a block for want of memory."""
+    digests: Mapping[int, str] = {}
+    """The hashes of what was read, by the index of the first sample of a piece."""
 
 
 class Engine(ABC):
     """Something that does work."""
 
+    dies_with_work = False
+    """Whether work that kills its process kills the driver."""
+
     @abstractmethod
-    def run(self, job: Job, prepared: Prepared, ranges: Iterable[tuple[int, int]]) -> Iterator[Done]:
-        """Do the ranges of a job; `prepared` is the job in this process."""
+    def run(self, job: Job, prepared: Prepared, ranges: Iterable[tuple[int, int]]) -> Iterator[Done | Aside]:
+        """Do the ranges of a job; `prepared` is the job in this process. A range may come in several stretches."""
 
     @abstractmethod
     def each(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[int, Result]]:
@@ -60,9 +73,11 @@ class Engine(ABC):
 class InProcess(Engine):
     """One thing after the other, here."""
 
+    dies_with_work = True
+
     def run(self, job, prepared, ranges):
         for start, stop in ranges:
-            yield _done(prepared, start, stop)
+            yield from _done(prepared, start, stop)
 
     def each(self, function, items):
         return enumerate(map(function, items))
@@ -117,29 +132,45 @@ class Ray(Engine):
         self._address, self._workers, self._gpus = address, workers, gpus
 
     def run(self, job, prepared, ranges):
-        shared = json.dumps(job.spec()), prepared.fingerprint
+        shared = json.dumps(job.spec()), json.dumps(prepared.facts, sort_keys=True), prepared.strict
         gpus = self._gpus if self._gpus is not None else float(job.device.startswith("cuda"))
         with_resources = {"num_cpus": job.threads, "num_gpus": gpus}
-        for (start, stop), (part, seconds, worker) in self._unordered(_range_of_job, shared, ranges, with_resources):
-            yield Done(start, stop, part, seconds, worker)
+        items = (_Range(start, stop, list(prepared.pieces(start, stop))) for start, stop in ranges)
+        for item, found in self._unordered(_range_of_job, shared, items, with_resources, _smaller(job, prepared)):
+            if isinstance(found, _Died):
+                piece = next(iter(item.pieces), None)
+                name = f"sample {item.start}" if piece is None else piece.name
+                yield Aside(item.start, item.stop, name, found.cause, "death")
+            else:
+                yield from found
 
     def each(self, function, items):
-        for (k, _), result in self._unordered(_item, function, enumerate(items), {"num_cpus": 1}):
+        for (k, _), result in self._unordered(_item, function, enumerate(items), {"num_cpus": 1}, _never_smaller):
             yield k, result
 
-    def _unordered(self, function: Any, shared: Any, items: Iterable[Any], resources: dict[str, Any]) -> Iterator[Any]:
-        """(item, function(shared, item)) as they come, with a bounded number under way."""
-        ray, pending = self._ray, {}
+    def _unordered(
+        self,
+        function: Any,
+        shared: Any,
+        items: Iterable[Any],
+        resources: dict[str, Any],
+        smaller: Callable[[Any, str], list[Any] | None],
+    ) -> Iterator[Any]:
+        """(item, function(shared, item)) as they come, with a bounded number under way.
+
+        An item whose worker died is tried again, in the end as the smaller items that `smaller` makes of it.
+        """
+        ray, pending, again = self._ray, {}, deque[Any]()
         self._connect()
         _CONNECTION.busy += 1
         try:
-            remote = ray.remote(**resources, max_retries=-1, retry_exceptions=False)(_guarded)
+            remote = ray.remote(**resources, max_retries=0, retry_exceptions=False)(_guarded)
             given = ray.put((function, shared))
-            queue = iter(items)
+            queue, deaths, cut_up = iter(items), dict[int, int](), list[Any]()
             while True:
                 room = self._room(resources)  # a cluster may grow and shrink
                 while len(pending) < room:
-                    item = next(queue, None)
+                    item = again.popleft() if again else next(queue, None)
                     if item is None:
                         break
                     pending[remote.remote(given, item)] = item
@@ -148,12 +179,41 @@ class Ray(Engine):
                 ready, _ = ray.wait(list(pending), num_returns=1, timeout=5.0)
                 for reference in ready:
                     item = pending.pop(reference)
-                    yield item, _opened(ray.get(reference))
+                    try:
+                        answer = ray.get(reference)
+                    except ray.exceptions.RayError as error:
+                        cause = self._cause(error)
+                        if not isinstance(error, ray.exceptions.NodeDiedError):
+                            deaths[id(item)] = deaths.get(id(item), 0) + 1
+                        if deaths.get(id(item), 0) < _TRIES:
+                            again.append(item)
+                            continue
+                        cut = smaller(item, cause)
+                        if cut is None:
+                            yield item, _Died(f"{cause}, {_TRIES} times")
+                        again.extend(cut or ())
+                        cut_up.append(item)  # kept, so that its identity is not given to another
+                        continue
+                    deaths.pop(id(item), None)
+                    yield item, _opened(answer)
         finally:
             _CONNECTION.busy -= 1
             if pending and ray.is_initialized():  # given up: by an error, by Ctrl-C, or as no more was wanted
                 for reference in pending:
                     ray.cancel(reference)
+
+    def _cause(self, error: Any) -> str:
+        """Why a task was lost, in words; raises what is no matter of the task."""
+        lost = self._ray.exceptions
+        if isinstance(error, lost.OutOfMemoryError):
+            return "its worker ran out of memory"
+        if isinstance(error, lost.ObjectStoreFullError | getattr(lost, "OutOfDiskError", lost.ObjectStoreFullError)):
+            return "there was no room for its result in Ray's object store"
+        if isinstance(error, lost.NodeDiedError | lost.WorkerCrashedError | lost.ObjectLostError):
+            return "its worker died"
+        if isinstance(error, lost.RayTaskError) and isinstance(error.cause, MemoryError):
+            return "its worker ran out of memory"
+        raise error
 
     def _connect(self) -> None:
         """Connect to the cluster; a connection that no engine has made is used as it is."""
@@ -206,10 +266,16 @@ def engine(name: str, address: str | None = None, workers: int | None = None) ->
     return InProcess()
 
 
-def _done(prepared: Prepared, start: int, stop: int) -> Done:
+def _done(prepared: Prepared, start: int, stop: int, together: int | None = None) -> Iterator[Done | Aside]:
     begin = time.perf_counter()
-    part = prepared.work(start, stop)
-    return Done(start, stop, part, time.perf_counter() - begin, processor(prepared.job.device))
+    for found in prepared.work(start, stop, together):
+        if isinstance(found, Aside):
+            yield found
+            continue
+        end = time.perf_counter()
+        worker = processor(prepared.job.device)
+        yield Done(found.start, found.stop, found.part, end - begin, worker, found.together, found.digests)
+        begin = end
 
 
 def processor(device: str) -> str:
@@ -239,18 +305,63 @@ def _item(function: Callable[[Any], Any], item: tuple[int, Any]) -> Any:
     return function(item[1])
 
 
-def _range_of_job(shared: tuple[str, str], limits: tuple[int, int]) -> tuple[Part, float, str]:
-    done = _done(_prepared(*shared), *limits)
-    return done.part._replace(kept=None), done.seconds, done.worker
+class _Range(NamedTuple):
+    """Samples for a worker, and what they are read from."""
+
+    start: int
+    stop: int
+    pieces: list[Piece]
+    together: int | None = None
+    """How many to compute together, where those are fewer than a block."""
+
+
+class _Died(NamedTuple):
+    """What became of an item that no worker could finish."""
+
+    cause: str
+
+
+_TRIES = 3
+"""How many workers an item may cost before it is cut up, or given up."""
+
+
+def _never_smaller(item: Any, cause: str) -> list[Any] | None:
+    raise StorageError(f"engine: {cause}, {_TRIES} times, at the same piece of work")
+
+
+def _smaller(job: Job, prepared: Prepared) -> Callable[[_Range, str], list[_Range] | None]:
+    """What makes smaller ranges of one: its blocks, then halves of a block, down to single samples."""
+
+    def cut(item: _Range, cause: str) -> list[_Range] | None:
+        start, stop = item.start, item.stop
+        if stop - start == 1 or (stop - start <= job.block and not job.alone):
+            return None
+        if stop - start > job.block:
+            size, together = job.block, None
+        else:
+            size = together = -(-(stop - start) // 2)
+        found = [(a, min(a + size, stop)) for a in range(start, stop, size)]
+        return [_Range(a, b, list(prepared.pieces(a, b)), together) for a, b in found]
+
+    return cut
+
+
+def _range_of_job(shared: tuple[str, str, bool], item: _Range) -> list[Done | Aside]:
+    text, expected, strict = shared
+    prepared = dataclasses.replace(_prepared(text, expected), strict=strict)
+    found = _done(with_pieces(prepared, item.pieces), item.start, item.stop, item.together)
+    return [one if isinstance(one, Aside) else one._replace(part=one.part._replace(kept=None)) for one in found]
 
 
 @lru_cache(maxsize=1)
 def _prepared(text: str, expected: str) -> Prepared:
     """The job in this worker, kept for its next ranges; the model must be the one that the driver found."""
-    prepared = from_spec(json.loads(text)).prepare()
-    if prepared.fingerprint != expected:
+    prepared = from_spec(json.loads(text)).opened(listed=True)
+    found, wanted = json.loads(json.dumps(prepared.facts)), json.loads(expected)
+    differing = differences(wanted, found)
+    if differing:
         raise InputError(
             f"model: {prepared.job.model!r} is another one on {platform.node()} than where the run is driven "
-            f"(fingerprint {prepared.fingerprint}, expected {expected}); put the same weights on every node"
+            f"({'; '.join(differing)}); put the same weights, inputs and packages on every node"
         )
     return prepared

@@ -11,22 +11,27 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from functools import cached_property
-from typing import Any, ClassVar, NamedTuple, Protocol
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .._integrate import Progress
-from ..datasets.sources import fingerprint_of
+from ..datasets.contents import Piece
+from ..datasets.sources import Read
 from ..denoisers.base import Denoiser
 from ..editing import EditMethod
 from ..errors import InputError
 from ..grids import Grid
-from ..loading import apply_condition, fingerprint, load_model
+from ..loading import apply_condition, load_model
 from ..solvers import registry
 from ..solvers.base import Solver
 from ..tasks._options import Options, Resolved
+
+if TYPE_CHECKING:
+    from .prepared import Prepared
 
 BLOCK = 64
 """Samples that are computed together by default."""
@@ -51,6 +56,32 @@ class Part(NamedTuple):
     """What the verb has found beside them and is not written; only of single blocks, and only in this process."""
 
 
+@dataclass(frozen=True)
+class Aside:
+    """Samples that could not be computed and were set aside, so that the rest could be done."""
+
+    start: int
+    stop: int
+    name: str
+    """Of the input, where there is one."""
+    cause: str
+    kind: str = "input"
+    """"input", which could not be read; "error", which was raised while it was computed; or "death", which befell the
+    processes that computed it."""
+
+
+class Stretch(NamedTuple):
+    """The results of successive samples."""
+
+    start: int
+    stop: int
+    part: Part
+    together: int = 0
+    """How many samples were computed together, where those were fewer than a block for want of memory."""
+    digests: Mapping[int, str] = {}
+    """The hashes of what was read, by the index of the first sample of a piece."""
+
+
 class Block(NamedTuple):
     """What a verb is called with for some samples."""
 
@@ -70,12 +101,16 @@ class Data(Protocol):
 
     def __len__(self) -> int: ...
 
-    def rows(self, start: int, stop: int) -> tuple[Tensor | None, Any]:
-        """The samples [start, stop), if there are any, and what is known of them."""
+    def read(self, start: int, stop: int, pieces: Sequence[Piece] = ()) -> Read:
+        """The samples [start, stop), as far as they can be read, and what is known of them."""
+        ...
+
+    def pieces(self, block: int) -> Iterator[Piece] | None:
+        """What they are read from; None where nothing is read from files that have to be watched."""
         ...
 
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits that stand for the data."""
+        """What stands for data in memory."""
         ...
 
 
@@ -131,6 +166,11 @@ class Job(ABC):
         self.resolved()
 
     def _check_types(self) -> None:
+        for name in (*_COUNTS, *_WHOLE, *_TEXTS, "target", "source"):
+            value = getattr(self, name, None)
+            plain = _plain(value)
+            if plain is not value:
+                object.__setattr__(self, name, plain)
         for name in _COUNTS:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -194,17 +234,26 @@ class Job(ABC):
         Raises:
             InputError: The model, its condition, the grid and the data do not fit.
         """
+        return self.opened(model).settled()
+
+    def opened(self, model: Any = None, *, listed: bool = False) -> Prepared:
+        """Load what the work needs, once per process.
+
+        Args:
+            model: The job's, where it has been loaded already.
+            listed: Whether there is a list of the input, so that it need not be looked through.
+
+        Raises:
+            InputError: The model and the data do not fit.
+        """
+        from .prepared import Prepared
+
         torch.set_num_threads(self.threads)
         model = load_model(self.model, self.device, self.call_inputs) if model is None else model
         source = self.data_of(model)
-        if source is not None and len(source) < self.n:
+        if source is not None and not listed and len(source) < self.n:
             raise InputError(f"n: got {self.n}, but the input holds {len(source)} samples")
-        prepared = Prepared(self, model, source)
-        if self.is_open:
-            job = self.settled(prepared.block(0, min(self.n, TRIAL)))
-            prepared = dataclasses.replace(prepared, job=job)
-        prepared.job.resolved().falling(model, clean=self.task == "sample")
-        return prepared
+        return Prepared(self, model, source)
 
     @property
     def is_open(self) -> bool:
@@ -228,7 +277,12 @@ class Job(ABC):
 
     def other_files(self) -> list[str]:
         """The other files that decide the numbers."""
-        return []
+        return pictures_in(self.call_inputs)
+
+    @property
+    def alone(self) -> bool:
+        """Whether what is found of a sample does not depend on those that are computed with it."""
+        return True
 
     @abstractmethod
     def call(self, block: Block) -> Any:
@@ -245,6 +299,10 @@ class Job(ABC):
         tensors = {name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors}
         return Part(parts[0].kind, tensors, parts[0].metadata)
 
+    def cut(self, part: Part, start: int, stop: int) -> Part:
+        """The results of the rows [start, stop) of a part."""
+        return part._replace(tensors={name: value[start:stop] for name, value in part.tensors.items()})
+
     def samples(self, part: Part) -> Tensor:
         """The samples or latents in a part, (m, ...). Raises `InputError` for a job that makes none."""
         return part.tensors["x"]
@@ -252,41 +310,6 @@ class Job(ABC):
     @abstractmethod
     def figures(self, parts: Callable[[], Iterator[Part]]) -> dict[str, Any]:
         """Figures of the whole run; `parts`, called, goes through its parts in order."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A job with its model and data in memory."""
-
-    job: Job
-    model: Any
-    data: Data | None
-    progress: Progress = False
-    """Of the verbs, for work of a single block."""
-
-    def block(self, start: int, stop: int) -> Block:
-        """What the verb is called with for the samples [start, stop)."""
-        job = self.job
-        x, given = (None, getattr(job, "label", None)) if self.data is None else self.data.rows(start, stop)
-        x = None if x is None else x.to(job.device, job.dtype)
-        return Block(job.conditioned(self.model, given), x, given, start, stop, self.progress)
-
-    def work(self, start: int, stop: int) -> Part:
-        """The results of the samples [start, stop), which begin and end with a block."""
-        job = self.job
-        ends = range(start, stop, job.block)
-        return job.joined([job.part(job.call(self.block(a, min(a + job.block, stop)))) for a in ends])
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """What stands for the model's numbers."""
-        return fingerprint(self.model)
-
-    def fingerprints(self) -> dict[str, str]:
-        """What stands for the model's numbers, for the data, and for the other files."""
-        found = {"model": self.fingerprint, "input": "" if self.data is None else self.data.fingerprint()}
-        others = self.job.other_files()
-        return {**found, "files": fingerprint_of(others)} if others else found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,3 +366,24 @@ class Addressed(Job):
     def draws(self) -> bool:
         """Whether the verb draws noise of its own, whatever the solver."""
         return False
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: NumPy's numbers, paths and devices become numbers and texts."""
+    if isinstance(value, np.integer):
+        return int(value)
+    return str(value) if isinstance(value, PurePath | torch.device) else value
+
+
+def pictures_in(call: Mapping[str, Any] | None) -> list[str]:
+    """The files among the arguments of a pipeline's call.
+
+    Args:
+        call: The arguments, as `loading.load_model` takes them.
+    """
+    found: list[str] = []
+    for value in (call or {}).values():
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, str) and Path(one).is_file():
+                found.append(one)
+    return found

@@ -23,8 +23,8 @@ from ..solvers import registry
 from ..solvers.base import Solver
 from ..tasks import Inversion, Reconstruction, choose_solver, invert, reconstruct, sample
 from ..tasks.recommended import REASON, with_recommended
-from .edits import Editing
-from .job import Addressed, Block, Conditioned, Job, Part, Prepared
+from .edits import Editing, rows_of
+from .job import Addressed, Block, Conditioned, Job, Part
 from .parts import facts_of, made, moments
 
 __all__ = [
@@ -34,7 +34,6 @@ __all__ = [
     "Inverting",
     "Job",
     "Part",
-    "Prepared",
     "Reconstructing",
     "Sampling",
     "digest",
@@ -137,6 +136,13 @@ class Inverting(Addressed, OnData):
         whole = Inversion.concatenate([Inversion.unpacked(part.tensors, part.metadata) for part in parts])
         return self.part(whole)
 
+    def cut(self, part: Part, start: int, stop: int) -> Part:
+        whole = Inversion.unpacked(part.tensors, part.metadata)
+        n, condition = len(whole.latent), whole.condition
+        if isinstance(condition, Tensor | tuple | list) and not (isinstance(condition, Tensor) and not condition.ndim):
+            condition = condition[start:stop] if len(condition) == n else condition
+        return self.part(dataclasses.replace(rows_of(whole, start, stop), condition=condition))
+
     def samples(self, part: Part) -> Tensor:
         return Inversion.unpacked(part.tensors, part.metadata).latent
 
@@ -182,7 +188,7 @@ class Reconstructing(Addressed, OnData):
         first = next(parts())
         facts = facts_of(first)
         errors, sums, squares = (_column(parts, name) for name in ("error", "latent.sum", "latent.squares"))
-        count = self.n * first.tensors["x"][0].numel()
+        count = len(errors) * first.tensors["x"][0].numel()
         mean = math.fsum(sums) / count
         return {
             "solver": facts["solver"],
@@ -214,6 +220,10 @@ class Diagnosing(OnData):
     tolerance: float | None = None
     verify: bool = False
     task: ClassVar[str] = "diagnose"
+
+    @property
+    def alone(self):
+        return False  # a block has one diagnosis
 
     def call(self, block: Block) -> Diagnosis:
         assert block.x is not None

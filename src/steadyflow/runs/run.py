@@ -1,30 +1,26 @@
-"""`run_job`: do a job, in a folder or in memory; `export`: its samples to a file, or to a folder of pictures."""
+"""`run_job`: do a job, in a folder or in memory."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from .._integrate import progress_bar
-from .._internal import files
-from .._internal.kinds import kind_of
-from ..datasets import media
 from ..errors import InputError
+from .driving import Care, in_folder, missing
 from .engines import Engine, InProcess
-from .folder import RunFolder, Shard
-from .jobs import Job, Part, Prepared
+from .folder import RunFolder
+from .job import Aside
+from .jobs import Job, Part
+from .pins import CHECKS
 
 SHARDS = 1024
 """At most about so many shards by default."""
-SHEET = 64_000_000
-"""Numbers in the largest sheet of pictures."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +30,20 @@ class RunInMemory:
     job: Job
     blocks: tuple[Part, ...]
     """The results in order, as the engine gave them."""
+    starts: tuple[int, ...]
+    """The first sample of each."""
 
     def parts(self) -> Iterator[Part]:
         """The results in order."""
         yield from self.blocks
+
+    def stretches(self) -> Iterator[tuple[int, Part]]:
+        """The results in order, each with the index of its first sample."""
+        yield from zip(self.starts, self.blocks, strict=True)
+
+    def aside(self) -> list[Aside]:
+        """Nothing: what cannot be computed ends a run in memory."""
+        return []
 
     def figures(self) -> dict[str, Any]:
         """Figures of the run."""
@@ -54,10 +60,18 @@ def run_job(
     *,
     engine: Engine | None = None,
     shard: int | None = None,
+    strict: bool | None = None,
+    check_inputs: str | None = None,
+    recompute_changed: bool | None = None,
+    model_version: str | None = None,
     progress: bool | None = None,
     model: Any = None,
 ) -> Run:
     """Do a job, in memory, or in a folder, where the same call goes on after any interruption.
+
+    In a folder, samples whose input cannot be read, whose computation raises an error, or that kill their worker again
+    and again are set aside; the rest is finished, with a warning, and the same call tries them again. In memory, the
+    first such sample raises its error.
 
     Args:
         job: The work.
@@ -67,20 +81,32 @@ def run_job(
             results by a bit.
         shard: In a folder, samples per file, a multiple of the job's block; by default the block, or more where that
             would make more than about a thousand files.
+        strict: In a folder, whether the first sample that cannot be computed raises its error.
+        check_inputs: How a run that goes on compares its inputs with those that it began with: "content" (the default)
+            hashes all of them; "times" looks at names, sizes and times alone, and does not see a file of the same size
+            whose time was set back.
+        recompute_changed: Whether what comes from inputs that have changed is computed again; else they are refused.
+        model_version: A name of your own for the model as it is, where it has parts that cannot be told from others.
         progress: A bar on standard error; by default at a terminal.
         model: The job's, where it has been loaded already.
 
     Raises:
-        InputError: The folder holds another run, or one that another process works on; or the job cannot be done.
+        InputError: The folder holds another run, or one that another process works on; its inputs are not what they
+            were; or the job cannot be done.
         StorageError: The disk is full; what is done stays.
     """
-    if folder is None and shard is not None:
-        raise InputError("shard: only valid with a folder, in whose files it counts the samples")
+    given = {"shard": shard, "strict": strict, "check_inputs": check_inputs, "recompute_changed": recompute_changed}
+    for name, value in (given | {"model_version": model_version}).items():
+        if folder is None and value is not None:
+            raise InputError(f"{name}: only valid with a folder, in which the run works")
+    if check_inputs is not None and check_inputs not in CHECKS:
+        raise InputError(f"check_inputs: got {check_inputs!r}, expected one of {', '.join(CHECKS)}")
     threads = torch.get_num_threads()
     try:
         if folder is None:
             return _in_memory(job, engine or InProcess(), progress, model, threads)
-        return _in_folder(job, folder, engine or InProcess(), shard_size(job, shard), progress, model)
+        care = Care(bool(strict), check_inputs != "times", bool(recompute_changed), model_version, progress)
+        return in_folder(job, Path(folder), engine or InProcess(), shard_size(job, shard), care, model)
     finally:
         torch.set_num_threads(threads)  # the job has set its own
 
@@ -94,28 +120,14 @@ def _in_memory(job: Job, engine: Engine, progress: bool | None, model: Any, thre
     bar = progress_bar(progress, job.n, unit="sample")
     try:
         for done in engine.run(prepared.job, prepared, missing(job, [], job.block)):
+            if isinstance(done, Aside):  # by an engine whose workers died of it
+                raise InputError(f"{done.name}: {done.cause}")
             parts[done.start] = done.part
             bar.update(done.stop - done.start)
     finally:
         bar.close()
-    return RunInMemory(prepared.job, tuple(parts[start] for start in sorted(parts)))
-
-
-def _in_folder(job: Job, folder: str | Path, engine: Engine, size: int, progress: bool | None, model: Any) -> RunFolder:
-    prepared: Prepared = job.prepare(model)
-    job = prepared.job
-    with RunFolder.held(folder, job, prepared.fingerprints()) as (run, writer):
-        kept, _ = writer.resume()
-        done = sum(one.stop - one.start for one in kept)
-        bar = progress_bar(progress, job.n, unit="sample")
-        try:
-            bar.update(done)
-            for result in engine.run(job, prepared, missing(job, kept, size)):
-                writer.add(*result)
-                bar.update(result.stop - result.start)
-        finally:
-            bar.close()
-    return run
+    starts = tuple(sorted(parts))
+    return RunInMemory(prepared.job, tuple(parts[start] for start in starts), starts)
 
 
 def shard_size(job: Job, wanted: int | None) -> int:
@@ -125,112 +137,3 @@ def shard_size(job: Job, wanted: int | None) -> int:
     if wanted < 1 or wanted % job.block:
         raise InputError(f"shard: got {wanted}, expected a multiple of the block of {job.block} samples")
     return wanted
-
-
-def missing(job: Job, kept: list[Shard], size: int) -> Iterator[tuple[int, int]]:
-    """The ranges that are not done, cut into shards."""
-    at = 0
-    for start, stop in [*((one.start, one.stop) for one in kept), (job.n, job.n)]:
-        for begin in range(at, start, size):
-            yield begin, min(begin + size, start)
-        at = stop
-
-
-def results(run: Run) -> Iterator[Tensor]:
-    """The samples or latents of a finished run part by part, (m, ...). Raises `InputError` for a run of diagnoses."""
-    for part in run.parts():
-        yield run.job.samples(part)
-
-
-def check_export(path: str | Path, model: Any = None, *, n: int = 1, decoded: bool = True) -> None:
-    """Raise `InputError` for a kind of file that `export` does not write.
-
-    Args:
-        path: Where the samples are to be written.
-        model: The model, if it is known; what its samples are is then looked at, too.
-        n: How many samples there will be.
-        decoded: Whether they are decoded; else latents are written.
-    """
-    media.check_writes(path, model, n=n, decoded=decoded)
-
-
-def export(run: Run, path: str | Path, decode: Callable[[Tensor], Any] | None = None, *, model: Any = None) -> Path:
-    """Write all samples of a finished run to one place.
-
-    A .npy, and the files in a folder, are written part by part and never in memory as a whole. A .safetensors file, and
-    a picture or a video, in which all samples lie side by side, are.
-
-    Args:
-        run: The run.
-        path: A .npy, a .safetensors, a picture, a video, a sound, or a folder for one file per sample: a PNG, a folder
-            of frames, or a sound. Files are written whole or not at all.
-        decode: From latents to images; by default the latents are written.
-        model: The model, which says what its samples are: a frame rate and a sample rate are known with it alone.
-
-    Returns:
-        The path.
-
-    Raises:
-        InputError: The run is not finished or has no samples, the kind of file is another, or a sheet would be too
-            large.
-        CorruptFileError: A shard is damaged.
-        StorageError: It cannot be written.
-        MissingExtraError: The package that writes such files is not installed.
-    """
-    path, decoded = Path(path), decode is not None or not hasattr(model, "decode")
-    check_export(path, model, n=run.job.n, decoded=decoded)
-    how: dict[str, Any] = {"model": model, "fps": _rate(run.job, model), "decoded": decoded}
-    decode = decode or _as_they_are
-    if path.suffix.lower() == ".npy":
-        _write_array(run, path, decode)
-    elif path.suffix:
-        media.write(path, _whole(run, path, decode), **how)
-    else:
-        at = 0
-        for x in results(run):
-            media.write_each(path, decode(x), at, **how)
-            at += len(x)
-    return path
-
-
-def _as_they_are(x: Tensor) -> Tensor:
-    return x
-
-
-def _rate(job: Job, model: Any) -> float | None:
-    """The frame rate of the video that a run began with, or of the first of several; None where there was none."""
-    given = getattr(job, "input", None)
-    if given is None or model is None or kind_of(model) not in ("videos", "joined") or media.is_array(given):
-        return None
-    return media.rate_of(media.listed(given, model)[0]) if Path(given).exists() else None
-
-
-def _write_array(run: Run, path: Path, decode: Callable[[Tensor], Any]) -> None:
-    with files.replacing(path) as part:
-        whole, at = None, 0
-        for latents in results(run):
-            shown = decode(latents)
-            if not isinstance(shown, Tensor):
-                raise InputError(f"out: the samples decode to {', '.join(shown)}; a .npy holds one; give .safetensors")
-            x = shown.cpu().numpy()
-            if whole is None:
-                shape = (run.job.n, *x.shape[1:])
-                whole = np.lib.format.open_memmap(part, mode="w+", dtype=x.dtype, shape=shape)
-            whole[at : at + len(x)] = x
-            at += len(x)
-        assert whole is not None
-        whole.flush()
-
-
-def _whole(run: Run, path: Path, decode: Callable[[Tensor], Any]) -> Tensor | dict[str, Tensor]:
-    """All samples in memory, or several things of each by name."""
-    found: list[Any] = []
-    for x in results(run):
-        shown = decode(x)
-        found.append(shown.cpu() if isinstance(shown, Tensor) else {name: v.cpu() for name, v in shown.items()})
-        size = media.numbers(found[0]) * run.job.n
-        if run.job.n > 1 and path.suffix.lower() not in media.ARRAYS and size > SHEET:
-            raise InputError(f"out: a sheet of {run.job.n} pictures is too large; give a folder for one per sample")
-    if isinstance(found[0], Tensor):
-        return torch.cat(found)
-    return {name: torch.cat([one[name] for one in found]) for name in found[0]}

@@ -1,0 +1,281 @@
+"""What the one process that works on a run does to its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from .._internal import files
+from ..errors import CorruptFileError, StorageError
+from .database import PATIENCE, connected, is_held, reason
+from .folder import SHARD, RunFolder, Shard, is_part, load_shard, read_aside, read_index
+from .job import Aside
+from .jobs import Job, Part, digest
+
+_TABLES = (
+    """create table if not exists shards (start integer primary key, stop integer not null, digest text not null,
+seconds real not null, worker text not null)""",
+    """create table if not exists aside (start integer primary key, stop integer not null, name text not null,
+cause text not null, kind text not null)""",
+    "create table if not exists small (start integer primary key, together integer not null)",
+    "create table if not exists tries (start integer primary key, stop integer not null, count integer not null)",
+)
+_SHORT = 2.0
+"""Seconds to wait for a reader of the index before its entry is put off."""
+Statement = tuple[str, tuple[Any, ...]]
+
+
+@contextlib.contextmanager
+def held(path: str | Path, job: Job, facts: dict[str, Any]) -> Iterator[tuple[RunFolder, Writer]]:
+    """Make a context with a new run in an empty or missing folder, or the run of the same job, and its writer.
+
+    Args:
+        path: The folder.
+        job: The work.
+        facts: What else decides the numbers, such as what stands for model and data.
+
+    Raises:
+        InputError: The folder holds other things or another run, with what differs, or another process works on the
+            run.
+        StorageError: The folder cannot be made.
+    """
+    with RunFolder.alone(path) as place:
+        folder = RunFolder.begun(place, job, facts)
+        with writing(folder) as writer:
+            yield folder, writer
+
+
+@contextlib.contextmanager
+def writing(folder: RunFolder) -> Iterator[Writer]:
+    """Make a context with what adds to a run; only for the process that holds its lock.
+
+    Args:
+        folder: The run.
+    """
+    with connected(folder.path / "index.sqlite") as index:
+        writer = Writer(folder, index)
+        yield writer
+        writer.finish()
+
+
+class Writer:
+    """What adds to a run.
+
+    An entry into the index that another program keeps from being made is put off, as the shard on the disk says all of
+    it: neither a reader nor a database browser stops the work.
+
+    Args:
+        folder: The run.
+        index: A connection to its index.
+    """
+
+    def __init__(self, folder: RunFolder, index: sqlite3.Connection):
+        self._folder, self._index = folder, index
+        self._there: dict[int, Shard] = {}
+        self._put_off: list[Statement] = []
+        self._told = False
+        self.patience = PATIENCE
+        index.execute("pragma synchronous=full")
+        for table in _TABLES:
+            index.execute(table)
+
+    def resume(self, told: Callable[[int], object] = lambda samples: None) -> tuple[list[Shard], list[str]]:
+        """Check everything that is there; the sound shards in order, and the names of what was not sound.
+
+        Sound shards that are not in the index are entered; what was being written when a process died is removed.
+
+        Args:
+            told: Is told of so many more samples that have been checked.
+        """
+        folder, unsound = self._folder, list[str]()
+        place = folder.path / "shards"
+        place.mkdir(exist_ok=True)
+        for path in [*place.iterdir(), *folder.path.iterdir()]:
+            if is_part(path.name):
+                path.unlink(missing_ok=True)
+        for shard in read_index(folder, self._index):
+            try:
+                folder.read(shard)
+                self._there[shard.start] = shard
+            except CorruptFileError:
+                unsound.append(shard.file)
+                self._do([("delete from shards where start = ?", (shard.start,))])
+            told(shard.stop - shard.start)
+        for path in sorted(place.iterdir(), key=_longest_first):
+            shard = self._orphan(path)
+            if shard is not None:
+                self._enter(shard)
+        self._index.execute(f"pragma busy_timeout={int(1000 * _SHORT)}")
+        return self.shards(), unsound
+
+    def _orphan(self, path: Path) -> Shard | None:
+        """The shard in a file that is not in the index, if it is sound and fits."""
+        match = SHARD.fullmatch(path.name)
+        if match is None:
+            return None
+        start, stop = int(match[1]), int(match[2])
+        if not start < stop <= self._folder.job.n or self._over(start, stop):
+            return None
+        try:
+            _, about = load_shard(path)
+            if (about.get("start", start), about.get("stop", stop)) != (start, stop):
+                return None
+            facts = str(about["digest"]), float(about["seconds"]), str(about["worker"])
+            return Shard(start, stop, *facts, int(about.get("together", 0)))
+        except (CorruptFileError, OSError, KeyError, ValueError, TypeError):
+            return None
+
+    def _over(self, start: int, stop: int) -> list[Shard]:
+        """The shards that hold some of these samples."""
+        return [shard for shard in self._there.values() if shard.start < stop and start < shard.stop]
+
+    def add(self, start: int, stop: int, part: Part, seconds: float, worker: str, together: int = 0) -> Shard:
+        """Write a shard and enter it; it takes the place of those that hold some of its samples.
+
+        Args:
+            start: Its first sample.
+            stop: The one after its last.
+            part: The results.
+            seconds: How long they took.
+            worker: The kind of processor that computed them.
+            together: How many samples were computed together, where those were fewer than a block for want of memory.
+
+        Raises:
+            StorageError: That fails; then it is not there at all.
+        """
+        shard = Shard(start, stop, digest(part), seconds, worker, together)
+        place = self._folder.path / "shards"
+        about = {"start": start, "stop": stop, "digest": shard.digest, "seconds": seconds, "worker": worker}
+        about |= {"together": together} if together else {}
+        files.write(place / shard.file, part.kind, part.tensors, {**part.metadata, "shard": json.dumps(about)})
+        old = self._over(start, stop)
+        self._enter(shard)
+        for one in old:
+            if one.file != shard.file:
+                (place / one.file).unlink(missing_ok=True)
+        return shard
+
+    def _enter(self, shard: Shard) -> None:
+        for one in self._over(shard.start, shard.stop):
+            del self._there[one.start]
+        self._there[shard.start] = shard
+        within = (shard.stop, shard.start)
+        row = (shard.start, shard.stop, shard.digest, shard.seconds, shard.worker)
+        small = [("insert into small values (?, ?)", (shard.start, shard.together))] if shard.together else []
+        tables = ("shards", "aside", "tries")
+        self._do(
+            [
+                *((f"delete from {name} where start < ? and stop > ?", within) for name in tables),
+                ("delete from small where start < ? and start >= ?", within),
+                ("insert into shards values (?, ?, ?, ?, ?)", row),
+                *small,
+            ]
+        )
+
+    def set_aside(self, one: Aside) -> None:
+        """Enter samples that could not be computed.
+
+        Args:
+            one: The samples and the cause.
+        """
+        row = (one.start, one.stop, _text(one.name), _text(one.cause), one.kind)
+        self._do(
+            [
+                ("delete from tries where start < ? and stop > ?", (one.stop, one.start)),
+                ("delete from aside where start < ? and stop > ?", (one.stop, one.start)),
+                ("insert into aside values (?, ?, ?, ?, ?)", row),
+            ]
+        )
+
+    def drop(self, start: int, stop: int) -> None:
+        """Remove the shards that hold some of these samples, and what was set aside of them.
+
+        Args:
+            start: The first sample.
+            stop: The one after the last.
+        """
+        over, within = self._over(start, stop), (stop, start)
+        self._do([(f"delete from {name} where start < ? and stop > ?", within) for name in ("shards", "aside")])
+        for one in over:
+            del self._there[one.start]
+            (self._folder.path / "shards" / one.file).unlink(missing_ok=True)
+
+    def aside(self) -> list[Aside]:
+        """What has been set aside."""
+        self.finish()
+        return read_aside(self._folder, self._index)
+
+    def try_of(self, start: int, stop: int) -> None:
+        """Enter that this process begins with some samples, so that it is known if it dies of them.
+
+        Args:
+            start: The first sample.
+            stop: The one after the last.
+        """
+        self._do([("insert into tries values (?, ?, 1) on conflict (start) do update set count = count + 1, stop = ?",
+                   (start, stop, stop))])  # fmt: skip
+
+    def forget_tries(self) -> None:
+        """Forget what was begun, as this process ends in order."""
+        self._do([("update tries set count = count - 1", ()), ("delete from tries where count < 1", ())])
+
+    def shards(self) -> list[Shard]:
+        """The shards that are there, in order."""
+        return sorted(self._there.values(), key=lambda shard: shard.start)
+
+    def tries(self) -> dict[int, tuple[int, int]]:
+        """How often a process has begun with some samples and died: the last sample and the number, by the first."""
+        return {a: (b, c) for a, b, c in self._index.execute("select start, stop, count from tries")}
+
+    def _do(self, statements: Iterable[Statement]) -> None:
+        """Carry statements out in one transaction, after those that were put off; or put them off."""
+        self._put_off += statements
+        try:
+            self._index.execute("begin immediate")
+            for statement, values in self._put_off:
+                self._index.execute(statement, values)
+            self._index.execute("commit")
+            self._put_off.clear()
+        except sqlite3.OperationalError as error:
+            if self._index.in_transaction:
+                self._index.execute("rollback")
+            if not is_held(error):
+                raise StorageError(f"{self._path}: {reason(error)}; what is done stays") from error
+            if not self._told:
+                self._told = True
+                warnings.warn(f"{self._path}: another program holds it; the work goes on without it", stacklevel=3)
+
+    @property
+    def _path(self) -> Path:
+        return self._folder.path / "index.sqlite"
+
+    def finish(self) -> None:
+        """Carry out what was put off.
+
+        Raises:
+            StorageError: Another program still holds the index after a minute.
+        """
+        end = time.monotonic() + self.patience
+        while self._put_off:
+            self._do([])
+            if self._put_off and time.monotonic() > end:
+                raise StorageError(
+                    f"{self._path}: another program, such as a database browser, has held it for {self.patience:g} s; "
+                    "all results are in the folder; close that program, and the same command enters them"
+                )
+
+
+def _longest_first(path: Path) -> tuple[int, str]:
+    match = SHARD.fullmatch(path.name)
+    return (0 if match is None else int(match[1]) - int(match[2])), path.name
+
+
+def _text(words: str) -> str:
+    """Words as they can be stored: names of files may hold bytes that are no text."""
+    return words.encode("utf-8", "backslashreplace").decode()
