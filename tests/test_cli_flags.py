@@ -105,6 +105,10 @@ ELSEWHERE = {
     "--plot": "where a picture is written",
     "--run": "where the work is done; the results are equal",
     "--shard": "how the work is cut up in a folder; the results are equal",
+    "--strict": "what becomes of a run in a folder when something cannot be computed",
+    "--check-inputs": "how a run in a folder that goes on knows its inputs again",
+    "--recompute-changed": "what becomes of a run in a folder when its inputs have changed",
+    "--model-version": "a name for the model of a run in a folder",
     "--engine": "what does the work; the results are equal",
     "--address": "of the engine",
     "--workers": "of the engine; the results are equal",
@@ -283,7 +287,8 @@ def test_words_are_in_every_command_whose_verb_takes_them():
     """The same words, by the same names, with the same defaults and the same help."""
     everywhere = {"--model", "--n", "--solver", "--coordinates", "--steps", "--nfe", "--grid", "--strength", "--t-min"}
     everywhere |= {"--t-max", "--batch-size", "--device", "--double", "--out", "--run", "--engine", "--address"}
-    everywhere |= {"--workers", "--shard", "--json"}
+    everywhere |= {"--workers", "--shard", "--json", "--strict", "--check-inputs", "--recompute-changed"}
+    everywhere |= {"--model-version"}
     on_data = {"--input", "--resize", "--source-guidance"}
     noise = {"--seed", "--index", "--noise"}
     expected = {
@@ -339,7 +344,9 @@ def test_where_and_how_the_work_is_done_changes_no_results(name, invoke, place):
     listed = CliRunner().invoke(app, ["runs", "show", str(folder), "--json"])
     assert json.loads(listed.stdout)["done"] == "3 of 3"
     for extra, named in ((["--shard", "2"], "shard"), (["--engine", "ray"], "engine"), (["--workers", "2"], "workers"),
-                         (["--address", "auto"], "address")):  # fmt: skip
+                         (["--address", "auto"], "address"), (["--strict"], "strict"),
+                         (["--check-inputs", "times"], "check_inputs"), (["--model-version", "a"], "model_version"),
+                         (["--recompute-changed"], "recompute_changed")):  # fmt: skip
         refusal, _ = invoke([*words, *extra])
         assert refusal.startswith(f"{named}: only valid with --run")
     refusal, _ = invoke([*words, *run, "--workers", "2"])

@@ -74,6 +74,10 @@ class Source(ABC):
         """
         return None
 
+    def total(self) -> int:
+        """How many inputs there are, those beyond the number that was asked for included."""
+        return len(self)
+
     def measured(self, piece: Piece, content: bool = True) -> Piece:
         """A piece as it is now: its size, its time and, if that is wanted, its hash.
 
@@ -232,12 +236,14 @@ class Files(Source):
         return media.listed(self._path, self._model)[: self._n]
 
     @cached_property
-    def _count(self) -> int:
-        there = sum(1 for _ in media.scanned(self._path, self._model))
-        return there if self._n is None else min(self._n, there)
+    def _total(self) -> int:
+        return sum(1 for _ in media.scanned(self._path, self._model))
+
+    def total(self) -> int:
+        return self._total
 
     def __len__(self) -> int:
-        return self._count
+        return self._total if self._n is None else min(self._n, self._total)
 
     def rows(self, start: int, stop: int) -> tuple[Tensor, Labels]:
         return self._encoded(torch.cat([self._one(path) for path in self._paths[start:stop]])), self._label

@@ -87,7 +87,7 @@ def _listed(folder: Path, there: RunFolder | None, prepared: Prepared, care: Car
     known = None if there is None else there.manifest.get("input")
     if path.is_file() and isinstance(known, dict):
         return known
-    count = len(data)
+    count = data.total()
     bar = progress_bar(care.progress, None, unit="input")
     try:
         make(path, data, min(job.n, count), job.block, content=care.content, told=bar.update)

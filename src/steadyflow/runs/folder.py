@@ -88,8 +88,15 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"{path}: cannot be made ({error})") from error
-        with locked(path / "lock", f"run: another process is working on {path}; wait for it, or stop it"):
-            yield path
+        try:
+            with locked(path / "lock", f"run: another process is working on {path}; wait for it, or stop it"):
+                yield path
+        finally:
+            if not there and not (path / "manifest.json").exists():  # nothing has begun
+                for name in ("lock", "inputs.sqlite"):
+                    (path / name).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.rmdir()
 
     @classmethod
     def begun(cls, path: Path, job: Job, facts: dict[str, Any]) -> RunFolder:

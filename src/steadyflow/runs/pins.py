@@ -187,7 +187,7 @@ class Pins:
             elif content or old.size < 0:
                 known.append(now)
         self.update(known)
-        if there is not None and len(data) + len(found.gone) > there:
+        if there is not None and data.total() + len(found.gone) > there:
             found.more = [piece.name for piece in data.pieces(block) or () if piece.start < 0 and not self._has(piece)]
         return found
 

@@ -278,4 +278,4 @@ def _longest_first(path: Path) -> tuple[int, str]:
 
 def _text(words: str) -> str:
     """Words as they can be stored: names of files may hold bytes that are no text."""
-    return words.encode("utf-8", "backslashreplace").decode()
+    return words.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
