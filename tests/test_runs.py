@@ -494,7 +494,7 @@ def test_the_threads_of_the_callers_process_are_left_as_they_were(tmp_path):
 
 
 def test_a_worker_with_other_weights_refuses_to_work():
-    with pytest.raises(sf.InputError, match="the same weights on every node"):
+    with pytest.raises(sf.InputError, match="the same weights, inputs and packages on every node"):
         engines._prepared(json.dumps(drawing().spec()), json.dumps({"model": {"numbers": "0123456789abcdef"}}))
 
 
