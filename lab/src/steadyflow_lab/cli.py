@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from steadyflow.cli.options import Json, bar, print_json, table
+from steadyflow.cli.options import Json, bar, check_place, print_json, table
 
 from .reconstruction_command import EPILOG, reconstruction
 
@@ -32,9 +32,13 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Invert, reconstruct and edit real held-out digits with five solvers; print a table, write a report."""
+    from steadyflow._internal import plots
+
     from . import demo as demonstration
     from . import report
 
+    plots.require()
+    check_place("out", out, folder=True)
     with bar("setting", len(demonstration.SOLVERS) * len(demonstration.BUDGETS)) as advance:
         result = demonstration.study(n, progress=advance)
     path = report.write(result, out / "report.html")
@@ -117,6 +121,7 @@ def _study(
 
     paper, place = PAPERS[name], make_engine(engine, address, workers)
     plots.require()
+    check_place("out", out, folder=True)
     with _bars(len(figures or paper.figures)) as progress:
         found = run_figures(paper, figures or (), quick=quick, folder=out, engine=place, progress=progress)
     if as_json:
@@ -204,6 +209,7 @@ def piebench(
     from .editing import piebench as benchmark
     from .editing import piebench_runs as runs
 
+    check_place("out", out, folder=True)
     settings = [
         runs.Setting(name, scale, nfe, radius, smooth_when)
         for name, scale, radius in product(solver or ["ees25"], guidance or [7.5], smooth or [0.0])

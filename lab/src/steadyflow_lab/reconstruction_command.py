@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from steadyflow.cli.options import Device, Json, bar, print_json, table
+from steadyflow.cli.options import Device, Json, bar, check_place, print_json, table
 from steadyflow.errors import InputError
 
 EPILOG = (
@@ -50,6 +50,7 @@ def reconstruction(
 
     if [captions is not None, prompt is not None, no_captions].count(True) != 1:
         raise InputError("captions: give one of --captions, --prompt and --no-captions")
+    check_place("out", out, folder=True)
     paths = experiment.pictures(images, n)
     given = prompt if captions is None else experiment.captions(captions, [path.name for path in paths])
     settings = experiment.Settings(

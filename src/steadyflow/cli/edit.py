@@ -86,6 +86,7 @@ def edit(
 
     place = RunLocation(run, engine, address, workers, shard)
     place.refuse(save=save)
+    o.check_place("save", save)
     denoiser = load_model(model, device, o.call_of(call))
     special = o.given(share=share, average=average, gamma=gamma, eta=eta, window=_window(window))
     way = None if method is None and not special else editing.get(method or "inversion", **special)

@@ -44,6 +44,7 @@ def invert(
 
     place = RunLocation(run, engine, address, workers, shard)
     place.refuse(save=save)
+    o.check_place("save", save)
     words = o.given(
         input=input, resize=resize, frames=frames, label=label, prompt=prompt, source_guidance=source_guidance
     )

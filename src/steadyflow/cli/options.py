@@ -201,6 +201,23 @@ def count_samples(
     return len(open_source(model, path, n, resize, label if isinstance(label, int) else None, frames))
 
 
+def check_place(name: str, path: Path | None, *, folder: bool = False) -> None:
+    """Check, before the work, that what an option names can be written.
+
+    Args:
+        name: What the option is called.
+        path: What was given, if anything.
+        folder: Whether it is a folder.
+
+    Raises:
+        InputError: It cannot.
+    """
+    from .._internal.places import check_writable
+
+    if path is not None:
+        check_writable(path, name, folder=folder)
+
+
 def print_json(value: Any) -> None:
     """Print a value as JSON; numbers that are not finite become null."""
     typer.echo(json.dumps(_finite(value), indent=2, allow_nan=False))

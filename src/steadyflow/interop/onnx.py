@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from .._internal import files
 from ..denoisers.base import Condition, Denoiser
 from ..errors import MALFORMED, CorruptFileError, InputError, MissingExtraError
 from ..prediction import PredictionType
@@ -265,7 +266,8 @@ def describe_onnx(path: str | Path, model: Denoiser) -> None:
     onnx.helper.set_model_props(
         file, {**{entry.key: entry.value for entry in file.metadata_props}, KEY: json.dumps(about)}
     )
-    onnx.save(file, str(path))
+    with files.replacing(path) as part:
+        part.write_bytes(file.SerializeToString())
 
 
 def _digest(path: Path) -> bytes:
