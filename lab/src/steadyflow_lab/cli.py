@@ -5,7 +5,6 @@ and a function becomes a command, with its attribute `epilog` below the help.
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -204,7 +203,7 @@ def piebench(
     from itertools import product
 
     from steadyflow import metrics
-    from steadyflow._internal import files
+    from steadyflow._internal import files, strict_json
 
     from .editing import piebench as benchmark
     from .editing import piebench_runs as runs
@@ -224,7 +223,7 @@ def piebench(
     what = {"extractors": extractors, "perceptual": perceptual, "limit": limit}
     with bar("picture", len(benchmark.items(data, limit)) * len(settings)) as advance:
         found = runs.run(denoiser, data, settings, **where, **what, progress=advance)
-    files.write_text(out / "piebench.json", json.dumps(found, indent=1))
+    files.write_text(out / "piebench.json", strict_json.dumps(strict_json.plain(found), indent=1))
     if as_json:
         print_json(found)
         return

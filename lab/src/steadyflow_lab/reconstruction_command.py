@@ -1,6 +1,5 @@
 """`steadyflow lab run reconstruction`: the main experiment of 2506.18290 for weights and pictures of one's own."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -43,7 +42,7 @@ def reconstruction(
     as_json: Json = False,
 ) -> None:
     """Errors and instability coefficients of real pictures, as 2506.18290 measures them, for any pipeline."""
-    from steadyflow._internal import files
+    from steadyflow._internal import files, strict_json
 
     from .instability import reconstruction as experiment
     from .precision import load_in
@@ -60,7 +59,7 @@ def reconstruction(
     with bar("picture", len(paths)) as advance:
         result = experiment.run(loaded, paths, given, settings, folder=out, progress=lambda: advance(""))
     written = experiment.as_json(result, model=model, device=device, dtype=dtype)
-    files.write_text(out / "reconstruction.json", json.dumps(written, indent=1) + "\n")
+    files.write_text(out / "reconstruction.json", strict_json.dumps(strict_json.plain(written), indent=1) + "\n")
     if as_json:
         print_json(written)
         return

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from .._internal import files
+from .._internal import files, strict_json
 from ..errors import MALFORMED, CorruptFileError
 from ..grids import Grid
 from ..solvers import registry
@@ -75,7 +74,7 @@ class Solution:
     def save(self, path: str | Path) -> None:
         """Write it (without its trajectory) to one safetensors file, atomically."""
         tensors, structure = serialize_state(self.state)
-        metadata = {"solution": json.dumps(self._facts()), "state": structure}
+        metadata = {"solution": strict_json.dumps(self._facts()), "state": structure}
         files.write(path, "solution", tensors, metadata)
 
     def _facts(self) -> dict[str, Any]:
@@ -118,7 +117,7 @@ class Solution:
         """
         tensors, metadata = files.read(path, "solution")
         try:
-            fields = cls._fields(json.loads(metadata["solution"]))
+            fields = cls._fields(strict_json.loads(metadata["solution"]))
             return Solution(state=deserialize_state(tensors, metadata["state"]), **fields)
         except MALFORMED as error:
             raise CorruptFileError(f"{path}: not a saved solution ({error})") from error

@@ -3,7 +3,6 @@
 Extension packages register others; steadyflow-lab has the models of its experiments.
 """
 
-import json
 from dataclasses import asdict
 from functools import partial
 from importlib import resources
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import schedules
-from .._internal import extensions, files
+from .._internal import extensions, files, strict_json
 from ..denoisers.base import Denoiser
 from ..errors import MALFORMED, CorruptFileError, UnknownNameError
 from ..prediction import Clip
@@ -103,7 +102,7 @@ def save(
     }
     if model.clip is not None:
         about["clip"] = asdict(model.clip)
-    files.write(path, "model", weights, {"model": json.dumps(about)})
+    files.write(path, "model", weights, {"model": strict_json.dumps(about)})
 
 
 def _own() -> list[str]:
@@ -118,7 +117,7 @@ def _folder() -> Path:
 def _read(path: Path) -> Denoiser:
     tensors, metadata = files.read(path, "model")
     try:
-        about = json.loads(metadata["model"])
+        about = strict_json.loads(metadata["model"])
         net = _network(dict(about["network"]), tensors)
         return Denoiser(
             net.eval().requires_grad_(False),

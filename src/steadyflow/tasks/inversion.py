@@ -7,7 +7,6 @@ carry two tensors), the grid, guidance, condition, precision and seed. It can be
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .._integrate import Callback, Correction, Progress, Record, Solution, check_state
-from .._internal import files
+from .._internal import files, strict_json
 from ..denoisers.base import Condition, Denoiser
 from ..errors import MALFORMED, CorruptFileError, InputError
 from ..solvers.state import concat_states, deserialize_state, serialize_state
@@ -116,14 +115,14 @@ class Inversion(Solution):
         tensors, structure = serialize_state(self.state)
         conditions, condition = serialize_state(_plain(self.condition), "condition")
         facts = {**self._facts(), "guidance": self.guidance, "schedule": self.schedule}
-        texts = {"inversion": json.dumps(facts), "state": structure, "condition": condition}
+        texts = {"inversion": strict_json.dumps(facts), "state": structure, "condition": condition}
         return {**tensors, **conditions}, texts
 
     @classmethod
     def unpacked(cls, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Inversion:
         """What `packed` took apart, without the model. Raises `CorruptFileError` where the parts do not fit."""
         try:
-            facts = json.loads(metadata["inversion"])
+            facts = strict_json.loads(metadata["inversion"])
             return Inversion(
                 state=deserialize_state(tensors, metadata["state"]),
                 condition=deserialize_state(tensors, metadata["condition"]),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from .. import grids, solvers
 from .._integrate import Progress, check_state, progress_bar
+from .._internal import strict_json
 from ..coordinates import FLOW
 from ..denoisers.base import Condition, Denoiser
 from ..denoisers.fingerprints import fingerprint
@@ -143,7 +143,7 @@ def tune(
         model=model.name,
         fingerprint=mark,
         guidance=(min(low, own), max(high, own)),
-        schedule=json.dumps(model.schedule.spec(), default=str),
+        schedule=strict_json.dumps(model.schedule.spec(), default=str),
     )
 
 
