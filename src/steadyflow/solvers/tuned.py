@@ -254,6 +254,9 @@ class Tuned(Solver[Asked]):
             inner = inner[0], self._plain(inner[0]).for_decoding(inner[1])
         return Asked(state.x, state.x, state.scale, (), inner)
 
+    def within(self, state: Asked) -> tuple[Solver[Any], Any] | None:
+        return None if state.inner is None else (self._plain(state.inner[0]), state.inner[1])
+
     def _plain(self, calls: int) -> Solver[Any]:
         return cast(Plain, self.at(calls).down).solver
 
