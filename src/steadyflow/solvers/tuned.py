@@ -308,13 +308,8 @@ class Tuned(Solver[Asked]):
 
     def document(self) -> dict[str, Any]:
         """Return everything as JSON-able values; `from_document` is the inverse."""
-        facts = {
-            "format": FORMAT,
-            "kind": self.kind,
-            "tau_max": self.tau_max,
-            "tau_min": self.tau_min,
-            "model": self.model,
-        }
+        facts = {"format": FORMAT, "kind": self.kind, "tau_max": self.tau_max, "tau_min": self.tau_min}
+        facts |= {"model": self.model}
         facts |= {"fingerprint": self.fingerprint, "guidance": list(self.guidance), "schedule": self.schedule}
         return {**facts, "entries": [entry.document() for entry in self.entries]}
 
