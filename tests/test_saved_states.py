@@ -59,7 +59,7 @@ def test_states_of_every_solver_are_read_back_and_altered_ones_refused(there):
                 read({**tensors, name: wrong})
         with pytest.raises(sf.CorruptFileError):
             read({key: value for key, value in tensors.items() if key != name})
-    with pytest.raises(sf.CorruptFileError, match="belong to nothing: state.more"):
+    with pytest.raises(sf.CorruptFileError, match=r"belong to nothing: state\.more"):
         read({**tensors, "state.more": torch.zeros(2, 2, 3)})
     other = {"tuple": "Pair", "items": [{"tensor": some[0]}, {"tensor": "state.more"}]}
     other = {"tensor": some[0]} if "items" in json.loads(texts["state"]) else other

@@ -162,6 +162,8 @@ def integrate(
         check_state("x", x)
         state = solver.start(x, schedule, grid.times[0])
     current = solver.output(state)
+    if noise is not None:
+        _check_noise(noise, current)
     if grid.rising:
         _check_growth(solver, schedule, grid, current.dtype)
     stop_after = None if stop_after is None else whole("stop_after", stop_after, 0)
@@ -198,6 +200,7 @@ def integrate(
                 for correction in corrections:
                     changed = correction(info(step))
                     if changed is not None:
+                        _check_changed(correction, changed, current, loop.state, solver)
                         if isinstance(changed, Tensor):  # as another object, also where it was changed in its place
                             changed = solver.restarted(loop.state, changed.view_as(changed), schedule, step.t1)
                         loop.state = changed
@@ -224,6 +227,28 @@ def integrate(
         trajectory=recorder.trajectory(),
         rejected=loop.rejected,
     )
+
+
+def _check_changed(correction: Correction, changed: Any, x: Tensor, state: Any, solver: Solver[Any]) -> None:
+    """Raise `InputError` unless what a correction returned can take the place of the sample x or of the state."""
+    name = getattr(correction, "__name__", type(correction).__name__)
+    if not isinstance(changed, Tensor):
+        if type(changed) is not type(state):
+            got, own = type(changed).__name__, type(cast(object, state)).__name__
+            either = "" if own == "Tensor" else f" or the solver's {own}"
+            raise InputError(f"correction {name!r}: returned a {got}, expected None, a tensor{either}")
+        changed = solver.output(changed)
+    if changed.shape != x.shape or changed.dtype != x.dtype or changed.device != x.device:
+        got, expected = (f"{y.dtype} of shape {tuple(y.shape)} on {y.device}" for y in (changed, x))
+        raise InputError(f"correction {name!r}: returned {got}, expected {expected}, as the sample is")
+
+
+def _check_noise(noise: NoiseSource, x: Tensor) -> None:
+    """Raise `InputError` for a source of noise that was made for other samples."""
+    shape = (len(noise.samples), *noise.shape)
+    if shape != tuple(x.shape) or noise.dtype != x.dtype or noise.device.type != x.device.type:
+        got = f"{noise.dtype} of shape {shape} on {noise.device}"
+        raise InputError(f"noise: is made for {got}, the state is {x.dtype} of shape {tuple(x.shape)} on {x.device}")
 
 
 def _check_growth(solver: Solver[Any], schedule: Schedule, grid: Grid, dtype: torch.dtype) -> None:

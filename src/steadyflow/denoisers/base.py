@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import noise
-from .._internal.given import number
+from .._internal.given import number, text
 from .._internal.tensors import broadcast
 from ..errors import InputError
 from ..prediction import Clip, Prediction, PredictionType, check_type, defined_at_zero_noise
@@ -269,6 +269,12 @@ class Denoiser:
                 f"prediction: the network returned shape {tuple(output.shape)} for a state of shape "
                 f"{tuple(x.shape)}; the shapes must be equal"
             )
+        if output.device != x.device:
+            raise InputError(
+                f"prediction: the network returned a tensor on {output.device}, the state is on {x.device}"
+            )
+        if output.dtype is not x.dtype and not output.is_floating_point():
+            raise InputError(f"prediction: the network returned {output.dtype}, expected a type of floats")
         if output.dtype is x.dtype and not self.reuses_output:
             return output
         return output.to(x.dtype, copy=self.reuses_output)
@@ -323,8 +329,12 @@ def check_guidance(guidance: object) -> float:
 
 
 def is_words(given: Condition) -> bool:
-    """Return whether a condition is a prompt or a list of prompts."""
-    return isinstance(given, str) or (isinstance(given, Sequence) and bool(given) and isinstance(given[0], str))
+    """Return whether a condition is a prompt or a list of prompts. Raises `InputError` for one that is no whole text."""
+    found = isinstance(given, str) or (isinstance(given, Sequence) and bool(given) and isinstance(given[0], str))
+    for prompt in ([given] if isinstance(given, str) else cast("Sequence[Any]", given)) if found else ():
+        if isinstance(prompt, str):
+            text("prompt", prompt)
+    return found
 
 
 @lru_cache(maxsize=32)

@@ -3,6 +3,7 @@
 Extension packages register others; steadyflow-lab has the models of its experiments.
 """
 
+import os
 from dataclasses import asdict
 from functools import partial
 from importlib import resources
@@ -44,7 +45,7 @@ def pipeline_folder(name: str = "ink") -> Path:
     return _folder() / name
 
 
-def load(name: str) -> Denoiser:
+def load(name: str | os.PathLike[str]) -> Denoiser:
     """Load a model.
 
     Args:
@@ -56,6 +57,7 @@ def load(name: str) -> Denoiser:
         FileNotFoundError: There is no such file.
         CorruptFileError: The file is damaged, or is not a model.
     """
+    name = os.fspath(name) if isinstance(name, os.PathLike) else name
     if str(name).endswith(".safetensors"):
         return _read(Path(name))
     if name in _own():
