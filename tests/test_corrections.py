@@ -143,3 +143,64 @@ def test_a_hybrid_hands_over_between_solvers_with_different_states():
         sf.solvers.get("hybrid", deterministic="ddpm")
     with pytest.raises(sf.InputError, match="noisy"):
         sf.solvers.get("hybrid", noisy=0)
+
+
+def flat_model():
+    return sf.Denoiser(lambda x, t: 0.1 * x, sf.VPCosine(), shape=(2, 3), dtype=torch.float32)
+
+
+WRONG = {
+    "another shape": lambda info: info.x[:, :1],
+    "one sample": lambda info: info.x[:1],
+    "what would broadcast": lambda info: info.x[0],
+    "no dimensions": lambda info: info.x.sum(),
+    "more precision": lambda info: info.x.double(),
+    "less precision": lambda info: info.x.half(),
+    "whole numbers": lambda info: info.x.long(),
+    "another device": lambda info: info.x.to("meta"),
+    "an array": lambda info: info.x.numpy(),
+    "a number": lambda info: 1.0,
+    "a truth value": lambda info: True,
+    "a list": lambda info: [info.x],
+    "the state of another solver": lambda info: (info.x, info.x),
+    "information": lambda info: info,
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m", "rex-euler"])
+def test_what_a_correction_returns_is_checked_and_the_correction_named(what, solver):
+    def mine(info):
+        return WRONG[what](info)
+
+    with pytest.raises(sf.InputError, match="correction 'mine': returned"):
+        sf.sample(flat_model(), n=4, solver=solver, steps=3, corrections=[mine])
+
+
+def test_a_state_of_a_correction_with_another_sample_is_refused():
+    class Mine:
+        def __call__(self, info):
+            return info.state._replace(x=info.x[:1])
+
+    with pytest.raises(sf.InputError, match=r"correction 'Mine': returned torch.float32 of shape \(1, 2, 3\)"):
+        sf.sample(flat_model(), n=4, solver="dpmpp-2m", steps=3, corrections=[Mine()])
+
+
+@pytest.mark.parametrize(
+    "net", [lambda x, t: x.to("meta"), lambda x, t: x.long(), lambda x, t: x + 0j, lambda x, t: x > 0]
+)
+def test_what_a_network_returns_is_checked(net):
+    model = sf.Denoiser(net, sf.VPCosine(), shape=(2, 3), dtype=torch.float32)
+    with pytest.raises(sf.InputError, match="prediction: the network returned"):
+        sf.sample(model, n=4, steps=2)
+
+
+@pytest.mark.parametrize(
+    "words", [{"samples": range(3)}, {"shape": (2,)}, {"dtype": torch.float64}, {"device": "meta"}]
+)
+def test_noise_that_is_made_for_other_samples_is_refused(words):
+    made = {"samples": range(4), "shape": (2, 3), "dtype": torch.float32, "device": "cpu", **words}
+    noise = sf.noise.Brownian(0, made.pop("samples"), made.pop("shape"), **made)
+    grid = sf.Grid((0.9, 0.5, 0.1))
+    with pytest.raises(sf.InputError, match="noise: is made for"):
+        sf.integrate(flat_model(), torch.zeros(4, 2, 3), grid, sf.solvers.get("ddpm"), noise=noise)

@@ -6,13 +6,26 @@ All errors derive from `SteadyflowError` and from the built-in exception that fi
 
 import difflib
 from collections.abc import Iterable
+from typing import Any, cast
 
 MALFORMED = (ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 """The exceptions that parsing the contents of a malformed file may raise."""
 
 
 class SteadyflowError(Exception):
-    """Base of every error that steadyflow raises on purpose."""
+    """Base of every error that steadyflow raises on purpose; they can be pickled, to reach another process."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        kind, arguments, *state = cast("tuple[Any, ...]", super().__reduce__())
+        return _rebuilt, (kind, arguments), *state
+
+
+def _rebuilt(kind: type[SteadyflowError], arguments: tuple[Any, ...]) -> SteadyflowError:
+    """An error with its message, whatever its class makes one of."""
+    made = kind.__new__(kind, *arguments)
+    builtin = next(base for base in kind.__mro__ if base.__module__ == "builtins")
+    builtin.__init__(made, *arguments)
+    return made
 
 
 class InputError(SteadyflowError, ValueError):

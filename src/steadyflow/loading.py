@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ._internal import files
+from ._internal.given import device_of
 from .datasets import arrays, contents
 from .denoisers import Denoiser, GaussianMixture
 from .denoisers.base import Condition
@@ -28,7 +30,9 @@ PIPELINES = ("ink",)
 """Bundled models that are diffusers pipelines."""
 
 
-def load_model(name: str, device: str = "cpu", call: Mapping[str, Any] | None = None) -> Denoiser:
+def load_model(
+    name: str | os.PathLike[str], device: torch.device | str = "cpu", call: Mapping[str, Any] | None = None
+) -> Denoiser:
     """Load a model.
 
     Args:
@@ -44,8 +48,9 @@ def load_model(name: str, device: str = "cpu", call: Mapping[str, Any] | None = 
             and there are arguments of a call.
         CorruptFileError: The files are damaged.
     """
-    model = _find(name, {key: call_value(key, value) for key, value in (call or {}).items()}, device)
-    return model if device == "cpu" or _pipeline(model) is not None else _moved(model, device)
+    name, place = os.fspath(name), device_of(device)
+    model = _find(name, {key: call_value(key, value) for key, value in (call or {}).items()}, place)
+    return model if place == torch.device("cpu") or _pipeline(model) is not None else _moved(model, place)
 
 
 _NOT_OF_CALLS = {
@@ -90,7 +95,7 @@ def call_value(name: str, value: Any) -> Any:
     return arrays.open_picture(Path(value))
 
 
-def _find(name: str, call: dict[str, Any], device: str) -> Denoiser:
+def _find(name: str, call: dict[str, Any], device: torch.device) -> Denoiser:
     folder = pipeline_folder(name) if name in PIPELINES else Path(name)
     is_pipeline = folder.is_dir() or ("/" in name and folder.suffix != ".safetensors" and ":" not in name)
     if call and not is_pipeline:
@@ -122,7 +127,7 @@ def _made(module: str, function: str) -> Denoiser:
     return model
 
 
-def _moved(model: Denoiser, device: str) -> Denoiser:
+def _moved(model: Denoiser, device: torch.device) -> Denoiser:
     """The model with its network on a device."""
     if isinstance(model, MixtureDenoiser):
         return model  # goes where the states are

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._internal.given import device_of, floating, whole
 from .errors import InputError
 
 INITIAL, BROWNIAN, WHITE, PERTURBATION, AREA, RENOISING, SMOOTHING = 0, 1, 2, 3, 4, 5, 6
@@ -73,10 +74,11 @@ def normal(
         InputError: An index is negative.
     """
     size = math.prod(shape)
+    seed, dtype = whole("seed", seed), floating(dtype)
+    device = device if isinstance(device, torch.device) else device_of(device)
     rows = [_rows(seed, stream, node, run, size) for run in _runs(samples)]
     flat = rows[0] if len(rows) == 1 else np.concatenate(rows)
     numbers = _from_numpy(flat.reshape(len(samples), *shape))
-    device = torch.device(device)
     if device.type == "cpu":
         return numbers if dtype == torch.float32 else numbers.to(dtype)
     if device.type == "cuda":
@@ -97,7 +99,7 @@ def _runs(samples: range | Sequence[int]) -> list[range]:
     if isinstance(samples, range) and samples.step == 1:
         return [samples]
     runs: list[range] = []
-    for i in samples:
+    for i in (whole("samples", index) for index in samples):
         if runs and runs[-1].stop == i:
             runs[-1] = range(runs[-1].start, i + 1)
         else:
@@ -198,8 +200,8 @@ class NoiseSource(ABC):
     ):
         if len(samples) == 0 or min(samples) < 0:
             raise InputError(f"samples: expected at least one index, none negative, got {samples}")
-        self.seed, self.samples, self.shape = int(seed), samples, tuple(shape)
-        self.dtype, self.device = dtype, torch.device(device)
+        self.seed, self.samples, self.shape = whole("seed", seed), samples, tuple(shape)
+        self.dtype, self.device = floating(dtype), device_of(device)
 
     def begin_step(self) -> None:  # noqa: B027  # most sources remember nothing
         """Let a source that draws on demand forget what the last step has drawn."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, TypeVar
 
 import steadyflow
 import steadyflow_lab
-from steadyflow._internal import files
+from steadyflow._internal import files, strict_json
 from steadyflow._version import __version__
 from steadyflow.errors import MALFORMED, CorruptFileError
 from steadyflow.runs.engines import Engine
@@ -47,7 +46,7 @@ def cached_results(
         path = paths[missing[j]]
         if path is not None:
             about = {"stamp": stamps[missing[j]], "version": made_by()}
-            text = json.dumps({**about, "result": plain(result)}, indent=1)
+            text = strict_json.dumps({**about, "result": plain(result)}, indent=1)
             files.write_text(path, text + "\n")
         yield missing[j], result
 
@@ -79,7 +78,7 @@ def stored(
     if not path.is_file():
         return None
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = strict_json.loads(path.read_text(encoding="utf-8"))
         wanted = data["stamp"] == stamp and version in (None, data["version"])
         return read(data["result"]) if wanted else None
     except MALFORMED as error:

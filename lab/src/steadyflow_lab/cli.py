@@ -5,7 +5,6 @@ and a function becomes a command, with its attribute `epilog` below the help.
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from steadyflow.cli.options import Json, bar, print_json, table
+from steadyflow.cli.options import Json, bar, check_place, print_json, table
 
 from .reconstruction_command import EPILOG, reconstruction
 
@@ -32,9 +31,13 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Invert, reconstruct and edit real held-out digits with five solvers; print a table, write a report."""
+    from steadyflow._internal import plots
+
     from . import demo as demonstration
     from . import report
 
+    plots.require()
+    check_place("out", out, folder=True)
     with bar("setting", len(demonstration.SOLVERS) * len(demonstration.BUDGETS)) as advance:
         result = demonstration.study(n, progress=advance)
     path = report.write(result, out / "report.html")
@@ -117,6 +120,7 @@ def _study(
 
     paper, place = PAPERS[name], make_engine(engine, address, workers)
     plots.require()
+    check_place("out", out, folder=True)
     with _bars(len(figures or paper.figures)) as progress:
         found = run_figures(paper, figures or (), quick=quick, folder=out, engine=place, progress=progress)
     if as_json:
@@ -199,11 +203,12 @@ def piebench(
     from itertools import product
 
     from steadyflow import metrics
-    from steadyflow._internal import files
+    from steadyflow._internal import files, strict_json
 
     from .editing import piebench as benchmark
     from .editing import piebench_runs as runs
 
+    check_place("out", out, folder=True)
     settings = [
         runs.Setting(name, scale, nfe, radius, smooth_when)
         for name, scale, radius in product(solver or ["ees25"], guidance or [7.5], smooth or [0.0])
@@ -218,7 +223,7 @@ def piebench(
     what = {"extractors": extractors, "perceptual": perceptual, "limit": limit}
     with bar("picture", len(benchmark.items(data, limit)) * len(settings)) as advance:
         found = runs.run(denoiser, data, settings, **where, **what, progress=advance)
-    files.write_text(out / "piebench.json", json.dumps(found, indent=1))
+    files.write_text(out / "piebench.json", strict_json.dumps(strict_json.plain(found), indent=1))
     if as_json:
         print_json(found)
         return

@@ -1,12 +1,11 @@
 """`steadyflow lab run reconstruction`: the main experiment of 2506.18290 for weights and pictures of one's own."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from steadyflow.cli.options import Device, Json, bar, print_json, table
+from steadyflow.cli.options import Device, Json, bar, check_place, print_json, table
 from steadyflow.errors import InputError
 
 EPILOG = (
@@ -43,13 +42,14 @@ def reconstruction(
     as_json: Json = False,
 ) -> None:
     """Errors and instability coefficients of real pictures, as 2506.18290 measures them, for any pipeline."""
-    from steadyflow._internal import files
+    from steadyflow._internal import files, strict_json
 
     from .instability import reconstruction as experiment
     from .precision import load_in
 
     if [captions is not None, prompt is not None, no_captions].count(True) != 1:
         raise InputError("captions: give one of --captions, --prompt and --no-captions")
+    check_place("out", out, folder=True)
     paths = experiment.pictures(images, n)
     given = prompt if captions is None else experiment.captions(captions, [path.name for path in paths])
     settings = experiment.Settings(
@@ -59,7 +59,7 @@ def reconstruction(
     with bar("picture", len(paths)) as advance:
         result = experiment.run(loaded, paths, given, settings, folder=out, progress=lambda: advance(""))
     written = experiment.as_json(result, model=model, device=device, dtype=dtype)
-    files.write_text(out / "reconstruction.json", json.dumps(written, indent=1) + "\n")
+    files.write_text(out / "reconstruction.json", strict_json.dumps(strict_json.plain(written), indent=1) + "\n")
     if as_json:
         print_json(written)
         return

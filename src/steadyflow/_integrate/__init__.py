@@ -1,7 +1,17 @@
 """Running a solver over a grid: the loop, the stepper, and adaptive steps."""
 
 from .controllers import PIDController
-from .loop import Callback, Correction, Progress, Record, StepInfo, check_state, integrate, progress_bar
+from .loop import (
+    Callback,
+    Correction,
+    Progress,
+    Record,
+    StepInfo,
+    check_state,
+    check_state_type,
+    integrate,
+    progress_bar,
+)
 from .solution import Solution, Trajectory
 from .stepper import Stepper, plan
 from .steps import Controller, StepLoop, drive
@@ -19,6 +29,7 @@ __all__ = [
     "Stepper",
     "Trajectory",
     "check_state",
+    "check_state_type",
     "drive",
     "integrate",
     "plan",

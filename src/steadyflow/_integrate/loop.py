@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .._internal.autograd import grad_enabled_by
+from .._internal.given import whole
 from .._internal.tensors import combine, finite
 from ..denoisers.base import Denoiser
 from ..errors import InputError, NonFiniteError
@@ -34,6 +35,7 @@ from .controllers import PIDController
 from .solution import Solution, Trajectory
 from .steps import StepLoop
 
+_STATES = (torch.float32, torch.float64)
 Record = Literal["all", "last"] | int | None
 """What to keep of a run: "all" states, every k-th (an integer k), or only the "last" (None)."""
 
@@ -160,10 +162,11 @@ def integrate(
         check_state("x", x)
         state = solver.start(x, schedule, grid.times[0])
     current = solver.output(state)
+    if noise is not None:
+        _check_noise(noise, current)
     if grid.rising:
         _check_growth(solver, schedule, grid, current.dtype)
-    if stop_after is not None and stop_after < 0:
-        raise InputError(f"stop_after: got {stop_after}, expected a number of steps, 0 or more")
+    stop_after = None if stop_after is None else whole("stop_after", stop_after, 0)
     total = None if controller is not None else grid.steps
     last = total if stop_after is None else min(grid.steps, first + stop_after)
     corrections = tuple(corrections)
@@ -197,6 +200,7 @@ def integrate(
                 for correction in corrections:
                     changed = correction(info(step))
                     if changed is not None:
+                        _check_changed(correction, changed, current, loop.state, solver)
                         if isinstance(changed, Tensor):  # as another object, also where it was changed in its place
                             changed = solver.restarted(loop.state, changed.view_as(changed), schedule, step.t1)
                         loop.state = changed
@@ -225,6 +229,28 @@ def integrate(
     )
 
 
+def _check_changed(correction: Correction, changed: Any, x: Tensor, state: Any, solver: Solver[Any]) -> None:
+    """Raise `InputError` unless what a correction returned can take the place of the sample x or of the state."""
+    name = getattr(correction, "__name__", type(correction).__name__)
+    if not isinstance(changed, Tensor):
+        if type(changed) is not type(state):
+            got, own = type(changed).__name__, type(cast(object, state)).__name__
+            either = "" if own == "Tensor" else f" or the solver's {own}"
+            raise InputError(f"correction {name!r}: returned a {got}, expected None, a tensor{either}")
+        changed = solver.output(changed)
+    if changed.shape != x.shape or changed.dtype != x.dtype or changed.device != x.device:
+        got, expected = (f"{y.dtype} of shape {tuple(y.shape)} on {y.device}" for y in (changed, x))
+        raise InputError(f"correction {name!r}: returned {got}, expected {expected}, as the sample is")
+
+
+def _check_noise(noise: NoiseSource, x: Tensor) -> None:
+    """Raise `InputError` for a source of noise that was made for other samples."""
+    shape = (len(noise.samples), *noise.shape)
+    if shape != tuple(x.shape) or noise.dtype != x.dtype or noise.device.type != x.device.type:
+        got = f"{noise.dtype} of shape {shape} on {noise.device}"
+        raise InputError(f"noise: is made for {got}, the state is {x.dtype} of shape {tuple(x.shape)} on {x.device}")
+
+
 def _check_growth(solver: Solver[Any], schedule: Schedule, grid: Grid, dtype: torch.dtype) -> None:
     """Refuse an inversion whose rounding errors are bound to drown the latent."""
     growth = solver.inverse_growth(schedule, grid)
@@ -239,7 +265,7 @@ def check_state(name: str, x: Tensor, shape: tuple[int, ...] | None = None) -> N
     """Raise `InputError` unless x is a finite float32 or float64 batch, of samples of this shape if given."""
     if not isinstance(x, Tensor):
         raise InputError(f"{name}: got {type(x).__name__}, expected a torch tensor")
-    if x.dtype not in (torch.float32, torch.float64):
+    if x.dtype not in _STATES:
         raise InputError(
             f"{name}: got {x.dtype}, expected float32 or float64 (a solver's state needs the precision; "
             f"the network may compute in less, see Denoiser(dtype=...)); use x.float()"
@@ -252,6 +278,13 @@ def check_state(name: str, x: Tensor, shape: tuple[int, ...] | None = None) -> N
         broken = x.flatten(1).isfinite().all(1).logical_not().nonzero()
         rows = cast(list[int], broken.flatten().tolist())  # pyright: ignore[reportUnknownMemberType]
         raise InputError(f"{name}: NaN or infinity in sample(s) {', '.join(map(str, rows[:5]))}")
+
+
+def check_state_type(dtype: object) -> torch.dtype:
+    """The type of states that are to be drawn. Raises `InputError` unless it is float32 or float64."""
+    if dtype not in _STATES:
+        raise InputError(f"dtype: got {dtype!r}, expected torch.float32 or torch.float64")
+    return cast(torch.dtype, dtype)
 
 
 class _Watch:
@@ -287,8 +320,13 @@ class _Recorder:
     """Keeps the states that were asked for."""
 
     def __init__(self, record: Record, total: int | None, t: float, x: Tensor):
-        if record not in (None, "all", "last") and not (isinstance(record, int) and record >= 1):
-            raise InputError(f'record: got {record!r}, expected "all", "last", None or a whole number >= 1')
+        if not (record is None or (isinstance(record, str) and record in ("all", "last"))):
+            try:
+                record = whole("record", record, 1)
+            except InputError:
+                raise InputError(
+                    f'record: got {record!r}, expected "all", "last", None or a whole number >= 1'
+                ) from None
         self._every = 1 if record == "all" else record if isinstance(record, int) else 0
         self._total = total
         self._kept = [(t, x.clone())] if self._every else []

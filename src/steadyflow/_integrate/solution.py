@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from .._internal import files
+from .._internal import files, strict_json
 from ..errors import MALFORMED, CorruptFileError
 from ..grids import Grid
+from ..noise import SOURCES
 from ..solvers import registry
 from ..solvers.base import Solver
+from ..solvers.saved import check_saved, check_tensors
 from ..solvers.state import deserialize_state, serialize_state
 
 
@@ -75,7 +77,7 @@ class Solution:
     def save(self, path: str | Path) -> None:
         """Write it (without its trajectory) to one safetensors file, atomically."""
         tensors, structure = serialize_state(self.state)
-        metadata = {"solution": json.dumps(self._facts()), "state": structure}
+        metadata = {"solution": strict_json.dumps(self._facts()), "state": structure}
         files.write(path, "solution", tensors, metadata)
 
     def _facts(self) -> dict[str, Any]:
@@ -95,17 +97,21 @@ class Solution:
 
     @staticmethod
     def _fields(facts: dict[str, Any]) -> dict[str, Any]:
-        """The fields that `_facts` described."""
-        seed, noise = facts["seed"], facts["noise"]
+        """The fields that `_facts` described, checked."""
+        grid = Grid(tuple(float.fromhex(t) for t in facts["times"]), bool(facts["clean"]))
+        most = {"step": grid.steps, "index": 2**63 - 1}
+        numbers = {name: facts[name] for name in ("step", "nfe", "index", "rejected")}
+        for name, value in numbers.items():
+            if type(value) is not int or not 0 <= value <= most.get(name, value):
+                raise ValueError(f"{name}: got {value!r}, expected a whole number from 0 to {most.get(name, 'any')}")
+        if type(facts["seed"]) not in (int, types.NoneType) or facts["noise"] not in (None, *SOURCES):
+            raise ValueError(f"seed and noise: got {facts['seed']!r} and {facts['noise']!r}")
         return {
             "solver": registry.from_spec(facts["solver"]),
-            "grid": Grid(tuple(float.fromhex(t) for t in facts["times"]), bool(facts["clean"])),
-            "step": int(facts["step"]),
-            "nfe": int(facts["nfe"]),
-            "seed": None if seed is None else int(seed),
-            "index": int(facts["index"]),
-            "noise": None if noise is None else str(noise),
-            "rejected": int(facts["rejected"]),
+            "grid": grid,
+            **numbers,
+            "seed": facts["seed"],
+            "noise": facts["noise"],
             "reason": str(facts["reason"]),
         }
 
@@ -118,7 +124,10 @@ class Solution:
         """
         tensors, metadata = files.read(path, "solution")
         try:
-            fields = cls._fields(json.loads(metadata["solution"]))
-            return Solution(state=deserialize_state(tensors, metadata["state"]), **fields)
+            fields = cls._fields(strict_json.loads(metadata["solution"]))
+            state = deserialize_state(tensors, metadata["state"])
+            check_saved(fields["solver"], state)
+            check_tensors(tensors, state)
+            return Solution(state=state, **fields)
         except MALFORMED as error:
             raise CorruptFileError(f"{path}: not a saved solution ({error})") from error

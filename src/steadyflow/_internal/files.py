@@ -6,7 +6,6 @@ Our own files are safetensors with a kind in the header; a damaged or foreign on
 import contextlib
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,10 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import CorruptFileError, StorageError
+from . import places
 
 _FORMAT = "steadyflow"
 _VERSION = "1"
-PART = ".part"
+PART = places.PART
 """The suffix of files that are being written."""
 
 
@@ -73,7 +73,9 @@ def digest(about: object, tensors: Mapping[str, Tensor]) -> str:
 def replacing(path: str | Path) -> Iterator[Path]:
     """Make a context in which to write a file beside another, which takes its place at the end.
 
-    It does so once it is on the disk; if an error is raised, it is deleted and the other file is untouched.
+    It does so once it is on the disk, with the other's mode; if an error is raised, it is deleted and the other file is
+    untouched. Links are followed. A file with several names, a pipe and a stream are written into at the end; if that
+    fails, the file that was to go there is kept, and the error says where.
 
     Args:
         path: The file to replace.
@@ -84,22 +86,29 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Raises:
         StorageError: The file cannot be written.
     """
-    path = Path(path)
-    part: Path | None = None
+    part, whole, taken = None, False, False
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=PART)
-        os.close(handle)
-        part = Path(temporary)
+        place = places.find(path)
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{path}: cannot be written ({error})") from error
+    try:
+        part, takes = place.part()
         yield part
-        os.chmod(part, 0o666 & ~_umask())
+        if takes:
+            place.settle(part)
         _flush(part)
-        os.replace(part, path)
-        _flush(path.parent)
+        whole = True
+        if takes:
+            os.replace(part, place.target)
+            _flush(place.target.parent)
+        else:
+            place.copy(part)
+        taken = True
     except (OSError, SafetensorError) as error:
-        raise StorageError(f"{path}: could not be written ({error}); what was there is untouched") from error
+        kept = f"it is kept in {part}" if whole else "what was there is untouched"
+        raise StorageError(f"{path}: could not be written ({error}); {kept}") from error
     finally:
-        if part is not None:
+        if part is not None and (taken or not whole):
             part.unlink(missing_ok=True)
 
 
@@ -126,13 +135,6 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    """The process's file-mode mask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def read(path: str | Path, kind: str | None) -> tuple[dict[str, Tensor], dict[str, str]]:

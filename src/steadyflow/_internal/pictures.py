@@ -32,7 +32,7 @@ def sheet(x: Tensor, columns: int | None = None) -> npt.NDArray[np.uint8]:
     n, channels, h, w = x.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = -(-n // columns)
-    canvas = torch.full((rows * columns, channels, h, w), -1.0)
+    canvas = torch.full((rows * columns, channels, h, w), -1.0, device="cpu")
     canvas[:n] = x.detach().cpu().float()
     canvas = canvas.view(rows, columns, channels, h, w).permute(0, 3, 1, 4, 2)
     canvas = canvas.reshape(rows * h, columns * w, channels)

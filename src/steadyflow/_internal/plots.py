@@ -50,9 +50,25 @@ def save(drawn: Figure, path: str | Path, dpi: int = 120) -> None:
         InputError: matplotlib does not write this kind of file.
         StorageError: The file cannot be written.
     """
-    kind = Path(path).suffix[1:] or "png"
-    kinds = drawn.canvas.get_supported_filetypes()
-    if kind.lower() not in kinds:
-        raise InputError(f"{path}: unknown kind {kind!r}, expected one of {', '.join(sorted(kinds))}")
+    kind = check_kind(path)
     with files.replacing(path) as part:
         drawn.savefig(part, dpi=dpi, format=kind)
+
+
+def check_kind(path: str | Path) -> str:
+    """The kind of picture that a file is to be.
+
+    Args:
+        path: The file, whose suffix says the kind; PNG without a suffix.
+
+    Raises:
+        InputError: matplotlib does not write this kind of file.
+        MissingExtraError: matplotlib is not installed.
+    """
+    require()
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kind, kinds = Path(path).suffix[1:] or "png", FigureCanvasBase.get_supported_filetypes()
+    if kind.lower() not in kinds:
+        raise InputError(f"{path}: unknown kind {kind!r}, expected one of {', '.join(sorted(kinds))}")
+    return kind

@@ -55,6 +55,7 @@ def diagnose(
 
     Samples that are computed together get one diagnosis.
     """
+    from .._internal import plots
     from ..loading import load_model
     from ..runs import Diagnosing
 
@@ -62,6 +63,9 @@ def diagnose(
     care |= o.given(model_version=model_version)
     place = RunLocation(run, engine, address, workers, shard, care)
     place.refuse(out=out)
+    if out is not None:
+        plots.require()
+        o.check_place("out", out, folder=True)
     words = o.given(input=input, resize=resize, frames=frames, label=label, prompt=prompt, guidance=guidance)
     words |= o.given(source_guidance=source_guidance, steps=steps, nfe=nfe, grid=grid, strength=strength)
     words |= o.given(t_min=t_min, t_max=t_max, tolerance=tolerance, verify=verify, block=batch_size, double=double)

@@ -92,6 +92,7 @@ def edit(
     care |= o.given(model_version=model_version)
     place = RunLocation(run, engine, address, workers, shard, care)
     place.refuse(save=save)
+    o.check_place("save", save)
     denoiser = load_model(model, device, o.call_of(call))
     special = o.given(share=share, average=average, gamma=gamma, eta=eta, window=_window(window))
     way = None if method is None and not special else editing.get(method or "inversion", **special)

@@ -50,6 +50,7 @@ def invert(
     care |= o.given(model_version=model_version)
     place = RunLocation(run, engine, address, workers, shard, care)
     place.refuse(save=save)
+    o.check_place("save", save)
     words = o.given(
         input=input, resize=resize, frames=frames, label=label, prompt=prompt, source_guidance=source_guidance
     )

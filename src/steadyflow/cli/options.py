@@ -4,9 +4,7 @@ The options are the words of the verbs (`steadyflow.Options`). One that is not g
 applies.
 """
 
-import json
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -226,17 +224,28 @@ def count_samples(
     return len(open_source(model, path, n, resize, label if isinstance(label, int) else None, frames))
 
 
+def check_place(name: str, path: Path | None, *, folder: bool = False) -> None:
+    """Check, before the work, that what an option names can be written.
+
+    Args:
+        name: What the option is called.
+        path: What was given, if anything.
+        folder: Whether it is a folder.
+
+    Raises:
+        InputError: It cannot.
+    """
+    from .._internal.places import check_writable
+
+    if path is not None:
+        check_writable(path, name, folder=folder)
+
+
 def print_json(value: Any) -> None:
     """Print a value as JSON; numbers that are not finite become null."""
-    typer.echo(json.dumps(_finite(value), indent=2, allow_nan=False))
+    from .._internal import strict_json
 
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(entry) for key, entry in value.items()}
-    return [_finite(entry) for entry in value] if isinstance(value, list | tuple) else value
+    typer.echo(strict_json.dumps(strict_json.plain(value), indent=2))
 
 
 def print_figures(figures: dict[str, Any], as_json: bool, out: Path | None) -> None:

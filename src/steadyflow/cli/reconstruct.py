@@ -51,6 +51,7 @@ def reconstruct(
     care |= o.given(model_version=model_version)
     place = RunLocation(run, engine, address, workers, shard, care)
     place.refuse(save=save)
+    o.check_place("save", save)
     words = o.given(input=input, resize=resize, frames=frames, label=label, prompt=prompt, guidance=guidance)
     words |= o.given(source_guidance=source_guidance, steps=steps, nfe=nfe, grid=grid, strength=strength)
     words |= o.given(t_min=t_min, t_max=t_max, seed=seed, index=index, noise=noise, block=batch_size, double=double)

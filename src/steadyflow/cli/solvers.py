@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Json, print_json, table
+from .options import Json, check_place, print_json, table
 
 
 def solvers(
@@ -23,6 +23,8 @@ def solvers(
         from ..diagnostics import scheme_figure, stability_region
         from ..solvers import Tuned
 
+        plots.check_kind(plot)
+        check_place("plot", plot)
         alone = registry.get(chosen[0]) if chosen is not None and len(chosen) == 1 else None
         drawn = scheme_figure(alone) if isinstance(alone, Tuned) else stability_region.figure(chosen)
         plots.save(drawn, plot)

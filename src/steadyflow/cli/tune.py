@@ -1,7 +1,6 @@
 """`steadyflow tune`."""
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,6 +83,7 @@ def tune(
 
     budgets, scales = _budgets(nfe), _scales(guidance)
     _check_out(out)
+    o.check_place("checkpoint", checkpoint)
     chosen = _conditions(label, prompt, prompts, judge_prompts)
     words = o.given(n=n, judge=judge, fine=fine, t_min=t_min, t_max=t_max, seed=seed, batch_size=batch_size)
     words |= o.given(calls=calls, minutes=minutes, checkpoint=checkpoint, guidance=scales, derivatives=derivatives)
@@ -195,10 +195,8 @@ def _check_out(out: Path) -> None:
 
     if out.suffix != ".json":
         raise InputError(f"out: got {str(out)!r}, expected the name of a .json file")
-    folder = next(parent for parent in (*out.absolute().parents,) if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise InputError(f"out: {folder} is no folder that can be written to")
-    if out.exists():
+    o.check_place("out", out)
+    if out.is_file():
         try:
             Tuned.load(out)
         except CorruptFileError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, cast
 import torch
 
 from .._integrate import StepInfo
-from .._internal import files
+from .._internal import files, strict_json
 from ..errors import MALFORMED, CorruptFileError, InputError, UnknownNameError
 from .scaling import MomentMatching, Space, denoises, rescaled
 from .stein import Stein
@@ -123,7 +122,7 @@ class Calibrated:
         """
         facts = {"kind": _KIND, "version": _VERSION, "space": self.space}
         written = {**facts, "levels": self.levels, "factors": self.factors}
-        files.write_text(path, json.dumps(written, indent=1) + "\n")
+        files.write_text(path, strict_json.dumps(written, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Calibrated:
@@ -140,7 +139,7 @@ class Calibrated:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
         try:
-            found = cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
+            found = cast("dict[str, Any]", strict_json.loads(path.read_text(encoding="utf-8")))
             kind, version = found["kind"], found["version"]
             if (kind, version) != (_KIND, _VERSION):
                 raise ValueError(f"it says it is {kind!r}, version {version!r}")

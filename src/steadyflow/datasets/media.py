@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .._internal import files, sounds, video_writing, videos
+from .._internal import files, places, sounds, video_writing, videos
 from .._internal.kinds import Kind, decoded_shape, frame_rate, kind_of, sample_rate, words
 from .._internal.sounds import SOUNDS
 from .._internal.videos import VIDEOS
@@ -210,10 +210,14 @@ def check_writes(path: str | Path, model: Any = None, *, n: int = 1, decoded: bo
         decoded: Whether they are decoded; else latents are written.
 
     Raises:
-        InputError: The kind of file is unknown, or does not hold such samples.
+        InputError: The kind of file is unknown, does not hold such samples, or cannot be written there.
         MissingExtraError: The package that writes it is not installed.
     """
-    path = Path(path)
+    _check_kind(Path(path), model, n, decoded)
+    places.check_writable(path, folder=not Path(path).suffix)
+
+
+def _check_kind(path: Path, model: Any, n: int, decoded: bool) -> None:
     kind, suffix = _kind(model, decoded), path.suffix.lower()
     if suffix not in ("", *ARRAYS, *PICTURES, *VIDEOS, *SOUNDS):
         raise InputError(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import noise
+from .._internal.given import number, text
 from .._internal.tensors import broadcast
 from ..errors import InputError
 from ..prediction import Clip, Prediction, PredictionType, check_type, defined_at_zero_noise
@@ -94,6 +95,7 @@ class Denoiser:
         check_type(self.prediction)
         if not isinstance(cast(object, self.schedule), Schedule):
             raise InputError(f"schedule: got {self.schedule!r}, expected a steadyflow schedule, e.g. VPLinear()")
+        object.__setattr__(self, "guidance", check_guidance(self.guidance))
         if self.guidance != 1.0 and self.condition is not None and self.null is None:
             raise InputError(f"guidance: got {self.guidance}, but there is no null condition; give Denoiser(null=...)")
         if self.shape is not None:
@@ -125,11 +127,10 @@ class Denoiser:
         Raises:
             InputError: The scale is too large or not a number, or the model has no null condition to guide from.
         """
-        if not abs(guidance) <= _STRONGEST:
-            raise InputError(f"guidance: got {guidance}, expected a number within +-{_STRONGEST:g}")
+        guidance = check_guidance(guidance)
         if guidance != 1.0 and self.null is None:
             raise InputError(f"guidance: got {guidance}, but the model has no null condition; give Denoiser(null=...)")
-        return self._replace(guidance=float(guidance))
+        return self._replace(guidance=guidance)
 
     def with_negative(self, negative: Condition) -> Self:
         """Return this model with guidance that starts from another condition than "none" (a negative prompt).
@@ -268,6 +269,12 @@ class Denoiser:
                 f"prediction: the network returned shape {tuple(output.shape)} for a state of shape "
                 f"{tuple(x.shape)}; the shapes must be equal"
             )
+        if output.device != x.device:
+            raise InputError(
+                f"prediction: the network returned a tensor on {output.device}, the state is on {x.device}"
+            )
+        if output.dtype is not x.dtype and not output.is_floating_point():
+            raise InputError(f"prediction: the network returned {output.dtype}, expected a type of floats")
         if output.dtype is x.dtype and not self.reuses_output:
             return output
         return output.to(x.dtype, copy=self.reuses_output)
@@ -312,9 +319,22 @@ class Denoiser:
             raise InputError(f"condition: got label {wrong[0]}, expected 0..{self.classes - 1}")
 
 
+def check_guidance(guidance: object) -> float:
+    """The scale of guidance as a number. Raises `InputError` unless it is one that is not too large."""
+    accepted = f"a number within +-{_STRONGEST:g}"
+    found = number("guidance", guidance, accepted)
+    if not abs(found) <= _STRONGEST:
+        raise InputError(f"guidance: got {found}, expected {accepted}")
+    return found
+
+
 def is_words(given: Condition) -> bool:
-    """Return whether a condition is a prompt or a list of prompts."""
-    return isinstance(given, str) or (isinstance(given, Sequence) and bool(given) and isinstance(given[0], str))
+    """Return whether a condition is a prompt or a list of prompts. Raises `InputError` for one that is no whole text."""
+    found = isinstance(given, str) or (isinstance(given, Sequence) and bool(given) and isinstance(given[0], str))
+    for prompt in ([given] if isinstance(given, str) else cast("Sequence[Any]", given)) if found else ():
+        if isinstance(prompt, str):
+            text("prompt", prompt)
+    return found
 
 
 @lru_cache(maxsize=32)

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._internal.given import whole
 from ..errors import InputError
 from ..noise import INITIAL, normal
 from ..schedules import Schedule
@@ -192,8 +193,9 @@ class GaussianMixture:
             index: The index of the first sample.
 
         Raises:
-            InputError: No component has that label.
+            InputError: No component has that label, or a number is none.
         """
+        n, index = whole("n", n, 0), whole("index", index, 0)
         rows = range(index, index + n)
         uniform = _ndtr(normal(seed, INITIAL, (1, 0, 0), rows, (), dtype=torch.float64))
         chance = (self.weights * self._chosen(label)).double().cpu().cumsum(0)

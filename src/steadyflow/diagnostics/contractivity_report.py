@@ -11,7 +11,7 @@ from typing import Any, Unpack
 
 from torch import Tensor
 
-from .._internal import plots
+from .._internal import plots, strict_json
 from ..denoisers.base import Denoiser
 from ..errors import InputError
 from ..solvers.base import Solver
@@ -38,9 +38,10 @@ class ContractivityReport:
         middle, most = values.median(1).values.tolist(), values.amax(1).tolist()
         return list(zip(self.found.times[:-1], middle, most, self.found.certified.tolist(), strict=True))
 
-    def figures(self) -> list[dict[str, float]]:
-        """The rows by name, JSON-able."""
-        return [dict(zip(("t", "median", "largest", "contracts"), row, strict=True)) for row in self.rows()]
+    def figures(self) -> list[dict[str, float | None]]:
+        """The rows by name, ready for JSON: None for a number that is not finite."""
+        named = [dict(zip(("t", "median", "largest", "contracts"), row, strict=True)) for row in self.rows()]
+        return strict_json.plain(named)
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """The rows as text: the headings, and one list of cells per step."""

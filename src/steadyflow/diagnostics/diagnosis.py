@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .._integrate import check_state, progress_bar
+from .._internal import strict_json
 from .._internal.tensors import rms
 from ..denoisers.base import Condition, Denoiser
 from ..errors import InputError, NonFiniteError
@@ -95,9 +96,9 @@ class Diagnosis:
         return Verification(error, gain, self.recommendation.gain)
 
     def figures(self) -> dict[str, Any]:
-        """Everything that is a number or a text, ready for JSON."""
+        """Everything that is a number or a text, ready for JSON: None for a number that is not finite."""
         found, advice = self.budget, self.recommendation
-        return {
+        figures: dict[str, Any] = {
             "measured": found.measured.tolist(),
             "total": found.total.tolist(),
             "terms": {name: term.tolist() for name, term in found.terms.items()},
@@ -114,6 +115,7 @@ class Diagnosis:
             if self.verified is None
             else {"error": self.verified.error.tolist(), "gain": self.verified.gain},
         }
+        return strict_json.plain(figures)
 
     def summary(self) -> str:
         """The diagnosis as text: error, budget, how far to trust it, and the recommendation."""

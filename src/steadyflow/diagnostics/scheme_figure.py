@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .. import grids, schedules, solvers
-from .._internal import plots
+from .._internal import plots, strict_json
 from ..coordinates import FLOW
 from ..errors import MALFORMED, SteadyflowError
 from ..schedules import RectifiedFlow, Schedule
@@ -82,7 +81,7 @@ def scheme_figure(
 def _fitted_path(solver: Tuned) -> Schedule:
     """The path for which a solver was fitted; a flow's where that cannot be told."""
     try:
-        spec = json.loads(solver.schedule)
+        spec = strict_json.loads(solver.schedule)
         return schedules.from_spec({k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()})
     except (*MALFORMED, SteadyflowError):
         return RectifiedFlow()

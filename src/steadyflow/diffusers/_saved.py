@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from .._internal.given import device_of, floating
 from ..errors import CorruptFileError, MissingExtraError
 from .pipeline_model import PipelineModel, from_diffusers
 from .served import ServedModel
@@ -33,6 +34,7 @@ def load_pipeline(
         MissingExtraError: diffusers is not installed.
         CorruptFileError: The folder holds no complete pipeline.
     """
+    dtype, device = floating(dtype), device_of(device)
     try:
         with _quiet():
             from diffusers.pipelines import pipeline_utils

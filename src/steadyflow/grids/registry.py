@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from .._internal.given import number, whole
 from ..errors import InputError, UnknownNameError
 from ..schedules import Schedule
 from .grid import Grid
@@ -148,9 +149,10 @@ def make(
         if option in written:
             raise InputError(f"grid {grid!r}: {option} is given twice")
     _check_options(name, options)
-    _check_steps(steps)
+    steps = whole("steps", steps, 1)
     default_min, default_max = schedule.t_range
-    top, bottom = default_max if t_max is None else t_max, default_min if t_min is None else t_min
+    top = default_max if t_max is None else number("t_max", t_max)
+    bottom = default_min if t_min is None else number("t_min", t_min)
     if not bottom < top:
         raise InputError(f"grid: expected t_min < t_max, got {bottom} and {top}")
     low, high = schedule.domain
@@ -190,11 +192,6 @@ def _falling(name: str, times: Sequence[float], steps: int, clean: bool) -> Grid
                 f"{times[k + 1]}; take fewer steps or other options"
             )
     return Grid(tuple(times), clean)
-
-
-def _check_steps(steps: object) -> None:
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise InputError(f"steps: got {steps!r}, expected a whole number of at least 1")
 
 
 def partway(
@@ -246,7 +243,8 @@ def start_time(
     """
     low, high = schedule.t_range
     low, high = low if t_min is None else t_min, high if t_max is None else t_max
-    if strength is None or strength == 1.0:
+    strength = 1.0 if strength is None else number("strength", strength, "a number in (0, 1]")
+    if strength == 1.0:
         return high
     if not 0.0 < strength <= 1.0:
         raise InputError(f"strength: got {strength}, expected a number in (0, 1]")

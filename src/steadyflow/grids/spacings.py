@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable
 
+from .._internal.given import number
 from ..errors import InputError
 from ..schedules import Schedule
 from . import _beta
@@ -30,9 +31,10 @@ def positive(name: str, value: object) -> float:
     Raises:
         InputError: It is not a positive, finite number.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value < math.inf:
+    found = number(name, value, "a positive number")
+    if not 0.0 < found < math.inf:
         raise InputError(f"{name}: got {value!r}, expected a positive number")
-    return float(value)
+    return found
 
 
 def share(name: str, value: object) -> float:
@@ -41,9 +43,10 @@ def share(name: str, value: object) -> float:
     Raises:
         InputError: It is not a number strictly between 0 and 1.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value < 1.0:
+    found = number(name, value, "a number between 0 and 1")
+    if not 0.0 < found < 1.0:
         raise InputError(f"{name}: got {value!r}, expected a number between 0 and 1")
-    return float(value)
+    return found
 
 
 def uniform(schedule: Schedule, steps: int, t_max: float, t_min: float) -> Times:

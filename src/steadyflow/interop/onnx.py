@@ -7,7 +7,6 @@ A file says nothing of the path or of what its network predicts: both are given,
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from .._internal import files, strict_json
 from ..denoisers.base import Condition, Denoiser
 from ..errors import MALFORMED, CorruptFileError, InputError, MissingExtraError
 from ..prediction import PredictionType
@@ -263,9 +263,10 @@ def describe_onnx(path: str | Path, model: Denoiser) -> None:
     }
     file = onnx.load(str(path), load_external_data=False)
     onnx.helper.set_model_props(
-        file, {**{entry.key: entry.value for entry in file.metadata_props}, KEY: json.dumps(about)}
+        file, {**{entry.key: entry.value for entry in file.metadata_props}, KEY: strict_json.dumps(about)}
     )
-    onnx.save(file, str(path))
+    with files.replacing(path) as part:
+        part.write_bytes(file.SerializeToString())
 
 
 def _digest(path: Path) -> bytes:
@@ -285,7 +286,7 @@ def _metadata(session: Any, path: Path) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        known = json.loads(text)
+        known = strict_json.loads(text)
         return dict(known)
     except MALFORMED as error:
         raise CorruptFileError(f"{path}: the metadata {KEY!r} is damaged ({error})") from error

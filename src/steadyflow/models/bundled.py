@@ -3,7 +3,7 @@
 Extension packages register others; steadyflow-lab has the models of its experiments.
 """
 
-import json
+import os
 from dataclasses import asdict
 from functools import partial
 from importlib import resources
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import schedules
-from .._internal import extensions, files
+from .._internal import extensions, files, strict_json
 from ..denoisers.base import Denoiser
 from ..errors import MALFORMED, CorruptFileError, UnknownNameError
 from ..prediction import Clip
@@ -45,7 +45,7 @@ def pipeline_folder(name: str = "ink") -> Path:
     return _folder() / name
 
 
-def load(name: str) -> Denoiser:
+def load(name: str | os.PathLike[str]) -> Denoiser:
     """Load a model.
 
     Args:
@@ -57,6 +57,7 @@ def load(name: str) -> Denoiser:
         FileNotFoundError: There is no such file.
         CorruptFileError: The file is damaged, or is not a model.
     """
+    name = os.fspath(name) if isinstance(name, os.PathLike) else name
     if str(name).endswith(".safetensors"):
         return _read(Path(name))
     if name in _own():
@@ -103,7 +104,7 @@ def save(
     }
     if model.clip is not None:
         about["clip"] = asdict(model.clip)
-    files.write(path, "model", weights, {"model": json.dumps(about)})
+    files.write(path, "model", weights, {"model": strict_json.dumps(about)})
 
 
 def _own() -> list[str]:
@@ -118,7 +119,7 @@ def _folder() -> Path:
 def _read(path: Path) -> Denoiser:
     tensors, metadata = files.read(path, "model")
     try:
-        about = json.loads(metadata["model"])
+        about = strict_json.loads(metadata["model"])
         net = _network(dict(about["network"]), tensors)
         return Denoiser(
             net.eval().requires_grad_(False),

@@ -149,6 +149,10 @@ class Solver(ABC, Generic[S]):
         """
         return state
 
+    def within(self, state: S) -> tuple[Solver[Any], Any] | None:
+        """Return the method whose state this one carries, and that state, for methods made of others."""
+        return None
+
     def own_grid(self, schedule: Schedule, calls: int | None = None, *, rising: bool = False) -> Grid | None:
         """Return the grid that belongs to the method, for those that were made together with one; else None.
 

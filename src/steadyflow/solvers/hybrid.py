@@ -92,6 +92,9 @@ class Hybrid(Solver[Staged]):
     def output(self, state: Staged) -> Tensor:
         return self._method(state.noisy).output(state.state)
 
+    def within(self, state: Staged) -> tuple[Solver[Any], Any]:
+        return self._method(state.noisy), state.state
+
     def _method(self, noisy: bool) -> Solver[Any]:
         return self.stochastic if noisy else self.deterministic
 

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..errors import MALFORMED, CorruptFileError, InputError, StorageError, UnknownNameError
 from .base import Solver
@@ -86,7 +86,7 @@ def _broken(path: Path) -> str:
     return ""
 
 
-def get(solver: str | Solver[Any], **options: Any) -> Solver[Any]:
+def get(solver: str | os.PathLike[str] | Solver[Any], **options: Any) -> Solver[Any]:
     """Return the solver with a name, or that of a file.
 
     Args:
@@ -105,6 +105,9 @@ def get(solver: str | Solver[Any], **options: Any) -> Solver[Any]:
         if options:
             raise InputError(f"solver: the options {sorted(options)} are only valid with a name, not with a Solver")
         return solver
+    solver = os.fspath(solver) if isinstance(solver, os.PathLike) else solver
+    if not isinstance(cast(object, solver), str):
+        raise UnknownNameError("solver", solver, names())
     path = None if solver in _MAKERS else _file_of(solver)
     if path is not None:
         if options:

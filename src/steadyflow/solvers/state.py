@@ -3,13 +3,13 @@
 A state is a tensor, or a named tuple of tensors and numbers registered with `@solver_state`.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from .._internal import strict_json
 from ..errors import MALFORMED, CorruptFileError
 
 S = TypeVar("S")
@@ -111,7 +111,7 @@ def serialize_state(state: Any, prefix: str = "state") -> tuple[dict[str, Tensor
             return {"float": item.hex()}
         raise TypeError(f"a solver state may not hold a {type(item).__name__}")
 
-    return tensors, json.dumps(walk(state, prefix))
+    return tensors, strict_json.dumps(walk(state, prefix))
 
 
 def deserialize_state(tensors: Mapping[str, Tensor], text: str) -> Any:
@@ -142,6 +142,6 @@ def deserialize_state(tensors: Mapping[str, Tensor], text: str) -> Any:
                 raise ValueError(f"unknown node {node!r}")
 
     try:
-        return build(json.loads(text))
+        return build(strict_json.loads(text))
     except MALFORMED as error:
         raise CorruptFileError(f"the saved solver state cannot be rebuilt: {error}") from error

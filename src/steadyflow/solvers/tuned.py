@@ -17,7 +17,6 @@ was measured when it was fitted, and is saved as one JSON file. Sources for sche
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -27,7 +26,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self, cast
 
 from torch import Tensor
 
-from .._internal import files
+from .._internal import files, strict_json
 from .._internal.tensors import combine
 from ..coordinates import FLOW
 from ..errors import MALFORMED, CorruptFileError, InputError, NotInvertibleError, StorageError
@@ -255,6 +254,9 @@ class Tuned(Solver[Asked]):
             inner = inner[0], self._plain(inner[0]).for_decoding(inner[1])
         return Asked(state.x, state.x, state.scale, (), inner)
 
+    def within(self, state: Asked) -> tuple[Solver[Any], Any] | None:
+        return None if state.inner is None else (self._plain(state.inner[0]), state.inner[1])
+
     def _plain(self, calls: int) -> Solver[Any]:
         return cast(Plain, self.at(calls).down).solver
 
@@ -306,13 +308,8 @@ class Tuned(Solver[Asked]):
 
     def document(self) -> dict[str, Any]:
         """Return everything as JSON-able values; `from_document` is the inverse."""
-        facts = {
-            "format": FORMAT,
-            "kind": self.kind,
-            "tau_max": self.tau_max,
-            "tau_min": self.tau_min,
-            "model": self.model,
-        }
+        facts = {"format": FORMAT, "kind": self.kind, "tau_max": self.tau_max, "tau_min": self.tau_min}
+        facts |= {"model": self.model}
         facts |= {"fingerprint": self.fingerprint, "guidance": list(self.guidance), "schedule": self.schedule}
         return {**facts, "entries": [entry.document() for entry in self.entries]}
 
@@ -352,7 +349,7 @@ class Tuned(Solver[Asked]):
         """
         if Path(path).suffix != ".json":
             raise InputError(f"{path}: a tuned solver is saved as .json")
-        files.write_text(path, json.dumps(self.document(), indent=1, allow_nan=False) + "\n")
+        files.write_text(path, strict_json.dumps(self.document(), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -368,7 +365,7 @@ class Tuned(Solver[Asked]):
         try:
             if Path(path).stat().st_size > _LARGEST:
                 raise CorruptFileError(f"{path}: too large for a tuned solver")
-            document = json.loads(Path(path).read_text(encoding="utf-8"))
+            document = strict_json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise StorageError(f"{path}: could not be read ({error})") from error
         except (ValueError, RecursionError) as error:

@@ -1,8 +1,8 @@
 """A warning where a tuned solver is used with another model or guidance than those that it was fitted for."""
 
-import json
 import warnings
 
+from .._internal import strict_json
 from ..denoisers.base import Denoiser
 from ..denoisers.fingerprints import fingerprint
 from ..schedules import Schedule
@@ -43,10 +43,10 @@ def warn_elsewhere(solver: Tuned, model: Denoiser) -> None:
 def _same_path(known: str, schedule: Schedule) -> bool:
     """Whether a path is the one that was described, whatever the ends and the shift of its time."""
     try:
-        fitted = json.loads(known)
+        fitted = strict_json.loads(known)
     except ValueError:
         return False
-    own = json.loads(json.dumps(schedule.spec(), default=str))
+    own = strict_json.loads(strict_json.dumps(schedule.spec(), default=str))
     free = ("t_min", "t_max", *(("shift",) if own.get("type") == "RectifiedFlow" else ()))
     return {k: v for k, v in fitted.items() if k not in free} == {k: v for k, v in own.items() if k not in free}
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypedDict, cast
 
 from .. import grids, solvers
 from .._integrate import Callback, Correction, PIDController, Progress, Record
+from .._internal.given import number, whole
 from ..denoisers.base import Denoiser
 from ..errors import InputError, UnknownNameError
 from ..grids import Grid
@@ -90,10 +91,6 @@ class Options(TypedDict, total=False):
     """A bar on standard error (True), none (False), or one where the work at a terminal takes two seconds (None)."""
 
 
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 @dataclass(frozen=True)
 class Resolved:
     """The options of a verb with their defaults, checked."""
@@ -119,16 +116,18 @@ class Resolved:
     def __post_init__(self):
         if self.steps is not None and self.nfe is not None:
             raise InputError("steps, nfe: give one or the other, not both")
-        if self.nfe is not None and not (_whole(self.nfe) and self.nfe >= 1):
-            raise InputError(f"nfe: got {self.nfe!r}, expected a whole number of at least 1")
-        if not _whole(self.seed):
-            raise InputError(f"seed: got {self.seed!r}, expected a whole number")
-        if self.noise not in SOURCES:
+        ends: dict[str, tuple[int | None, int | None]]
+        ends = {"nfe": (1, None), "seed": (None, None), "index": (0, 2**63 - 1), "batch_size": (1, None)}
+        for name, (low, high) in ends.items():
+            if getattr(self, name) is not None or name in ("seed", "index"):
+                object.__setattr__(self, name, whole(name, getattr(self, name), low, high))
+        if self.steps is not None and not isinstance(self.steps, PIDController):
+            object.__setattr__(self, "steps", whole("steps", self.steps, 1))
+        for name in ("strength", "t_min", "t_max"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, number(name, getattr(self, name)))
+        if not isinstance(self.noise, str) or self.noise not in SOURCES:
             raise UnknownNameError("noise", self.noise, SOURCES)
-        if not isinstance(self.index, int) or not 0 <= self.index < 2**63:
-            raise InputError(f"index: got {self.index!r}, expected a whole number from 0 to 2^63 - 1")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise InputError(f"batch_size: got {self.batch_size}, expected at least 1")
         if isinstance(self.grid, Grid):
             for name in ("steps", "nfe", "strength", "t_min", "t_max"):
                 if getattr(self, name) is not None:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .. import solvers
 from .._integrate import Correction, Solution
+from .._internal.given import whole
 from ..denoisers.base import Denoiser
 from ..errors import InputError, SteadyflowError
 from ..grids import Grid
@@ -110,6 +111,7 @@ def choose_solver(
     Raises:
         InputError: The budget pays for no candidate.
     """
+    samples = whole("samples", samples, 1)
     chosen = Resolved.of(options, choose_solver, refused=_NO_MEANING)
     return _choose(Auto(exact, target, samples), chosen, model, x)
 

@@ -7,7 +7,7 @@ carry two tensors), the grid, guidance, condition, precision and seed. It can be
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from .._integrate import Callback, Correction, Progress, Record, Solution, check_state
-from .._internal import files
+from .._internal import files, strict_json
 from ..denoisers.base import Condition, Denoiser
 from ..errors import MALFORMED, CorruptFileError, InputError
+from ..solvers.saved import check_rows, check_saved, check_tensors
 from ..solvers.state import concat_states, deserialize_state, serialize_state
 from ._batched import run_batched
 from ._options import Options, Resolved
@@ -116,21 +117,23 @@ class Inversion(Solution):
         tensors, structure = serialize_state(self.state)
         conditions, condition = serialize_state(_plain(self.condition), "condition")
         facts = {**self._facts(), "guidance": self.guidance, "schedule": self.schedule}
-        texts = {"inversion": json.dumps(facts), "state": structure, "condition": condition}
+        texts = {"inversion": strict_json.dumps(facts), "state": structure, "condition": condition}
         return {**tensors, **conditions}, texts
 
     @classmethod
     def unpacked(cls, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Inversion:
         """What `packed` took apart, without the model. Raises `CorruptFileError` where the parts do not fit."""
         try:
-            facts = json.loads(metadata["inversion"])
-            return Inversion(
-                state=deserialize_state(tensors, metadata["state"]),
-                condition=deserialize_state(tensors, metadata["condition"]),
-                guidance=float(facts["guidance"]),
-                schedule=_tuples(facts["schedule"]),
-                **cls._fields(facts),
-            )
+            facts = strict_json.loads(metadata["inversion"])
+            state, condition = (deserialize_state(tensors, metadata[name]) for name in ("state", "condition"))
+            guidance, fields = float(facts["guidance"]), cls._fields(facts)
+            fields["solver"].check_invertible()
+            if not (fields["grid"].rising and math.isfinite(guidance)):
+                raise ValueError("its grid does not rise, or its guidance is not finite")
+            check_rows(condition, len(check_saved(fields["solver"], state)))
+            check_tensors(tensors, state, condition)
+            schedule = _tuples(facts["schedule"])
+            return Inversion(state=state, condition=condition, guidance=guidance, schedule=schedule, **fields)
         except MALFORMED as error:
             raise CorruptFileError(f"not a saved inversion ({error})") from error
 

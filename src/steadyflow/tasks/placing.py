@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._integrate import Progress
+from .._integrate import Progress, check_state_type
+from .._internal.given import device_of, number, whole
 from .._internal.tensors import rms
 from ..denoisers.base import Denoiser
 from ..errors import InputError
@@ -99,12 +100,12 @@ def gits(
         InputError: An argument does not fit, or there are more steps than fine ones.
         NonFiniteError: A trajectory diverged.
     """
-    if not isinstance(gamma, int | float) or isinstance(gamma, bool) or not 0.0 < gamma < float("inf"):
+    gamma = number("gamma", gamma, "a positive number")
+    if not 0.0 < gamma < float("inf"):
         raise InputError(f"gamma: got {gamma!r}, expected a positive number")
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise InputError(f"steps: got {steps!r}, expected a whole number of at least 1")
-    if fine is not None and (not isinstance(fine, int) or isinstance(fine, bool) or fine < 1):
-        raise InputError(f"fine: got {fine!r}, expected a whole number of at least 1")
+    steps, fine = whole("steps", steps, 1), None if fine is None else whole("fine", fine, 1)
+    if x is None:
+        dtype, device = check_state_type(dtype), device_of(device)
     if n is not None and x is not None:
         raise InputError("gits: give either n (how many trajectories) or x (their starts)")
     defaults = {"solver": "midpoint", "grid": "kl-optimal"}

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import noise
-from .._integrate import Solution, check_state
+from .._integrate import Solution, check_state, check_state_type
+from .._internal.given import device_of, whole
 from .._internal.tensors import finite
 from ..denoisers.base import Denoiser
 from ..errors import InputError
@@ -64,6 +65,8 @@ def sample(
     """
     if end not in ("clean", "path", None):
         raise InputError(f"end: got {end!r}, expected 'clean' or 'path'")
+    if n is not None:
+        dtype, device = check_state_type(dtype), device_of(device)
     if (n is None) == (x is None):
         raise InputError("sample: give either n (how many to draw) or x (starting latents)")
     model = model if guidance is None else model.with_guidance(guidance)
@@ -116,8 +119,7 @@ def latents(
     Raises:
         InputError: The number or the moments do not fit, or the model does not say the shape of a sample.
     """
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise InputError(f"n: got {n!r}, expected a whole number of at least 1")
+    n = whole("n", n, 1)
     if model.shape is None:
         raise InputError("n: the model does not say the shape of a sample; give Denoiser(shape=...) or x")
     rows = range(options.index, options.index + n)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._internal import files
+from .._internal import files, strict_json
 from ..errors import CorruptFileError
 from .fitting import Fit
 
@@ -32,7 +31,7 @@ class Journal:
     """
 
     def __init__(self, path: str | Path | None, about: Any):
-        self._path, self._about = path, json.dumps(about, sort_keys=True, default=str)
+        self._path, self._about = path, strict_json.dumps(about, sort_keys=True, default=str)
         self._tensors: dict[str, Tensor] = {}
         self._place = ""
         self._count = 0

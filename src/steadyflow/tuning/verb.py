@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,9 +11,11 @@ import torch
 from torch import Tensor
 
 from .. import grids, solvers
-from .._integrate import Progress, check_state, progress_bar
+from .._integrate import Progress, check_state, check_state_type, progress_bar
+from .._internal import strict_json
+from .._internal.given import device_of, number, whole
 from ..coordinates import FLOW
-from ..denoisers.base import Condition, Denoiser
+from ..denoisers.base import Condition, Denoiser, check_guidance
 from ..denoisers.fingerprints import fingerprint
 from ..errors import InputError, UnknownNameError
 from ..solvers.base import Solver
@@ -117,10 +118,11 @@ def tune(
     if derivatives not in (None, *get_args(Derivatives)):
         raise UnknownNameError("derivatives", derivatives, get_args(Derivatives))
     fine = max(200, 8 * budgets[-1]) if fine is None else fine
-    if not _whole(fine) or fine < max(16, 4 * budgets[-1]):
+    fine = whole("fine", fine)
+    if fine < max(16, 4 * budgets[-1]):
         raise InputError(f"fine: got {fine!r}, expected at least {max(16, 4 * budgets[-1])} for {budgets[-1]} calls")
     for name, value in (("calls", calls), ("minutes", minutes)):
-        if value is not None and not value >= 0:
+        if value is not None and not number(name, value) >= 0:
             raise InputError(f"{name}: got {value!r}, expected a number of at least 0")
     mark, named = fingerprint(model), plain and [one.spec() for one in plain]
     about = [mark, ground.answer(), task, ground.described(), sizes, fine, derivatives, named, budgets]
@@ -143,19 +145,15 @@ def tune(
         model=model.name,
         fingerprint=mark,
         guidance=(min(low, own), max(high, own)),
-        schedule=json.dumps(model.schedule.spec(), default=str),
+        schedule=strict_json.dumps(model.schedule.spec(), default=str),
     )
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _budgets(nfe: Any) -> list[int]:
     given: list[Any] = list(nfe) if isinstance(nfe, Iterable) and not isinstance(nfe, str) else [nfe]  # pyright: ignore[reportUnknownArgumentType]
-    if not given or not all(_whole(one) and one >= 1 for one in given):
+    if not given:
         raise InputError(f"nfe: got {nfe!r}, expected a whole number of at least 1, or several")
-    return sorted(set(given))
+    return sorted({whole("nfe", one, 1) for one in given})
 
 
 def _plain(against: Against) -> list[Solver[Any]]:
@@ -183,12 +181,12 @@ def _ground(
     device: torch.device | str,
 ) -> Ground:
     scale = model.guidance if guidance is None else guidance
-    ends = [scale, scale] if isinstance(scale, int | float) else list(scale)
+    ends = [check_guidance(one) for one in (scale if isinstance(scale, tuple | list) else (scale, scale))]
     if len(ends) != 2 or not ends[0] <= ends[1]:
         raise InputError(f"guidance: got {guidance!r}, expected a number, or the smallest and the largest")
     low, high = ends
-    if not _whole(seed) or not 0 <= seed < 2**63:
-        raise InputError(f"seed: got {seed!r}, expected a whole number from 0 to 2^63 - 1")
+    seed, batch_size = whole("seed", seed, 0, 2**63 - 1), whole("batch_size", batch_size, 1)
+    dtype = check_state_type(dtype)
     if conditions is None and model.condition is None and model.classes:
         conditions = list(range(model.classes))
     for name, given in (("conditions", conditions), ("judge_conditions", judge_conditions)):
@@ -199,11 +197,9 @@ def _ground(
     low_t, high_t = model.schedule.t_range
     bottom, top = low_t if t_min is None else t_min, high_t if t_max is None else t_max
     grids.make("uniform", model.schedule, 1, t_max=top, t_min=bottom)  # refuses ends that do not fit
-    if not _whole(batch_size) or batch_size < 1:
-        raise InputError(f"batch_size: got {batch_size!r}, expected a whole number of at least 1")
     if conditions is None and has_rows(model.condition):
         raise InputError("conditions: the model has a condition for each sample of a batch; give them as a list")
-    place = torch.device(device) if x is None else x.device
+    place = device_of(device) if x is None else x.device
     scales = float(low), float(high)
     return Ground(model, scales, conditions, judge_conditions, top, bottom, seed, batch_size, dtype, place, x)
 
@@ -231,9 +227,9 @@ def sizes_of(n: int | None, judge: int | None, x: Tensor | None) -> dict[str, in
     if x is not None and n is None and judge is None:
         judge = len(x) // 2
         n = min((2 * (len(x) - judge)) // 3, len(x) - judge - 8)
-    n, judge = _STARTS if n is None else n, _STARTS if judge is None else judge
+    n, judge = whole("n", _STARTS if n is None else n), whole("judge", _STARTS if judge is None else judge)
     sizes = {FIT: n, VALIDATE: max(8, n // 2), JUDGE: judge}
-    if not (_whole(n) and _whole(judge) and n >= 8 and judge >= 8):
+    if n < 8 or judge < 8:
         raise InputError(f"n, judge: got {n!r} and {judge!r}, expected whole numbers of at least 8")
     if x is not None and len(x) < sum(sizes.values()):
         raise InputError(

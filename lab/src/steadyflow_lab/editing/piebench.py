@@ -12,7 +12,6 @@ The folder holds `mapping_file.json` and `annotation_images/`. As in the publish
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from steadyflow._internal import strict_json
 from steadyflow.errors import MALFORMED, CorruptFileError, InputError
 from steadyflow.metrics import Extractor, lpips, mse, psnr, ssim
 from steadyflow.metrics.features import structure_distance
@@ -54,7 +54,7 @@ class Item:
     @property
     def content(self) -> str:
         """A hash of all that an edit of it depends on, the picture's bytes among it."""
-        hashed = hashlib.sha256(json.dumps([self.key, self.source, self.target, self.category]).encode())
+        hashed = hashlib.sha256(strict_json.dumps([self.key, self.source, self.target, self.category]).encode())
         hashed.update(self.mask.numpy().tobytes())
         hashed.update(self.path.read_bytes())
         return hashed.hexdigest()[:16]
@@ -99,7 +99,7 @@ def items(folder: str | Path, limit: int | None = None) -> list[Item]:
     root = (folder / "annotation_images").resolve()
     found = []
     try:
-        entries = json.loads(mapping.read_text(encoding="utf-8"))
+        entries = strict_json.loads(mapping.read_text(encoding="utf-8"))
         for key, entry in list(entries.items())[:limit]:
             path = (root / entry["image_path"]).resolve()
             if not path.is_relative_to(root):
@@ -149,7 +149,7 @@ def summary(scores: Sequence[Score]) -> dict[str, float]:
 
 def fingerprint(hashes: dict[str, str], **settings: Any) -> str:
     """Hash the protocol, the hashes of the extractors and the settings of the edits into sixteen digits."""
-    text = json.dumps({**PROTOCOL, "extractors": hashes, "settings": settings}, sort_keys=True, default=str)
+    text = strict_json.dumps({**PROTOCOL, "extractors": hashes, "settings": settings}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steadyflow._internal import strict_json
 from steadyflow._internal.tensors import norm, unit
 from steadyflow.datasets import arrays
 from steadyflow.denoisers import Denoiser
@@ -107,7 +107,7 @@ def captions(file: str | Path, names: Sequence[str]) -> list[str]:
     path = Path(file)
     text = path.read_text(encoding="utf-8")
     try:
-        known = _of_json(json.loads(text)) if path.suffix.lower() == ".json" else _of_lines(text)
+        known = _of_json(strict_json.loads(text)) if path.suffix.lower() == ".json" else _of_lines(text)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptFileError(f"{path}: no captions that can be read ({error!r})") from error
     missing = [name for name in names if not known.get(name)]
