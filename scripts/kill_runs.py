@@ -1,8 +1,9 @@
 """Kill runs at random moments and see that nothing is lost or counted twice:  python scripts/kill_runs.py [--times 50]
 
 Each trial begins `steadyflow sample --run` on a folder and sends SIGKILL to the driver (in one process, or on Ray), to
-a Ray worker, or to all of a Ray node, at a random moment. A killed driver is started again with the same command; a run
-that lost a worker or a node must go on by itself. In the end the samples must equal those of an undisturbed run to the
+a Ray worker, or to all of a Ray node, at a random moment, or fills Ray's object store for a while. A killed driver is
+started again with the same command; a run that lost a worker, a node or the room for its results must go on by itself.
+In the end the samples must equal those of an undisturbed run to the
 bit, each once, and no shard that was entered before the kill may have been computed again. One line a trial; the exit
 status says whether all went well. Linux, with Ray; the cluster of two nodes is started here.
 """
@@ -28,7 +29,17 @@ from steadyflow.errors import SteadyflowError
 from steadyflow.runs import RunFolder
 from steadyflow.runs.exporting import results
 
-KINDS = ("driver", "ray driver", "worker", "node")
+KINDS = ("driver", "ray driver", "worker", "node", "store")
+STORE = 80 * 2**20
+"""Bytes of the object store of each node."""
+FILLING = """
+import sys, time
+import numpy as np
+import ray
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="error")
+held = [ray.put(np.zeros(2**23, np.uint8)) for k in range(40)]
+time.sleep(1.0)
+"""
 WORK = ["--model", "mixture", "--n", "8000", "--batch-size", "100", "--solver", "ddpm", "--steps", "30"]
 PATIENCE = 240.0
 
@@ -53,9 +64,10 @@ class TwoNodes:
         from ray.cluster_utils import Cluster
 
         self._cluster: Any = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "num_gpus": 0}
+            initialize_head=True,
+            head_node_args={"num_cpus": 1, "include_dashboard": False, "num_gpus": 0, "object_store_memory": STORE},
         )
-        self.second: Any = self._cluster.add_node(num_cpus=1)
+        self.second: Any = self._cluster.add_node(num_cpus=1, object_store_memory=STORE)
         self.address = self._cluster.address
 
     def replace_second(self) -> None:
@@ -64,7 +76,7 @@ class TwoNodes:
 
     def restore(self) -> None:
         """A second node again."""
-        self.second = self._cluster.add_node(num_cpus=1)
+        self.second = self._cluster.add_node(num_cpus=1, object_store_memory=STORE)
 
     def workers(self) -> list[int]:
         """The processes of both nodes that do tasks."""
@@ -115,6 +127,11 @@ def trial(kind: str, moment: float, folder: Path, reference: torch.Tensor, clust
         process.wait()
         done = subprocess.run(command(folder, address), capture_output=True, env=environment, timeout=PATIENCE)
         code, text = done.returncode, done.stderr.decode(errors="replace")
+    elif kind == "store":
+        assert cluster is not None
+        fill = [sys.executable, "-c", FILLING, cluster.address]
+        subprocess.run(fill, capture_output=True, env=environment, timeout=PATIENCE, check=True)
+        code, text = process.wait(PATIENCE), log.read_text(errors="replace")
     else:
         assert cluster is not None
         if kind == "worker":

@@ -8,11 +8,13 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import steadyflow as sf
 from steadyflow import runs
+from steadyflow.runs import engines
 from steadyflow.runs.exporting import results
 from steadyflow_lab.hallucination import drawing, setting
 
@@ -123,6 +125,110 @@ def test_errors_of_ours_come_back_with_their_words(cluster, tmp_path):
     job = runs.Sampling("mixture", n=8, solver=runs.spec_of("ddim"), steps=2, label=3)
     with pytest.raises(sf.SteadyflowError, match="the mixture has no labels"):
         runs.run_job(job, tmp_path / "run", engine=runs.Ray(cluster.address))
+
+
+DEADLY = """
+import os
+import steadyflow as sf
+def make():
+    def net(x, t):
+        if (x.abs() > 90).any():
+            os._exit(1)
+        return 0.5 * x
+    return sf.Denoiser(net, sf.VPCosine(), shape=(2,))
+def hungry():
+    def net(x, t):
+        if len(x) > 2:
+            raise MemoryError
+        return 0.5 * x
+    return sf.Denoiser(net, sf.VPCosine(), shape=(2,))
+"""
+
+
+@pytest.fixture
+def deadly(cluster, tmp_path, monkeypatch):
+    """A job on Ray whose sample 5 kills its worker."""
+    import ray
+
+    if ray.is_initialized():
+        ray.shutdown()
+    paths = {"env_vars": {"PYTHONPATH": ":".join([str(tmp_path), *sys.path])}}
+    ray.init(cluster.address, runtime_env=paths, log_to_driver=False, logging_level="error")
+    (tmp_path / "deadly_model.py").write_text(DEADLY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    x = np.ones((12, 2), "f4") * np.arange(12, dtype="f4")[:, None]
+    x[5] = 100
+    np.save(tmp_path / "x.npy", x)
+    words = {"n": 12, "solver": "ddim", "steps": 2, "block": 4, "input": str(tmp_path / "x.npy")}
+    yield lambda name: runs.Inverting(f"deadly_model:{name}", **words)
+    ray.shutdown()
+
+
+def test_a_sample_that_kills_its_workers_is_found_and_set_aside(cluster, tmp_path, deadly):
+    with pytest.warns(UserWarning, match=r"finished without 1 of 12 samples: .*its worker died, 3 times"):
+        run = runs.run_job(deadly("make"), tmp_path / "run", engine=runs.Ray(cluster.address), shard=8)
+    assert [(one.start, one.stop, one.kind) for one in run.aside()] == [(5, 6, "death")]
+    found = torch.cat(list(results(run)))
+    assert found[5].isnan().all()
+    np.save(tmp_path / "x.npy", np.where(np.arange(12)[:, None] == 5, 5, np.load(tmp_path / "x.npy")).astype("f4"))
+    with pytest.raises(sf.InputError, match="rows 4 to 7 has changed"):  # a piece of an array is a block
+        runs.run_job(deadly("make"), tmp_path / "run", engine=runs.Ray(cluster.address), shard=8)
+    engine = runs.Ray(cluster.address)
+    run = runs.run_job(deadly("make"), tmp_path / "run", engine=engine, shard=8, recompute_changed=True)
+    assert run.aside() == []
+    whole = torch.cat(list(results(runs.run_job(deadly("make"), tmp_path / "whole"))))
+    assert torch.equal(torch.cat(list(results(run))), whole)
+
+
+def test_workers_without_memory_for_a_block_do_it_in_pieces(cluster, tmp_path, deadly):
+    run = runs.run_job(deadly("hungry"), tmp_path / "run", engine=runs.Ray(cluster.address))
+    assert {shard.together for shard in run.shards()} == {2}
+    assert run.aside() == []
+
+
+def test_a_result_that_finds_no_room_is_tried_again_and_then_given_up(cluster, monkeypatch):
+    ray = runs.Ray(cluster.address)
+    tried = []
+    full = ray._ray.exceptions.ObjectStoreFullError
+
+    def get(reference, real=ray._ray.get):
+        found = real(reference)
+        tried.append(found)
+        if len(tried) < limit:
+            raise full("no room")
+        return found
+
+    monkeypatch.setattr(ray._ray, "get", get)
+    monkeypatch.setattr(engines, "_PAUSE", 0.0)
+    limit = 3
+    assert list(ray.map(abs, [-1])) == [1]
+    tried.clear()
+    limit = 10
+    with pytest.raises(sf.StorageError, match="no room for its result in Ray's object store, 3 times"):
+        list(ray.map(abs, [-1]))
+
+
+def test_workers_are_given_the_inputs_and_list_nothing(cluster, tmp_path):
+    pil = pytest.importorskip("PIL.Image")
+    (tmp_path / "in").mkdir()
+    for k in range(1, 9):
+        pil.fromarray(np.full((8, 8), k * 20, np.uint8)).save(tmp_path / f"in/{k}.png")
+    job = runs.Inverting("digits", n=8, solver="ddim", steps=2, block=2, label=1, input=str(tmp_path / "in"))
+    whole = torch.cat(list(results(runs.run_job(job, tmp_path / "whole"))))
+
+    class Meddling(runs.Ray):
+        def run(self, *given):
+            pil.fromarray(np.full((8, 8), 255, np.uint8)).save(tmp_path / "in/0.png")
+            pil.fromarray(np.full((8, 8), 255, np.uint8)).save(tmp_path / "in/8.png")
+            (tmp_path / "in/3.png").write_bytes(b"no picture")
+            yield from super().run(*given)
+
+    with pytest.warns(UserWarning, match="finished without 2 of 8 samples: 3.png .* 8.png .*was changed after"):
+        run = runs.run_job(job, tmp_path / "run", engine=Meddling(cluster.address))
+    found = torch.cat(list(results(run)))
+    kept = [0, 1, 3, 4, 5, 6]
+    assert torch.equal(found[kept], whole[kept])
+    assert found[[2, 7]].isnan().all()
 
 
 def test_workers_are_at_least_one():

@@ -400,6 +400,9 @@ def test_folders_and_inputs_whose_names_are_no_text(call, tmp_path, source):
     damage(Path(os.fsdecode(os.fsencode(inputs) + b"/3-\xfd.png")))
     run = quietly(JOBS["invert"](str(inputs)), folder)
     assert [(one.start, one.name) for one in run.aside()] == [(3, "3-\\xfd.png")]
+    again = Noting()
+    quietly(JOBS["invert"](str(inputs)), folder, engine=again)
+    assert again.did == []
     code, out, _ = call("runs", "show", str(folder))
     assert code == 0
     assert "3-" in out

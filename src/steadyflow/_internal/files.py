@@ -6,6 +6,7 @@ Our own files are safetensors with a kind in the header; a damaged or foreign on
 import contextlib
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -137,6 +138,27 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
+@contextlib.contextmanager
+def named_in_utf8(path: Path) -> Iterator[str]:
+    """Make a context with a name of a file that is valid UTF-8, as safetensors reads no others.
+
+    Args:
+        path: The file.
+
+    Yields:
+        Its name, or that of a link to it.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory() as folder:
+            link = Path(folder) / f"link{path.suffix}"
+            link.symlink_to(path.absolute())
+            yield str(link)
+    else:
+        yield str(path)
+
+
 def read(path: str | Path, kind: str | None) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a file that `write` wrote.
 
@@ -155,7 +177,7 @@ def read(path: str | Path, kind: str | None) -> tuple[dict[str, Tensor], dict[st
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        with safe_open(path, framework="pt") as file:
+        with named_in_utf8(path) as name, safe_open(name, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
     except (SafetensorError, OSError, ValueError) as error:

@@ -185,7 +185,7 @@ def _stored(path: Path) -> Iterator[Stored]:
         yield array.shape, lambda start, stop: torch.from_numpy(np.array(array[start:stop], dtype=precision))
     elif kind == ".safetensors":
         try:
-            with safe_open(path, framework="pt") as file:
+            with files.named_in_utf8(path) as name, safe_open(name, framework="pt") as file:
                 part = file.get_slice(_tensor_name(path, list(file.keys())))
                 if part.get_dtype() == "U8":
                     raise InputError(_BYTES.format(path))

@@ -329,7 +329,7 @@ def check_guidance(guidance: object) -> float:
 
 
 def is_words(given: Condition) -> bool:
-    """Return whether a condition is a prompt or a list of prompts. Raises `InputError` for one that is no whole text."""
+    """Return whether a condition is a prompt or a list of them; raises `InputError` for one that is no whole text."""
     found = isinstance(given, str) or (isinstance(given, Sequence) and bool(given) and isinstance(given[0], str))
     for prompt in ([given] if isinstance(given, str) else cast("Sequence[Any]", given)) if found else ():
         if isinstance(prompt, str):

@@ -187,6 +187,7 @@ class Ray(Engine):
                             deaths[id(item)] = deaths.get(id(item), 0) + 1
                         if deaths.get(id(item), 0) < _TRIES:
                             again.append(item)
+                            time.sleep(_PAUSE)
                             continue
                         cut = smaller(item, cause)
                         if cut is None:
@@ -323,6 +324,10 @@ class _Died(NamedTuple):
 
 _TRIES = 3
 """How many workers an item may cost before it is cut up, or given up."""
+
+
+_PAUSE = 0.2
+"""Seconds before an item is tried again, so that what failed may recover."""
 
 
 def _never_smaller(item: Any, cause: str) -> list[Any] | None:
