@@ -1,6 +1,7 @@
 """The engine on Ray: a cluster of two nodes on this machine gives the same bits, whatever dies."""
 
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 
 import steadyflow as sf
 from steadyflow import runs
+from steadyflow.models import pipeline_folder
 from steadyflow.runs import engines
 from steadyflow.runs.exporting import results
 from steadyflow_lab.hallucination import drawing, setting
@@ -229,6 +231,61 @@ def test_workers_are_given_the_inputs_and_list_nothing(cluster, tmp_path):
     kept = [0, 1, 3, 4, 5, 6]
     assert torch.equal(found[kept], whole[kept])
     assert found[[2, 7]].isnan().all()
+
+
+RUNS = Path(__file__).parents[1] / "docs" / "runs.md"
+SMALL = {
+    "--device cuda": "--device cpu",
+    "--nfe 48": "--nfe 6",
+    "--n 256": "--n 4",
+    "--batch-size 64": "--batch-size 4",
+}
+
+
+def commands_of_the_plan():
+    """The commands of the numbered steps, and what each does."""
+    plan = RUNS.read_text().split("## A plan")[1]
+    return [re.sub(r"\s+", " ", found) for found in re.findall(r"`(steadyflow [^`]*)`", plan) if "FOLDER" not in found
+            or "--run try" not in found]  # fmt: skip
+
+
+def test_the_plan_for_ten_million_pictures_holds_on_a_small_copy(cluster, tmp_path, call, monkeypatch):
+    pil = pytest.importorskip("PIL.Image")
+    pytest.importorskip("diffusers")
+    images = tmp_path / "images"
+    images.mkdir()
+    for k in range(6):
+        values = np.random.default_rng(k).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+        pil.fromarray(values).save(images / f"{k}.png")
+    good = (images / "4.png").read_bytes()
+    (images / "4.png").write_bytes(good[:100])
+    monkeypatch.chdir(tmp_path)
+
+    def step(command):
+        for old, new in {**SMALL, "FOLDER": str(pipeline_folder("ink")), "IMAGES": str(images)}.items():
+            command = command.replace(old, new)
+        return call(*command.replace("--address auto", f"--address {cluster.address}").split()[1:])
+
+    diagnosed, inverted, shown, exported = commands_of_the_plan()
+    code, out, _ = step(diagnosed)
+    assert code == 0
+    assert "error median" in out
+    code, out, _ = step(inverted)
+    assert code == 3
+    assert "finished without" in out
+    assert "4.png" in out
+    code, out, _ = step(shown)
+    assert code == 0
+    assert "5 of 6" in out
+    (images / "4.png").write_bytes(good)
+    code, out, _ = step(inverted)  # "run the same command again"
+    assert code == 0
+    code, out, _ = step(shown)
+    assert "6 of 6" in out
+    code, out, _ = step(exported)
+    assert code == 0
+    assert np.isfinite(np.load("latents.npy")).all()
+    assert len(np.load("latents.npy")) == 6
 
 
 def test_workers_are_at_least_one():
