@@ -155,7 +155,7 @@ def read(path: str | Path, kind: str | None) -> tuple[dict[str, Tensor], dict[st
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        with safe_open(path, framework="pt") as file:
+        with torch.device("cpu"), safe_open(path, framework="pt") as file:  # whatever the default is
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
     except (SafetensorError, OSError, ValueError) as error:

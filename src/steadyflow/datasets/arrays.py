@@ -189,11 +189,16 @@ def _stored(path: Path) -> Iterator[Stored]:
                 part = file.get_slice(_tensor_name(path, list(file.keys())))
                 if part.get_dtype() == "U8":
                     raise InputError(_BYTES.format(path))
-                yield tuple(part.get_shape()), lambda start, stop: part[start:stop]
+                yield tuple(part.get_shape()), lambda start, stop: _on_cpu(part, start, stop)
         except (SafetensorError, OSError) as error:
             raise CorruptFileError(f"{path}: damaged, truncated, or no safetensors file ({error})") from error
     else:
         raise InputError(f"{path}: unknown kind {kind!r}, expected .npy, .safetensors or {', '.join(PICTURES)}")
+
+
+def _on_cpu(part: Any, start: int, stop: int) -> Tensor:
+    with torch.device("cpu"):  # whatever the default is
+        return part[start:stop]
 
 
 def _check_there(path: Path) -> None:

@@ -161,7 +161,7 @@ class Denoiser:
         """
 
         def chosen(values: PerSample) -> PerSample:
-            values = torch.as_tensor(values)
+            values = values if isinstance(values, Tensor) else torch.as_tensor(values, device=rows.device)
             return values[rows.to(values.device)]
 
         return self._of_samples(chosen)
@@ -304,7 +304,7 @@ class Denoiser:
         if self.classes is None or given is None or isinstance(given, Mapping):
             return
         try:
-            labels = torch.as_tensor(given)
+            labels = torch.as_tensor(given, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"condition: got {given!r}, expected a label, or one per sample") from error
         if labels.ndim > 1 or labels.is_floating_point() or labels.dtype == torch.bool:
@@ -329,7 +329,7 @@ def check_guidance(guidance: object) -> float:
 
 
 def is_words(given: Condition) -> bool:
-    """Return whether a condition is a prompt or a list of prompts. Raises `InputError` for one that is no whole text."""
+    """Return whether a condition is a prompt or a list of prompts. Raises `InputError` for half of a character."""
     found = isinstance(given, str) or (isinstance(given, Sequence) and bool(given) and isinstance(given[0], str))
     for prompt in ([given] if isinstance(given, str) else cast("Sequence[Any]", given)) if found else ():
         if isinstance(prompt, str):
