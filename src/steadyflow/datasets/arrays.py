@@ -139,6 +139,7 @@ def open_picture(path: Path, *, grey: bool = False) -> Any:
         InputError: It is larger than what is accepted.
     """
     image_module = pillow()
+    _check_there(path)
     if path.stat().st_size > _MAX_BYTES:
         raise InputError(f"{path}: a picture of {path.stat().st_size} bytes, at most {_MAX_BYTES} accepted")
     data = io.BytesIO(path.read_bytes())  # a claim of more than there is takes no memory here, as it does in a file
@@ -202,8 +203,7 @@ def _on_cpu(part: Any, start: int, stop: int) -> Tensor:
 
 
 def _check_there(path: Path) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    files.check_regular(path)
 
 
 def _mapped(path: Path) -> npt.NDArray[Any]:
