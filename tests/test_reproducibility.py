@@ -204,11 +204,11 @@ def test_exact_mixtures_give_the_same_bits_in_any_batch_on_one_thread(name, dtyp
     try:
         model = MIXTURES[name].denoiser(sf.VPCosine())
         model = model.with_condition(1, guidance=2.0) if name == "labels" else model
-        whole = sf.sample(model, n=70, steps=4, solver="ddpm", dtype=dtype).x
-        for size in (1, 2, 3, 17, 64):
-            part = sf.sample(model, n=70 if size > 3 else 6, steps=4, solver="ddpm", dtype=dtype, batch_size=size).x
+        whole = sf.sample(model, n=40, steps=3, solver="ddpm", dtype=dtype).x
+        for size in (1, 3, 17):
+            part = sf.sample(model, n=40 if size > 3 else 6, steps=3, solver="ddpm", dtype=dtype, batch_size=size).x
             assert torch.equal(part, whole[: len(part)]), size
-        alone = sf.sample(model, n=1, index=41, steps=4, solver="ddpm", dtype=dtype).x
-        assert torch.equal(alone[0], whole[41])
+        alone = sf.sample(model, n=1, index=31, steps=3, solver="ddpm", dtype=dtype).x
+        assert torch.equal(alone[0], whole[31])
     finally:
         torch.set_num_threads(threads)
