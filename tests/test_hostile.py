@@ -3,7 +3,9 @@
 import base64
 import io
 import json
+import os
 import random
+import resource
 import struct
 import subprocess
 import sys
@@ -18,8 +20,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import steadyflow as sf
-from steadyflow import runs
-from steadyflow._internal import html
+from steadyflow import runs, solvers
+from steadyflow._internal import files, html, sounds, videos
+from steadyflow.corrections import Calibrated
 from steadyflow.datasets import arrays
 from steadyflow.diagnostics import report
 from steadyflow_lab.editing import piebench
@@ -208,3 +211,58 @@ def test_corrupt_numbers_in_arrays_are_told_not_computed_with(tmp_path):
     job = runs.Inverting("digits", n=2, solver=runs.spec_of("ddim"), label=1, input=str(tmp_path / "x.npy"))
     with pytest.raises(sf.InputError, match="NaN or infinity in sample"):
         runs.run_job(job, tmp_path / "run")
+
+
+READERS = {
+    "x.npy": lambda path: arrays.read(path, SHAPE),
+    "x.safetensors": lambda path: arrays.read(path, SHAPE),
+    "x.png": lambda path: arrays.read(path, SHAPE),
+    "mask.png": arrays.open_picture,
+    "x.wav": lambda path: sounds.read(path, (1, 8), 8000),
+    "x.mp4": lambda path: videos.read(path, (3, 2, 8, 8)),
+    "inversion.safetensors": sf.Inversion.load,
+    "solution.safetensors": sf.Solution.load,
+    "model.safetensors": sf.load,
+    "tuned.json": solvers.get,
+    "calibrated.json": Calibrated.load,
+    "model.onnx": sf.interop.from_onnx,
+    "prompts.txt": lambda path: files.read_text(path, 10**6),
+    "mapping_file.json": lambda path: piebench.items(path.parent),
+    "manifest.json": lambda path: runs.RunFolder.open(path.parent),
+}
+"""Everything that reads a file."""
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_every_reader_refuses_files_without_end_folders_and_noise_in_bounded_memory(name, tmp_path):
+    """A link to /dev/zero has no end and says it is empty; a pipe that nobody writes to would be waited for."""
+    path = tmp_path / name
+    if Path("/dev/zero").exists():
+        path.symlink_to("/dev/zero")
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises((sf.SteadyflowError, FileNotFoundError)):
+            READERS[name](path)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # kilobytes
+        path.unlink()
+    path.mkdir()
+    with pytest.raises((sf.SteadyflowError, FileNotFoundError)):
+        READERS[name](path)
+    path.rmdir()
+    for content in (b"", b"\0" * 100, b"\xff\xfe{", b"[" * 100_000, b"NaN"):
+        path.write_bytes(content)
+        if name == "prompts.txt" and content[:1] != b"\xff":
+            continue
+        with pytest.raises((sf.SteadyflowError, FileNotFoundError)):
+            READERS[name](path)
+
+
+def test_texts_are_read_from_pipes_and_to_a_bound(tmp_path):
+    ends = os.pipe()
+    os.write(ends[1], "é\n".encode())
+    os.close(ends[1])
+    assert files.read_text(f"/dev/fd/{ends[0]}") == "é\n"
+    os.close(ends[0])
+    (tmp_path / "x").write_text("12345")
+    assert files.read_text(tmp_path / "x", 5) == "12345"
+    with pytest.raises(sf.CorruptFileError, match="more than 4 bytes"):
+        files.read_text(tmp_path / "x", 4)

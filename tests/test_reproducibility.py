@@ -184,3 +184,31 @@ def test_what_a_schedule_remembers_of_one_run_does_not_change_another():
     grids = (0.9, 0.6, 0.4, 0.2, 0.1), (0.8, 0.6, 0.4, 0.2, 0.1), (0.6, 0.4, 0.2, 0.1)
     for case in itertools.product(MEMORY, grids, ("v_prediction", "epsilon"), (False, True)):
         assert torch.equal(end(shared, *case), end(sf.VPCosine(), *case)), case
+
+
+MODES = sf.GaussianMixture.farthest_points(25, 64)
+MIXTURES = {
+    "one spread": MODES,
+    "a spread each": sf.GaussianMixture(MODES.means, torch.linspace(0.1, 0.3, 25)),
+    "diagonal": sf.GaussianMixture(MODES.means, 0.1 + 0.01 * torch.arange(25 * 64).view(25, 64).remainder(7)),
+    "labels": sf.GaussianMixture(MODES.means, 0.1, labels=torch.arange(25) % 3),
+    "two dimensions": sf.GaussianMixture.grid(5),
+}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_exact_mixtures_give_the_same_bits_in_any_batch_on_one_thread(name, dtype):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        model = MIXTURES[name].denoiser(sf.VPCosine())
+        model = model.with_condition(1, guidance=2.0) if name == "labels" else model
+        whole = sf.sample(model, n=40, steps=3, solver="ddpm", dtype=dtype).x
+        for size in (1, 3, 17):
+            part = sf.sample(model, n=40 if size > 3 else 6, steps=3, solver="ddpm", dtype=dtype, batch_size=size).x
+            assert torch.equal(part, whole[: len(part)]), size
+        alone = sf.sample(model, n=1, index=31, steps=3, solver="ddpm", dtype=dtype).x
+        assert torch.equal(alone[0], whole[31])
+    finally:
+        torch.set_num_threads(threads)

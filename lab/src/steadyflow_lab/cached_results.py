@@ -78,7 +78,7 @@ def stored(
     if not path.is_file():
         return None
     try:
-        data = strict_json.loads(path.read_text(encoding="utf-8"))
+        data = strict_json.loads(files.read_text(path, 2**30))
         wanted = data["stamp"] == stamp and version in (None, data["version"])
         return read(data["result"]) if wanted else None
     except MALFORMED as error:

@@ -127,6 +127,39 @@ def write_text(path: str | Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
+def check_regular(path: Path) -> None:
+    """Check that there is a file of a size that is known, and no folder, pipe or device.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file" if not path.exists() else f"{path}: is no regular file")
+
+
+def read_text(path: str | Path, most: int = 64 * 2**20) -> str:
+    """Read a text file of a bounded size, also from a pipe.
+
+    Args:
+        path: The file.
+        most: The largest number of bytes that is read.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        CorruptFileError: It is larger, is no text, or cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            found = file.read(most + 1)
+        if len(found) > most:
+            raise CorruptFileError(f"{path}: has more than {most} bytes, too many for what it is to be")
+        return found.decode()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorruptFileError(f"{path}: cannot be read as text ({error})") from error
+
+
 def _flush(path: Path) -> None:
     """Flush a file, or the names in a folder, to the disk."""
     if os.name == "nt" and path.is_dir():
@@ -174,10 +207,13 @@ def read(path: str | Path, kind: str | None) -> tuple[dict[str, Tensor], dict[st
         CorruptFileError: The file is damaged or truncated, of another kind, or not written by steadyflow.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    check_regular(path)
     try:
-        with named_in_utf8(path) as name, safe_open(name, framework="pt") as file:
+        with (
+            torch.device("cpu"),
+            named_in_utf8(path) as name,
+            safe_open(name, framework="pt") as file,
+        ):  # on any default
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
     except (SafetensorError, OSError, ValueError) as error:

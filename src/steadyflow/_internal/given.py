@@ -86,8 +86,9 @@ def device_of(value: object, name: str = "device") -> torch.device:
         if device.type not in ("cpu", "meta"):
             torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        why = str(error).partition("\n")[0][:120]
-        raise InputError(f"{name}: got {str(value)!r}, expected {accepted} that is there ({why})") from error
+        why = str(error).partition("\n")[0].partition("Expected one of")[0][:120]
+        why = f" ({why})" if why else ""
+        raise InputError(f"{name}: got {str(value)!r}, expected {accepted} that is there{why}") from error
     return device
 
 

@@ -48,5 +48,5 @@ def middle(drawn: Tensor, level: float) -> tuple[float, float]:
         level: The share.
     """
     tail = (1.0 - level) / 2.0
-    low, high = drawn.quantile(torch.tensor([tail, 1.0 - tail], dtype=torch.float64)).tolist()
+    low, high = drawn.quantile(torch.tensor([tail, 1.0 - tail], dtype=torch.float64, device=drawn.device)).tolist()
     return low, high

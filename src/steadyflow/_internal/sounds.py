@@ -136,6 +136,7 @@ def _columns(x: Tensor) -> npt.NDArray[np.float32]:
 def _stored(path: Path) -> tuple[int, npt.NDArray[np.float64]]:
     """The rate and the values in [-1, 1] of a file, shape (channels, n)."""
     module = wavfile()
+    files.check_regular(path)
     if path.stat().st_size > _MAX_BYTES:
         raise InputError(f"{path}: a sound of {path.stat().st_size} bytes, at most {_MAX_BYTES} accepted")
     try:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -67,6 +67,13 @@ def broadcast(value: Tensor, x: Tensor) -> Tensor:
     """
     value = value.to(x.dtype) if value.is_floating_point() else value
     return value.view(-1, *[1] * (x.ndim - 1)) if value.ndim else value
+
+
+def padded(value: Any, multiple: int) -> Any:
+    """A tensor (n, ...) with its last row repeated until their number is a multiple; anything else as it is."""
+    if not isinstance(value, Tensor) or value.ndim == 0 or len(value) % multiple == 0:
+        return value
+    return torch.cat([value, value[-1:].expand(-len(value) % multiple, *value.shape[1:])])
 
 
 def dot(x: Tensor, y: Tensor) -> Tensor:

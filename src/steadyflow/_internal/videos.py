@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CorruptFileError, InputError, MissingExtraError, SteadyflowError
+from .files import check_regular
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".gif")
 """The suffixes of the videos that are read and written; ".gif" is a picture, too."""
@@ -128,6 +129,7 @@ def warn_of_more(path: Path, declared: int, count: int, frames: slice | None) ->
 def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """A file and its video stream, with errors of FFmpeg as ours."""
     av = pyav()
+    check_regular(path)
     kind = _DEMUXERS.get(path.suffix.lower(), "mov")
     try:
         with path.open("rb") as file:

@@ -205,6 +205,7 @@ def _check_out(out: Path) -> None:
 
 def _conditions(label: int | None, prompt: str | None, prompts: Path | None, judge: Path | None) -> dict[str, Any]:
     """The conditions of the starts, from files of prompts."""
+    from .._internal import files
     from ..errors import InputError
 
     given = o.given(label=label, prompt=prompt, prompts=prompts)
@@ -217,7 +218,7 @@ def _conditions(label: int | None, prompt: str | None, prompts: Path | None, jud
         if path is None:
             continue
         try:
-            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+            lines = [line.strip() for line in files.read_text(path).splitlines()]
         except (OSError, ValueError) as error:
             raise InputError(f"prompts: {path} could not be read ({error})") from error
         found[name] = [line for line in lines if line]

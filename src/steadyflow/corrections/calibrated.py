@@ -139,7 +139,7 @@ class Calibrated:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
         try:
-            found = cast("dict[str, Any]", strict_json.loads(path.read_text(encoding="utf-8")))
+            found = cast("dict[str, Any]", strict_json.loads(files.read_text(path)))
             kind, version = found["kind"], found["version"]
             if (kind, version) != (_KIND, _VERSION):
                 raise ValueError(f"it says it is {kind!r}, version {version!r}")

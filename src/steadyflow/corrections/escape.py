@@ -122,7 +122,7 @@ class Escape:
     def __call__(self, info: StepInfo) -> Tensor | None:
         if not is_due(info, self.remaining, "escape"):
             return None
-        rows = torch.arange(len(info.x))
+        rows = torch.arange(len(info.x), device="cpu")
         self.record.samples += len(rows)
         result: Tensor | None = None
         for number in range(self.rounds):

@@ -51,7 +51,7 @@ class Restart:
     def __call__(self, info: StepInfo) -> Tensor | None:
         if not is_due(info, self.remaining, "restart"):
             return None
-        x, rows = info.x, torch.arange(len(info.x))
+        x, rows = info.x, torch.arange(len(info.x), device="cpu")
         for number in range(self.rounds):
             x = renoise(info, x, rows, self.back, number, self.solver).x
         return x

@@ -139,6 +139,7 @@ def open_picture(path: Path, *, grey: bool = False) -> Any:
         InputError: It is larger than what is accepted.
     """
     image_module = pillow()
+    _check_there(path)
     if path.stat().st_size > _MAX_BYTES:
         raise InputError(f"{path}: a picture of {path.stat().st_size} bytes, at most {_MAX_BYTES} accepted")
     data = io.BytesIO(path.read_bytes())  # a claim of more than there is takes no memory here, as it does in a file
@@ -189,16 +190,20 @@ def _stored(path: Path) -> Iterator[Stored]:
                 part = file.get_slice(_tensor_name(path, list(file.keys())))
                 if part.get_dtype() == "U8":
                     raise InputError(_BYTES.format(path))
-                yield tuple(part.get_shape()), lambda start, stop: part[start:stop]
+                yield tuple(part.get_shape()), lambda start, stop: _on_cpu(part, start, stop)
         except (SafetensorError, OSError) as error:
             raise CorruptFileError(f"{path}: damaged, truncated, or no safetensors file ({error})") from error
     else:
         raise InputError(f"{path}: unknown kind {kind!r}, expected .npy, .safetensors or {', '.join(PICTURES)}")
 
 
+def _on_cpu(part: Any, start: int, stop: int) -> Tensor:
+    with torch.device("cpu"):  # whatever the default is
+        return part[start:stop]
+
+
 def _check_there(path: Path) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    files.check_regular(path)
 
 
 def _mapped(path: Path) -> npt.NDArray[Any]:

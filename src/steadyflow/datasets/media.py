@@ -170,11 +170,7 @@ def scanned(path: str | Path, model: Any) -> Iterator[str]:
         model: As in `listed`.
 
     Yields:
-        Names in the folder; an empty one for the path itself.
-
-    Raises:
-        FileNotFoundError: There is no such file or folder.
-        InputError: The folder holds nothing that the model takes.
+        Names in the folder; an empty one for the path itself. Raises as `listed` does.
     """
     path = Path(path)
     if not path.is_dir() or kind_of(model) not in ("pictures", "numbers"):

@@ -161,7 +161,7 @@ class Denoiser:
         """
 
         def chosen(values: PerSample) -> PerSample:
-            values = torch.as_tensor(values)
+            values = values if isinstance(values, Tensor) else torch.as_tensor(values, device=rows.device)
             return values[rows.to(values.device)]
 
         return self._of_samples(chosen)
@@ -304,7 +304,7 @@ class Denoiser:
         if self.classes is None or given is None or isinstance(given, Mapping):
             return
         try:
-            labels = torch.as_tensor(given)
+            labels = torch.as_tensor(given, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"condition: got {given!r}, expected a label, or one per sample") from error
         if labels.ndim > 1 or labels.is_floating_point() or labels.dtype == torch.bool:

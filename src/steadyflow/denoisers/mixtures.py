@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .._internal.given import whole
+from .._internal.tensors import padded
 from ..errors import InputError
 from ..noise import INITIAL, normal
 from ..schedules import Schedule
@@ -244,7 +245,7 @@ class GaussianMixture:
 
 
 class MixtureDenoiser(Denoiser):
-    """The exact denoiser of a mixture: differentiable, and computed in the precision of the state.
+    """The exact denoiser of a mixture: differentiable, computed in the precision of the state, the same in any batch.
 
     Under a condition only the components with that label count. Cost: one product of (n, d) by (d, K), a
     softmax and one of (n, K) by (K, d) for isotropic components.
@@ -259,15 +260,9 @@ class MixtureDenoiser(Denoiser):
     """The distribution of the data."""
 
     def __init__(self, mixture: GaussianMixture, schedule: Schedule, **options: Any):
-        fields: dict[str, Any] = {
-            "net": mixture,
-            "schedule": schedule,
-            "prediction": "v_prediction",
-            "shape": (mixture.dim,),
-            "null": None if mixture.labels is None else -1,
-            "classes": mixture.classes,
-            "name": "mixture",
-        }
+        fields: dict[str, Any] = {"net": mixture, "schedule": schedule, "prediction": "v_prediction", "name": "mixture"}
+        fields |= {"shape": (mixture.dim,), "classes": mixture.classes}
+        fields |= {"null": None if mixture.labels is None else -1}
         super().__init__(**{**fields, **options})
         object.__setattr__(self, "mixture", mixture)
 
@@ -302,6 +297,11 @@ class MixtureDenoiser(Denoiser):
         else:
             level = self.schedule.at(t)
             alpha, sigma = level.alpha, level.sigma
+        whole = tuple(padded(value, _ROWS) for value in (x, alpha, sigma, given))
+        return self._of_whole_rows(mixture, *whole)[: len(x)]
+
+    def _of_whole_rows(self, mixture: GaussianMixture, x: Tensor, alpha: Any, sigma: Any, given: Any) -> Tensor:
+        """Return v at x, whose number of rows is a multiple of `_ROWS`."""
         if given is None and mixture.std.ndim == 0 and not isinstance(alpha, Tensor) and not isinstance(sigma, Tensor):
             return _shared_spread(x, mixture, alpha, sigma)
         wide = mixture.std.ndim == 2 and isinstance(alpha, Tensor)
@@ -343,13 +343,15 @@ class MixtureDenoiser(Denoiser):
         return torch.einsum("nk,nkd->nd", responsibilities, of_x) * x - mean
 
 
+_ROWS = 16
+"""Products of fewer rows add up in another order, by which a sample would depend on its batch in the last digits."""
 _CACHED = 2**16
 """How many logits to compute at a time, so that they fit a core's cache and memory does not grow with the batch."""
 
 
 def _rows_at_a_time(components: int) -> int:
     """Return how many samples to compute at a time; fewer than 64 would make products slow."""
-    return max(64, _CACHED // components)
+    return max(64, _CACHED // components // _ROWS * _ROWS)
 
 
 def _shared_spread(x: Tensor, mixture: GaussianMixture, alpha: float, sigma: float) -> Tensor:

@@ -240,7 +240,7 @@ _NO_MEANING = ("seed", "index", "noise", "batch_size", "corrections", "callback"
 
 def _diverged(images: Tensor, wanted: Tensor | None) -> Budget:
     """The budget of a round trip, or of an edit to what was wanted, that did not stay finite."""
-    nothing = torch.full((len(images),), math.nan, dtype=torch.float64)
+    nothing = torch.full((len(images),), math.nan, dtype=torch.float64, device="cpu")
     terms = {name: nothing for name in TERMS if name != "codec" and (name != "guidance" or wanted is None)}
     return Budget(
         measured=torch.full_like(nothing, math.inf),
@@ -248,7 +248,7 @@ def _diverged(images: Tensor, wanted: Tensor | None) -> Budget:
         terms=terms,
         uncertainty=terms,
         remainder=nothing,
-        linear=torch.zeros(len(images), dtype=torch.bool),
+        linear=torch.zeros(len(images), dtype=torch.bool, device="cpu"),
         coefficient=nothing,
         latent_error=nothing,
         times=(),

@@ -135,7 +135,7 @@ class Setting:
             inversion = invert(here, samples, solver=self.solver, **self.spacing)
             returned = inversion.decode(back).x
         except SteadyflowError:
-            return torch.full((len(images),), float("inf"), dtype=torch.float64)
+            return torch.full((len(images),), float("inf"), dtype=torch.float64, device="cpu")
         shown = returned if codec is None else codec.decode(returned)
         return rms(shown.double() - (x if wanted is None else wanted).double())
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._internal.given import text
 from ..errors import InputError
 from ._configs import network_fields
 
@@ -99,7 +100,10 @@ class Signature:
         Raises:
             InputError: The call does not take one, or it is not for the caller to give.
         """
-        for name in inputs:
+        for name, value in inputs.items():
+            for one in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(one, str):
+                    text(name, one)
             if name in _OURS or name in _COUNTS:
                 raise InputError(f"{name}: {_OURS.get(name, 'the number of samples is that of the verb (n=)')}")
             if name not in self.parameters:
@@ -156,6 +160,7 @@ class Signature:
             texts = given if isinstance(given, tuple) else (given,)
             if not texts or not all(t is None or isinstance(t, str) for t in texts):
                 raise InputError(f"{name}: got {given!r}, expected a text, or one per sample")
+            texts = [t if t is None else text(name, t) for t in texts]
             counts.append(len(texts))
         if len({*counts} - {1}) > 1:
             raise InputError(f"negative_prompt: got {counts[1]} for {counts[0]} prompts")

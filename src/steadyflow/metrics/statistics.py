@@ -68,7 +68,7 @@ def wilson(hits: int, n: int, level: float = 0.95) -> Estimate:
     """
     if not 0 <= hits <= n or n < 1:
         raise InputError(f"wilson: expected 0 <= hits <= n and n >= 1, got {hits} of {n}")
-    z = math.sqrt(2.0) * torch.erfinv(torch.tensor(level, dtype=torch.float64)).item()
+    z = math.sqrt(2.0) * torch.erfinv(torch.tensor(level, dtype=torch.float64, device="cpu")).item()
     rate, square = hits / n, z * z / n
     centre = (rate + square / 2.0) / (1.0 + square)
     half = z / (1.0 + square) * math.sqrt(rate * (1.0 - rate) / n + square / (4.0 * n))

@@ -151,6 +151,7 @@ def _network(about: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
     if wanted != found:
         differing = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
         raise ValueError(f"the tensors do not fit the network: {', '.join(differing[:3])}")
-    net = make()
+    with torch.device("cpu"):  # whatever the default is
+        net = make()
     net.load_state_dict(tensors)
     return net

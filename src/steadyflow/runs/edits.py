@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import editing
+from .._internal import strict_json
 from ..datasets import contents, media
 from ..datasets.contents import Piece
 from ..datasets.sources import Read, open_source
@@ -68,7 +68,7 @@ class Editing(Addressed):
     def __post_init__(self):
         if isinstance(self.method, str | EditMethod):
             spec = editing.get(self.method).spec()
-            object.__setattr__(self, "method", json.loads(json.dumps(spec)))
+            object.__setattr__(self, "method", strict_json.loads(strict_json.dumps(spec)))
         super().__post_init__()
         self._check_honoured()
 

@@ -9,7 +9,6 @@ these are set aside.
 from __future__ import annotations
 
 import dataclasses
-import json
 import platform
 import time
 import weakref
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from .._internal import strict_json
 from ..datasets.contents import Piece
 from ..errors import InputError, MissingExtraError, SteadyflowError, StorageError
 from .job import Aside
@@ -132,7 +132,7 @@ class Ray(Engine):
         self._address, self._workers, self._gpus = address, workers, gpus
 
     def run(self, job, prepared, ranges):
-        shared = json.dumps(job.spec()), json.dumps(prepared.facts, sort_keys=True), prepared.strict
+        shared = strict_json.dumps(job.spec()), strict_json.dumps(prepared.facts, sort_keys=True), prepared.strict
         gpus = self._gpus if self._gpus is not None else float(job.device.startswith("cuda"))
         with_resources = {"num_cpus": job.threads, "num_gpus": gpus}
         items = (_Range(start, stop, list(prepared.pieces(start, stop))) for start, stop in ranges)
@@ -361,8 +361,8 @@ def _range_of_job(shared: tuple[str, str, bool], item: _Range) -> list[Done | As
 @lru_cache(maxsize=1)
 def _prepared(text: str, expected: str) -> Prepared:
     """The job in this worker, kept for its next ranges; the model must be the one that the driver found."""
-    prepared = from_spec(json.loads(text)).opened(listed=True)
-    found, wanted = json.loads(json.dumps(prepared.facts)), json.loads(expected)
+    prepared = from_spec(strict_json.loads(text)).opened(listed=True)
+    found, wanted = strict_json.loads(strict_json.dumps(prepared.facts)), strict_json.loads(expected)
     differing = differences(wanted, found)
     if differing:
         raise InputError(

@@ -14,7 +14,6 @@ Files that are none of these are left alone.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .._internal import files
+from .._internal import files, strict_json
 from ..errors import MALFORMED, CorruptFileError, InputError, StorageError
 from .database import connected, locked
 from .job import Aside
@@ -101,9 +100,9 @@ class RunFolder:
     @classmethod
     def begun(cls, path: Path, job: Job, facts: dict[str, Any]) -> RunFolder:
         """A new run in a folder, or the one that is there; raises `InputError` where that is another one."""
-        manifest = json.loads(json.dumps({"format": _FORMAT, "job": job.spec(), **facts}))
+        manifest = strict_json.loads(strict_json.dumps({"format": _FORMAT, "job": job.spec(), **facts}))
         if not (path / "manifest.json").exists():
-            files.write_text(path / "manifest.json", json.dumps(manifest, indent=2))
+            files.write_text(path / "manifest.json", strict_json.dumps(manifest, indent=2))
         found = cls.open(path)
         differing = differences(found.manifest, manifest)
         if differing:
@@ -112,12 +111,6 @@ class RunFolder:
                 "go on with those, or give a new folder"
             )
         return found
-
-    def noting(self, **facts: Any) -> RunFolder:
-        """The run with some facts in its manifest changed."""
-        manifest = {**self.manifest, **json.loads(json.dumps(facts))}
-        files.write_text(self.path / "manifest.json", json.dumps(manifest, indent=2))
-        return RunFolder(self.path, manifest)
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -137,7 +130,7 @@ class RunFolder:
         if file.stat().st_size > _LARGEST_MANIFEST:
             raise CorruptFileError(f"{file}: larger than any manifest ({file.stat().st_size} bytes)")
         try:
-            manifest = json.loads(file.read_text(encoding="utf-8"))
+            manifest = strict_json.loads(file.read_text(encoding="utf-8"))
             if manifest["format"] != _FORMAT:
                 raise ValueError(f"format {manifest['format']!r}")
             return cls(path, manifest)
@@ -245,7 +238,7 @@ def load_shard(path: Path) -> tuple[Part, dict[str, Any]]:
         metadata.pop(name)
     part = Part(kind, tensors, metadata)
     try:
-        about = json.loads(text)
+        about = strict_json.loads(text)
         sound = about["digest"] == digest(part)
     except MALFORMED as error:
         raise CorruptFileError(f"{path}: not the shard of a run") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._integrate import Solution
-from .._internal import files
+from .._internal import files, strict_json
 from ..datasets.sources import open_source
 from ..diagnostics import Diagnosis, diagnose
 from ..errors import MALFORMED, CorruptFileError, InputError, UnknownNameError
@@ -257,19 +256,21 @@ class Diagnosing(OnData):
         tensors = {name: value.detach().cpu().contiguous() for name, value in columns.items()}
         advice = {"cause": found.cause, "call": found.recommendation.call}
         facts = {"solver": found.setting.solver.name, "steps": found.setting.steps}
-        return Part("diagnosis", tensors, {"made": json.dumps(facts), "advice": json.dumps([advice])}, found)
+        return Part(
+            "diagnosis", tensors, {"made": strict_json.dumps(facts), "advice": strict_json.dumps([advice])}, found
+        )
 
     def joined(self, parts: Sequence[Part]) -> Part:
-        advice = [entry for part in parts for entry in json.loads(part.metadata["advice"])]
+        advice = [entry for part in parts for entry in strict_json.loads(part.metadata["advice"])]
         whole = super().joined(parts)
-        return whole._replace(metadata={**whole.metadata, "advice": json.dumps(advice)})
+        return whole._replace(metadata={**whole.metadata, "advice": strict_json.dumps(advice)})
 
     def samples(self, part: Part) -> Tensor:
         raise InputError("export: a run of 'diagnose' has no samples; see `steadyflow runs show`")
 
     def figures(self, parts: Parts) -> dict[str, Any]:
         whole = self.joined(list(parts()))
-        advice = json.loads(whole.metadata["advice"])
+        advice = strict_json.loads(whole.metadata["advice"])
         terms = {name: v.mean().item() for name, v in whole.tensors.items() if name.startswith("terms.")}
         figures = {
             **facts_of(whole),

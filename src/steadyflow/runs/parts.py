@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -10,18 +9,19 @@ from typing import Any
 from torch import Tensor
 
 from .._integrate import Solution
+from .._internal import strict_json
 from .job import Part
 
 
 def made(found: Solution, **facts: Any) -> dict[str, str]:
     """The texts of a part: how a solution was made, with some of the facts given otherwise."""
     told = {"solver": found.solver.name, "steps": found.steps, "nfe": found.nfe, **facts}
-    return {"made": json.dumps(told)}
+    return {"made": strict_json.dumps(told)}
 
 
 def facts_of(part: Part) -> dict[str, Any]:
     """What `made` wrote about a part."""
-    return json.loads(part.metadata["made"])
+    return strict_json.loads(part.metadata["made"])
 
 
 def moments(batches: Iterable[Tensor]) -> dict[str, float]:

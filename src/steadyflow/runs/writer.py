@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sqlite3
 import time
 import warnings
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .._internal import files
+from .._internal import files, strict_json
 from ..errors import CorruptFileError, StorageError
 from .database import PATIENCE, connected, is_held, reason
 from .folder import SHARD, RunFolder, Shard, is_part, load_shard, read_aside, read_index
@@ -153,7 +152,7 @@ class Writer:
         place = self._folder.path / "shards"
         about = {"start": start, "stop": stop, "digest": shard.digest, "seconds": seconds, "worker": worker}
         about |= {"together": together} if together else {}
-        files.write(place / shard.file, part.kind, part.tensors, {**part.metadata, "shard": json.dumps(about)})
+        files.write(place / shard.file, part.kind, part.tensors, {**part.metadata, "shard": strict_json.dumps(about)})
         old = self._over(start, stop)
         self._enter(shard)
         for one in old:

@@ -363,9 +363,9 @@ class Tuned(Solver[Asked]):
             StorageError: The file cannot be read.
         """
         try:
-            if Path(path).stat().st_size > _LARGEST:
-                raise CorruptFileError(f"{path}: too large for a tuned solver")
-            document = strict_json.loads(Path(path).read_text(encoding="utf-8"))
+            document = strict_json.loads(files.read_text(path, _LARGEST))
+        except CorruptFileError:
+            raise
         except OSError as error:
             raise StorageError(f"{path}: could not be read ({error})") from error
         except (ValueError, RecursionError) as error:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from steadyflow._internal import strict_json
+from steadyflow._internal import files, strict_json
 from steadyflow.errors import MALFORMED, CorruptFileError, InputError
 from steadyflow.metrics import Extractor, lpips, mse, psnr, ssim
 from steadyflow.metrics.features import structure_distance
@@ -99,7 +99,7 @@ def items(folder: str | Path, limit: int | None = None) -> list[Item]:
     root = (folder / "annotation_images").resolve()
     found = []
     try:
-        entries = strict_json.loads(mapping.read_text(encoding="utf-8"))
+        entries = strict_json.loads(files.read_text(mapping, 2**30))
         for key, entry in list(entries.items())[:limit]:
             path = (root / entry["image_path"]).resolve()
             if not path.is_relative_to(root):

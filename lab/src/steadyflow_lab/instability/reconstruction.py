@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steadyflow._internal import strict_json
+from steadyflow._internal import files, strict_json
 from steadyflow._internal.tensors import norm, unit
 from steadyflow.datasets import arrays
 from steadyflow.denoisers import Denoiser
@@ -105,7 +105,7 @@ def captions(file: str | Path, names: Sequence[str]) -> list[str]:
     Raises `CorruptFileError` for anything else, and `InputError` naming the pictures that have no caption.
     """
     path = Path(file)
-    text = path.read_text(encoding="utf-8")
+    text = files.read_text(path, 2**30)
     try:
         known = _of_json(strict_json.loads(text)) if path.suffix.lower() == ".json" else _of_lines(text)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
