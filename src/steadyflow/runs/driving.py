@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .._integrate import progress_bar
+from ..datasets.contents import Piece
 from ..datasets.sources import Source
 from ..errors import InputError
 from .database import connected
@@ -67,7 +68,7 @@ def in_folder(job: Job, folder: Path, engine: Engine, size: int, care: Care, mod
         run = RunFolder.begun(folder, prepared.job, {**facts, "asked": {**_plainly(asked), "n": prepared.job.n}})
         with writing(run) as writer:
             kept = _resumed(writer, care, job.n)
-            dropped = _agreed(kept, changes, pins, care)
+            dropped = _agreed(kept, writer.aside(), changes, pins, care)
             for start, stop in dropped:
                 writer.drop(start, stop)
             kept = [shard for shard in kept if not any(a < shard.stop and shard.start < b for a, b in dropped)]
@@ -141,17 +142,19 @@ def _resumed(writer: Writer, care: Care, n: int) -> list[Shard]:
     return kept
 
 
-def _agreed(kept: list[Shard], changes: Changes, pins: Pins | None, care: Care) -> list[tuple[int, int]]:
+def _agreed(
+    kept: list[Shard], aside: list[Aside], changes: Changes, pins: Pins | None, care: Care
+) -> list[tuple[int, int]]:
     """What is to be computed again, as its inputs have changed; the list of the inputs is brought up to date.
 
     Raises:
         InputError: That was not asked for.
     """
 
-    def is_done(start: int, stop: int) -> bool:
-        return any(start < shard.stop and shard.start < stop for shard in kept)
+    def among(spans: Iterable[Shard | Aside], piece: Piece) -> bool:
+        return any(piece.start < span.stop and span.start < piece.stop for span in spans)
 
-    different = [piece for piece in [*changes.changed, *changes.gone] if is_done(piece.start, piece.stop)]
+    different = [piece for piece in [*changes.changed, *changes.gone] if among(kept, piece)]
     if different and not care.recompute:
         gone = {piece.start for piece in changes.gone}
         names = _some(f"{piece.name} {'is gone' if piece.start in gone else 'has changed'}" for piece in different)
@@ -159,7 +162,7 @@ def _agreed(kept: list[Shard], changes: Changes, pins: Pins | None, care: Care) 
             f"input: {names} since the run began, and results were computed from it; bring it back, give a new folder, "
             "or have those results computed again (recompute_changed, --recompute-changed)"
         )
-    new = [piece.name for piece in changes.changed if piece not in different]
+    new = [piece.name for piece in changes.changed if piece not in different and not among(aside, piece)]
     if pins is not None:
         pins.update(changes.changed)
     if new:
