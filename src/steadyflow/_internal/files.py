@@ -4,6 +4,7 @@ Our own files are safetensors with a kind in the header; a damaged or foreign on
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import tempfile
@@ -164,9 +165,13 @@ def _flush(path: Path) -> None:
     """Flush a file, or the names in a folder, to the disk."""
     if os.name == "nt" and path.is_dir():
         return  # folders cannot be opened there
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    folder = path.is_dir()
+    handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if not folder or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise  # some network file systems flush no folders
     finally:
         os.close(handle)
 

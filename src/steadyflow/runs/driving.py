@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ def in_folder(job: Job, folder: Path, engine: Engine, size: int, care: Care, mod
         job = there.job if watched else dataclasses.replace(there.job, n=wanted)
     prepared = dataclasses.replace(job.opened(model, listed=there is not None), strict=care.strict)
     facts = prepared.facts
+    prepared = dataclasses.replace(prepared, known=facts)
     refuse_unknown(facts, care.version)
     facts = facts if care.version is None else {**facts, "model_version": care.version}
     with ExitStack() as stack:
@@ -75,6 +77,12 @@ def in_folder(job: Job, folder: Path, engine: Engine, size: int, care: Care, mod
             ranges = _ranges(writer, prepared, engine, changes, kept, size)
             _do(run, writer, engine, prepared, ranges, pins, care)
     return run
+
+
+def among(spans: Sequence[Shard | Aside], piece: Piece) -> bool:
+    """Whether some samples of a piece are in stretches that follow each other and do not overlap."""
+    at = bisect_left(spans, piece.stop, key=lambda span: span.start) - 1  # the last that begins before its end
+    return at >= 0 and spans[at].stop > piece.start
 
 
 def _plainly(job: Job) -> dict[str, Any]:
@@ -150,10 +158,6 @@ def _agreed(
     Raises:
         InputError: That was not asked for.
     """
-
-    def among(spans: Iterable[Shard | Aside], piece: Piece) -> bool:
-        return any(piece.start < span.stop and span.start < piece.stop for span in spans)
-
     different = [piece for piece in [*changes.changed, *changes.gone] if among(kept, piece)]
     if different and not care.recompute:
         gone = {piece.start for piece in changes.gone}

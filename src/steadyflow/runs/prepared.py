@@ -7,7 +7,6 @@ import functools
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from importlib import metadata
 from typing import Any
 
@@ -48,6 +47,8 @@ class Prepared:
     """What samples are read from, as it was when it was listed."""
     strict: bool = True
     """Whether a sample that cannot be computed raises its error, instead of being set aside."""
+    known: Mapping[str, Any] | None = None
+    """Its `facts`, where they have been found already."""
 
     def _block(self, read: Read, start: int, stop: int) -> Block:
         job = self.job
@@ -186,9 +187,11 @@ class Prepared:
         cause = why if isinstance(why, str) else f"{type(why).__name__}: {why}"
         return Aside(k, k + 1, names.get(k, f"sample {k}"), cause)
 
-    @cached_property
+    @property
     def facts(self) -> dict[str, Any]:
         """What stands for the model, for data in memory, and for the other files; and versions that decide the bits."""
+        if self.known is not None:
+            return dict(self.known)
         job, model = self.job, identity(self.model, self.job.model)
         source = self.data
         watched = source is None or source.pieces(job.block) is not None

@@ -6,6 +6,7 @@ import contextlib
 import sqlite3
 import time
 import warnings
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,7 @@ class Writer:
     def __init__(self, folder: RunFolder, index: sqlite3.Connection):
         self._folder, self._index = folder, index
         self._there: dict[int, Shard] = {}
+        self._starts: list[int] = []
         self._put_off: list[Statement] = []
         self._told = False
         self.patience = PATIENCE
@@ -101,7 +103,7 @@ class Writer:
         for shard in read_index(folder, self._index):
             try:
                 folder.read(shard)
-                self._there[shard.start] = shard
+                self._know(shard)
             except CorruptFileError:
                 unsound.append(shard.file)
                 self._do([("delete from shards where start = ?", (shard.start,))])
@@ -132,7 +134,21 @@ class Writer:
 
     def _over(self, start: int, stop: int) -> list[Shard]:
         """The shards that hold some of these samples."""
-        return [shard for shard in self._there.values() if shard.start < stop and start < shard.stop]
+        found: list[Shard] = []
+        for k in range(bisect_left(self._starts, stop) - 1, -1, -1):
+            shard = self._there[self._starts[k]]
+            if shard.stop <= start:
+                break
+            found.append(shard)
+        return found
+
+    def _forget(self, shard: Shard) -> None:
+        del self._there[shard.start]
+        del self._starts[bisect_left(self._starts, shard.start)]
+
+    def _know(self, shard: Shard) -> None:
+        self._there[shard.start] = shard
+        insort(self._starts, shard.start)
 
     def add(self, start: int, stop: int, part: Part, seconds: float, worker: str, together: int = 0) -> Shard:
         """Write a shard and enter it; it takes the place of those that hold some of its samples.
@@ -162,8 +178,8 @@ class Writer:
 
     def _enter(self, shard: Shard) -> None:
         for one in self._over(shard.start, shard.stop):
-            del self._there[one.start]
-        self._there[shard.start] = shard
+            self._forget(one)
+        self._know(shard)
         within = (shard.stop, shard.start)
         row = (shard.start, shard.stop, shard.digest, shard.seconds, shard.worker)
         small = [("insert into small values (?, ?)", (shard.start, shard.together))] if shard.together else []
@@ -202,7 +218,7 @@ class Writer:
         over, within = self._over(start, stop), (stop, start)
         self._do([(f"delete from {name} where start < ? and stop > ?", within) for name in ("shards", "aside")])
         for one in over:
-            del self._there[one.start]
+            self._forget(one)
             (self._folder.path / "shards" / one.file).unlink(missing_ok=True)
 
     def aside(self) -> list[Aside]:
@@ -226,7 +242,7 @@ class Writer:
 
     def shards(self) -> list[Shard]:
         """The shards that are there, in order."""
-        return sorted(self._there.values(), key=lambda shard: shard.start)
+        return [self._there[start] for start in self._starts]
 
     def tries(self) -> dict[int, tuple[int, int]]:
         """How often a process has begun with some samples and died: the last sample and the number, by the first."""
