@@ -13,6 +13,7 @@ import pytest
 
 import fences
 import steadyflow as sf
+from steadyflow._internal import imports
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import layers
@@ -101,6 +102,68 @@ for package, (_, code) in {MISSING!r}.items():
     assert list(told) == list(MISSING), out.stderr
     for package, (extra, _) in MISSING.items():
         assert f"pip install 'steadyflow[{extra}]'" in told[package], package
+
+
+HIDDEN = {package: row for package, row in MISSING.items() if package != "scipy.io"}
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("import absent_thing", "ModuleNotFoundError: No module named 'absent_thing'"),
+        ("from math import absent", "ImportError: cannot import name 'absent' from 'math'"),
+        ("raise RuntimeError('built for another torch')", "RuntimeError: built for another torch"),
+    ],
+    ids=["of a package of its own", "of a name", "of another kind"],
+)
+def test_a_broken_extra_is_told_from_a_missing_one(tmp_path, text, cause):
+    """In a process in which each is there and raises when it is imported."""
+    for package in HIDDEN:
+        (tmp_path / f"{package}.py").write_text(text)
+    program = f"""
+import sys, torch, steadyflow as sf
+sys.path.insert(0, {str(tmp_path)!r})
+for package, (_, code) in {HIDDEN!r}.items():
+    try:
+        exec(code)
+        print(package, "is not missed")
+    except sf.SteadyflowError as error:
+        print(package, type(error).__name__, str(error).replace(chr(10), " "))
+"""
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    told = dict(line.split(" ", 1) for line in out.stdout.splitlines())
+    assert list(told) == list(HIDDEN), out.stderr
+    for package, words in told.items():
+        assert words.startswith("BrokenExtraError "), (package, words)
+        assert "which is installed but cannot be used (" in words
+        assert cause in words, (package, words)
+
+
+def test_what_a_package_says_of_another_that_it_lacks_counts_by_what_is_there():
+    """Packages raise ImportError in words of their own, which name nothing."""
+    told = ImportError("SSIM requires torchvision; install it")
+    assert imports.is_missing(told, "no_such_package.part")
+    assert not imports.is_missing(told, "math")
+    assert imports.is_missing(ModuleNotFoundError("No module named 'a'", name="a"), "a.b")
+    assert not imports.is_missing(ModuleNotFoundError("No module named 'b'", name="b"), "json.tool")
+    assert not imports.is_missing(RuntimeError("no_such_package"), "no_such_package")
+
+
+def test_only_one_place_tells_missing_packages_from_broken_ones():
+    """`except ImportError` elsewhere would call both by one name."""
+    allowed = {
+        "src/steadyflow/loading.py",  # a module of the user's
+        "src/steadyflow/diffusers/_saved.py",  # what a single pipeline needs: never "missing"
+    }
+    found = set()
+    for path in [*SOURCE.rglob("*.py"), *LAB.rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ExceptHandler) and node.type is not None:
+                names = {name.id for name in ast.walk(node.type) if isinstance(name, ast.Name)}
+                if names & {"ImportError", "ModuleNotFoundError"}:
+                    base, room = (SOURCE, "src/steadyflow") if SOURCE in path.parents else (LAB, "lab")
+                    found.add(f"{room}/{path.relative_to(base).as_posix()}")
+    assert found == allowed
 
 
 def shown_names():

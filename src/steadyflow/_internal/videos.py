@@ -18,7 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..errors import CorruptFileError, InputError, MissingExtraError, SteadyflowError
+from ..errors import CorruptFileError, InputError, SteadyflowError
+from .imports import needing
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".gif")
 """The suffixes of the videos that are read and written; ".gif" is a picture, too."""
@@ -35,12 +36,10 @@ def pyav() -> ModuleType:
     Raises:
         MissingExtraError: It is not installed.
     """
-    try:
+    with needing("PyAV", "av", extra="video", purpose="reading and writing videos"):
         import av
         import av.error
         import av.filter
-    except ImportError as error:
-        raise MissingExtraError("PyAV", "video", "reading and writing videos") from error
     return av
 
 

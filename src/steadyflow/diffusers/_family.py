@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError, MissingExtraError
+from .._internal.imports import needing
+from ..errors import InputError
 from ._configs import network_fields, vae_fields
 from ._draws import without_variance
 
@@ -164,11 +165,11 @@ class Family(ABC):
             MissingExtraError: peft is not installed.
         """
         name = f"lora{len(getattr(self.net, 'peft_config', {}))}"
+        with needing("peft", "peft", extra="diffusers", purpose="LoRA weights"):
+            import peft  # noqa: F401
         try:
             self.pipe.load_lora_weights(path, weight_name=weight_name, adapter_name=name)
             self.net.set_adapters([name], weights=[scale])
-        except ImportError as error:
-            raise MissingExtraError("peft", "diffusers", "LoRA weights") from error
         except (ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:
             raise InputError(f"lora: {path} does not fit {type(self.pipe).__name__}: {_first_line(error)}") from error
         self.net.disable_adapters()

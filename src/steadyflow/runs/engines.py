@@ -18,7 +18,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from ..errors import InputError, MissingExtraError, SteadyflowError
+from .._internal.imports import needing
+from ..errors import InputError, SteadyflowError
 from .jobs import Job, Part, Prepared, from_spec
 
 Item = TypeVar("Item")
@@ -109,10 +110,8 @@ class Ray(Engine):
     def __init__(self, address: str | None = None, *, workers: int | None = None, gpus: float | None = None):
         if workers is not None and workers < 1:
             raise InputError(f"workers: got {workers}, expected at least 1")
-        try:
+        with needing("ray", "ray", extra="ray", purpose="the engine 'ray'"):
             import ray
-        except ImportError as error:
-            raise MissingExtraError("ray", "ray", "the engine 'ray'") from error
         self._ray: Any = ray
         self._address, self._workers, self._gpus = address, workers, gpus
 
