@@ -258,3 +258,68 @@ def test_modules_are_short_enough_to_hold_in_the_head():
     }
     long = [path.name for path in SOURCE.rglob("*.py") if len(path.read_text().splitlines()) > 400]
     assert set(long) <= set(reasons)
+
+
+CLOCKS = {f"{name}{unit}" for unit in ("", "_ns") for name in
+          ("time", "monotonic", "perf_counter", "process_time", "thread_time", "clock_gettime")}  # fmt: skip
+GUARDS = {
+    "test_cli.run": "a command that hangs",
+    "test_ray.test_ctrl_c_leaves_a_run_that_goes_on": "a run that hangs, while its first shard is waited for",
+    "test_ray.endless_but_for_one": "work that nothing stops",
+    "test_served.interrupts": "an interrupt that does not come",
+    "test_served.test_an_interrupt_leaves_nothing_behind": "a thread that does not end",
+}
+"""Waits and limits in the tests that only keep them from hanging, and against what."""
+
+
+def waits(tree):
+    """(function, line) of what reads a clock, and of what waits or gives up after a time."""
+    names = {"time", "timeit", "datetime", "date"}
+
+    def of(node, where, found):
+        for child in ast.iter_child_nodes(node):
+            inner = child.name if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) else where
+            call = child.func if isinstance(child, ast.Call) else None
+            if isinstance(child, ast.ImportFrom | ast.Import):
+                from_one = isinstance(child, ast.ImportFrom)
+                modules = {child.module} if from_one else {alias.name for alias in child.names}
+                if modules & {"timeit", "timing", "datetime"} or (from_one and "time" in modules):
+                    found["clocks"].add((inner, child.lineno))
+            elif isinstance(child, ast.Attribute) and isinstance(child.value, ast.Name) and child.value.id in names:
+                if child.attr in CLOCKS | {"now", "today", "utcnow", "timeit", "repeat", "default_timer"}:
+                    found["clocks"].add((inner, child.lineno))
+            elif isinstance(child, ast.Attribute) and child.attr in ("timeout", "benchmark"):  # marks of plugins
+                found["clocks"].add((inner, child.lineno))
+            elif isinstance(call, ast.Attribute):
+                timed = call.attr in ("sleep", "Timer") or (call.attr in ("wait", "join") and child.args and isinstance(
+                    child.args[0], ast.Constant) and isinstance(child.args[0].value, int | float))  # fmt: skip
+                if timed or any(keyword.arg == "timeout" for keyword in child.keywords):
+                    found["limits"].add((inner, child.lineno))
+            of(child, inner, found)
+        return found
+
+    return of(tree, "", {"clocks": set(), "limits": set()})
+
+
+def test_no_test_counts_by_the_clock():
+    """None reads one; what waits or gives up after a time is a guard against hanging, and is listed with its reason."""
+    limits = set()
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        found = waits(ast.parse(path.read_text()))
+        assert found["clocks"] == set(), path.name
+        limits |= {f"{path.stem}.{function}" for function, _ in found["limits"]}
+    assert limits == set(GUARDS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["import time\nt = time.perf_counter()", "from time import monotonic", "import timeit", "import timing",
+     "import datetime", "@pytest.mark.timeout(3)\ndef test(): pass", "began = time.time_ns()"],
+)  # fmt: skip
+def test_a_clock_would_be_found(text):
+    assert waits(ast.parse(text))["clocks"]
+
+
+@pytest.mark.parametrize("text", ["time.sleep(1)", "p.run([], timeout=3)", "p.wait(3.0)"])
+def test_a_limit_would_be_found(text):
+    assert waits(ast.parse(text))["limits"]
