@@ -29,9 +29,9 @@ def tracked():
     if (ROOT / ".git").exists() and shutil.which("git"):
         listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         return [name for name in listed.split("\0") if name and (ROOT / name).is_file()]
-    ignored = ("__pycache__", ".pytest_cache", ".hypothesis", ".ruff_cache", ".venv", "demo", "site", "build", "dist")
-    return [path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*")
-            if path.is_file() and path.name != "PKG-INFO" and not set(ignored) & set(path.relative_to(ROOT).parts)]  # fmt: skip
+    made = {"__pycache__", ".pytest_cache", ".hypothesis", ".ruff_cache", ".venv", "demo", "site", "build", "dist"}
+    found = [path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file() and path.name != "PKG-INFO"]
+    return [path.as_posix() for path in found if not made & set(path.parts)]
 
 
 def copied(folder, age):
