@@ -60,7 +60,7 @@ PURPOSES = {
     "core": "sf.sample(sf.load('digits').with_condition(7), n=2, nfe=8)",
     "data": "sf.reconstruct(sf.load('digits').with_condition(3), sf.datasets.digits('held-out')[0][:2], nfe=8)",
     "plots": "from steadyflow.diagnostics import stability_region as s; s.figure(['ddim'])",
-    "diffusers": "from steadyflow.loading import load_model; sf.sample(load_model('ink').with_condition('a'), n=1, nfe=4)",
+    "diffusers": "import steadyflow.loading as of; sf.sample(of.load_model('ink').with_condition('a'), n=1, nfe=4)",
     "metrics": "from steadyflow.metrics import ssim; ssim(*torch.rand(2, 1, 1, 32, 32), span=1.0)",
     "video": "from steadyflow._internal import video_writing as w; w.mp4(torch.zeros(1, 3, 4, 32, 32), 8.0)",
     "audio": "from steadyflow._internal import sounds; sounds.wav(torch.zeros(1, 800), 8000)",
