@@ -282,8 +282,11 @@ def measure(cell: Cell, python: str | None, folder: Path, only: list[str]) -> Ro
         found = folder / "tests.xml"
         found.unlink(missing_ok=True)
         command = [of_env, "-m", "pytest", *FAST, f"--junitxml={found}", *(["--missing=skip"] if cell.alone else [])]
-        run([*command, *(only or cell.tests)], log, 7200.0, env=around, cwd=source)
+        done = run([*command, *(only or cell.tests)], log, 7200.0, env=around, cwd=source)
         count(found, row)
+        if done.returncode not in (0, 1, 5):  # passed, failed, none that fits; else it was stopped on its way
+            row.failed += 1
+            row.failures.append(f"pytest ended with status {done.returncode}")
     row.seconds = time.time() - began
     return row
 
