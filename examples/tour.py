@@ -96,6 +96,6 @@ for what, kind in (
         what()
     except kind as error:
         print(f"{type(error).__name__}: {str(error)[:80]}")
-# The others: an iteration that does not converge, a package that is not installed, a disk that is full.
-for kind in (sf.ConvergenceError, sf.MissingExtraError, sf.StorageError):
+# The others: an iteration that does not converge, a package that is not installed, a broken one, a disk that is full.
+for kind in (sf.ConvergenceError, sf.MissingExtraError, sf.BrokenExtraError, sf.StorageError):
     assert issubclass(kind, sf.SteadyflowError)

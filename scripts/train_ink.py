@@ -85,6 +85,19 @@ def tokenizer():
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=12)
 
 
+def for_transformers_4(folder):
+    """Add the tokenizer's files and name the text encoder's weights as transformers 4 does; 5 reads both."""
+    model = json.loads((folder / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    (folder / "tokenizer" / "vocab.json").write_text(
+        json.dumps(model["vocab"], ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    merges = "".join(f"{' '.join(pair)}\n" for pair in model["merges"])
+    (folder / "tokenizer" / "merges.txt").write_text(f"#version: 0.2\n{merges}", encoding="utf-8")
+    file = folder / "text_encoder" / "model.safetensors"
+    weights = {f"text_model.{name.removeprefix('text_model.')}": value for name, value in load_file(file).items()}
+    save_file(weights, file, {"format": "pt"})
+
+
 def captions(rows):
     """Of pictures of the pool: half with the ink, half without, one in ten empty."""
     which = torch.rand(len(rows), generator=generator).tolist()
@@ -196,6 +209,7 @@ quality = {
 print(json.dumps(quality, indent=2))
 unet.half(), vae.half()  # the text encoder stays float32, as transformers loads weights in the type they have
 pipe.save_pretrained(out)
+for_transformers_4(Path(out))
 save_file(judge.half().state_dict(), options.judge, {"format": "pt"})
 told = {name: value for name, value in vars(options).items() if name not in ("out", "judge", "work")}
 weights = {"vae": "float16", "unet": "float16", "text_encoder": "float32", "judge": "float16"}

@@ -5,9 +5,70 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import importlib.util
+import re
 import sys
 
 import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--missing",
+        choices=["fail", "skip"],
+        default="fail",
+        help="what a test is that needs a package which is not installed (default: fail)",
+    )
+
+
+def missing(error):
+    """What an exception says is not installed: a package, or an extra of ours; None if it says no such thing."""
+    from steadyflow.errors import MissingExtraError
+
+    while error is not None:
+        if isinstance(error, MissingExtraError) or (isinstance(error, ModuleNotFoundError) and outside(error.name)):
+            return str(error)
+        if isinstance(error, AssertionError) and (
+            told := re.search(r"[^'\"\n]* pip install 'steadyflow\[\w+\]'", str(error))
+        ):
+            return told[0].strip()  # by a command, which has printed it
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def outside(name):
+    """Whether a module is neither ours nor a part of a package that is there."""
+    top = (name or "steadyflow").partition(".")[0]
+    return top not in ("steadyflow", "tests") and importlib.util.find_spec(top) is None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pycollect_makemodule(module_path, parent):
+    """With --missing=skip, a file that imports a package which is not installed is skipped as a whole."""
+    module = yield
+    if module is not None and parent.config.getoption("missing") == "skip":
+        get = module._getobj
+
+        def imported():
+            try:
+                return get()
+            except Exception as error:
+                if said := missing(error):
+                    pytest.skip(f"{module_path.name}: {said}", allow_module_level=True)
+                raise
+
+        module._getobj = imported
+    return module
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """With --missing=skip, a test that asks for what is not installed is skipped, in place of a failure."""
+    report = yield
+    if report.failed and item.config.getoption("missing") == "skip" and (said := missing(call.excinfo.value)):
+        report.outcome = "skipped"
+        report.longrepr = (str(item.path), item.location[1] or 0, f"Skipped: {said}")
+    return report
 
 
 @pytest.fixture

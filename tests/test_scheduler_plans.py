@@ -11,7 +11,6 @@ diffusers = pytest.importorskip("diffusers")
 
 import pipelines  # noqa: E402
 import steadyflow as sf  # noqa: E402
-import zoo  # noqa: E402
 from steadyflow.diffusers import SteadyFlowScheduler, SteadyScheduler  # noqa: E402
 
 SEVERAL = {"heun": 2, "dpm-2": 2, "ees25": 3, "rk4": 4, "rex-midpoint": 4, "edict": 2, "unipc": 1, "dpmpp-2m": 1}
@@ -466,11 +465,15 @@ def test_an_inversion_is_carried_over_whatever_the_spacing(spacing):
 
 @pytest.fixture(scope="module")
 def cogview4():
+    import zoo
+
     return zoo.build("cogview4")
 
 
 def told_by(pipe, scheduler, **call):
     """What the network of a pipeline is told, and the result."""
+    import zoo
+
     pipe.scheduler, told = scheduler, []
     hook = pipe.transformer.register_forward_pre_hook(
         lambda module, args, kwargs: told.append(float(kwargs["timestep"][0])), with_kwargs=True

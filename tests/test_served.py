@@ -6,7 +6,6 @@ import os
 import pickle
 import signal
 import threading
-import time
 
 import diffusers
 import pytest
@@ -568,15 +567,19 @@ def test_an_interrupt_leaves_nothing_behind():
     model = served("zimage")
     x = start(model, 1)
     first = model(x, 0.5).output
-    hook = model.pipe.transformer.register_forward_pre_hook(lambda *a: time.sleep(1.0))
-    timer = threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT))
+    seen = threading.Event()
+
+    def interrupts(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+        seen.wait(60.0)
+
+    hook = model.pipe.transformer.register_forward_pre_hook(interrupts)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     try:
-        timer.start()
         with pytest.raises(KeyboardInterrupt):
             model(x, 0.5)
-        timer.join()
     finally:
+        seen.set()
         signal.signal(signal.SIGINT, before)
     hook.remove()
     for thread in threads():

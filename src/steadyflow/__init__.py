@@ -31,6 +31,7 @@ from .denoisers import Denoiser, GaussianMixture
 from .diagnostics import Diagnosis, diagnose, log_likelihood
 from .editing import Edit, edit
 from .errors import (
+    BrokenExtraError,
     ConvergenceError,
     CorruptFileError,
     InputError,
@@ -111,6 +112,7 @@ __all__ = [
     "RK4",
     "VE",
     "Auto",
+    "BrokenExtraError",
     "Choice",
     "Clip",
     "ConvergenceError",

@@ -87,3 +87,17 @@ class MissingExtraError(SteadyflowError, ImportError):
 
     def __init__(self, package: str, extra: str, purpose: str):
         super().__init__(f"{purpose} needs {package}; install it with: pip install 'steadyflow[{extra}]'")
+
+
+class BrokenExtraError(SteadyflowError, ImportError):
+    """An optional package is installed and cannot be used: it, or something that it needs, is damaged or does not fit.
+
+    Args:
+        package: The package.
+        purpose: What the package is needed for, as the subject of "... needs <package>".
+        cause: What it raised.
+    """
+
+    def __init__(self, package: str, purpose: str, cause: Exception):
+        what = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
+        super().__init__(f"{purpose} needs {package}, which is installed but cannot be used ({what})")

@@ -16,6 +16,7 @@ from torch import nn
 
 from ._internal import files
 from ._internal.given import device_of
+from ._internal.imports import is_missing
 from .datasets import arrays, contents
 from .denoisers import Denoiser, GaussianMixture
 from .denoisers.base import Condition
@@ -120,6 +121,8 @@ def _made(module: str, function: str) -> Denoiser:
     try:
         make = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
+        if isinstance(error, ImportError) and not is_missing(error, module):
+            raise InputError(f"model: {module} cannot be imported ({type(error).__name__}: {error})") from error
         raise InputError(f"model: {module}:{function} cannot be found ({error}); is it on PYTHONPATH?") from error
     model = make()
     if not isinstance(model, Denoiser):

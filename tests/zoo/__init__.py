@@ -8,9 +8,18 @@ import importlib.util
 from contextlib import contextmanager
 from typing import Any
 
+import diffusers
+import pytest
 import torch
+import transformers
 
 from ._member import Member
+
+OLDEST = (("diffusers", diffusers, (0, 42)), ("transformers", transformers, (5,)))
+for _name, _library, _version in OLDEST:
+    if tuple(map(int, _library.__version__.split(".")[: len(_version)])) < _version:
+        _told = ".".join(map(str, _version))
+        pytest.skip(f"the pipelines of the zoo are those of {_name} {_told}", allow_module_level=True)
 
 __all__ = ["MEMBERS", "NOT_BUILT", "Member", "build", "call_of"]
 

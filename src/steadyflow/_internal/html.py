@@ -12,6 +12,7 @@ from torch import Tensor
 from .._version import __version__
 from ..errors import MissingExtraError
 from . import files, sounds, video_writing
+from .imports import needing
 from .pictures import pillow, sheet
 
 if TYPE_CHECKING:
@@ -98,11 +99,9 @@ def write(path: str | Path, template: str, **values: object) -> Path:
         MissingExtraError: jinja2 is not installed.
         StorageError: The file cannot be written.
     """
-    try:
+    with needing("jinja2", "jinja2", "markupsafe", extra="plots", purpose="the HTML report"):
         import jinja2
         import markupsafe  # which jinja2 escapes by
-    except ImportError as error:
-        raise MissingExtraError("jinja2", "plots", "the HTML report") from error
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     ours = {"style": markupsafe.Markup(_STYLE), "script": markupsafe.Markup(_SCRIPT), "version": __version__}
     html = environment.from_string(template).render(**ours, **values)

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..errors import InputError, MissingExtraError
+from ..errors import InputError
+from .imports import needing
 
 
 def sheet(x: Tensor, columns: int | None = None) -> npt.NDArray[np.uint8]:
@@ -118,8 +119,6 @@ def pillow() -> ModuleType:
     Raises:
         MissingExtraError: Pillow is not installed.
     """
-    try:
+    with needing("Pillow", "PIL", extra="data", purpose="reading and writing pictures"):
         from PIL import Image
-    except ImportError as error:
-        raise MissingExtraError("Pillow", "data", "reading and writing pictures") from error
     return Image

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import InputError, MissingExtraError
+from ..errors import InputError
 from . import files
+from .imports import needing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,10 +19,8 @@ def require() -> type[Figure]:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
+    with needing("matplotlib", "matplotlib", extra="plots", purpose="plots"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plots", "plots") from error
     return Figure
 
 

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..errors import CorruptFileError, InputError, MissingExtraError
+from ..errors import CorruptFileError, InputError
 from . import files
+from .imports import needing
 
 SOUNDS = (".wav",)
 """The suffixes of the sounds that are read and written."""
@@ -27,10 +28,8 @@ def wavfile() -> ModuleType:
     Raises:
         MissingExtraError: SciPy is not installed.
     """
-    try:
+    with needing("SciPy", "scipy.io", extra="audio", purpose="reading and writing sounds"):
         from scipy.io import wavfile
-    except ImportError as error:
-        raise MissingExtraError("SciPy", "audio", "reading and writing sounds") from error
     return wavfile
 
 

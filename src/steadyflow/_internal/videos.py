@@ -18,8 +18,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..errors import CorruptFileError, InputError, MissingExtraError, SteadyflowError
+from ..errors import CorruptFileError, InputError, SteadyflowError
 from .files import check_regular
+from .imports import needing
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".gif")
 """The suffixes of the videos that are read and written; ".gif" is a picture, too."""
@@ -36,12 +37,10 @@ def pyav() -> ModuleType:
     Raises:
         MissingExtraError: It is not installed.
     """
-    try:
+    with needing("PyAV", "av", extra="video", purpose="reading and writing videos"):
         import av
         import av.error
         import av.filter
-    except ImportError as error:
-        raise MissingExtraError("PyAV", "video", "reading and writing videos") from error
     return av
 
 

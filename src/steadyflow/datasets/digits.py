@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import MissingExtraError
+from .._internal.imports import needing
 
 TRAIN, HELD_OUT = 1500, 297
 
@@ -26,10 +26,8 @@ def digits(part: Literal["train", "held-out"]) -> tuple[Tensor, Tensor]:
     Raises:
         MissingExtraError: scikit-learn is not installed.
     """
-    try:
+    with needing("scikit-learn", "sklearn", extra="data", purpose="the digits data set"):
         from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise MissingExtraError("scikit-learn", "data", "the digits data set") from error
     values, targets = load_digits(return_X_y=True)
     order = np.random.RandomState(0).permutation(TRAIN + HELD_OUT)
     chosen = order[:TRAIN] if part == "train" else order[TRAIN:]

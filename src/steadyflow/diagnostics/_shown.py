@@ -99,7 +99,7 @@ def _waves(x: Tensor, rate: int | None) -> str:
     stride = max(1, x.shape[2] // 20_000)
     for k, (one, axis) in enumerate(zip(x, axes, strict=True)):
         for channel in one:
-            axis.plot(times[::stride], channel[::stride], lw=0.5)
+            axis.plot(times[::stride].numpy(), channel[::stride].numpy(), lw=0.5)
         axis.set(ylabel=str(k))
     axes[-1].set(xlabel="sample" if rate is None else "time (s)")
     return html.png(figure)

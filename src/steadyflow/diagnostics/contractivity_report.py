@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
+import numpy as np
 from torch import Tensor
 
 from .._internal import plots, strict_json
@@ -71,8 +72,8 @@ class ContractivityReport:
         times, values = self.found.times[:-1], self.found.lipschitz.double()
         picture = plots.figure(7, 4)
         axes = picture.subplots()
-        axes.semilogy(times, values, color="C0", alpha=0.3, lw=0.8)
-        axes.semilogy(times, values.median(1).values, "o-", color="C3", ms=3, label="median")
+        axes.semilogy(np.asarray(times), np.asarray(values), color="C0", alpha=0.3, lw=0.8)
+        axes.semilogy(np.asarray(times), np.asarray(values.median(1).values), "o-", color="C3", ms=3, label="median")
         axes.axhline(1.0, color="k", lw=0.8)
         axes.set(
             xlabel="t at the beginning of the step",

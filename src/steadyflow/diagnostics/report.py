@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from .._internal import html, plots
@@ -148,13 +149,13 @@ def draw_budget(found: Diagnosis, axes: Axes) -> None:
         if not bool((term != 0).any()):
             continue
         base = torch.where(term >= 0, up, down)
-        axes.bar(rows, term, bottom=base, color=_COLOURS[name], label=name, width=0.8)
+        axes.bar(rows, np.asarray(term), bottom=np.asarray(base), color=_COLOURS[name], label=name, width=0.8)
         up, down = up + term.clamp_min(0), down + term.clamp_max(0)
     for linear, fill in ((True, "black"), (False, "none")):
         chosen = [k for k in rows if bool(found.linear[k]) == linear]
         if chosen:
             label = "measured" if linear else "measured, not linear"
-            axes.plot(chosen, found.measured[chosen], "D", color="black", mfc=fill, ms=4, label=label)
+            axes.plot(chosen, np.asarray(found.measured[chosen]), "D", color="black", mfc=fill, ms=4, label=label)
     axes.axhline(0, color="#444", lw=0.6)
     axes.set(xlabel="image", ylabel="error (rms)")
     axes.legend(frameon=False, fontsize=8, ncol=6, loc="lower center", bbox_to_anchor=(0.5, 1.0))
@@ -167,7 +168,7 @@ def draw_growth(found: Diagnosis, axes: Axes) -> None:
         found: The diagnosis.
         axes: The matplotlib axes to draw on.
     """
-    axes.plot(found.budget.times, found.budget.growth, lw=0.7, alpha=0.6, color="#e15759")
+    axes.plot(np.asarray(found.budget.times), np.asarray(found.budget.growth), lw=0.7, alpha=0.6, color="#e15759")
     axes.axhline(1.0, color="#444", lw=0.6)
     axes.set(yscale="log", xlabel="path time (generation runs to the left)", ylabel="growth")
 

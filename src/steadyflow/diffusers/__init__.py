@@ -1,11 +1,9 @@
 """Schedulers for diffusers pipelines over any solver, their inverses, and models over whole pipelines."""
 
-from ..errors import MissingExtraError
+from .._internal.imports import needing as _needing
 
-try:
+with _needing("diffusers", "diffusers", extra="diffusers", purpose="schedulers and models for diffusers pipelines"):
     import diffusers as _diffusers  # noqa: F401
-except ImportError as error:
-    raise MissingExtraError("diffusers", "diffusers", "schedulers and models for diffusers pipelines") from error
 
 from ._saved import load_pipeline
 from ._scheduler_base import SteadyOutput

@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import InputError, MissingExtraError
+from .._internal.imports import needing
+from ..errors import InputError
 from ._configs import network_fields, vae_fields
 from ._draws import without_variance
 
@@ -24,6 +26,8 @@ _PARTS = frozenset(
      "image_encoder")
 )  # fmt: skip
 """The modules of a pipeline that are reproduced, or that change no latents."""
+_LORA = "pytorch_lora_weights.safetensors"
+"""The name under which diffusers saves a LoRA."""
 _INSTEAD = "keep the pipeline's own call, with a steadyflow solver as its scheduler"
 
 
@@ -164,11 +168,13 @@ class Family(ABC):
             MissingExtraError: peft is not installed.
         """
         name = f"lora{len(getattr(self.net, 'peft_config', {}))}"
+        with needing("peft", "peft", extra="diffusers", purpose="LoRA weights"):
+            import peft  # noqa: F401
+        if weight_name is None and (Path(path) / _LORA).is_file():
+            weight_name = _LORA  # which diffusers 0.36 does not look for where it may not ask the hub
         try:
             self.pipe.load_lora_weights(path, weight_name=weight_name, adapter_name=name)
             self.net.set_adapters([name], weights=[scale])
-        except ImportError as error:
-            raise MissingExtraError("peft", "diffusers", "LoRA weights") from error
         except (ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:
             raise InputError(f"lora: {path} does not fit {type(self.pipe).__name__}: {_first_line(error)}") from error
         self.net.disable_adapters()

@@ -11,7 +11,8 @@ import torch
 from safetensors import SafetensorError
 
 from .._internal.given import device_of, floating
-from ..errors import CorruptFileError, MissingExtraError
+from .._internal.imports import needing
+from ..errors import BrokenExtraError, CorruptFileError
 from .pipeline_model import PipelineModel, from_diffusers
 from .served import ServedModel
 
@@ -31,19 +32,23 @@ def load_pipeline(
         The model.
 
     Raises:
-        MissingExtraError: diffusers is not installed.
+        MissingExtraError: diffusers or transformers is not installed.
+        BrokenExtraError: It is, and fails, or lacks what this pipeline needs.
         CorruptFileError: The folder holds no complete pipeline.
     """
     dtype, device = floating(dtype), device_of(device)
+    with needing("diffusers", "diffusers", "transformers", extra="diffusers", purpose="loading pipelines"):
+        import transformers  # noqa: F401
+        from diffusers.pipelines import pipeline_utils
     try:
         with _quiet():
-            from diffusers.pipelines import pipeline_utils
-
             # diffusers before 0.42 knows the word by its old name only
             word = "dtype" if hasattr(pipeline_utils, "_resolve_dtype") else "torch_dtype"
             pipe = pipeline_utils.DiffusionPipeline.from_pretrained(str(path), **{word: dtype}).to(device, dtype)
-    except ImportError as error:
-        raise MissingExtraError("diffusers", "diffusers", "loading pipelines") from error
+    except (ImportError, RuntimeError) as error:  # of what a single pipeline needs; diffusers hides it in the second
+        if isinstance(error, RuntimeError) and "Failed to import" not in str(error):
+            raise
+        raise BrokenExtraError("diffusers", f"loading {path}", error) from error
     except (OSError, ValueError, SafetensorError) as error:
         raise CorruptFileError(f"{path}: no pipeline that diffusers can load ({error})") from error
     for part in pipe.components.values():

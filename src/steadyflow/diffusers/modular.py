@@ -21,8 +21,9 @@ from torch import Tensor
 
 from .. import solvers
 from .._integrate import Correction, StepInfo, integrate
+from .._internal.imports import needing
 from ..denoisers.base import Denoiser
-from ..errors import InputError, MissingExtraError
+from ..errors import InputError
 from ..grids import Grid
 from ..noise import White
 from ..prediction import Clip, PredictionType
@@ -33,7 +34,7 @@ from ._identify import parameters_of
 from ._paths import Path, path_of
 from ._planner import time_of_ratio
 
-try:
+with needing("diffusers", "diffusers", extra="diffusers", purpose="blocks for Modular Diffusers"):
     from diffusers.modular_pipelines.modular_pipeline import (
         LoopSequentialPipelineBlocks,
         ModularPipelineBlocks,
@@ -41,8 +42,6 @@ try:
     )
 
     from ._modular_states import STEP, Loop, is_echo
-except ImportError as error:
-    raise MissingExtraError("diffusers", "diffusers", "blocks for Modular Diffusers") from error
 
 
 class SteadyDenoise(ModularPipelineBlocks):

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from .._internal import files, strict_json
+from .._internal.imports import needing
 from ..denoisers.base import Condition, Denoiser
-from ..errors import MALFORMED, CorruptFileError, InputError, MissingExtraError
+from ..errors import MALFORMED, CorruptFileError, InputError
 from ..prediction import PredictionType
 from ..schedules import Schedule, from_spec
 
@@ -182,10 +183,8 @@ def from_onnx(
         InputError: An input or output cannot be told or does not exist, the schedule or the prediction is missing, or
             the device or a provider is not available.
     """
-    try:
+    with needing("onnxruntime", "onnxruntime", extra="onnx", purpose="from_onnx"):
         import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError("onnxruntime", "onnx", "from_onnx") from error
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -243,10 +242,8 @@ def describe_onnx(path: str | Path, model: Denoiser) -> None:
         FileNotFoundError: There is no such file.
         InputError: The model has smoothing or bounds on its estimates, which are not part of its network.
     """
-    try:
+    with needing("onnx", "onnx", extra="onnx", purpose="describe_onnx"):
         import onnx
-    except ImportError as error:
-        raise MissingExtraError("onnx", "onnx", "describe_onnx") from error
     for option in ("smoothing", "clip", "moments"):
         if getattr(model, option) is not None:
             raise InputError(f"{option}: the file cannot hold it; describe the model without")

@@ -23,8 +23,9 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor
 
+from .._internal.imports import needing
 from ..denoisers.base import Condition, Denoiser
-from ..errors import InputError, MissingExtraError
+from ..errors import InputError
 from ..prediction import PredictionType
 from ..schedules import VE, Schedule, VPLinear
 from ..schedules.affine import NoisyFlow, SubVP
@@ -169,11 +170,9 @@ def from_sbi(posterior: Any, *, x: Tensor | None = None) -> PosteriorModel:
         InputError: The posterior or the estimator is of another kind, its path is not that of its class, or its
             default_x holds several independent observations.
     """
-    try:
+    with needing("sbi", "sbi", extra="sbi", purpose="from_sbi"):
         from sbi.inference.posteriors.vector_field_posterior import VectorFieldPosterior
         from sbi.neural_nets.estimators import ConditionalVectorFieldEstimator
-    except ImportError as error:
-        raise MissingExtraError("sbi", "sbi", "from_sbi") from error
     prior = None
     estimator = posterior
     if isinstance(posterior, VectorFieldPosterior):

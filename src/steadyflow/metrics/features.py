@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .._internal import files
-from ..errors import InputError, MissingExtraError
+from .._internal.imports import needing
+from ..errors import InputError
 from .images import as_frames
 
 
@@ -244,12 +245,10 @@ def lpips(x: Tensor, y: Tensor, *, net: Literal["alex", "vgg", "squeeze"] = "squ
     Raises:
         MissingExtraError: torchmetrics is not installed, or torchvision, whose weights it needs.
     """
-    try:
+    with needing("torchmetrics with torchvision", "torchmetrics", "torchvision", extra="metrics", purpose="LPIPS"):
+        import torchvision  # noqa: F401  # pyright: ignore[reportMissingImports]
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
-        measure = LearnedPerceptualImagePatchSimilarity(net_type=net, reduction="none")
-    except ImportError as error:
-        raise MissingExtraError("torchmetrics with torchvision", "metrics", "LPIPS") from error
+    measure = LearnedPerceptualImagePatchSimilarity(net_type=net, reduction="none")
     with torch.no_grad():
         found = measure(as_frames(x).clamp(-1.0, 1.0), as_frames(y).clamp(-1.0, 1.0))
     return found.view(len(x), -1).mean(1) if x.ndim == 5 else found
@@ -268,12 +267,11 @@ def inception_features(images: Tensor, path: str | None = None) -> Tensor:
     Raises:
         MissingExtraError: torchmetrics or torch-fidelity is not installed.
     """
-    try:
+    needed = ("torchmetrics", "torch_fidelity")
+    with needing("torchmetrics with torch-fidelity", *needed, extra="metrics", purpose="Inception features"):
+        import torch_fidelity  # noqa: F401  # pyright: ignore[reportMissingImports]
         from torchmetrics.image.fid import NoTrainInceptionV3
-
-        network = NoTrainInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=path)
-    except (ImportError, NameError) as error:
-        raise MissingExtraError("torchmetrics with torch-fidelity", "metrics", "Inception features") from error
+    network = NoTrainInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=path)
     check_images(images)
     with torch.no_grad():
         return network(((images.clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8))
@@ -307,10 +305,8 @@ def _resized(images: Tensor, side: int, mean: tuple[float, ...], std: tuple[floa
 
 
 def _transformers(name: str) -> ModuleType:
-    try:
+    with needing("transformers", "transformers", extra="diffusers", purpose=f"{name} features"):
         import transformers
-    except ImportError as error:
-        raise MissingExtraError("transformers", "diffusers", f"{name} features") from error
     return transformers
 
 

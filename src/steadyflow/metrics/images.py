@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._internal.imports import needing
 from .._internal.tensors import rms
-from ..errors import InputError, MissingExtraError
+from ..errors import InputError
 
 
 def rmse(x: Tensor, y: Tensor) -> Tensor:
@@ -166,8 +167,6 @@ def _mean(values: Tensor, region: Tensor | None) -> Tensor:
 
 
 def _torchmetrics() -> ModuleType:
-    try:
+    with needing("torchmetrics", "torchmetrics", extra="metrics", purpose="SSIM"):
         from torchmetrics.functional import image
-    except ImportError as error:
-        raise MissingExtraError("torchmetrics", "metrics", "SSIM") from error
     return image

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError, MissingExtraError
+from .._internal.imports import needing
+from ..errors import InputError
 
 
 def count_shapes(images: Tensor, *, contrast: float = 0.25, depth: float = 1.0) -> Tensor:
@@ -31,11 +32,9 @@ def count_shapes(images: Tensor, *, contrast: float = 0.25, depth: float = 1.0) 
         InputError: The images have another shape or are not finite, or an option is out of range.
         MissingExtraError: scikit-image is not installed.
     """
-    try:
+    with needing("scikit-image", "scipy", "skimage", extra="data", purpose="counting shapes"):
         from scipy.ndimage import distance_transform_edt, label
         from skimage.morphology import h_maxima
-    except ImportError as error:
-        raise MissingExtraError("scikit-image", "data", "counting shapes") from error
     if images.ndim != 4 or images.shape[1] != 1 or not bool(images.isfinite().all()):
         raise InputError(f"images: got shape {tuple(images.shape)}, expected finite (n, 1, h, w)")
     if not 0.0 < contrast < 1.0 or depth <= 0.0:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import InputError, MissingExtraError
+from .._internal.imports import needing
+from ..errors import InputError
 
 
 def si_snr(x: Tensor, y: Tensor) -> Tensor:
@@ -24,10 +25,8 @@ def si_snr(x: Tensor, y: Tensor) -> Tensor:
         MissingExtraError: torchmetrics is not installed.
     """
     _check("si_snr", x, y)
-    try:
+    with needing("torchmetrics", "torchmetrics", extra="metrics", purpose="the signal-to-noise ratio of sounds"):
         from torchmetrics.functional.audio import scale_invariant_signal_noise_ratio
-    except ImportError as error:
-        raise MissingExtraError("torchmetrics", "metrics", "the signal-to-noise ratio of sounds") from error
     return scale_invariant_signal_noise_ratio(x, y).mean(1)
 
 

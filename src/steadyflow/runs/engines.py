@@ -21,8 +21,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from .._internal import strict_json
+from .._internal.imports import needing
 from ..datasets.contents import Piece
-from ..errors import InputError, MissingExtraError, SteadyflowError, StorageError
+from ..errors import InputError, SteadyflowError, StorageError
 from .job import Aside
 from .jobs import Job, Part, from_spec
 from .prepared import Prepared, differences, with_pieces
@@ -124,10 +125,8 @@ class Ray(Engine):
     def __init__(self, address: str | None = None, *, workers: int | None = None, gpus: float | None = None):
         if workers is not None and workers < 1:
             raise InputError(f"workers: got {workers}, expected at least 1")
-        try:
+        with needing("ray", "ray", extra="ray", purpose="the engine 'ray'"):
             import ray
-        except ImportError as error:
-            raise MissingExtraError("ray", "ray", "the engine 'ray'") from error
         self._ray: Any = ray
         self._address, self._workers, self._gpus = address, workers, gpus
 
