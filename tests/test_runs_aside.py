@@ -273,6 +273,31 @@ def test_the_shards_of_which_a_process_dies_are_cut_to_blocks(tmp_path, monkeypa
     assert [(one.start, one.stop) for one in run.aside()] == [(4, 8)]
 
 
+def test_what_is_done_of_a_block_stays_done_when_the_rest_of_it_fails(tmp_path, monkeypatch):
+    good = tmp_path / "needed"
+    good.touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    pictures = tmp_path / "in"
+    pictures.mkdir()
+    for k in range(4):
+        Image.fromarray(np.full((8, 8), 40 * k, np.uint8)).save(pictures / f"{k}.png")
+    broken = damage(pictures / "1.png")
+    (tmp_path / "pictured.py").write_text(
+        f"import steadyflow as sf\ndef make():\n    def net(x, t):\n        open({str(good)!r}).close()\n"
+        "        return x\n    return sf.Denoiser(net, sf.VPCosine(), shape=(1, 8, 8))\n"
+    )
+    job = runs.Inverting("pictured:make", n=4, solver="ddim", steps=2, block=4, input=str(pictures))
+    run = quietly(job, tmp_path / "run")
+    assert [(shard.start, shard.stop) for shard in run.shards()] == [(0, 1), (2, 4)]
+    (pictures / "1.png").write_bytes(broken)
+    good.unlink()
+    run = quietly(job, tmp_path / "run")
+    assert [(one.start, one.stop, one.kind) for one in run.aside()] == [(1, 2, "error")]
+    assert torch.cat(list(results(run)))[[0, 2, 3]].isfinite().all()
+    good.touch()
+    assert runs.run_job(job, tmp_path / "run").aside() == []
+
+
 def test_interruptions_are_no_deaths(tmp_path, monkeypatch):
     job = model(tmp_path, monkeypatch, "interrupted", "raise KeyboardInterrupt")
     for _ in range(5):

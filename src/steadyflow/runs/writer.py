@@ -194,19 +194,19 @@ class Writer:
         )
 
     def set_aside(self, one: Aside) -> None:
-        """Enter samples that could not be computed.
+        """Enter samples that could not be computed, but for those that have been computed before.
 
         Args:
             one: The samples and the cause.
         """
-        row = (one.start, one.stop, _text(one.name), _text(one.cause), one.kind)
-        self._do(
-            [
-                ("delete from tries where start < ? and stop > ?", (one.stop, one.start)),
-                ("delete from aside where start < ? and stop > ?", (one.stop, one.start)),
-                ("insert into aside values (?, ?, ?, ?, ?)", row),
-            ]
-        )
+        words, at = (_text(one.name), _text(one.cause), one.kind), one.start
+        rows = list[Statement]()
+        for start, stop in [*sorted((s.start, s.stop) for s in self._over(one.start, one.stop)), (one.stop, one.stop)]:
+            if at < start:
+                rows.append(("insert into aside values (?, ?, ?, ?, ?)", (at, start, *words)))
+            at = stop
+        within = (one.stop, one.start)
+        self._do([(f"delete from {name} where start < ? and stop > ?", within) for name in ("tries", "aside")] + rows)
 
     def drop(self, start: int, stop: int) -> None:
         """Remove the shards that hold some of these samples, and what was set aside of them.
