@@ -280,7 +280,8 @@ def test_what_is_done_of_a_block_stays_done_when_the_rest_of_it_fails(tmp_path, 
     pictures = tmp_path / "in"
     pictures.mkdir()
     for k in range(4):
-        Image.fromarray(np.full((8, 8), 40 * k, np.uint8)).save(pictures / f"{k}.png")
+        values = np.random.default_rng(k).integers(0, 255, (8, 8), dtype=np.uint8)
+        Image.fromarray(values).save(pictures / f"{k}.png")
     broken = damage(pictures / "1.png")
     (tmp_path / "pictured.py").write_text(
         f"import steadyflow as sf\ndef make():\n    def net(x, t):\n        open({str(good)!r}).close()\n"
