@@ -227,7 +227,7 @@ def test_overlapping_entries_are_refused(tmp_path):
 def test_what_a_process_left_half_written_is_removed_and_stray_shards_are_never_counted(tmp_path, whole):
     run = runs.run_job(drawing(), tmp_path / "run")
     shards = run.path / "shards"
-    (shards / "shard-000000000000-000000000050.safetensors1234.part").write_bytes(b"half")
+    (shards / "shard-000000000000-000000000050.safetensors1234abc_.part").write_bytes(b"half")
     shutil.copy(
         shards / "shard-000000000000-000000000050.safetensors", shards / "shard-000000000025-000000000075.safetensors"
     )

@@ -1,8 +1,10 @@
 """All that decides a model's answers: its numbers, its configuration, and the code of what a user wrote.
 
-Code is that of functions and classes that lie in no installed package: their instructions, what they enclose, and what
-they refer to by name. Of installed packages the versions stand for the code. What is none of these, such as a session
-of another runtime, cannot be told from another; it is named.
+Code is that of functions and classes that lie in no installed package: their instructions, what they enclose and refer
+to by name, and the source files of their modules with all modules of the user's that these import. Of installed
+packages the versions stand for the code. What is none of these, such as a session of another runtime, cannot be told
+from another; it is named. What a function reads while it is called, such as the environment or a file whose name it
+makes, is not seen.
 """
 
 from __future__ import annotations
@@ -10,11 +12,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import io
 import logging
 import sys
-import sysconfig
 import threading
 import types
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -26,15 +29,24 @@ import torch
 from torch import Tensor, nn
 
 from ._internal import files
+from ._internal.user_code import OURS, file_of, imported, instructions, is_own_code
+from .datasets import contents
 from .denoisers import Denoiser
 from .denoisers.fingerprints import numbers_of
+from .denoisers.mixtures import MixtureDenoiser
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, slice, range, Enum, torch.dtype, torch.device, torch.Size,
           np.dtype, np.generic, Path)  # fmt: skip
 _NOTHING = (logging.Logger, types.MemberDescriptorType, types.GetSetDescriptorType, type(threading.Lock()))
 """What no answer depends on."""
-_OWN = ("steadyflow", "steadyflow_lab")
 _DEPTH = 60
+_KEPT = (types.SimpleNamespace,)
+_OF_MODULES = frozenset({*vars(nn.Module()), "_compiled_call_impl"} - {"training"})
+_OF_CLASSES = {
+    *("__dict__", "__weakref__", "__module__", "__doc__", "__annotations__", "__slots__", "__dataclass_fields__"),
+    *("__dataclass_params__", "__orig_bases__", "__parameters__", "__qualname__", "__abstractmethods__"),
+    *("__match_args__", "__firstlineno__", "__static_attributes__", "__annotate__", "__annotate_func__", "_abc_impl"),
+}
 
 
 @dataclass(frozen=True)
@@ -63,12 +75,15 @@ def identify(model: Denoiser) -> Identity:
     if hasattr(model, "described"):
         about = (*about, model.described())  # pyright: ignore[reportAttributeAccessIssue]
     pipe = getattr(model, "pipe", None)
-    if pipe is None and not walk.numbers.keys() & {"means"}:
+    if pipe is None and not isinstance(model, MixtureDenoiser):
         walk.visit("net", model.net)
     for name, part in cast("Mapping[str, Any]", {} if pipe is None else pipe.components).items():
         walk.component(name, part)
     walk.visit("model", type(model))
     walk.visit("schedule", type(model.schedule))
+    for hooks in ("_global_forward_hooks", "_global_forward_pre_hooks"):
+        walk.visit(hooks, vars(torch.nn.modules.module).get(hooks) or None)
+    walk.sources()
     parts = {"numbers": files.digest("", walk.numbers), "configuration": _hash([repr(about), *sorted(walk.texts)])}
     if walk.code:
         parts["code"] = _hash(sorted(walk.code))
@@ -89,6 +104,29 @@ class _Walk:
         self.unknown: set[str] = set()
         self.packages: set[str] = set()
         self._seen: dict[int, Any] = {}
+        self._modules: set[str] = set()
+
+    def sources(self) -> None:
+        """The source files of the user's modules that have been met, and of those that these import."""
+        waiting, done = sorted(self._modules), set[str]()
+        while waiting:
+            name = waiting.pop()
+            if name in done or not is_own_code(name):
+                continue
+            done.add(name)
+            file = file_of(name)
+            if file is None:
+                continue
+            self.code.append(f"{name} {contents.digest(file)}")
+            waiting += imported(file, name)
+
+    def add(self, name: str, value: Tensor) -> None:
+        """A tensor, under its name or, where another has that, under one like it."""
+        while name in self.numbers:
+            if self.numbers[name] is value:
+                return
+            name += "'"
+        self.numbers[name] = value.detach().to_dense() if value.layout != torch.strided else value
 
     def component(self, name: str, part: Any) -> None:
         """A component of a pipeline, whose weights have been found already."""
@@ -104,8 +142,12 @@ class _Walk:
 
     def visit(self, name: str, value: Any, depth: int = 0) -> None:
         """Look at a value that a model's answers may depend on."""
-        if isinstance(value, _PLAIN) or type(value).__module__ in ("typing", "types"):
-            self.texts.append(f"{name} {value!r}")
+        if isinstance(value, _PLAIN) or (type(value).__module__ in ("typing", "types") and type(value) not in _KEPT):
+            self.texts.append(f"{name} {_text(value)}")
+            own = getattr(value, "__dict__", None)
+            if not own or isinstance(value, Enum | type):
+                return
+            self.visit(f"{name}.own", dict(own), depth + 1)
             return
         if isinstance(value, _NOTHING):
             return
@@ -121,8 +163,15 @@ class _Walk:
                 return
         self._object(name, value, depth + 1)
 
-    def _tensor(self, name: str, value: Any, depth: int) -> None:
-        self.numbers.setdefault(name, torch.as_tensor(value) if not isinstance(value, Tensor) else value)
+    def _tensor(self, name: str, value: Tensor, depth: int) -> None:
+        self.add(name, value)
+        self._own(name, value, depth)
+
+    def _own(self, name: str, value: Any, depth: int) -> None:
+        """What an object carries in attributes of its own."""
+        found = getattr(value, "__dict__", None)
+        if found:
+            self.visit(f"{name}.own", dict(found), depth)
 
     def _array(self, name: str, value: Any, depth: int) -> None:
         if value.dtype.hasobject:
@@ -132,16 +181,32 @@ class _Walk:
 
     def _module(self, name: str, value: nn.Module, depth: int) -> None:
         for key, part in [*value.named_parameters(), *value.named_buffers()]:
-            self.numbers.setdefault(f"{name}.{key}".replace("._orig_mod.", "."), part)
-        if isinstance(value, torch.jit.ScriptModule):
-            self.code.append(str(getattr(value, "code", "")))
+            full = f"{name}.{key}".replace("._orig_mod.", ".")
+            if full not in self.numbers:
+                self.numbers[full] = part
         for key, module in value.named_modules():
             self.visit(f"{name}.{key}", type(module), depth)
-            own = _is_own_code(type(module).__module__)
+            if isinstance(module, torch.jit.ScriptModule):
+                self._scripted(f"{name}.{key}", module)
+                continue
+            own = is_own_code(type(module).__module__)
             for word, given in vars(module).items():
-                hooks = word in ("_forward_hooks", "_forward_pre_hooks") and given
-                if hooks or (not word.startswith("_") and (own or isinstance(given, (*_PLAIN, tuple)))):
+                if word in ("_forward_hooks", "_forward_pre_hooks") and given:
+                    self.visit(f"{name}.{key}.{word}", dict(given), depth)
+                elif word not in _OF_MODULES and (own or callable(given) or isinstance(given, (*_PLAIN, tuple))):
                     self.visit(f"{name}.{key}.{word}", given, depth)
+
+    def _scripted(self, name: str, module: Any) -> None:
+        """A module that torch has compiled: its code, and its attributes that are neither parameters nor buffers."""
+        try:
+            data = io.BytesIO()
+            torch.jit.save(module, data)
+            with zipfile.ZipFile(data) as archive:
+                inside = sorted(entry for entry in archive.namelist() if "/code/" in entry or entry.endswith(".pkl"))
+                inside = [entry for entry in inside if not entry.endswith(".debug_pkl")]
+                self.code += [hashlib.sha256(archive.read(entry)).hexdigest() for entry in inside]
+        except (RuntimeError, AttributeError, zipfile.BadZipFile):
+            self.unknown.add(f"{name} (a compiled module that cannot be saved)")
 
     def _function(self, name: str, value: types.FunctionType, depth: int) -> None:
         for k, cell in enumerate(value.__closure__ or ()):
@@ -151,18 +216,20 @@ class _Walk:
                 continue  # an empty cell
         for k, default in enumerate([*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]):
             self.visit(f"{name}.default{k}", default, depth)
-        if not _is_own_code(value.__module__):
+        self._own(name, value, depth)
+        self._modules.add(value.__module__ or "")
+        if not is_own_code(value.__module__ or ""):
             self._package(value.__module__)
             return
         names = list[str]()
-        self.code.append(_instructions(value.__code__, names))
+        self.code.append(instructions(value.__code__, names))
         for word in dict.fromkeys(names):
             if word not in value.__globals__:
                 continue
             given = value.__globals__[word]
             if not isinstance(given, types.ModuleType):
                 self.visit(word, given, depth)
-            elif not _is_own_code(given.__name__):
+            elif not is_own_code(given.__name__):
                 self._package(given.__name__)
             else:
                 for inner in dict.fromkeys(names):
@@ -179,13 +246,14 @@ class _Walk:
         self.visit(f"{name}.keywords", value.keywords, depth)
 
     def _class(self, name: str, value: type, depth: int) -> None:
-        if not _is_own_code(value.__module__):
+        self._modules.add(value.__module__)
+        if not is_own_code(value.__module__):
             self._package(value.__module__)
             return
         for word, given in vars(value).items():
-            if word != "_abc_impl" and (callable(given) or not word.startswith("__")):
+            if word not in _OF_CLASSES:
                 self.visit(f"{value.__qualname__}.{word}", given, depth)
-        for base in value.__bases__:
+        for base in (*value.__bases__, type(value)):
             self.visit(base.__qualname__, base, depth)
 
     def _inside(self, name: str, value: Any, depth: int) -> None:
@@ -202,14 +270,23 @@ class _Walk:
         self._package(getattr(value, "__module__", None) or "")
 
     def _mapping(self, name: str, value: Mapping[Any, Any], depth: int) -> None:
-        for key, given in value.items():
-            self.visit(f"{name}[{key!r}]" if isinstance(key, _PLAIN) else name, given, depth)
+        for k, (key, given) in enumerate(value.items()):
+            plain = isinstance(key, (*_PLAIN, tuple)) and "0x" not in repr(key)
+            self.visit(f"{name}[{key!r}]" if plain else f"{name}[{k}]", given, depth)
+            if not plain:
+                self.visit(f"{name}.key{k}", key, depth)
+        if type(value) is not dict:
+            self._own(name, value, depth)
+            self.visit(name, type(value), depth)
 
     def _sequence(self, name: str, value: Any, depth: int) -> None:
         entries = sorted(value, key=repr) if isinstance(value, set | frozenset) else value
         self.texts.append(f"{name} {type(value).__name__} of {len(value)}")
         for k, given in enumerate(entries):
             self.visit(f"{name}[{k}]", given, depth)
+        if type(value) not in (list, tuple, set, frozenset):
+            self._own(name, value, depth)
+            self.visit(name, type(value), depth)
 
     def _object(self, name: str, value: Any, depth: int) -> None:
         """An object of a class that is none of the others: by its attributes, where a user or we wrote the class."""
@@ -221,7 +298,7 @@ class _Walk:
         described = getattr(value, "described", None)
         if callable(described):
             self.texts.append(f"{name} {described()!r}")
-        elif dataclasses.is_dataclass(value) or _is_own_code(kind.__module__) or kind.__module__.split(".")[0] in _OWN:
+        elif type(value) in _KEPT or _is_known(kind):
             found = {word: getattr(value, word) for word in _slots(kind) if hasattr(value, word)}
             for word, given in (found | getattr(value, "__dict__", {})).items():
                 self.visit(f"{name}.{word}", given, depth)
@@ -231,46 +308,35 @@ class _Walk:
 
     def _package(self, module: str) -> None:
         top = module.partition(".")[0]
-        if top and top not in sys.stdlib_module_names and top not in (*_OWN, "__main__") and not _is_own_code(module):
+        if top and top not in sys.stdlib_module_names and top not in (*OURS, "__main__") and not is_own_code(module):
             self.packages.add(top)
 
 
+def _is_known(kind: type) -> bool:
+    """Whether all that an object of a class holds is in its attributes, as far as one can see."""
+    return dataclasses.is_dataclass(kind) or is_own_code(kind.__module__) or kind.__module__.split(".")[0] in OURS
+
+
 def _slots(kind: type) -> list[str]:
-    found = [getattr(one, "__slots__", ()) for one in kind.__mro__]
-    return [word for slots in found for word in ((slots,) if isinstance(slots, str) else slots)]
+    found = list[str]()
+    for one in kind.__mro__:
+        slots = getattr(one, "__slots__", ())
+        for word in (slots,) if isinstance(slots, str) else slots:
+            hidden = word.startswith("__") and not word.endswith("__")
+            found.append(f"_{one.__name__.lstrip('_')}{word}" if hidden else word)
+    return found
 
 
-@functools.lru_cache(maxsize=4096)
-def _is_own_code(module: str) -> bool:
-    """Whether a module is a user's: one of no installed package, which has a version, nor of Python."""
-    top = module.partition(".")[0]
-    if not top or top in sys.stdlib_module_names or top in (*_OWN, "builtins"):
-        return top == "__main__"
-    there = sys.modules.get(module) or sys.modules.get(top)
-    file = getattr(there, "__file__", None)
-    if file is None:
-        return there is None or not hasattr(there, "__path__")
-    path = Path(file).resolve()
-    return not any(path.is_relative_to(place) for place in _installed())
-
-
-@functools.cache
-def _installed() -> tuple[Path, ...]:
-    places = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    places |= {place for place in sys.path if Path(place).name in ("site-packages", "dist-packages")}
-    return tuple(Path(place).resolve() for place in places if place)
-
-
-def _instructions(code: types.CodeType, names: list[str]) -> str:
-    """The instructions of a function and of those in it, as text; the names that they refer to are added to a list."""
-    names += code.co_names
-    inner = [
-        _instructions(one, names) if isinstance(one, types.CodeType) else repr(one)
-        for one in code.co_consts
-        if not isinstance(one, frozenset)
-    ]
-    sets = [repr(sorted(one, key=repr)) for one in code.co_consts if isinstance(one, frozenset)]
-    return f"{code.co_code.hex()} {code.co_names!r} {code.co_varnames!r} {[*inner, *sets]!r}"
+def _text(value: Any) -> str:
+    """A plain value as text; of the path of a file, also what is in it."""
+    text = repr(value)
+    if isinstance(value, str | Path) and len(str(value)) < 4096:
+        try:
+            if Path(value).is_absolute() and Path(value).is_file():
+                text += f" {contents.digest(value)}"
+        except (OSError, ValueError):
+            pass
+    return text
 
 
 _LOOKS: tuple[tuple[Any, str], ...] = (

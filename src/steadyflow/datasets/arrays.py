@@ -4,6 +4,7 @@ Pictures are mapped from [0, 255] to [-1, 1] and back. Nothing is unpickled.
 """
 
 import io
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -170,6 +171,8 @@ def _read_picture(path: Path, shape: tuple[int, ...], resize: bool) -> Tensor:
     return pixels.view(shape[1], shape[2], shape[0]).permute(2, 0, 1)[None].contiguous()
 
 
+_READING = threading.Lock()
+"""Held while NumPy reads a header as Python's syntax, which Python 3.11 cannot do in two threads at once."""
 Stored = tuple[tuple[int, ...], Callable[[int, int], Tensor]]
 """The shape of an array in a file, and how to read some of its rows."""
 
@@ -208,7 +211,8 @@ def _check_there(path: Path) -> None:
 
 def _mapped(path: Path) -> npt.NDArray[Any]:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header cannot make it allocate
+        with _READING:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header cannot make it allocate
     except Exception as error:  # numpy's reading of headers raises whatever it meets: SyntaxError, TokenError, ...
         raise CorruptFileError(f"{path}: no plain .npy array, or a damaged one ({error})") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":

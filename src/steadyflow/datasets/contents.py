@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -60,6 +62,8 @@ def digest(path: str | Path) -> str:
     for one in inside(path):
         if one != path:
             hashed.update(b"\0" + os.fsencode(one.relative_to(path)) + b"\0")
+        if not stat.S_ISREG(one.stat().st_mode):
+            raise OSError(errno.EINVAL, "is no regular file", str(one))
         with one.open("rb", buffering=0) as file:
             while data := file.read(_AT_ONCE):
                 hashed.update(data)

@@ -178,7 +178,7 @@ class Rows(Source):
                 if len(x) != piece.stop - piece.start:
                     raise InputError(f"input: {piece.name} are gone, as {self._path} is shorter than it was")
                 digests[piece.start] = contents.digest_of(x)
-                _check_same(piece, digests[piece.start])
+                _check_same(piece, digests[piece.start], self._path)
                 found[piece] = x
             except READING as error:
                 bad |= dict.fromkeys(range(max(start, piece.start), min(stop, piece.stop)), error)
@@ -259,7 +259,7 @@ class Files(Source):
                 x = self._one(path)
                 if piece is not None:
                     digests[k] = contents.digest(path)  # after the reading, so that what was read is what is hashed
-                    _check_same(piece, digests[k])
+                    _check_same(piece, digests[k], path)
                     if contents.mark(path) != before:
                         raise InputError(f"{path}: was changed while it was being read")
                 found[k] = x
@@ -272,8 +272,12 @@ class Files(Source):
         return Read(self._encoded(images), self._label, bad, digests)
 
     def pieces(self, block: int) -> Iterator[Piece]:
-        for name in media.scanned(self._path, self._model):
+        for name in self.names():
             yield Piece(-1, -1, name)
+
+    def names(self) -> Iterator[str]:
+        """The names of all files in the folder that the model takes, in any order; an empty one for a single file."""
+        return media.scanned(self._path, self._model)
 
     def measured(self, piece: Piece, content: bool = True) -> Piece:
         path = self._at(piece)
@@ -295,9 +299,10 @@ READING = (InputError, CorruptFileError, OSError, MemoryError)
 """What a file that is damaged, gone, too large or of another kind raises where it is read."""
 
 
-def _check_same(piece: Piece, digest: str) -> None:
+def _check_same(piece: Piece, digest: str, path: Path) -> None:
     """Raise `InputError` where a piece is not what it was when it was listed."""
-    if piece.digest and piece.digest != digest:
+    unknown = not piece.digest and piece.size >= 0
+    if (piece.digest and piece.digest != digest) or (unknown and contents.size_and_time(path) != piece[3:5]):
         raise InputError(f"{piece.name}: was changed after the run began")
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
+import threading
 import warnings
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from .prepared import Prepared, refuse_unknown
 from .writer import Writer, writing
 
 LIMIT = 128
-"""After so many samples that could not be computed, and none that could, a run ends."""
+"""After so many samples that raised an error or do not fit the model, and none that could be computed, a run ends."""
 _TRIES = 3
 """How often a process may die of the same block before it is set aside."""
 
@@ -39,23 +41,27 @@ class Care:
     recompute: bool = False
     version: str | None = None
     progress: bool | None = None
+    given: tuple[str, ...] = ()
+    """Which of the words about inputs were given."""
 
 
 def in_folder(job: Job, folder: Path, engine: Engine, size: int, care: Care, model: Any) -> RunFolder:
     """Do a job in a folder; see `run_job`."""
-    there = RunFolder.open(folder) if (folder / "manifest.json").is_file() else None
     asked, wanted = job, job.n
-    if there is not None and there.manifest.get("asked") == {**_plainly(asked), "n": there.job.n}:
-        watched = isinstance(there.manifest.get("input"), dict)
-        job = there.job if watched else dataclasses.replace(there.job, n=wanted)
-    prepared = dataclasses.replace(job.opened(model, listed=there is not None), strict=care.strict)
-    facts = prepared.facts
-    prepared = dataclasses.replace(prepared, known=facts)
-    refuse_unknown(facts, care.version)
-    facts = facts if care.version is None else {**facts, "model_version": care.version}
     with ExitStack() as stack:
         stack.enter_context(RunFolder.alone(folder))
+        there = RunFolder.open(folder) if (folder / "manifest.json").is_file() else None
+        if there is not None and there.manifest.get("asked") == {**_plainly(asked), "n": there.job.n}:
+            watched = isinstance(there.manifest.get("input"), dict)
+            job = there.job if watched else dataclasses.replace(there.job, n=wanted)
+        prepared = dataclasses.replace(job.opened(model, listed=there is not None), strict=care.strict)
+        facts = prepared.facts
+        prepared = dataclasses.replace(prepared, known=facts)
+        refuse_unknown(facts, care.version)
+        facts = facts if care.version is None else {**facts, "model_version": care.version}
         pins, about = None, None
+        if care.given and (prepared.data is None or prepared.data.pieces(job.block) is None):
+            raise InputError(f"{care.given[0]}: no inputs are read from files here, so that it would change nothing")
         if isinstance(prepared.data, Source) and prepared.data.pieces(job.block) is not None:
             about = _listed(folder, there, prepared, care)
             pins = Pins(stack.enter_context(connected(folder / "inputs.sqlite")))
@@ -64,19 +70,42 @@ def in_folder(job: Job, folder: Path, engine: Engine, size: int, care: Care, mod
         prepared = prepared.settled()
         changes = Changes()
         if there is not None and pins is not None and about is not None:
-            changes = _changes(there, prepared, pins, about, care)
+            changes = _changes(prepared, pins, about, care)
             if wanted != job.n:
                 _check_number(wanted, job, changes)
         run = RunFolder.begun(folder, prepared.job, {**facts, "asked": {**_plainly(asked), "n": prepared.job.n}})
         with writing(run) as writer:
-            kept = _resumed(writer, care, job.n)
-            dropped = _agreed(kept, writer.aside(), changes, pins, care)
+            kept = _resumed(writer, pins, changes, care, job.n)
+            dropped = _agreed(kept, writer.aside(), changes, care)
             for start, stop in dropped:
                 writer.drop(start, stop)
-            kept = [shard for shard in kept if not any(a < shard.stop and shard.start < b for a, b in dropped)]
-            ranges = _ranges(writer, prepared, engine, changes, kept, size)
-            _do(run, writer, engine, prepared, ranges, pins, care)
+            if pins is not None and changes.changed:
+                pins.update(changes.changed)
+                run = run.noting(input={**(about or {}), "digest": pins.digest()})
+            ranges = _ranges(writer, prepared, engine, changes, writer.shards(), size, care)
+            with _in_order():
+                _do(run, writer, engine, prepared, ranges, pins, care)
+            if pins is not None and pins.learnt:
+                run = run.noting(input={**(about or {}), "digest": pins.digest()})
     return run
+
+
+@contextmanager
+def _in_order() -> Iterator[None]:
+    """Make a context that SIGTERM ends as Ctrl-C does, so that the work in hand is not taken for what killed it."""
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def ended(*_: Any) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, ended)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def among(spans: Sequence[Shard | Aside], piece: Piece) -> bool:
@@ -113,14 +142,14 @@ def _listed(folder: Path, there: RunFolder | None, prepared: Prepared, care: Car
     return found
 
 
-def _changes(there: RunFolder, prepared: Prepared, pins: Pins, about: dict[str, Any], care: Care) -> Changes:
+def _changes(prepared: Prepared, pins: Pins, about: dict[str, Any], care: Care) -> Changes:
     """How the inputs differ from those that a run began with."""
     assert isinstance(prepared.data, Source)
-    bar = progress_bar(care.progress, about["inputs"], unit="input")
+    count = len(pins)
+    bar = progress_bar(care.progress, count, unit="input")
     try:
-        return pins.changes(
-            prepared.data, there.job.block, content=care.content, told=bar.update, there=about.get("there")
-        )
+        whole = about.get("there") == count
+        return pins.changes(prepared.data, content=care.content, told=bar.update, whole=whole)
     finally:
         bar.close()
 
@@ -141,19 +170,25 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(map(str, found[:5])) + more
 
 
-def _resumed(writer: Writer, care: Care, n: int) -> list[Shard]:
+def _resumed(writer: Writer, pins: Pins | None, changes: Changes, care: Care, n: int) -> list[Shard]:
+    different = {piece.start for piece in [*changes.changed, *changes.gone]}
+
+    def inputs(start: int, stop: int) -> str | None:
+        """What stands for the inputs as they were, but for those of which it is decided later."""
+        if pins is None or (different and any(piece.start in different for piece in pins.between(start, stop))):
+            return None
+        return pins.expected(start, stop)
+
     bar = progress_bar(care.progress, n, unit="sample checked")
     try:
-        kept, _ = writer.resume(bar.update)
+        kept, _ = writer.resume(bar.update, inputs)
     finally:
         bar.close()
     return kept
 
 
-def _agreed(
-    kept: list[Shard], aside: list[Aside], changes: Changes, pins: Pins | None, care: Care
-) -> list[tuple[int, int]]:
-    """What is to be computed again, as its inputs have changed; the list of the inputs is brought up to date.
+def _agreed(kept: list[Shard], aside: list[Aside], changes: Changes, care: Care) -> list[tuple[int, int]]:
+    """What is to be computed again, as its inputs have changed.
 
     Raises:
         InputError: That was not asked for.
@@ -167,8 +202,6 @@ def _agreed(
             "or have those results computed again (recompute_changed, --recompute-changed)"
         )
     new = [piece.name for piece in changes.changed if piece not in different and not among(aside, piece)]
-    if pins is not None:
-        pins.update(changes.changed)
     if new:
         warnings.warn(f"input: {_some(new)} changed before it was computed, and is taken as it is now", stacklevel=5)
     if changes.more:
@@ -178,17 +211,25 @@ def _agreed(
 
 
 def _ranges(
-    writer: Writer, prepared: Prepared, engine: Engine, changes: Changes, kept: list[Shard], size: int
+    writer: Writer,
+    prepared: Prepared,
+    engine: Engine,
+    changes: Changes,
+    kept: list[Shard],
+    size: int,
+    care: Care,
 ) -> Iterator[tuple[int, int]]:
     """The ranges to do: first what nobody has tried, then what was set aside and may succeed now."""
     job, aside = prepared.job, writer.aside()
     fresh = list(missing(job, _blocks(job, [*kept, *aside]), size))
-    tried = []
+    tried, deaths = list[Aside](), writer.tries()
     for one in aside:
-        changed = any(piece.start < one.stop and one.start < piece.stop for piece in changes.changed)
-        if one.kind == "death" and engine.dies_with_work and not changed:
-            continue
-        if one.kind == "input" and all(prepared.unreadable(k) for k in range(one.start, one.stop)):
+        if one.kind == "death" and engine.dies_with_work:
+            again = any(a < one.stop and one.start < b for a, (b, _) in deaths.items())
+            if again and not any(among([one], piece) for piece in changes.changed):
+                writer.set_aside(one)  # it was tried once more, and the process died
+                continue
+        elif one.kind == "input" and not care.strict and all(map(prepared.unreadable, range(one.start, one.stop))):
             continue
         tried.append(one)
     blocks = {a for one in tried for a in range(one.start // job.block * job.block, one.stop, job.block)}
@@ -253,7 +294,7 @@ def _do(
     care: Care,
 ) -> None:
     """Do ranges, and keep what comes."""
-    job, failed = prepared.job, 0
+    job, failed, wrong = prepared.job, 0, 0
     done = sum(shard.stop - shard.start for shard in writer.shards())
     bar = progress_bar(care.progress, job.n, unit="sample")
     try:
@@ -263,13 +304,16 @@ def _do(
                 if care.strict:
                     raise InputError(f"{result.name}: {result.cause}")
                 writer.set_aside(result)
-                failed += result.stop - result.start
-                if not done and failed >= LIMIT:
+                count = result.stop - result.start
+                failed += count
+                wrong += count if result.kind == "error" or result.cause.startswith("InputError") else 0
+                if not done and failed == wrong >= LIMIT:
                     break
             else:
-                writer.add(result.start, result.stop, result.part, result.seconds, result.worker, result.together)
+                found, together = (result.part, result.seconds, result.worker), result.together
+                writer.add(result.start, result.stop, *found, together, result.digests)
                 done += result.stop - result.start
-                if pins is not None and not care.content:
+                if pins is not None and pins.incomplete:
                     pins.learn(result.digests)
             bar.update(result.stop - result.start)
     except BaseException:

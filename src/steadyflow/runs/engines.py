@@ -368,4 +368,4 @@ def _prepared(text: str, expected: str) -> Prepared:
             f"model: {prepared.job.model!r} is another one on {platform.node()} than where the run is driven "
             f"({'; '.join(differing)}); put the same weights, inputs and packages on every node"
         )
-    return prepared
+    return dataclasses.replace(prepared, known=found)

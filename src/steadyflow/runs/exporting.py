@@ -93,7 +93,20 @@ def export(run: Run, path: str | Path, decode: Callable[[Tensor], Any] | None = 
     else:
         for start, part in run.stretches():
             media.write_each(path, decode(run.job.samples(part)), start, **how)
+        for one in run.aside():
+            for k in range(one.start, one.stop):
+                _remove_earlier(path, k)
     return path
+
+
+def _remove_earlier(folder: Path, k: int) -> None:
+    """Remove what an earlier export wrote of a sample that has been set aside since."""
+    for path in folder.glob(f"{k:09d}*"):
+        if path.is_file() and path.suffix in (".png", ".wav", ".mp4") and path.stem == f"{k:09d}":
+            path.unlink()
+        elif path.is_dir() and path.name == f"{k:09d}":
+            for frame in path.glob("*.png"):
+                frame.unlink()
 
 
 def _as_they_are(x: Tensor) -> Tensor:

@@ -14,16 +14,17 @@ Files that are none of these are left alone.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from .._internal import files, strict_json
-from ..errors import MALFORMED, CorruptFileError, InputError, StorageError
-from .database import connected, locked
+from ..errors import MALFORMED, CorruptFileError, InputError
+from .database import Database, connected, locked
 from .job import Aside
 from .jobs import Job, Part, digest, from_spec
 from .prepared import differences
@@ -80,22 +81,26 @@ class RunFolder:
         path = Path(path)
         if path.exists() and not path.is_dir():
             raise InputError(f"run: {path} is no folder; give a new one")
-        there = set() if not path.exists() else {p.name for p in path.iterdir()}
-        if there and not there & OURS:
+        if path.exists() and not _may_be_ours(path):
             raise InputError(f"run: {path} holds other things than a run; give a new folder")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"{path}: cannot be made ({error})") from error
-        try:
-            with locked(path / "lock", f"run: another process is working on {path}; wait for it, or stop it"):
+        with locked(path / "lock", f"run: another process is working on {path}; wait for it, or stop it"):
+            new = not any((path / name).exists() for name in ("manifest.json", "shards", "index.sqlite"))
+            try:
                 yield path
-        finally:
-            if not there and not (path / "manifest.json").exists():  # nothing has begun
-                for name in ("lock", "inputs.sqlite"):
-                    (path / name).unlink(missing_ok=True)
-                with contextlib.suppress(OSError):
-                    path.rmdir()
+            finally:
+                if new and not (path / "manifest.json").exists():  # nothing has begun
+                    for name in ("inputs.sqlite", "lock"):
+                        (path / name).unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):
+                        path.rmdir()
+
+    @cached_property
+    def mark(self) -> str:
+        """What stands for the job, the model and the versions: shards say of which run they are."""
+        about = {key: value for key, value in self.manifest.items() if key not in ("asked", "input")}
+        if isinstance(self.manifest.get("input"), str):
+            about["input"] = self.manifest["input"]
+        return hashlib.sha256(strict_json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
     @classmethod
     def begun(cls, path: Path, job: Job, facts: dict[str, Any]) -> RunFolder:
@@ -111,6 +116,12 @@ class RunFolder:
                 "go on with those, or give a new folder"
             )
         return found
+
+    def noting(self, **facts: Any) -> RunFolder:
+        """The run with some facts in its manifest changed."""
+        manifest = {**self.manifest, **strict_json.loads(strict_json.dumps(facts))}
+        files.write_text(self.path / "manifest.json", strict_json.dumps(manifest, indent=2))
+        return RunFolder(self.path, manifest)
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -156,7 +167,7 @@ class RunFolder:
         return self._entered(read_aside)
 
     def _entered(self, reading: Any) -> list[Any]:
-        if not (self.path / "index.sqlite").is_file():
+        if not (self.path / "index.sqlite").exists():
             return []
         with connected(self.path / "index.sqlite") as index:
             return reading(self, index)
@@ -180,6 +191,8 @@ class RunFolder:
         done = sum(shard.stop - shard.start for shard in shards)
         if done + sum(one.stop - one.start for one in aside) != self.job.n:
             raise InputError(f"run: {self.path} has {done} of {self.job.n} samples; run the same command again")
+        if not shards:
+            raise InputError(f"run: none of the {self.job.n} samples of {self.path} have been computed")
         for shard in shards:
             yield shard.start, self.read(shard)
 
@@ -197,18 +210,24 @@ class RunFolder:
         Raises:
             CorruptFileError: They are not what was written.
         """
+        return self.checked(shard)[0]
+
+    def checked(self, shard: Shard) -> tuple[Part, dict[str, Any]]:
+        """As `read`, with what the file's header says of them."""
         path = self.path / "shards" / shard.file
         try:
             part, about = load_shard(path)
         except FileNotFoundError as error:
             raise CorruptFileError(f"{path}: the index names it, but it is gone; {ADVICE}") from error
-        if about["digest"] != shard.digest:
+        if about["digest"] != shard.digest or about.get("run", self.mark) != self.mark:
             raise CorruptFileError(f"{path}: not what was written; {ADVICE}")
-        return part
+        return part, about
 
     def figures(self) -> dict[str, Any]:
         """Figures of a finished run, and what it took."""
         shards = self.shards()
+        if not shards:
+            raise InputError(f"run: none of the {self.job.n} samples of {self.path} have been computed")
         figures = {"samples": self.job.n, **self.job.figures(self.parts)}
         figures["seconds of work"] = round(sum(shard.seconds for shard in shards), 1)
         figures["computed on"] = ", ".join(sorted({shard.worker for shard in shards}))
@@ -218,9 +237,18 @@ class RunFolder:
         return figures
 
 
+_PART = re.compile(rf"({SHARD.pattern}|manifest\.json|inputs\.sqlite)[a-z0-9_]{{8}}{re.escape(files.PART)}")
+
+
 def is_part(name: str) -> bool:
     """Whether a file is one of the run's that is being written, or was when its process died."""
-    return name.endswith(files.PART) and (SHARD.match(name) is not None or name.startswith(("manifest", "inputs")))
+    return _PART.fullmatch(name) is not None
+
+
+def _may_be_ours(path: Path) -> bool:
+    """Whether a folder is empty, or has something in it that a run has."""
+    names = {entry.name for entry in path.iterdir()}
+    return not names or bool(names & OURS)
 
 
 def load_shard(path: Path) -> tuple[Part, dict[str, Any]]:
@@ -247,31 +275,37 @@ def load_shard(path: Path) -> tuple[Part, dict[str, Any]]:
     return part, about
 
 
-def read_index(folder: RunFolder, index: sqlite3.Connection) -> list[Shard]:
+def read_index(folder: RunFolder, index: Database) -> list[Shard]:
     """The rows of an index, checked."""
     names = {name for (name,) in index.execute("select name from sqlite_master")}
     if "shards" not in names:
         return []
-    rows = index.execute("select start, stop, digest, seconds, worker from shards order by start").fetchall()
-    small = dict(index.execute("select start, together from small")) if "small" in names else {}
+    rows = index.execute("select start, stop, digest, seconds, worker from shards order by start")
     try:
+        small = dict(index.execute("select start, together from small")) if "small" in names else {}
         found = [Shard(int(a), int(b), str(c), float(d), str(e), int(small.get(a, 0))) for a, b, c, d, e in rows]
     except MALFORMED as error:
-        raise sqlite3.DatabaseError(f"a row is no shard: {error}") from error
+        raise index.damaged(f"a row is no shard: {error}") from error
     at = 0
     for shard in found:
         if shard.start < at or not shard.start < shard.stop <= folder.job.n:
-            raise sqlite3.DatabaseError(f"samples {shard.start} to {shard.stop} overlap others or are none of the run")
+            raise index.damaged(f"samples {shard.start} to {shard.stop} overlap others or are none of the run")
         at = shard.stop
     return found
 
 
-def read_aside(folder: RunFolder, index: sqlite3.Connection) -> list[Aside]:
-    """What an index says was set aside."""
-    if not index.execute("select name from sqlite_master where name = 'aside'").fetchone():
+def read_aside(folder: RunFolder, index: Database) -> list[Aside]:
+    """What an index says was set aside, checked."""
+    if not index.execute("select name from sqlite_master where name = 'aside'"):
         return []
-    rows = index.execute("select start, stop, name, cause, kind from aside order by start").fetchall()
+    rows = index.execute("select start, stop, name, cause, kind from aside order by start")
     try:
-        return [Aside(int(a), int(b), str(c), str(d), str(e)) for a, b, c, d, e in rows]
+        found = [Aside(int(a), int(b), str(c), str(d), str(e)) for a, b, c, d, e in rows]
     except MALFORMED as error:
-        raise sqlite3.DatabaseError(f"a row is nothing that was set aside: {error}") from error
+        raise index.damaged(f"a row is nothing that was set aside: {error}") from error
+    at = 0
+    for one in found:
+        if one.start < at or not one.start < one.stop <= folder.job.n:
+            raise index.damaged(f"samples {one.start} to {one.stop} overlap others or are none of the run")
+        at = one.stop
+    return found

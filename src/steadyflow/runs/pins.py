@@ -11,16 +11,18 @@ import hashlib
 import os
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from .._internal import files
 from ..datasets.contents import Piece
-from ..datasets.sources import Source
-from ..errors import InputError, StorageError
+from ..datasets.sources import Files, Source
+from ..errors import MALFORMED, InputError, StorageError
+from .database import Database
 
 CHECKS = ("content", "times")
 """How inputs are compared with the list: by hashes of all of their content, or by names, sizes and times alone."""
@@ -125,9 +127,13 @@ def _row(piece: Piece) -> tuple[object, ...]:
     return (piece.start, piece.stop, os.fsencode(piece.name), piece.size, piece.time, piece.digest)
 
 
-def _piece(row: tuple[int, int, bytes, int, int, str]) -> Piece:
-    start, stop, name, size, time, digest = row
-    return Piece(start, stop, os.fsdecode(name), size, time, digest)
+def hashed_inputs(digests: Mapping[int, str]) -> str:
+    """What stands for several inputs in a shard: a hash of their hashes.
+
+    Args:
+        digests: The hashes by the first samples.
+    """
+    return hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest()[:32]
 
 
 class Pins:
@@ -137,8 +143,12 @@ class Pins:
         base: A connection to it.
     """
 
-    def __init__(self, base: sqlite3.Connection):
+    def __init__(self, base: Database):
         self._base = base
+        self.incomplete = bool(base.execute("select 1 from pieces where digest = '' limit 1"))
+        """Whether there are pieces whose hash is not known."""
+        self.learnt = False
+        """Whether some of them have been entered."""
 
     def between(self, start: int, stop: int) -> list[Piece]:
         """The pieces of the samples [start, stop), in order."""
@@ -147,72 +157,86 @@ class Pins:
             "(select coalesce(max(start), 0) from pieces where start <= ?) order by start",
             (stop, start),
         )
-        return list(map(_piece, rows))
+        return list(map(self._piece, rows))
 
     def __len__(self) -> int:
-        return int(self._base.execute("select count(*) from pieces").fetchone()[0])
+        return int(self._base.execute("select count(*) from pieces")[0][0])
 
     def all(self) -> Iterator[Piece]:
         """All pieces in order, a few at a time."""
         at = -1
-        while rows := self._base.execute(
-            "select * from pieces where start > ? order by start limit ?", (at, _AT_ONCE)
-        ).fetchall():
-            yield from map(_piece, rows)
+        while rows := self._base.execute("select * from pieces where start > ? order by start limit ?", (at, _AT_ONCE)):
+            yield from map(self._piece, rows)
             at = rows[-1][0]
 
-    def changes(self, data: Source, block: int, *, content: bool, told: Told, there: int | None) -> Changes:
+    def _piece(self, row: Sequence[Any]) -> Piece:
+        start, stop, name, size, time, digest = row
+        try:
+            return Piece(int(start), int(stop), os.fsdecode(name), int(size), int(time), str(digest))
+        except MALFORMED as error:
+            raise self._base.damaged(f"a row is no input: {error}") from error
+
+    def expected(self, start: int, stop: int) -> str | None:
+        """What stands for the content of the inputs of some samples; None where not all of it is known."""
+        found = {piece.start: piece.digest for piece in self.between(start, stop)}
+        return hashed_inputs(found) if found and all(found.values()) else None
+
+    def changes(self, data: Source, *, content: bool, told: Told, whole: bool) -> Changes:
         """Compare all pieces with what is there now.
 
         Args:
             data: The source as it is now.
-            block: How many rows of an array make a piece.
             content: Whether by hashes; else by sizes and times.
             told: Is told of the progress.
-            there: How many inputs there were when the list was made, where those that have come are to be found.
+            whole: Whether the list has all inputs that there were, and not the first ones.
 
         Returns:
             What differs.
         """
         found, known = Changes(), list[Piece]()
         for old, now in zip(self.all(), _measured(data, self.all(), content, told), strict=True):
+            same = (now.size, now.time) == (old.size, old.time)
             if now.size < 0:
                 if old.size >= 0 or old.digest:
                     found.gone.append(old)
             elif content and old.digest:
                 if now.digest != old.digest:
                     found.changed.append(now)
-            elif (now.size, now.time) != (old.size, old.time) and old.size >= 0:
+                elif not same:
+                    known.append(now)
+            elif not same and old.size >= 0:
                 found.changed.append(now)
             elif content or old.size < 0:
                 known.append(now)
         self.update(known)
-        if there is not None and data.total() + len(found.gone) > there:
-            found.more = [piece.name for piece in data.pieces(block) or () if piece.start < 0 and not self._has(piece)]
+        found.more = list(self._more(data, whole))
         return found
 
-    def _has(self, piece: Piece) -> bool:
+    def _more(self, data: Source, whole: bool) -> Iterator[str]:
+        """Names of files that are there and are not in the list, and would be if it were made now."""
+        last = self._base.execute("select name from pieces order by start desc limit 1")
+        if not last or not isinstance(data, Files):
+            return
         self._base.execute("create index if not exists names on pieces (name)")
-        row = self._base.execute("select 1 from pieces where name = ?", (os.fsencode(piece.name),)).fetchone()
-        return row is not None
+        for name in data.names():
+            key = os.fsencode(name)
+            if (whole or key < last[0][0]) and not self._base.execute("select 1 from pieces where name = ?", (key,)):
+                yield name
 
     def update(self, pieces: Iterable[Piece]) -> None:
         """Enter pieces as they are now, in place of what is there of them."""
         for batch in _batches(pieces):
-            self._base.execute("begin immediate")
-            self._base.executemany("insert or replace into pieces values (?, ?, ?, ?, ?, ?)", map(_row, batch))
-            self._base.execute("commit")
+            self._base.many("insert or replace into pieces values (?, ?, ?, ?, ?, ?)", map(_row, batch))
 
     def learn(self, digests: Mapping[int, str]) -> None:
-        """Enter the hashes of pieces that were not hashed when the list was made.
+        """Enter the hashes of pieces that were not known when the list was made.
 
         Args:
             digests: The hashes by the first samples.
         """
-        self._base.execute("begin immediate")
+        self.learnt = True
         rows = [(digest, start) for start, digest in digests.items()]
-        self._base.executemany("update pieces set digest = ? where start = ? and digest = ''", rows)
-        self._base.execute("commit")
+        self._base.many("update pieces set digest = ? where start = ? and digest = ''", rows)
 
     def digest(self) -> str:
         """Thirty-two hexadecimal digits that stand for the whole list."""

@@ -6,8 +6,9 @@ import dataclasses
 import functools
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,12 @@ from ..tasks import Inversion
 from .edits import rows_of
 from .job import TRIAL, Aside, Block, Data, Job, Part, Stretch
 
-_FATAL = (MissingExtraError, StorageError, ImportError)
+
+class ChangedError(InputError):
+    """A file that all samples depend on was changed under the run."""
+
+
+_FATAL = (MissingExtraError, StorageError, ImportError, ChangedError)
 """What ends a run, as it is the same for all samples."""
 
 
@@ -49,6 +55,8 @@ class Prepared:
     """Whether a sample that cannot be computed raises its error, instead of being set aside."""
     known: Mapping[str, Any] | None = None
     """Its `facts`, where they have been found already."""
+    marks: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What other files looked like when they were last compared."""
 
     def _block(self, read: Read, start: int, stop: int) -> Block:
         job = self.job
@@ -181,7 +189,20 @@ class Prepared:
         return [Stretch(start, stop, self.job.joined([one.part for one in parts]), size, read.digests)]
 
     def _part(self, block: Block) -> Part:
-        return self.job.part(self.job.call(block))
+        part = self.job.part(self.job.call(block))
+        if self.known is not None and "files" in self.known:
+            self._check_files(str(self.known["files"]))
+        return part
+
+    def _check_files(self, known: str) -> None:
+        """Raise `ChangedError` where another file, such as a mask, is not what it was when the run began."""
+        others = self.job.other_files()
+        marks = tuple(map(contents.mark, others)) if all(Path(path).exists() for path in others) else None
+        if marks is not None and self.marks.get("files") == marks:
+            return
+        if marks is None or contents.together(others) != known:
+            raise ChangedError(f"files: {', '.join(others)} changed under the run; bring back what was there")
+        self.marks["files"] = marks
 
     def _aside(self, k: int, names: dict[int, str], why: Exception | str) -> Aside:
         cause = why if isinstance(why, str) else f"{type(why).__name__}: {why}"

@@ -105,7 +105,11 @@ def run_job(
     try:
         if folder is None:
             return _in_memory(job, engine or InProcess(), progress, model, threads)
-        care = Care(bool(strict), check_inputs != "times", bool(recompute_changed), model_version, progress)
+        words = {"check_inputs": check_inputs, "recompute_changed": recompute_changed or None}
+        given_words = tuple(name for name, value in words.items() if value is not None)
+        care = Care(
+            bool(strict), check_inputs != "times", bool(recompute_changed), model_version, progress, given_words
+        )
         return in_folder(job, Path(folder), engine or InProcess(), shard_size(job, shard), care, model)
     finally:
         torch.set_num_threads(threads)  # the job has set its own

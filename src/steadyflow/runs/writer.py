@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import sqlite3
+import math
 import time
 import warnings
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from .._internal import files, strict_json
-from ..errors import CorruptFileError, StorageError
-from .database import PATIENCE, connected, is_held, reason
+from ..errors import MALFORMED, CorruptFileError, StorageError
+from .database import PATIENCE, Database, HeldError, connected
 from .folder import SHARD, RunFolder, Shard, is_part, load_shard, read_aside, read_index
 from .job import Aside
 from .jobs import Job, Part, digest
+from .pins import hashed_inputs
 
 _TABLES = (
     """create table if not exists shards (start integer primary key, stop integer not null, digest text not null,
@@ -75,47 +76,63 @@ class Writer:
         index: A connection to its index.
     """
 
-    def __init__(self, folder: RunFolder, index: sqlite3.Connection):
+    def __init__(self, folder: RunFolder, index: Database):
         self._folder, self._index = folder, index
         self._there: dict[int, Shard] = {}
         self._starts: list[int] = []
         self._put_off: list[Statement] = []
         self._told = False
+        self._begun: set[int] = set()
         self.patience = PATIENCE
         index.execute("pragma synchronous=full")
         for table in _TABLES:
             index.execute(table)
 
-    def resume(self, told: Callable[[int], object] = lambda samples: None) -> tuple[list[Shard], list[str]]:
+    def resume(
+        self,
+        told: Callable[[int], object] = lambda samples: None,
+        inputs: Callable[[int, int], str | None] = lambda start, stop: None,
+    ) -> tuple[list[Shard], list[str]]:
         """Check everything that is there; the sound shards in order, and the names of what was not sound.
 
         Sound shards that are not in the index are entered; what was being written when a process died is removed.
 
         Args:
             told: Is told of so many more samples that have been checked.
+            inputs: What stands for the inputs of samples (see `Pins.expected`); shards of others are not sound.
         """
         folder, unsound = self._folder, list[str]()
         place = folder.path / "shards"
-        place.mkdir(exist_ok=True)
+        try:
+            place.mkdir(exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{place}: cannot be made ({error})") from error
         for path in [*place.iterdir(), *folder.path.iterdir()]:
             if is_part(path.name):
                 path.unlink(missing_ok=True)
         for shard in read_index(folder, self._index):
-            try:
-                folder.read(shard)
+            if self._sound(shard, inputs):
                 self._know(shard)
-            except CorruptFileError:
+            else:
                 unsound.append(shard.file)
                 self._do([("delete from shards where start = ?", (shard.start,))])
             told(shard.stop - shard.start)
         for path in sorted(place.iterdir(), key=_longest_first):
-            shard = self._orphan(path)
+            shard = self._orphan(path, inputs)
             if shard is not None:
                 self._enter(shard)
-        self._index.execute(f"pragma busy_timeout={int(1000 * _SHORT)}")
         return self.shards(), unsound
 
-    def _orphan(self, path: Path) -> Shard | None:
+    def _sound(self, shard: Shard, inputs: Callable[[int, int], str | None]) -> bool:
+        """Whether the file of a shard is what was written, of these inputs."""
+        try:
+            _, about = self._folder.checked(shard)
+        except (CorruptFileError, OSError):
+            return False
+        expected = inputs(shard.start, shard.stop)
+        return expected is None or about.get("inputs", expected) == expected
+
+    def _orphan(self, path: Path, inputs: Callable[[int, int], str | None]) -> Shard | None:
         """The shard in a file that is not in the index, if it is sound and fits."""
         match = SHARD.fullmatch(path.name)
         if match is None:
@@ -125,12 +142,14 @@ class Writer:
             return None
         try:
             _, about = load_shard(path)
-            if (about.get("start", start), about.get("stop", stop)) != (start, stop):
+            if (about["start"], about["stop"], about["run"]) != (start, stop, self._folder.mark):
                 return None
-            facts = str(about["digest"]), float(about["seconds"]), str(about["worker"])
-            return Shard(start, stop, *facts, int(about.get("together", 0)))
-        except (CorruptFileError, OSError, KeyError, ValueError, TypeError):
+            facts = str(about["digest"]), float(about["seconds"]), _text(str(about["worker"]))
+            shard = Shard(start, stop, *facts, int(about.get("together", 0)))
+        except (CorruptFileError, OSError, *MALFORMED):
             return None
+        told = 0 <= shard.together < 2**62 and math.isfinite(shard.seconds)
+        return shard if told and self._sound(shard, inputs) else None
 
     def _over(self, start: int, stop: int) -> list[Shard]:
         """The shards that hold some of these samples."""
@@ -150,7 +169,16 @@ class Writer:
         self._there[shard.start] = shard
         insort(self._starts, shard.start)
 
-    def add(self, start: int, stop: int, part: Part, seconds: float, worker: str, together: int = 0) -> Shard:
+    def add(
+        self,
+        start: int,
+        stop: int,
+        part: Part,
+        seconds: float,
+        worker: str,
+        together: int = 0,
+        digests: Mapping[int, str] | None = None,
+    ) -> Shard:
         """Write a shard and enter it; it takes the place of those that hold some of its samples.
 
         Args:
@@ -160,6 +188,7 @@ class Writer:
             seconds: How long they took.
             worker: The kind of processor that computed them.
             together: How many samples were computed together, where those were fewer than a block for want of memory.
+            digests: The hashes of the inputs that they were computed from, by the first samples.
 
         Raises:
             StorageError: That fails; then it is not there at all.
@@ -167,7 +196,8 @@ class Writer:
         shard = Shard(start, stop, digest(part), seconds, worker, together)
         place = self._folder.path / "shards"
         about = {"start": start, "stop": stop, "digest": shard.digest, "seconds": seconds, "worker": worker}
-        about |= {"together": together} if together else {}
+        about |= {"run": self._folder.mark, **({"together": together} if together else {})}
+        about |= {"inputs": hashed_inputs(digests)} if digests else {}
         files.write(place / shard.file, part.kind, part.tensors, {**part.metadata, "shard": strict_json.dumps(about)})
         old = self._over(start, stop)
         self._enter(shard)
@@ -211,15 +241,17 @@ class Writer:
     def drop(self, start: int, stop: int) -> None:
         """Remove the shards that hold some of these samples, and what was set aside of them.
 
+        The files go first, so that a process that dies on the way leaves nothing that would be entered again.
+
         Args:
             start: The first sample.
             stop: The one after the last.
         """
         over, within = self._over(start, stop), (stop, start)
-        self._do([(f"delete from {name} where start < ? and stop > ?", within) for name in ("shards", "aside")])
         for one in over:
-            self._forget(one)
             (self._folder.path / "shards" / one.file).unlink(missing_ok=True)
+            self._forget(one)
+        self._do([(f"delete from {name} where start < ? and stop > ?", within) for name in ("shards", "aside")])
 
     def aside(self) -> list[Aside]:
         """What has been set aside."""
@@ -233,12 +265,14 @@ class Writer:
             start: The first sample.
             stop: The one after the last.
         """
+        self._begun.add(start)
         self._do([("insert into tries values (?, ?, 1) on conflict (start) do update set count = count + 1, stop = ?",
                    (start, stop, stop))])  # fmt: skip
 
     def forget_tries(self) -> None:
         """Forget what was begun, as this process ends in order."""
-        self._do([("update tries set count = count - 1", ()), ("delete from tries where count < 1", ())])
+        begun = [("update tries set count = count - 1 where start = ?", (start,)) for start in sorted(self._begun)]
+        self._do([*begun, ("delete from tries where count < 1", ())])
 
     def shards(self) -> list[Shard]:
         """The shards that are there, in order."""
@@ -246,25 +280,25 @@ class Writer:
 
     def tries(self) -> dict[int, tuple[int, int]]:
         """How often a process has begun with some samples and died: the last sample and the number, by the first."""
-        return {a: (b, c) for a, b, c in self._index.execute("select start, stop, count from tries")}
+        rows = self._index.execute("select start, stop, count from tries")
+        try:
+            return {int(a): (int(b), int(c)) for a, b, c in rows}
+        except MALFORMED as error:
+            raise self._index.damaged(f"a row is no count of tries: {error}") from error
 
     def _do(self, statements: Iterable[Statement]) -> None:
         """Carry statements out in one transaction, after those that were put off; or put them off."""
-        self._put_off += statements
+        due, self._put_off = [*self._put_off, *statements], []  # none is carried out twice, whatever interrupts this
+        self._index.wait_for(_SHORT)
         try:
-            self._index.execute("begin immediate")
-            for statement, values in self._put_off:
-                self._index.execute(statement, values)
-            self._index.execute("commit")
-            self._put_off.clear()
-        except sqlite3.OperationalError as error:
-            if self._index.in_transaction:
-                self._index.execute("rollback")
-            if not is_held(error):
-                raise StorageError(f"{self._path}: {reason(error)}; what is done stays") from error
+            self._index.all_or_none(due)
+        except HeldError:
+            self._put_off = due
             if not self._told:
                 self._told = True
                 warnings.warn(f"{self._path}: another program holds it; the work goes on without it", stacklevel=3)
+        finally:
+            self._index.wait_for(self.patience)
 
     @property
     def _path(self) -> Path:
