@@ -550,7 +550,7 @@ def disturb(trial: Trial, kind: str, plan: Plan, disk: Disk, rng: random.Random,
         path = rng.choice(shards)
         content = path.read_bytes()
         path.unlink()
-        if kind == "damaged shard":
+        if kind == "damaged shard" and content:
             at = rng.randrange(len(content))
             other = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
             path.write_bytes(rng.choice([content[:at], other, b""]))
@@ -587,9 +587,11 @@ def disturbed(trial: Trial, disk: Disk, rng: random.Random, usual: float, known:
                 continue
             if disturb(trial, kind, plan, disk, rng, usual):
                 trial.faults[kind] += 1
-        for _ in range(5 if plan.deadly is not None and plan.once is None else 1):
-            one(trial, plan, known)
+        for _ in range(5):
+            code, _ = one(trial, plan, known)
             plan.act = None
+            if code != DEAD or plan.once is not None:
+                break
         disk.empty()
         if trial.damaged:
             (trial.folder / "index.sqlite").unlink(missing_ok=True)
@@ -645,7 +647,7 @@ def trial_of(place: Path, disk: Disk, rng: random.Random, usual: float) -> Trial
         for path, content in trial.foreign.items():
             if not path.exists() or path.read_bytes() != content:
                 raise WrongError(f"a file of others was touched: {path.name}")
-    except (WrongError, SteadyflowError) as error:
+    except (WrongError, SteadyflowError, OSError, RuntimeError, ValueError) as error:
         trial.words = f"{type(error).__name__}: {error}"
     return trial
 
