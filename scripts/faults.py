@@ -2,7 +2,7 @@
 
 Each trial begins a random small run in a folder (of `sample`, `invert`, `reconstruct` or `edit`, of the exact mixture
 or the bundled digits, of arrays or pictures, with random blocks and shards) and does several random things to it: kills
-the process (at a random moment, or at a random call of the code that keeps the folder), fills the disk, changes inputs
+the process (at a random moment, or at a random place of the code that keeps the folder), fills the disk, changes inputs
 between and under the work (also of the same size and time), damages or removes them, holds the index, lets a block end
 its process once or always, damages or deletes shards, the index or the list of the inputs, adds files of others, copies
 the folder, begins the same run twice at once. What a finished run hands out is looked at each time: nothing of it may
@@ -70,6 +70,8 @@ DONE, WITHOUT, REFUSED, FULL, CORRUPT, BUG, DEAD = 0, 3, 4, 5, 6, 70, 77
 """How an attempt ends; `WITHOUT` some samples, as the commands say it."""
 KEEPERS = {module.__file__ for module in (database, driving, files, folder, pins, writer)}
 """The code that keeps the folder of a run."""
+PLACES = 280
+"""About so many places of it are passed."""
 TAILS = ("", " b", "\n", "'\"", "ü", "\udcff", ".bmp", "%20", "-;--")
 """Odd ends of names."""
 
@@ -202,7 +204,7 @@ class Plan:
     kill: float | None = None
     """Seconds until the process is killed."""
     kill_at: int | None = None
-    """The call, of what keeps the folder, at which it is killed."""
+    """The place, in what keeps the folder, at which it is killed."""
     at: int = 0
     """After so many results something is done to the inputs."""
     act: tuple[str, list[int], str] | None = None
@@ -333,13 +335,13 @@ def _fail_at(k: int) -> None:
 
 
 def _kill_at(k: int) -> None:
-    """Kill this process at the k-th call from what keeps the folder."""
-    count = [0]
+    """Kill this process at the k-th place of the code that keeps the folder, so that rare places are as likely."""
+    places = set[tuple[str, int, str]]()
 
     def seen(frame: Any, event: str, _: Any) -> None:
         if event in ("call", "c_call", "c_return") and frame.f_code.co_filename in KEEPERS:
-            count[0] += 1
-            if count[0] == k:
+            places.add((frame.f_code.co_filename, frame.f_lineno, event))
+            if len(places) == k:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.setprofile(seen)
@@ -507,7 +509,7 @@ class Disk:
             subprocess.run(["umount", str(self.place)], check=True)
 
 
-KINDS = ("kill", "kill at a call", "full disk", "changed input", "input changed under the run", "damaged input",
+KINDS = ("kill", "kill at a place", "full disk", "changed input", "input changed under the run", "damaged input",
          "input damaged under the run", "held index", "death", "deaths", "damaged shard", "deleted shard",
          "deleted index", "damaged index", "deleted list", "foreign files", "copy", "twice at once")  # fmt: skip
 
@@ -526,8 +528,9 @@ def disturb(trial: Trial, kind: str, plan: Plan, disk: Disk, rng: random.Random,
         act = ("change", some, rng.choice(times)) if "changed" in kind else ("damage", some, rng.choice(damages))
     if kind == "kill":
         plan.kill = rng.uniform(0, 1.3 * usual)
-    elif kind == "kill at a call":
-        plan.kill_at = int(10 ** rng.uniform(0, 3.5))
+    elif kind == "kill at a place":
+        plan.kill_at = rng.randint(1, PLACES)
+        plan.recompute = rng.random() < 0.7
     elif kind == "full disk":
         if disk.mounted:
             disk.fill(rng.choice([0, 4096, 8192, 12288, 20480, 40960, 65536]))
