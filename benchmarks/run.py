@@ -2,9 +2,9 @@
 
     python benchmarks/run.py [name ...] [-- ARGUMENT ...]
 
-Without names all are run but the long ones: few_calls, tuning, tuning_pictures, kills, fuzz and versions. The
-sections of benchmarks that are not run stay as they are. Arguments after -- are those of the scripts, such as --read
-FILE.
+Without names all are run but the long ones: few_calls, tuning, tuning_pictures, many_inputs, kills, faults, fuzz and
+versions. The sections of benchmarks that are not run stay as they are. Arguments after -- are those of the scripts, such
+as --read FILE.
 """
 
 import os
@@ -23,9 +23,9 @@ PATHS = {
     for path in sorted(FOLDER.glob("*.py"))
     if path.stem not in ("run", "peers", "timing", "tuning_problems")
 }
-SCRIPTS = {"kills": "kill_runs", "fuzz": "fuzz", "versions": "versions"}
+SCRIPTS = {"kills": "kill_runs", "faults": "faults", "fuzz": "fuzz", "versions": "versions"}
 LONG = {name: FOLDER.parent / "scripts" / f"{file}.py" for name, file in SCRIPTS.items()}
-LONG |= {name: PATHS.pop(name) for name in ("few_calls", "tuning", "tuning_pictures") if name in PATHS}
+LONG |= {name: PATHS.pop(name) for name in ("few_calls", "tuning", "tuning_pictures", "many_inputs") if name in PATHS}
 HEAD = "# Results\n\nWhat the scripts of this folder printed; `make benchmarks` makes it anew.\n"
 
 

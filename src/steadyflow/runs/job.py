@@ -39,6 +39,8 @@ TRIAL = 8
 """On how many of the samples "auto" chooses a solver."""
 
 _COUNTS = ("n", "block", "threads")
+_MOST = {"n": 10**12 - 1, "block": 10**12 - 1, "threads": 2**16}
+"""Shards are named by numbers of twelve digits."""
 _WHOLE = ("steps", "nfe", "seed", "index", "label")
 _TEXTS = ("model", "prompt", "noise", "device", "reason", "smooth", "mask", "lora", "inversion", "input", "frames")
 _NUMBERS = ("strength", "t_min", "t_max", "guidance", "source_guidance", "smoothing", "tolerance")
@@ -175,6 +177,8 @@ class Job(ABC):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"{name}: got {value!r}, expected a whole number of at least 1")
+            if value > _MOST[name]:
+                raise InputError(f"{name}: got {value}, expected at most {_MOST[name]}")
         for names, kinds, words in (
             (_WHOLE, int, "a whole number"),
             (_NUMBERS, int | float, "a number"),

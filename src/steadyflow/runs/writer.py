@@ -218,7 +218,7 @@ class Writer:
             [
                 *((f"delete from {name} where start < ? and stop > ?", within) for name in tables),
                 ("delete from small where start < ? and start >= ?", within),
-                ("insert into shards values (?, ?, ?, ?, ?)", row),
+                ("insert into shards (start, stop, digest, seconds, worker) values (?, ?, ?, ?, ?)", row),
                 *small,
             ]
         )
