@@ -309,7 +309,9 @@ def _attempt(trial: Trial, plan: Plan, folder: Path, log: Path) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            how = {"engine": engine, "shard": trial.shard, "progress": False, "recompute_changed": plan.recompute}
+            how = {"engine": engine, "shard": trial.shard, "progress": False}
+            if getattr(trial.job, "input", None) is not None:
+                how["recompute_changed"] = plan.recompute
             run = run_job(trial.job, folder, **how)
             return WITHOUT if run.aside() else DONE
     except (SteadyflowError, FileNotFoundError) as error:

@@ -89,7 +89,8 @@ class RunFolder:
                 yield path
             finally:
                 if new and not (path / "manifest.json").exists():  # nothing has begun
-                    for name in ("inputs.sqlite", "lock"):
+                    left = [entry.name for entry in path.iterdir() if is_part(entry.name)]
+                    for name in (*left, "inputs.sqlite", "lock"):
                         (path / name).unlink(missing_ok=True)
                     with contextlib.suppress(OSError):
                         path.rmdir()
@@ -248,7 +249,7 @@ def is_part(name: str) -> bool:
 def _may_be_ours(path: Path) -> bool:
     """Whether a folder is empty, or has something in it that a run has."""
     names = {entry.name for entry in path.iterdir()}
-    return not names or bool(names & OURS)
+    return bool(names & OURS) or all(map(is_part, names))
 
 
 def load_shard(path: Path) -> tuple[Part, dict[str, Any]]:
