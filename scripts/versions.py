@@ -389,7 +389,7 @@ def read(folder: Path, cells: list[Cell]) -> list[Row]:
     for cell in cells:
         kept = folder / cell.name / "row.json"
         rows.append(Row(**json.loads(kept.read_text(encoding="utf-8"))) if kept.exists()
-                    else Row(cell.name, cell.python, not_run="it was left for another time"))  # fmt: skip
+                    else Row(cell.name, cell.python, not_run="not asked for"))  # fmt: skip
     return rows
 
 

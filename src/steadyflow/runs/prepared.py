@@ -285,7 +285,7 @@ def _version_of(module: str) -> str | None:
 
 def is_want_of_memory(error: BaseException) -> bool:
     """Whether an error says that there was not enough memory."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
