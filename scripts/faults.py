@@ -557,7 +557,10 @@ def disturb(trial: Trial, kind: str, plan: Plan, disk: Disk, rng: random.Random,
         path.unlink()
         if kind == "damaged shard" and content:
             at = rng.randrange(len(content))
-            other = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+            last = (
+                len(content) - 1 - rng.randrange(8)
+            )  # among the numbers: a damaged header may look like another run's
+            other = content[:last] + bytes([content[last] ^ 1]) + content[last + 1 :]
             path.write_bytes(rng.choice([content[:at], other, b""]))
     elif kind in ("deleted index", "damaged index", "deleted list"):
         path = folder / ("inputs.sqlite" if kind == "deleted list" else "index.sqlite")
@@ -574,7 +577,11 @@ def disturb(trial: Trial, kind: str, plan: Plan, disk: Disk, rng: random.Random,
         names = ["notes.txt", "shards/mine.npy", "shards/shard.safetensors", "shards/half.part", ".hidden", "x.sqlite"]
         path = folder / rng.choice(names)
         if path.parent.is_dir():
-            path.write_bytes(os.urandom(10))
+            try:
+                path.write_bytes(os.urandom(10))
+            except OSError:  # the disk is full
+                path.unlink(missing_ok=True)
+                return False
             trial.foreign[path] = path.read_bytes()
     elif kind == "copy":
         plan.copy = rng.uniform(0, usual)
