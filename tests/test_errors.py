@@ -12,6 +12,7 @@ from steadyflow import errors
 ARGUMENTS = {
     sf.UnknownNameError: ("solver", "dimm", ["ddim", "rk4"]),
     sf.MissingExtraError: ("Pillow", "data", "reading pictures"),
+    sf.BrokenExtraError: ("Pillow", "reading pictures", ImportError("no libjpeg")),
     sf.StorageError: (28, "No space left on device", "x.npy"),
 }
 """Of classes that take other arguments than a message."""

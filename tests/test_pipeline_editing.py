@@ -11,6 +11,7 @@ pytest.importorskip("diffusers")
 
 import pipelines  # needs diffusers
 import steadyflow as sf
+from steadyflow._internal import strict_json
 from steadyflow.denoisers import Smoothing
 from steadyflow.diffusers import load_pipeline
 from steadyflow_lab.editing import piebench, piebench_runs
@@ -185,7 +186,7 @@ def test_piebench_is_run_with_its_protocol(call, folder, tmp_path):
     options = ["--model", folder, "--nfe", "6", "--guidance", "2", "--out", out]
     status, _, problem = call("lab", "run", "piebench", "--data", data, *options)
     assert status == 0, problem
-    (kept,) = json.loads((out / "piebench.json").read_text())
+    (kept,) = strict_json.loads((out / "piebench.json").read_text())
     assert len(kept["scores"]) == 3
     assert np.isnan(kept["scores"][1]["values"]["psnr"])  # nothing is unedited
     known = [kept["scores"][k]["values"]["psnr"] for k in (0, 2)]

@@ -224,7 +224,7 @@ def test_a_file_too_large_is_not_read(tmp_path):
     path = tmp_path / "large.json"
     with path.open("wb") as file:
         file.truncate(65 * 2**20)
-    with pytest.raises(sf.CorruptFileError, match="too large"):
+    with pytest.raises(sf.CorruptFileError, match="too many"):
         Tuned.load(path)
 
 
