@@ -234,6 +234,27 @@ def test_where_memory_does_not_suffice_fewer_samples_are_computed_together_and_t
     assert (one.start, one.stop, one.cause) == (5, 6, "needs more memory than there is")
 
 
+def test_what_stands_for_a_damaged_input_is_never_a_result_whatever_else_fails(tmp_path, monkeypatch):
+    """A damaged input, too little memory, and a sample that always needs too much, in one block."""
+    pictures = tmp_path / "in"
+    pictures.mkdir()
+    for k in range(4):
+        values = np.random.default_rng(k).integers(0, 200, (8, 8), dtype=np.uint8)
+        Image.fromarray(values if k != 3 else np.full((8, 8), 255, np.uint8)).save(pictures / f"{k}.png")
+    damage(pictures / "1.png")
+    (tmp_path / "greedy.py").write_text(
+        "import steadyflow as sf\ndef make():\n    def net(x, t):\n"
+        "        if len(x) > 2 or (x.flatten(1).amin(1) > 0.5).any():\n            raise MemoryError\n"
+        "        return x\n    return sf.Denoiser(net, sf.VPCosine(), shape=(1, 8, 8))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    job = runs.Inverting("greedy:make", n=4, solver="ddim", steps=2, block=4, input=str(pictures))
+    run = quietly(job, tmp_path / "run")
+    assert [(one.start, one.kind) for one in run.aside()] == [(1, "input"), (3, "error")]
+    assert [(shard.start, shard.stop) for shard in run.shards()] == [(0, 1), (2, 3)]
+    assert all(shard.together for shard in run.shards())
+
+
 def _in_a_child(job, folder):
     """The exit status of a process that does a job."""
     child = multiprocessing.get_context("fork").Process(target=quietly, args=(job, folder))

@@ -201,7 +201,8 @@ def _agreed(kept: list[Shard], aside: list[Aside], changes: Changes, care: Care)
             f"input: {names} since the run began, and results were computed from it; bring it back, give a new folder, "
             "or have those results computed again (recompute_changed, --recompute-changed)"
         )
-    new = [piece.name for piece in changes.changed if piece not in different and not among(aside, piece)]
+    used = {piece.start for piece in different}
+    new = [piece.name for piece in changes.changed if piece.start not in used and not among(aside, piece)]
     if new:
         warnings.warn(f"input: {_some(new)} changed before it was computed, and is taken as it is now", stacklevel=5)
     if changes.more:

@@ -143,24 +143,25 @@ class Prepared:
             words = f"is judged together with {names.get(first, f'sample {first}')}, which cannot be read"
             return [self._aside(k, names, found.bad.get(k, words)) for k in range(start, stop)]
         whole = self._tried(found, start, stop, together)
-        if not found.bad or not all(isinstance(one, Stretch) for one in whole):
+        if not found.bad:
             return whole
-        part = self.job.joined([one.part for one in whole if isinstance(one, Stretch)])
-        return self._without(part, start, stop, found, names)
+        cut = [[one] if isinstance(one, Aside) else self._without(one, found, names) for one in whole]
+        return [one for several in cut for one in several]
 
     def _read(self, start: int, stop: int, listed: Sequence[Piece]) -> Read:
         if self.data is None:
             return Read(None, getattr(self.job, "label", None), {}, {})
         return self.data.read(start, stop, listed)
 
-    def _without(self, part: Part, start: int, stop: int, found: Read, names: dict[int, str]) -> list[Stretch | Aside]:
-        """A part cut where a sample stood for one that could not be read."""
+    def _without(self, whole: Stretch, found: Read, names: dict[int, str]) -> list[Stretch | Aside]:
+        """A stretch cut where a sample stood for one that could not be read."""
         cut: list[Stretch | Aside] = []
-        at = start
-        for k in [*sorted(found.bad), stop]:
+        at, start, stop = whole.start, whole.start, whole.stop
+        for k in [*sorted(k for k in found.bad if start <= k < stop), stop]:
             if at < k:
                 read = {piece: digest for piece, digest in found.digests.items() if at <= piece < k}
-                cut.append(Stretch(at, k, self.job.cut(part, at - start, k - start), 0, read))
+                part = self.job.cut(whole.part, at - start, k - start)
+                cut.append(Stretch(at, k, part, whole.together, read))
             if k < stop:
                 cut.append(self._aside(k, names, found.bad[k]))
             at = k + 1
