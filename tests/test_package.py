@@ -155,6 +155,7 @@ def test_only_one_place_tells_missing_packages_from_broken_ones():
         "src/steadyflow/loading.py",  # a module of the user's
         "src/steadyflow/diffusers/_saved.py",  # what a single pipeline needs: never "missing"
         "src/steadyflow/_internal/given.py",  # what torch lacks for a device
+        "src/steadyflow/_internal/user_code.py",  # the place of a module that need not be there
         "src/steadyflow/runs/database.py",  # a module of Python that Windows has not
     }
     found = set()
