@@ -72,8 +72,12 @@ def quietly(*args, **words):
         return runs.run_job(*args, **words)
 
 
-@pytest.mark.parametrize("task", JOBS)
-@pytest.mark.parametrize("bad", [(5,), (0, 3), (4, 5, 6, 7), (9,)])
+BAD = [(5,), (0, 3), (4, 5, 6, 7), (9,)]
+
+
+@pytest.mark.parametrize(
+    ("task", "bad"), [(task, bad) for task in JOBS for bad in BAD if task != "diagnose" or bad == (5,)]
+)
 def test_the_rest_is_finished_with_the_same_bits_and_repair_does_only_what_was_missing(tmp_path, source, task, bad):
     job = JOBS[task](str(source))
     whole = tensors(runs.run_job(job, tmp_path / "whole"))
