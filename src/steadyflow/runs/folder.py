@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -287,11 +287,7 @@ def read_index(folder: RunFolder, index: Database) -> list[Shard]:
         found = [Shard(int(a), int(b), str(c), float(d), str(e), int(small.get(a, 0))) for a, b, c, d, e in rows]
     except MALFORMED as error:
         raise index.damaged(f"a row is no shard: {error}") from error
-    at = 0
-    for shard in found:
-        if shard.start < at or not shard.start < shard.stop <= folder.job.n:
-            raise index.damaged(f"samples {shard.start} to {shard.stop} overlap others or are none of the run")
-        at = shard.stop
+    _check_apart(found, folder.job.n, index)
     return found
 
 
@@ -304,9 +300,14 @@ def read_aside(folder: RunFolder, index: Database) -> list[Aside]:
         found = [Aside(int(a), int(b), str(c), str(d), str(e)) for a, b, c, d, e in rows]
     except MALFORMED as error:
         raise index.damaged(f"a row is nothing that was set aside: {error}") from error
+    _check_apart(found, folder.job.n, index)
+    return found
+
+
+def _check_apart(found: Sequence[Shard | Aside], n: int, index: Database) -> None:
+    """Raise `CorruptFileError` unless stretches of samples, in order, do not overlap and lie within a run of n."""
     at = 0
     for one in found:
-        if one.start < at or not one.start < one.stop <= folder.job.n:
+        if one.start < at or not one.start < one.stop <= n:
             raise index.damaged(f"samples {one.start} to {one.stop} overlap others or are none of the run")
         at = one.stop
-    return found

@@ -129,8 +129,7 @@ class Writer:
             _, about = self._folder.checked(shard)
         except (CorruptFileError, OSError):
             return False
-        expected = inputs(shard.start, shard.stop)
-        return expected is None or about.get("inputs", expected) == expected
+        return _is_of(inputs(shard.start, shard.stop), about)
 
     def _orphan(self, path: Path, inputs: Callable[[int, int], str | None]) -> Shard | None:
         """The shard in a file that is not in the index, if it is sound and fits."""
@@ -149,7 +148,7 @@ class Writer:
         except (CorruptFileError, OSError, *MALFORMED):
             return None
         told = 0 <= shard.together < 2**62 and math.isfinite(shard.seconds)
-        return shard if told and self._sound(shard, inputs) else None
+        return shard if told and _is_of(inputs(start, stop), about) else None
 
     def _over(self, start: int, stop: int) -> list[Shard]:
         """The shards that hold some of these samples."""
@@ -318,6 +317,11 @@ class Writer:
                     f"{self._path}: another program, such as a database browser, has held it for {self.patience:g} s; "
                     "all results are in the folder; close that program, and the same command enters them"
                 )
+
+
+def _is_of(expected: str | None, about: Mapping[str, Any]) -> bool:
+    """Whether the header of a shard names the inputs that are expected, as far as both are known."""
+    return expected is None or about.get("inputs", expected) == expected
 
 
 def _longest_first(path: Path) -> tuple[int, str]:
