@@ -508,3 +508,189 @@ def test_a_scale_of_guidance_may_be_a_tensor_one_for_all_or_one_for_each():
         sf.sample(model.with_guidance(scale[:2]), x=x)
     with pytest.raises(sf.InputError, match="one scale per sample is not saved"):
         sf.invert(model.with_guidance(scale), x).save("never.safetensors")
+
+
+def test_a_hook_of_a_parameter_acts_on_the_whole_gradient_once():
+    net, seen = Net(), []
+    handle = net.leave.bias.register_hook(lambda grad: seen.append(grad) or 0.1 * grad)
+    grads = []
+    for adjoint in ("none", "checkpoint", "reversible", *list(ADJOINTS.values())[3:]):
+        model = sf.Denoiser(net, sf.RectifiedFlow(), prediction="flow", shape=(DIM,))
+        net.leave.bias.grad = None
+        sf.sample(model, x=leaves()[0], solver=AUTO, steps=4, adjoint=adjoint).x.sum().backward()
+        grads.append(net.leave.bias.grad.clone())
+        assert len(seen) == len(grads)
+    for found in grads[1:]:
+        torch.testing.assert_close(found, grads[0], rtol=1e-11, atol=1e-11)
+    handle.remove()
+
+
+class Energy(nn.Module):
+    """A network that differentiates inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = Net()
+
+    def forward(self, x, t, c=None):
+        with torch.enable_grad():
+            y = x if x.requires_grad else x.detach().requires_grad_()
+            return torch.autograd.grad(self.net(y, t, c).square().sum(), y, create_graph=True)[0]
+
+
+@pytest.mark.parametrize("kind", ADJOINTS)
+def test_networks_that_differentiate_inside(kind):
+    assert error(Energy(), "flow", ADJOINTS[kind], sampling(AUTO, steps=4)) < 1e-10
+
+
+@pytest.mark.parametrize("name", ["reversible-heun", "alf", "bdia", "belm", "edict", "rex-midpoint"])
+@pytest.mark.parametrize("kind", ["checkpoint", "reversible", "reversible second"])
+def test_corrections_of_states_that_an_inverse_recovers(kind, name):
+    def returned(info):
+        return info.x * 1.003
+
+    def in_place(info):
+        info.x.mul_(1.003)
+
+    for act in (returned, in_place):
+        run = sampling(name, steps=5, t_max=0.9, end="path", corrections=[act])
+        assert error(Net(), "vp", ADJOINTS[kind], run) < 1e-9
+
+
+def test_black_boxes_are_noticed_behind_guidance_and_bounds():
+    inner = Net()
+
+    @torch.no_grad()
+    def net(x, t, c=None):
+        return inner(x, t, c)
+
+    x, base, null, scale = leaves()
+    for words in ({"clip": sf.Clip(1.0)}, {"condition": base, "null": null, "guidance": scale}):
+        model = sf.Denoiser(net, sf.VPLinear(), shape=(DIM,), **words)
+        for adjoint in (None, "none", *ADJOINTS.values()):
+            with pytest.raises(sf.InputError, match="does not depend on the state by any graph"):
+                sf.sample(model, x=x, solver="rex-midpoint", steps=3, adjoint=adjoint)
+
+
+def test_other_kinds_of_differentiation_are_refused_by_name():
+    model = sf.Denoiser(Net().requires_grad_(False), sf.RectifiedFlow(), prediction="flow", shape=(DIM,))
+    x = leaves()[0].detach()
+    for adjoint in ADJOINTS.values():
+
+        def run(z, adjoint=adjoint):
+            return sf.sample(model, x=z, solver=AUTO, steps=3, adjoint=adjoint).x
+
+        with pytest.raises(sf.InputError, match=r"torch\.func"):
+            torch.func.grad(lambda z: run(z).sum())(x)
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+            with pytest.raises(sf.InputError, match="forward mode"):
+                run(dual)
+
+
+def test_edits_that_hold_states_of_the_source_cost_no_more_than_others():
+    calls = [0]
+    net = Net()
+    net.register_forward_pre_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
+    spent = []
+    for steps in (5, 20):
+        x, base, *_ = leaves()
+        model = sf.Denoiser(net, sf.RectifiedFlow(), prediction="flow", shape=(DIM,), condition=base)
+        edited = sf.edit(model, x, base * 2.0, method="direct", solver="euler", steps=steps, adjoint="checkpoint")
+        calls[0] = 0
+        edited.x.sum().backward()
+        spent.append(calls[0])
+    assert spent == [10, 40]
+
+
+def test_what_the_network_reads_may_not_be_written_to_before_its_gradient():
+    for kind, what in itertools.product(ADJOINTS.values(), ("weight", "condition")):
+        net, condition = Net().requires_grad_(False), torch.ones(1, WIDTH, dtype=torch.float64)
+        model = sf.Denoiser(net, sf.RectifiedFlow(), prediction="flow", shape=(DIM,), condition=condition)
+        found = sf.sample(model, x=leaves()[0], solver=AUTO, steps=3, adjoint=kind)
+        with torch.no_grad():
+            (net.enter.weight if what == "weight" else condition).mul_(1.01)
+        with pytest.raises(sf.InputError, match="has been written to since the run"):
+            found.x.sum().backward()
+
+
+def test_grids_keep_their_tensor_or_refuse_it():
+    import dataclasses
+    import pickle
+
+    times = TIMES.clone().requires_grad_()
+    grid = sf.Grid(times)
+    kept = [
+        grid.reversed().reversed(),
+        grid.ending(True),
+        dataclasses.replace(grid, clean=True),
+        pickle.loads(pickle.dumps(grid)),
+        sf.Grid(tuple(times)),
+        sf.Grid.from_timesteps(times),
+        sf.Grid.from_timesteps(times, 0.05),
+    ]
+    assert all(one.tensor is not None and one.tensor.requires_grad for one in kept)
+    assert grid == sf.Grid(tuple(TIMES.tolist()))
+    assert hash(grid) == hash(sf.Grid(tuple(TIMES.tolist())))
+    with pytest.raises(sf.InputError, match="sigmas"):
+        sf.Grid.from_sigmas(times, sf.VE())
+    with pytest.raises(sf.InputError, match="times and tensor differ"):
+        dataclasses.replace(grid, times=(0.9, 0.1))
+    model = sf.Denoiser(Net(), sf.VPLinear(), shape=(DIM,))
+    x = leaves()[0].detach()
+    how = {"grid": grid, "adjoint": "checkpoint"}
+    with pytest.raises(sf.InputError, match="grid: its times have no gradient with noise maps"):
+        sf.edit(model.with_condition(torch.ones(1, WIDTH)), x, torch.ones(1, WIDTH), method="noise-maps", **how)
+    with pytest.raises(sf.InputError, match="goes on from the state of another"):
+        sf.reconstruct(model, x, solver="belm", **how)
+    with pytest.raises(sf.InputError, match="controller"):
+        sf.integrate(model, x, grid, solvers.get("heun"), controller=sf.PIDController(), adjoint="checkpoint")
+    sf.sample(model, x=x, solver=sf.Auto(samples=1), **how).x.sum().backward()
+    assert times.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("times", [[1.0, 0.7, 0.4, 0.0], [0.9, 0.5, 0.0]], ids=str)
+def test_times_at_the_ends_of_a_path(times):
+    model = sf.Denoiser(Net(), sf.RectifiedFlow(), prediction="flow", shape=(DIM,))
+
+    def run(values, adjoint=None):
+        how = {"n": 2, "dtype": torch.float64, "solver": "heun", "end": "path", "adjoint": adjoint}
+        return sf.sample(model, grid=sf.Grid(values), **how).x.sum()
+
+    start = torch.tensor(times, dtype=torch.float64)
+    given = start.clone().requires_grad_()
+    run(given, "checkpoint").backward()
+    one_sided = torch.zeros_like(start)
+    for i in range(len(start)):
+        step = torch.zeros_like(start)
+        step[i] = 1e-4 * (-1.0 if start[i] == 1.0 else 1.0)
+        with torch.no_grad():
+            one_sided[i] = sum(c * run(start + k * step) for k, c in enumerate(_AHEAD)) / step[i]
+    torch.testing.assert_close(given.grad, one_sided, rtol=1e-6, atol=1e-7)
+
+
+_AHEAD = (-2.45, 6.0, -7.5, 20 / 3, -3.75, 1.2, -1 / 6)
+
+
+def test_times_on_a_table():
+    table = sf.Tabulated.scaled_linear()
+    model = sf.Denoiser(Net(), table, shape=(DIM,), time_scale=1e-3)
+    x = leaves()[0].detach()
+
+    def run(values, adjoint=None):
+        return sf.sample(model, x=x, solver="dpmpp-2m", grid=sf.Grid(values), adjoint=adjoint, end="path").x.sum()
+
+    between = torch.tensor([900.3, 600.7, 300.2, 50.5], dtype=torch.float64)
+    given = between.clone().requires_grad_()
+    run(given, "checkpoint").backward()
+    torch.testing.assert_close(given.grad, differences(run, between, 0.02), rtol=1e-5, atol=1e-8)
+    on = between.round().requires_grad_()  # where the path bends: between the slopes of both sides
+    run(on, "checkpoint").backward()
+    with torch.no_grad():
+        sides = [
+            torch.stack([(run(on + h * unit) - run(on)) / h for unit in torch.eye(4, dtype=torch.float64)])
+            for h in (1e-4, -1e-4)
+        ]
+    low, high = torch.minimum(*sides), torch.maximum(*sides)
+    slack = 1e-3 * on.grad.abs()
+    assert ((low - slack <= on.grad) & (on.grad <= high + slack)).all()

@@ -17,6 +17,7 @@ from .loop import (
 from .solution import Solution, Trajectory
 from .stepper import Stepper, plan
 from .steps import Controller, StepLoop, drive
+from .times import level_at
 
 __all__ = [
     "Adjoint",
@@ -38,6 +39,7 @@ __all__ = [
     "check_state_type",
     "drive",
     "integrate",
+    "level_at",
     "plan",
     "progress_bar",
     "unrecorded",

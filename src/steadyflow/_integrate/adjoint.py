@@ -43,7 +43,11 @@ class Adjoint:
     graph of every step. The other two make the run without a graph, and on the way back make each step again:
     "checkpoint" from a state that was kept, which is exact for every solver, and "reversible" from a state that the
     solver's own inverse recovers, so that nothing is kept. That is exact to rounding where the inverse is, and where
-    it is not, the gradient has an error of the size of `drift`.
+    it is not, the gradient has an error, of which `drift` gives the size. Where corrections change states, those are
+    kept.
+
+    States that callbacks and corrections see are constants; a loss on states along the way takes them from `record=`.
+    A tensor that was computed before the run is passed through, and `backward` reaches the leaves behind it.
 
     Args:
         kind: "none", "checkpoint" or "reversible".
@@ -51,7 +55,9 @@ class Adjoint:
             square root of their number, which holds the fewest states.
         order: 2 if gradients of gradients will be asked for. The run then records a graph without its tensors, some
             kilobytes for each operation of the network.
-        tolerance: The drift above which a way back warns ("reversible") or raises `InputError` ("checkpoint").
+        tolerance: The drift above which a way back warns ("reversible") or raises `InputError` ("checkpoint"); by
+            default 0.01 for inexact inverses, else the square root of the rounding error of the coarsest type that
+            computes.
         record: The record to add to; a new one by default.
 
     Attributes:
@@ -66,7 +72,7 @@ class Adjoint:
     kind: AdjointKind = "checkpoint"
     every: int | Literal["sqrt"] = 1
     order: int = 1
-    tolerance: float = 0.01
+    tolerance: float | None = None
     record: AdjointRecord = field(default_factory=AdjointRecord, compare=False)
 
     def __post_init__(self):
@@ -76,11 +82,26 @@ class Adjoint:
             object.__setattr__(self, "every", whole("every", self.every, 1))
         if self.every != 1 and self.kind != "checkpoint":
             raise InputError(f"every: only valid with 'checkpoint', as {self.kind!r} keeps no states")
-        if self.order not in (1, 2):
-            raise InputError(f"order: got {self.order!r}, expected 1 or 2")
-        object.__setattr__(self, "tolerance", number("tolerance", self.tolerance))
-        if not self.tolerance >= 0.0:
-            raise InputError(f"tolerance: got {self.tolerance}, expected a number >= 0")
+        object.__setattr__(self, "order", whole("order", self.order, 1, 2))
+        if self.tolerance is not None:
+            object.__setattr__(self, "tolerance", number("tolerance", self.tolerance))
+            if self.kind == "none" or self.order == 2:
+                raise InputError("tolerance: only valid with ways back that are measured, not with 'none' or order=2")
+            if not self.tolerance >= 0.0:
+                raise InputError(f"tolerance: got {self.tolerance}, expected a number >= 0")
+        if not isinstance(self.record, AdjointRecord):
+            raise InputError(f"record: got {self.record!r}, expected an AdjointRecord")
+
+    def most(self, dtype: torch.dtype, exact: bool) -> float:
+        """Return the largest drift that is let pass.
+
+        Args:
+            dtype: The coarsest type in which the run computes.
+            exact: Whether states come back to rounding.
+        """
+        if self.tolerance is not None:
+            return self.tolerance
+        return math.sqrt(torch.finfo(dtype).eps) if exact else 0.01
 
     def stride(self, steps: int) -> int:
         """Return how many steps lie between two states that are kept.

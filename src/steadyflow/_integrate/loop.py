@@ -32,13 +32,16 @@ from ..grids import Grid
 from ..noise import NoiseSource
 from ..schedules import Schedule
 from ..solvers.base import Solver, Step
+from ..solvers.state import flatten_state
 from .adjoint import Adjoint, AdjointKind, adjoint_of, check_adjoint, check_gradients
 from .controllers import PIDController
+from .graph_tape import GraphTape
+from .graphs import Random, copied, leaves_in
 from .records import Record, States, Watch
 from .solution import Solution
 from .steps import Model, StepLoop, drive
-from .tape import Made, Tape, answering
-from .times import Times
+from .tape import Made, Tape
+from .times import Times, check_times
 
 _STATES = (torch.float32, torch.float64)
 
@@ -172,14 +175,16 @@ def integrate(
     if grid.rising:
         _check_growth(solver, schedule, grid, current.dtype)
     stop_after = None if stop_after is None else whole("stop_after", stop_after, 0)
-    corrections = tuple(corrections)
+    acts = tuple(corrections)
     how = adjoint_of(adjoint)
-    check_gradients(how, grid, solver, corrections, current)
+    check_gradients(how, grid, solver, acts, current)
+    if grid.tensor is not None and torch.is_grad_enabled():
+        check_times(grid, state if x is None else None, controller is not None)
     taped = how is not None and how.kind != "none" and torch.is_grad_enabled()
     tried = 0, 0
     if taped and controller is not None:
         # the steps are chosen first, and are then the grid of a run whose gradient is taken
-        quiet = tuple(unrecorded(correction) for correction in corrections)
+        quiet, random = tuple(unrecorded(correction) for correction in acts), Random.now(current.device)
         with torch.no_grad():
             searched = integrate(
                 model,
@@ -191,6 +196,11 @@ def integrate(
                 controller=controller,
                 corrections=quiet,
                 progress=False,
+            )
+        if random != Random.now(current.device):
+            raise InputError(
+                "steps: the network draws random numbers (dropout in training mode?), so that adaptive steps cannot "
+                "be made again for a gradient; give a number of steps, or the network's eval()"
             )
         grid, controller, tried = searched.grid, None, (searched.nfe, searched.rejected)
     total = None if controller is not None else grid.steps
@@ -211,22 +221,33 @@ def integrate(
                 after = changed
         return after
 
+    tape, given = None, list[tuple[Tensor, Tensor]]()
+    if taped and how is not None and how.order == 1:
+        given, acts = leaves_in(acts)
+    quiet = tuple(unrecorded(correction) for correction in acts)
+    copies = how is not None and how.kind == "reversible"
+
     def make(asked: Model, before: Any, step: Step, k: int, live: bool) -> Made:
-        plain, calls = drive(solver.advance(before, step), asked)
+        found, calls = drive(solver.advance(before, step), asked)
         if live:
             counts.append(calls)
-        acting = corrections if live else tuple(unrecorded(correction) for correction in corrections)
-        return Made(plain, corrected(model, before, plain, step, k, acting), calls)
+        if not acts:
+            return Made(found, found, False, calls)
+        parts = flatten_state(found)[1]
+        plain, versions = copied(found) if live and copies else found, [part._version for part in parts]
+        after = corrected(model, before, found, step, k, acts if live else quiet)
+        moved = after is not found or versions != [part._version for part in parts]
+        return Made(plain, after, moved, calls)
 
-    tape = None
     if taped:
         assert how is not None
         check_adjoint(how, solver, schedule, grid, torch.finfo(current.dtype).eps)
         times = None if grid.tensor is None else Times(grid, schedule, first)
-        tape = Tape(how, model, solver, state, grid.steps - first, make, times)
+        kind = Tape if how.order == 1 else GraphTape
+        tape = kind(how, model, solver, state, grid.steps - first, make, times, given)
     with gradients(current, everything=how is not None):
         loop = StepLoop(
-            answering(model) if torch.is_grad_enabled() and tape is None else model,
+            model,
             solver,
             schedule,
             grid,
@@ -235,16 +256,16 @@ def integrate(
             first=first,
             defined_at_zero_noise=model.defined_at_zero_noise,
             controller=controller,
-            keep_before=bool(corrections) or callback is not None,
+            keep_before=bool(acts) or callback is not None,
             tape=tape,
         )
         bar = progress_bar(progress, None if last is None else last - first)
         done = first
         try:
             for step in loop if last != first else ():
-                if tape is None and corrections:
+                if tape is None and acts:
                     counts.append(loop.evaluations - sum(counts))
-                    loop.state = corrected(model, loop.before, loop.state, step, done - first, corrections)
+                    loop.state = corrected(model, loop.before, loop.state, step, done - first, acts)
                 done += 1
                 current = solver.output(loop.state)
                 watch.see(current, done, step)

@@ -22,20 +22,18 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
-from torch.utils import checkpoint as checkpointing
 
 from .._internal.tensors import rms
 from ..denoisers.base import Denoiser
 from ..errors import InputError
-from ..prediction import Prediction
 from ..solvers.base import Solver, Step
 from ..solvers.state import flatten_state
 from .adjoint import Adjoint
-from .graphs import Random, autocast_now, clock, graph_leaves
+from .graphs import Random, autocast_now, check_autograd, detached, graph_leaves, leaves_in, silenced, unhooked
 from .steps import Model, drive
 from .times import Times
 
-_DRAWS = (
+DRAWS = (
     "adjoint: the network draws random numbers (dropout in training mode?), so that 'reversible' cannot recover the "
     "states; use adjoint='checkpoint', or the network's eval()"
 )
@@ -48,6 +46,8 @@ class Made(NamedTuple):
     """The solver's state after the step."""
     after: Any
     """The same after the corrections."""
+    corrected: bool
+    """Whether a correction has changed it; `plain` is then a copy."""
     calls: int
     """Evaluations of the model by the step."""
 
@@ -56,21 +56,6 @@ class Make(Protocol):
     """Makes step k of a run from the state before it, and lets the corrections act; `live` the first time only."""
 
     def __call__(self, asked: Model, before: Any, step: Step, k: int, live: bool) -> Made: ...
-
-
-def answering(model: Denoiser) -> Model:
-    """Return a model that refuses to answer without a graph where its answer must have one."""
-
-    def answer(x: Tensor, t: float) -> Prediction:
-        prediction = model(x, t)
-        if x.requires_grad and torch.is_grad_enabled() and not prediction.output.requires_grad:
-            raise InputError(
-                f"adjoint: the output of the model {model.name!r} does not depend on the state by any graph, so that "
-                "it has no gradient; a black box, or a network under torch.no_grad, can only be sampled"
-            )
-        return prediction
-
-    return answer
 
 
 class Tape:
@@ -84,6 +69,7 @@ class Tape:
         steps: The number of steps that the run can make.
         make: Makes a step.
         times: The grid's times, if they want gradients.
+        given: Leaves in the place of tensors that corrections hold, and these tensors.
     """
 
     def __init__(
@@ -95,23 +81,28 @@ class Tape:
         steps: int,
         make: Make,
         times: Times | None,
+        given: Sequence[tuple[Tensor, Tensor]],
     ):
         self.adjoint, self._solver, self._make, self._times = adjoint, solver, make, times
         self._stride = adjoint.stride(steps)
+        exact = adjoint.kind == "checkpoint" or solver.properties.inverse == "exact"
+        self._tolerance = adjoint.most(_precision(model, flatten_state(state)[1][0]), exact)
+        self._watched = [(tensor, tensor._version) for tensor in _constants(model)]
         self._build, self._starts = flatten_state(state)
         self._device = self._starts[0].device
+        check_autograd(self._starts)
         self._contexts = [autocast_now(kind) for kind in sorted({"cpu", self._device.type})]
-        graph = adjoint.order == 2
-        self._given, self.model = ([], model) if graph else _with_leaves(model)
-        self.state = state if graph else _detached(state)
+        self._given, self.model = _with_leaves(model)
+        self._given += given
+        self.state = detached(state)
         """The state that the run has reached."""
         self._steps: list[Step] = []
         self._random: dict[int, Random] = {}
-        self._kept: dict[int, Any] = {0: _detached(state)}
+        self._kept: dict[int, Any] = {0: detached(state)}
         self._uncorrected: dict[int, Any] = {}
         self._recent: dict[int, Any] = {}
         self._leaves: dict[int, Tensor] = {}
-        self._goes_on = False
+        self._keeps_graphs = True
         self._recorded: list[int] = []
 
     @property
@@ -122,20 +113,16 @@ class Tape:
         """Make a step; the number of evaluations."""
         k = len(self._steps)
         self._steps.append(step)
-        if self.adjoint.order == 2:
-            return self._take_with_graph(k, step)
         before, random = self.state, Random.now(self._device)
         build, parts = flatten_state(before)
         with torch.enable_grad():
-            leaves, begun = [part.detach().requires_grad_() for part in parts], clock()
-            made = self._make(answering(self.model), build(leaves), step, k, True)
+            leaves = [part.detach().requires_grad_() for part in parts]
+            made = self._make(self.model, build(leaves), step, k, True)
             ends = flatten_state(made.after)[1]
             own = {id(leaf) for leaf in leaves}
-            found, older = graph_leaves(ends, begun)
-            self._leaves.update((id(leaf), leaf) for leaf in found if id(leaf) not in own)
-            self._goes_on = self._goes_on or older
+            self._leaves.update((id(leaf), leaf) for leaf in graph_leaves(ends) if id(leaf) not in own)
         self._remember(k, random, before, made)
-        self.state = _detached(made.after)
+        self.state = detached(made.after)
         return made.calls
 
     def _remember(self, k: int, random: Random, before: Any, made: Made) -> None:
@@ -143,15 +130,19 @@ class Tape:
         step = self._steps[k]
         if random != Random.now(self._device):
             if self._reversible:
-                raise InputError(_DRAWS)
+                raise InputError(DRAWS)
             self._random[k] = random
+        if self._keeps(k, step):
+            self._kept[k] = detached(before)
+        if self._reversible and made.corrected:
+            self._uncorrected[k] = made.plain
+            self._kept[k + 1] = detached(made.after)
+
+    def _keeps(self, k: int, step: Step) -> bool:
+        """Whether the state before a step is kept."""
         if self._reversible:
-            if step.reads_clean or 0.0 in (step.end.sigma, step.start.sigma):  # which no step may lead back from
-                self._kept[k] = _detached(before)
-            if made.after is not made.plain:
-                self._uncorrected[k] = _detached(made.plain)
-        elif k % self._stride == 0:
-            self._kept[k] = _detached(before)
+            return step.reads_clean or 0.0 in (step.end.sigma, step.start.sigma)  # which no step may lead back from
+        return k % self._stride == 0
 
     def finish(self, recorded: Sequence[int], samples: list[Tensor]) -> tuple[Any, list[Tensor]]:
         """Return the end of the run, and samples along it, as parts of the caller's graph.
@@ -160,9 +151,6 @@ class Tape:
             recorded: The numbers of the steps whose ends were recorded, from 1.
             samples: What was recorded.
         """
-        if self.adjoint.order == 2:
-            end, self.state = self.state, _detached(self.state) if self._reversible else None
-            return end, samples
         self._recorded = list(recorded)
         build, ends = flatten_state(self.state)
         inside = {id(leaf) for leaf, _ in self._given}
@@ -172,6 +160,8 @@ class Tape:
         self._hidden = [*(leaf for leaf, _ in self._given), *hidden]
         if not any(tensor.requires_grad for tensor in inputs):
             return self.state, samples
+        if not self._reversible:  # a copy of its own, as the caller may write to the end
+            self._kept[len(self._steps)] = build([end.clone() for end in ends])
         begun = {part.untyped_storage().data_ptr() for part in self._starts}
         ends = [end.clone() if end.untyped_storage().data_ptr() in begun else end.detach() for end in ends]
         self.state = None
@@ -186,6 +176,7 @@ class Tape:
             cotangents: The gradients of its tensors, and then of the recorded samples.
             needed: Which inputs want one.
         """
+        self._check_constants()
         n, own = len(self._starts), len(self._given)
         total = [torch.zeros_like(leaf) for leaf in self._hidden]
         times, begins = self._times, any(needed[:n])
@@ -201,7 +192,7 @@ class Tape:
             moves = k > 0 or begins
             with torch.enable_grad(), self._as_then(k):
                 leaves = [part.detach().requires_grad_(moves) for part in parts]
-                model = answering(self.model) if times is None else times.listening(self.model)
+                model = self.model if times is None else times.listening(self.model)
                 made = self._make(model, build(leaves), self._steps[k], k, False)
                 ends, sample = flatten_state(made.after)[1], self._solver.output(made.after)
             if k == 0 if self._reversible else k + 1 in self._kept:
@@ -211,7 +202,7 @@ class Tape:
             weights = [*zip(ends, pulled, strict=True), (sample, seen.get(k + 1))]
             wanted = [(end, w) for end, w in weights if w is not None and end.requires_grad]
             sources = [*(leaves if moves else []), *self._hidden, *([] if times is None else times.sources)]
-            found = _gradients(wanted, sources, keep=self._goes_on)
+            found = self._gradients(wanted, sources)
             if times is not None:
                 of_calls = found[len(found) - len(times.sources) :]
                 times.add(self._steps[k], k, self._solver, build(parts), [*pulled, seen.get(k + 1)], of_calls)
@@ -225,6 +216,36 @@ class Tape:
         rest = [] if times is None else [times.total()]
         return [*pulled, *total[:own], *rest, *total[own:]]
 
+    def _gradients(self, wanted: list[tuple[Tensor, Tensor]], sources: list[Tensor]) -> list[Tensor | None]:
+        """Return the weighted gradients of the ends of a step; hooks of parameters wait for the whole sum."""
+        if not wanted or not sources:
+            return [None] * len(sources)
+        ends, weights = [end for end, _ in wanted], [weight for _, weight in wanted]
+        # a graph may go on into one of the caller's, which must stay; compiled networks know none that do
+        keep = self._keeps_graphs
+        try:
+            with silenced(self._hidden):
+                found = torch.autograd.grad(ends, sources, weights, allow_unused=True, retain_graph=keep)
+        except RuntimeError as error:
+            if keep and "donated buffers" in str(error):
+                self._keeps_graphs = False
+                return self._gradients(wanted, sources)
+            if "use_reentrant" not in str(error):
+                raise
+            raise InputError(
+                "adjoint: the network is checkpointed with use_reentrant=True, which goes with no gradient of chosen "
+                "tensors; checkpoint it with use_reentrant=False, or give sf.Adjoint(..., order=2)"
+            ) from error
+        return cast("list[Tensor | None]", [*found])
+
+    def _check_constants(self) -> None:
+        """Notice what was written to since the run, and is no part of its graph."""
+        if any(tensor._version != version for tensor, version in self._watched):
+            raise InputError(
+                "adjoint: a parameter of the network or a condition has been written to since the run, whose steps "
+                "cannot be made again; take the gradient first"
+            )
+
     def _before(self, k: int) -> Any:
         """Return the state before step k, kept or recovered."""
         if self._reversible and k not in self._kept:
@@ -233,8 +254,8 @@ class Tape:
             first = max(kept for kept in self._kept if kept < k)
             self._recent, state = {}, self._kept[first]
             for i in range(first, k):
-                with torch.no_grad(), self._as_then(i):
-                    state = _detached(self._make(self.model, state, self._steps[i], i, False).after)
+                with torch.no_grad(), unhooked(), self._as_then(i):
+                    state = detached(self._make(self.model, state, self._steps[i], i, False).after)
                 self._recent[i + 1] = state
         return self._kept[k] if k in self._kept else self._recent[k]
 
@@ -243,13 +264,13 @@ class Tape:
         step = self._steps[k]
         after = self._uncorrected[k] if k in self._uncorrected else self._kept.get(k + 1, self._recent.get(k + 1))
         last = self._steps[k - 1] if k > 0 else None
-        with torch.no_grad(), self._as_then(k):
+        with torch.no_grad(), unhooked(), self._as_then(k):
             state, _ = drive(self._solver.undo(after, step, last), self.model)
-        self._recent = {k: _detached(state)}
+        self._recent = {k: detached(state)}
 
     def _tell(self, drift: float) -> None:
         self.adjoint.record.drift.append(drift)
-        if drift <= self.adjoint.tolerance:
+        if drift <= self._tolerance:
             return
         if not self._reversible:
             raise InputError(
@@ -273,59 +294,6 @@ class Tape:
                 stack.enter_context(self._random[k].restored())
             yield
 
-    def _take_with_graph(self, k: int, step: Step) -> int:
-        """Make a step as a part of the caller's graph, whose tensors are computed again where they are needed."""
-        build, parts = flatten_state(self.state)
-        self._remember_before(k)
-        wants = [part.requires_grad for part in parts]
-        calls, after = 0, build
-        begun: list[list[Tensor]] = [parts]
-        random = Random.now(self._device)
-
-        def run(_: Tensor) -> tuple[Tensor, ...]:
-            nonlocal calls, after
-            live = bool(begun)
-            values = begun.pop() if live else flatten_state(self._before_again(k))[1]
-            if not live:
-                values = [v.detach().requires_grad_(w) for v, w in zip(values, wants, strict=True)]
-            made = self._make(answering(self.model), build(values), step, k, live)
-            if live:
-                calls = made.calls
-                if self._reversible and made.after is not made.plain:
-                    self._uncorrected[k] = _detached(made.plain)
-            after, ends = flatten_state(made.after)
-            return tuple(ends)
-
-        del parts  # the run holds no tensor of its steps
-        recomputed = cast(Any, checkpointing).checkpoint
-        found = cast("tuple[Tensor, ...]", recomputed(run, torch.empty(0, device=self._device), use_reentrant=False))
-        if self._reversible and random != Random.now(self._device):
-            raise InputError(_DRAWS)
-        self.state = after(found)
-        return calls
-
-    def _remember_before(self, k: int) -> None:
-        step = self._steps[k]
-        ends = step.reads_clean or 0.0 in (step.end.sigma, step.start.sigma)
-        if (self._reversible and ends) or (not self._reversible and k % self._stride == 0):
-            self._kept[k] = _detached(self.state)
-
-    def _before_again(self, k: int) -> Any:
-        """Return the state before step k, in whatever order the graph asks for it."""
-        if k in self._kept:
-            return self._kept[k]
-        if not self._reversible:
-            return self._before(k)
-        if k not in self._recent:
-            known = [j for j in (*self._kept, *self._recent) if j > k]
-            nearest = min(known, default=len(self._steps))
-            if nearest not in self._recent:
-                end = self._kept.get(nearest)
-                self._recent = {nearest: _detached(self.state) if end is None else end}
-            for j in reversed(range(k, nearest)):
-                self._recover(j)
-        return self._recent[k]
-
 
 class _Run(torch.autograd.Function):
     """The end of a run as a function of all that it depends on."""
@@ -348,42 +316,30 @@ class _Run(torch.autograd.Function):
         return (None, None, None, None, *ctx.tape.pull(end, grads, ctx.needs_input_grad[4:]))
 
 
+def _constants(model: Denoiser) -> list[Tensor]:
+    """Return the tensors that a run reads and does not change."""
+    given = flatten_state((model.condition, model.null, model.scale))[1]
+    return [*given, *(model.net.parameters() if isinstance(model.net, torch.nn.Module) else ())]
+
+
+def _precision(model: Denoiser, x: Tensor) -> torch.dtype:
+    """Return the coarsest type in which a run computes."""
+    types = [x.dtype, *([] if model.dtype is None else [model.dtype])]
+    if torch.is_autocast_enabled(x.device.type):
+        types.append(torch.get_autocast_dtype(x.device.type))
+    return max(types, key=lambda dtype: torch.finfo(dtype).eps)
+
+
 def _with_leaves(model: Denoiser) -> tuple[list[tuple[Tensor, Tensor]], Denoiser]:
     """Return the model with leaves in place of conditions that are computed with a graph, and pairs of both.
 
     The graph that leads to them is then followed once, and not once a step.
     """
-    build, parts = flatten_state((model.condition, model.null, model.scale))
-    pairs = {id(part): (part.detach().requires_grad_(), part) for part in parts if part.grad_fn is not None}
-    if not pairs:
-        return [], model
-    condition, null, scale = build([pairs[id(part)][0] if id(part) in pairs else part for part in parts])
-    return list(pairs.values()), model.with_given(condition, null, scale)
-
-
-def _detached(state: Any) -> Any:
-    build, parts = flatten_state(state)
-    return build([part.detach() for part in parts])
+    pairs, (condition, null, scale) = leaves_in((model.condition, model.null, model.scale))
+    return pairs, model.with_given(condition, null, scale) if pairs else model
 
 
 def _difference(one: Any, other: Any, solver: Solver[Any]) -> Tensor:
     """Return the largest difference of a sample of two states, as a share of its size."""
     a, b = solver.output(one).detach(), solver.output(other).detach()
     return (rms(a - b) / rms(b).clamp_min(torch.finfo(b.dtype).tiny)).max()
-
-
-def _gradients(wanted: list[tuple[Tensor, Tensor]], sources: list[Tensor], *, keep: bool) -> list[Tensor | None]:
-    """Return the gradients of some sources; `keep` the graph where it goes on into one of the caller's."""
-    if not wanted or not sources:
-        return [None] * len(sources)
-    ends, weights = [end for end, _ in wanted], [weight for _, weight in wanted]
-    try:
-        found = torch.autograd.grad(ends, sources, weights, allow_unused=True, retain_graph=keep)
-    except RuntimeError as error:
-        if "use_reentrant" not in str(error):
-            raise
-        raise InputError(
-            "adjoint: the network is checkpointed with use_reentrant=True, which goes with no gradient of chosen "
-            "tensors; checkpoint it with use_reentrant=False, or give sf.Adjoint(..., order=2)"
-        ) from error
-    return cast("list[Tensor | None]", list(found))

@@ -13,6 +13,7 @@ float64, taken with two widths, which must agree.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
@@ -33,7 +34,10 @@ _CENTRAL = ((1, 0.75), (2, -0.15), (3, 1.0 / 60.0))
 _ONE_SIDED = (-2.45, 6.0, -7.5, 20.0 / 3.0, -3.75, 1.2, -1.0 / 6.0)
 _WIDTH = 1e-3
 """The width of a difference, as a share of the distance to the next time or to the end of the path."""
-_AGREE = 1e-5
+_AGREE = 1e-4
+"""How far the two differences may lie apart; the error of the narrow one is some 60 times smaller."""
+_ON_KNOT = 1e-6
+"""The distance below which a time counts as one where the path bends."""
 
 
 class _Call(NamedTuple):
@@ -45,6 +49,51 @@ class _Call(NamedTuple):
     """A zero that was added to the state which the model saw, whose gradient is r."""
     time: Tensor
     """The time that the model saw, shape (B,)."""
+
+
+def check_times(grid: Grid, state: Any, adaptive: bool) -> None:
+    """Refuse a run whose grid has no gradient.
+
+    Args:
+        grid: The grid, made of a tensor that requires one.
+        state: A state of a solver that the run begins with, if it does not begin with a sample.
+        adaptive: Whether a controller chooses the steps.
+
+    Raises:
+        InputError: A controller chooses them, or the state holds numbers that may belong to other times.
+    """
+    if adaptive:
+        raise InputError("grid: its times have no gradient where a controller chooses the steps; detach() them")
+    if _floats(state)[1]:
+        raise InputError(
+            "grid: its times have no gradient where a run goes on from the state of another, which holds times of its "
+            "own; detach() them"
+        )
+
+
+def level_at(schedule: Schedule, time: Tensor) -> tuple[Tensor, Tensor]:
+    """Return alpha and sigma at a time, with their derivatives, which differences of the path's numbers give.
+
+    Args:
+        schedule: The path.
+        time: The path time, shape ().
+    """
+    t, (low, high) = float(time.detach()), schedule.domain
+    room = min(abs(t - end) for end in (low, high) if end != t and math.isfinite(end))
+    moved = time.double() - t  # 0, with a gradient
+    found: list[Tensor] = []
+    for number in (schedule.alpha, schedule.sigma):
+        slope = _difference(lambda h, number=number: number(t + h), _WIDTH * min(room, 1.0), t == low, t == high)
+        found.append(number(t) + slope * moved)
+    return found[0], found[1]
+
+
+def _difference(at: Callable[[float], float], width: float, lowest: bool, highest: bool) -> float:
+    """Return a derivative at 0 by a difference of sixth order, to one side at an end."""
+    if lowest or highest:
+        side = width if lowest else -width
+        return sum(c * at(n * side) for n, c in enumerate(_ONE_SIDED)) / side
+    return sum(c * (at(n * width) - at(-n * width)) for n, c in _CENTRAL) / width
 
 
 class Times:
@@ -125,6 +174,8 @@ class Times:
             try:
                 query = next(queries)
                 while True:
+                    if i == len(self._calls):
+                        raise InputError("grid: next to this time the solver takes another kind of step")
                     call, r = self._calls[i], pushed[i]
                     total = total + pulled[i] * query.t
                     if r is not None:
@@ -176,16 +227,17 @@ class Times:
         # numbers that are nearly equal are no neighbouring times, but factors of slopes
         others = [abs(v - t) for v in where if abs(v - t) > 1e-6 * abs(t)]
         room = [abs(t - end) for end in (low, high) if end != t]
-        width = _WIDTH * min([*others, *room])
+        knot = self._schedule.to_knot(t)
+        near: list[float] = [*others, *room, *([knot] if knot >= _ON_KNOT else [])]
+        width = _WIDTH * min(near)
 
         def at(step: float) -> float:
             return phi([*where[:i], t + step, *where[i + 1 :]])
 
         def slope(h: float) -> float:
-            if t in (low, high):
-                side = h if t == low else -h
-                return sum(c * at(n * side) for n, c in enumerate(_ONE_SIDED)) / side
-            return sum(c * (at(n * h) - at(-n * h)) for n, c in _CENTRAL) / h
+            if knot < _ON_KNOT and t not in (low, high):  # where the path bends, the mean of both sides
+                return 0.5 * (_difference(at, h, True, False) + _difference(at, h, False, True))
+            return _difference(at, h, t == low, t == high)
 
         try:
             wide, narrow = slope(width), slope(width / 2.0)

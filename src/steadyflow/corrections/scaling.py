@@ -33,14 +33,14 @@ class Relaxed:
     It is a control for `Stein`, and a remedy of its own.
 
     Args:
-        factor: How many times as far to go, in (0, 2).
+        factor: How many times as far to go, in (0, 2); a tensor, shape (), may require a gradient.
         levels: The noise levels sigma/alpha, of a step's beginning, between which it acts.
 
     Raises:
         InputError: The factor is out of range.
     """
 
-    factor: float = 1.05
+    factor: float | Tensor = 1.05
     levels: tuple[float, float] = (0.0, math.inf)
 
     def __post_init__(self):
@@ -50,7 +50,7 @@ class Relaxed:
     def __call__(self, info: StepInfo) -> Any:
         if not acts_between(info, self.levels):
             return None
-        return rescaled(info, torch.tensor(self.factor, dtype=info.x.dtype, device=info.x.device))
+        return rescaled(info, torch.as_tensor(self.factor, dtype=info.x.dtype, device=info.x.device))
 
 
 @dataclass(frozen=True)

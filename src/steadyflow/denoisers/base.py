@@ -302,6 +302,11 @@ class Denoiser:
                 f"prediction: the network returned shape {tuple(output.shape)} for a state of shape "
                 f"{tuple(x.shape)}; the shapes must be equal"
             )
+        if x.requires_grad and not output.requires_grad and torch.is_grad_enabled():
+            raise InputError(
+                f"gradient: the output of the network of {self.name!r} does not depend on the state by any graph, so "
+                "that it has none; a black box, or a network under torch.no_grad, can only be sampled"
+            )
         if output.device != x.device:
             raise InputError(
                 f"prediction: the network returned a tensor on {output.device}, the state is on {x.device}"

@@ -124,6 +124,8 @@ def _find(model: Denoiser, x: Tensor, options: Resolved) -> NoiseMaps:
     if not properties.stochastic or properties.evaluations != 1 or properties.inverse == "exact":
         raise NotInvertibleError(f"noise maps: {solver.name!r} does not draw one unit of noise a step; use 'ddpm'")
     grid, schedule = options.falling(model), model.schedule
+    if grid.tensor is not None and torch.is_grad_enabled():
+        raise InputError("grid: its times have no gradient with noise maps; detach() them")
     rows = range(options.index, options.index + len(x))
 
     def noisy(k: int) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from ..errors import InputError
@@ -35,10 +36,12 @@ class Grid:
     times: tuple[float, ...]
     clean: bool = False
     firm: bool = field(default=False, compare=False)
-    tensor: Tensor | None = field(default=None, init=False, compare=False, repr=False)
+    tensor: Tensor | None = field(default=None, compare=False, repr=False, kw_only=True)
 
     def __post_init__(self):
-        given = cast("Tensor | tuple[float, ...]", self.times)
+        given = cast("Tensor | tuple[float | Tensor, ...]", self.times)
+        if not isinstance(given, Tensor) and any(isinstance(t, Tensor) and t.requires_grad for t in given):
+            given = torch.stack([torch.as_tensor(t, dtype=torch.float64) for t in given])
         if isinstance(given, Tensor):
             if given.ndim != 1:
                 raise InputError(f"grid: got times of shape {tuple(given.shape)}, expected (times,)")
@@ -46,6 +49,8 @@ class Grid:
                 object.__setattr__(self, "tensor", given)
             given = cast("tuple[float, ...]", tuple(cast(Any, given.detach()).tolist()))
         times = tuple(float(t) for t in given)
+        if self.tensor is not None and tuple(cast(Any, self.tensor.detach()).tolist()) != times:
+            raise InputError("grid: times and tensor differ; give the tensor as times alone")
         object.__setattr__(self, "times", times)
         if len(times) < (1 if self.clean else 2):
             raise InputError(f"grid: got {len(times)} time(s), expected at least 2 (one step)")
@@ -74,8 +79,8 @@ class Grid:
         Raises:
             InputError: The times do not form a grid.
         """
-        times = [float(t) for t in timesteps]
-        return cls(tuple(times if final is None else [*times, float(final)]))
+        times = [*timesteps] if final is None else [*timesteps, final]
+        return cls(tuple(times))
 
     @classmethod
     def from_sigmas(cls, sigmas: Iterable[float], schedule: Schedule, final: float | None = None) -> "Grid":
@@ -92,6 +97,9 @@ class Grid:
         Raises:
             InputError: The times do not form a grid.
         """
+        sigmas = [*sigmas]
+        if any(isinstance(s, Tensor) and s.requires_grad for s in cast("list[object]", sigmas)):
+            raise InputError("sigmas: a gradient goes to path times alone; give Grid(times), or detach() the sigmas")
         ends = [(schedule.ratio(t), t) for t in schedule.domain]
 
         def time(level: float) -> float:

@@ -150,6 +150,10 @@ class Schedule(ABC):
         """Return the number that networks of this path take as their time at path time t; t itself by default."""
         return t
 
+    def to_knot(self, t: float) -> float:
+        """Return the distance of a time to the nearest one where the path is not smooth; infinite by default."""
+        return math.inf
+
     @property
     def t_range(self) -> tuple[float, float]:
         """The range of a default grid, (t_min, t_max)."""

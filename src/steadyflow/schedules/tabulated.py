@@ -123,6 +123,9 @@ class Tabulated(VariancePreserving):
         """Return alpha in the last cell of a table that ends in 0: linear, from the last positive entry."""
         return math.sqrt(self.alphas_cumprod[-2]) * (len(self.alphas_cumprod) - 1 - t)
 
+    def to_knot(self, t: float) -> float:
+        return abs(t - round(t))
+
     def t_from_log_snr(self, log_snr: Scalar) -> Scalar:
         knots = self._rising
         if isinstance(log_snr, Tensor):

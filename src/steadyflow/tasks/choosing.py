@@ -140,23 +140,25 @@ def resolved_for_sampling(
         return run_batched(one, grid, candidate.method, _quiet(candidate), x=x)
 
     _check(options)
-    here = _few(model, auto.samples)
-    fine = _fine(options)
-    reference = run(here, fine, fine.falling(model, clean=clean))
-    spent = reference.nfe
-    tried: dict[str, tuple[float, _Candidate]] = {}
-    for candidate in _candidates(options, model, SAMPLING, clean):
-        try:
-            found = run(here, candidate.options, candidate.grid)
-            spent += found.nfe
-            error = rmse(found.x, reference.x).median().item()
-        except SteadyflowError:
-            error = float("inf")
-        tried[candidate.label] = error, candidate
+    with torch.no_grad():
+        here = _few(model, auto.samples)
+        fine = _fine(options)
+        reference = run(here, fine, fine.falling(model, clean=clean))
+        spent = reference.nfe
+        tried: dict[str, tuple[float, _Candidate]] = {}
+        for candidate in _candidates(options, model, SAMPLING, clean):
+            try:
+                found = run(here, candidate.options, candidate.grid)
+                spent += found.nfe
+                error = rmse(found.x, reference.x).median().item()
+            except SteadyflowError:
+                error = float("inf")
+            tried[candidate.label] = error, candidate
     choice = _best(tried, spent, "candidate", "distance to a fine solve", len(reference.x), _cost(options, ""))
     return _applied(options, choice)
 
 
+@torch.no_grad()
 def _choose(auto: Auto, options: Resolved, model: Denoiser, x: Tensor) -> Choice:
     _check(options)
     few = x[: auto.samples]

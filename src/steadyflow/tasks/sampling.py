@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import noise
-from .._integrate import Solution, check_state, check_state_type
+from .._integrate import Solution, check_state, check_state_type, level_at
 from .._internal.given import device_of, whole
 from .._internal.tensors import finite
 from ..denoisers.base import Denoiser
@@ -127,8 +127,7 @@ def latents(
     level = model.schedule.at(grid.times[0])
     alpha, sigma = level.alpha, level.sigma
     if grid.tensor is not None and options.adjoint is not None and torch.is_grad_enabled():
-        first = grid.tensor[0].to(dtype=torch.float64)
-        alpha, sigma = (f(first).to(start) for f in (model.schedule.alpha, model.schedule.sigma))
+        alpha, sigma = (number.to(start) for number in level_at(model.schedule, grid.tensor[0]))
     if moments is None:
         return start * sigma
     mean, variance = (torch.as_tensor(value, dtype=dtype, device=device) for value in moments)
