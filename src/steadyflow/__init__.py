@@ -22,6 +22,7 @@ from . import (
     metrics,
     models,
     noise,
+    operators,
     schedules,
     solvers,
 )
@@ -188,6 +189,7 @@ __all__ = [
     "metrics",
     "models",
     "noise",
+    "operators",
     "reconstruct",
     "runs",
     "sample",

@@ -1,5 +1,6 @@
 """Running a solver over a grid: the loop, the stepper, and adaptive steps."""
 
+from .conditioning import ModelCorrection, conditioned
 from .controllers import PIDController
 from .loop import (
     Callback,
@@ -20,6 +21,7 @@ __all__ = [
     "Callback",
     "Controller",
     "Correction",
+    "ModelCorrection",
     "PIDController",
     "Progress",
     "Record",
@@ -30,6 +32,7 @@ __all__ = [
     "Trajectory",
     "check_state",
     "check_state_type",
+    "conditioned",
     "drive",
     "integrate",
     "plan",

@@ -31,6 +31,7 @@ from ..grids import Grid
 from ..noise import NoiseSource
 from ..schedules import Schedule
 from ..solvers.base import Solver, Step
+from .conditioning import conditioned
 from .controllers import PIDController
 from .solution import Solution, Trajectory
 from .steps import StepLoop
@@ -136,6 +137,8 @@ def integrate(
         NonFiniteError: NaN or infinity appeared, at the step and the time that it names.
         InputError: A start or a grid does not fit.
     """
+    corrections = tuple(corrections)
+    model = conditioned(model, corrections, grid, solver)
     schedule = model.schedule
     grid.check_domain(schedule)
     if grid.rising:
@@ -169,7 +172,6 @@ def integrate(
     stop_after = None if stop_after is None else whole("stop_after", stop_after, 0)
     total = None if controller is not None else grid.steps
     last = total if stop_after is None else min(grid.steps, first + stop_after)
-    corrections = tuple(corrections)
     watch, recorder = _Watch(current), _Recorder(record, total, grid.times[min(first, len(grid) - 1)], current)
     loop = StepLoop(
         model,
