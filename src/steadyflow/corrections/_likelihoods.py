@@ -12,9 +12,9 @@ r = y - A(x0_hat), N = the variance of the noise:
 `dps` moves the state by zeta grad |r| after every step, so that more steps guide more. Here its normalisation by |r| is
 in the score: |r|^2 / m stands for the variance of r, with the declared noise as its floor, and zeta = 1 is the
 likelihood of that variance. The systems are solved in units of the noise, u = N^(1/2) w: of pigdm by conjugate
-gradients, of mmps by GMRES (Saad & Schultz 1986). V is a covariance, symmetric and positive, for an exact model alone. A
-network's has errors of size sigma times those of its Jacobian, so that it is neither at high noise, where conjugate
-gradients diverge within a few steps (measured on the digits); GMRES does not, as it makes the residual smallest.
+gradients, of mmps by GMRES (Saad & Schultz 1986). V is a covariance, symmetric and positive, for an exact model alone.
+A network's V has the errors of its Jacobian times sigma^2 / alpha, and is neither at high noise. Conjugate gradients
+then diverge within a few steps, as measured on the digits; GMRES does not, as it makes the residual smallest.
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ class PosteriorDenoiser(Denoiser):
     def _change(self, x: Tensor, prediction: Prediction, keep: bool) -> Tensor:
         """How far the likelihood moves the estimate of the data, shape (B, ...)."""
         x0 = prediction.x0
-        if not x0.requires_grad:
+        if not prediction.output.requires_grad:
             raise InputError(
                 f"model: no derivatives go through {self.name!r}, which this method needs; method 'ddrm' does without"
             )

@@ -1,4 +1,4 @@
-"""The densities of a mixture's components, ln w_k + ln N(x; alpha mu_k, alpha^2 s_k^2 + sigma^2), by matrix products."""
+"""The densities of a mixture's components, ln w_k + ln N(x; alpha mu_k, alpha^2 s_k^2 + sigma^2)."""
 
 from __future__ import annotations
 
