@@ -3,11 +3,11 @@
     python benchmarks/posteriors.py [--quick]
 
 First, on Gaussian mixtures in 2, 16 and 64 dimensions whose posteriors are known exactly, the Wasserstein-2 distance
-(by optimal assignment) between as many samples of a method and of the exact posterior, against model evaluations, in which
-a transposed product counts as two. The floor is the distance between two independent sets of exact samples. In many
-dimensions samples that are too close together come below it, which the spread shows: their total variance over the
-exact one. Then pictures: inpainting and super-resolution of held-out digits and faces, beside linear regression, with
-the coverage of the truth by the samples.
+(by optimal assignment) between as many samples of a method and of the exact posterior, against model evaluations, in
+which a transposed product counts as two. The floor is the distance between two independent sets of exact samples. In
+many dimensions samples that are too close together come below it, which the spread shows: their total variance over
+the exact one. Then pictures: inpainting and super-resolution of held-out digits and faces, beside linear regression,
+with the coverage of the truth by the samples.
 
 azula (Rozet et al.), with the MMPS of its authors, runs on the same models from the same starts, in uniform steps of
 the path's time, its default. Its DPS divides by the norm of the whole batch's residual, so that its zeta is given as

@@ -156,7 +156,7 @@ def least_residual(product: Callable[[Tensor], tuple[Tensor, Tensor]], b: Tensor
         iterations: How many rounds, of one product each.
     """
     shape, right = b.shape, b.flatten(1)
-    length = right.norm(dim=1)
+    length = _lengths(right)
     there = length > 0
     basis = [right / length.where(there, 1.0)[:, None]]
     columns: list[Tensor] = []
@@ -165,7 +165,7 @@ def least_residual(product: Callable[[Tensor], tuple[Tensor, Tensor]], b: Tensor
         image, beside = product(basis[k].view(shape))
         carried.append(beside)
         image = basis[k] + image.flatten(1)
-        size = image.norm(dim=1)
+        size = _lengths(image)
         known = torch.stack(basis, 1)  # (B, k + 1, n)
         column = torch.zeros_like(known[:, :, 0])
         for _ in range(2):  # twice is enough (Parlett 1980)

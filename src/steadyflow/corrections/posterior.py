@@ -229,7 +229,7 @@ class Posterior:
         noise) by the cube root of Wilson and Hilferty (1931); four standard deviations are reported, which an exact
         sampler reaches once in 16,000 runs. A mean far above 1: the samples do not explain y, by too few steps or
         iterations, a noise that is declared too small, or data that the model does not know. Far below: y is fitted
-        closer than its noise, which is declared too large.
+        closer than its noise, which is declared too large, or lies below the last noise level of the run.
 
         Args:
             x: Samples at the end of a run, shape (B, ...).
@@ -245,7 +245,7 @@ class Posterior:
             why = (
                 "they do not explain y: more steps or iterations, or a larger noise"
                 if not away < 0.0
-                else "y is fitted closer than its noise, which may be declared too large"
+                else "y is fitted closer than its noise, which is declared too large, or below that of the run's end"
             )
             warnings.warn(
                 f"posterior: the samples have a misfit of {mean:.3g} where the declared noise gives 1 +- "
