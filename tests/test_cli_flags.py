@@ -157,8 +157,8 @@ BASES = {
     "tune": ["tune", "--n", "8", "--judge", "8", "--fine", "16", "--against", "ddim,midpoint", "--nfe", "2"],
     "edit, of an inversion": ["edit", "--from", "saved.safetensors", "--target", "1"],
     "restore": ["restore", "large/0.png", "--resize", "--mask", "half.png", "--label", "1"],
-    "restore, superres": ["restore", "large/0.png", "--resize", "--task", "superres", "--method", "dps"],
-    "restore, deblur": ["restore", "large/0.png", "--resize", "--task", "deblur", "--method", "pigdm", "--damage"],
+    "restore, superres": ["restore", "large/0.png", "--resize", "--task", "superres", "--method", "pigdm"],
+    "restore, deblur": ["restore", "large/0.png", "--resize", "--task", "deblur", "--method", "dps", "--damage"],
     "restore, ddrm": ["restore", "large/0.png", "--resize", "--task", "deblur", "--method", "ddrm"],
 }
 """What is run with every flag of its command, and without."""
