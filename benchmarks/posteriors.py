@@ -1,6 +1,6 @@
 """Posteriors under linear Gaussian measurements: exact distances on mixtures, and pictures beside a regression.
 
-    python benchmarks/posteriors.py [--quick]
+    python benchmarks/posteriors.py [--quick] [--part mixtures|pictures]
 
 First, on Gaussian mixtures in 2, 16 and 64 dimensions whose posteriors are known exactly, the Wasserstein-2 distance
 (by optimal assignment) between as many samples of a method and of the exact posterior, against model evaluations, in
@@ -16,6 +16,7 @@ the square root of the batch here, to be 1 for each sample.
 
 import argparse
 import math
+import sys
 import time
 import warnings
 
@@ -268,8 +269,8 @@ def pictures(quick):
     print("truth of a pixel lies within the second and the last but one of the samples, in %, with its standard error")
     print(f"over the pictures ({nominal:.0f} is right); for inpainting, of the pixels that are missing.")
     sets = {
-        "digits": (sf.load("digits"), digits("train")[0], digits("held-out")[0], 6 if quick else 50),
-        "faces": (sf.load("faces").with_condition(1), *_faces(), 2 if quick else 12),
+        "digits": (sf.load("digits"), digits("train")[0], digits("held-out")[0], 6 if quick else 40),
+        "faces": (sf.load("faces").with_condition(1), *_faces(), 2 if quick else 8),
     }
     for name, (model, train, held_out, count) in sets.items():
         truth = held_out[:count]
@@ -348,15 +349,21 @@ def conclude(lines, base, nominal):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
-    quick = parser.parse_args().quick
+    parser.add_argument("--part", choices=["mixtures", "pictures"])
+    given = parser.parse_args()
+    quick = given.quick
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     print(
         f"steadyflow {sf.__version__}, azula {getattr(azula, '__version__', '')}; {'quick' if quick else 'full'} form"
     )
     budgets = (16, 64) if quick else (8, 16, 32, 64, 128, 256)
-    print_mixtures(mixtures((2, 16, 64), budgets, 2 if quick else 8, 100 if quick else 300), budgets)
-    pictures(quick)
+    if given.part != "pictures":
+        for dim in (2, 16, 64):
+            print_mixtures(mixtures((dim,), budgets, 2 if quick else 6, 100 if quick else 250), budgets)
+            sys.stdout.flush()
+    if given.part != "mixtures":
+        pictures(quick)
 
 
 if __name__ == "__main__":

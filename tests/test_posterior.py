@@ -1,5 +1,6 @@
 """Posteriors: operators, each method's formula in closed form and against azula, exact laws, and what is refused."""
 
+import json
 import math
 import warnings
 
@@ -10,10 +11,13 @@ from azula.denoise import Denoiser as AzulaDenoiser
 from azula.denoise import DiracPosterior
 from azula.guidance import DPSSampler, MMPSDenoiser, PGDMSampler
 from azula.linalg.covariance import IsotropicCovariance
+from typer.testing import CliRunner
 
 import steadyflow as sf
 from steadyflow import operators
+from steadyflow.cli import app
 from steadyflow.corrections import Posterior
+from steadyflow.datasets import arrays
 
 D, M = 4, 3
 PATHS = [sf.VPLinear(), sf.VPCosine(), sf.VE(), sf.RectifiedFlow()]
@@ -443,6 +447,53 @@ def test_samples_of_an_exact_posterior_have_its_moments():
     torch.testing.assert_close(torch.cov(x.T), law.covariance(), rtol=0.1, atol=0.03)
     assert torch.equal(law.sample(3, seed=2, index=5), x[5:8])
     assert law.log_prob(x).mean() > law.log_prob(x + 0.5).mean()
+
+
+# the command
+
+
+def test_a_picture_is_restored_from_what_was_measured(tmp_path, monkeypatch):
+    """The missing pixels of a held-out digit; what was measured stays within its noise, and the samples differ."""
+    monkeypatch.chdir(tmp_path)
+    truth = sf.datasets.digits("held-out")[0][7:8]
+    hole = torch.full((1, 1, 8, 8), -1.0)
+    hole[..., 2:6, 2:6] = 1.0
+    arrays.write("hole.png", hole)
+    arrays.write("holed.npy", truth.where(hole < 0, 0.3))
+    words = ["restore", "holed.npy", "--mask", "hole.png", "--noise", "0.05", "--steps", "20", "--json"]
+    done = CliRunner().invoke(app, [*words, "--samples", "3", "--out", "restored.npy"])
+    assert done.exit_code == 0, done.exception
+    x = arrays.read(tmp_path / "restored.npy", (1, 8, 8))
+    away = (x - truth).abs()
+    assert away[:, hole[0] < 0].max() < 0.25  # five spreads
+    assert x[:, hole[0] > 0].std(0).max() > 0.05
+    assert (x[:, hole[0] > 0] - 0.3).abs().mean() > 0.1  # what stood there did not count
+    figures = json.loads(done.stdout)
+    assert figures["evaluations"] == 20 * 7
+    assert 0.2 < figures["misfit"] < 2.0
+    refused = CliRunner().invoke(app, [*words, "--out", "restored.xyz"])
+    assert str(refused.exception).startswith("out: ")
+
+
+def test_a_picture_that_is_damaged_first_is_compared_with_what_it_was():
+    words = ["restore", "--damage", "--task", "superres", "--label", "3", "--steps", "10", "--json"]
+    figures = [json.loads(CliRunner().invoke(app, [*words, *more]).stdout) for more in ([], ["--noise", "1.0"])]
+    assert figures[0]["psnr of the mean"] > figures[0]["psnr"] > 8.0
+    assert figures[0]["psnr of the mean"] > figures[1]["psnr of the mean"]
+
+
+def test_a_model_of_latents_decodes_first():
+    """The gradient passes through the decoder, and the decoded samples fit what was measured of a picture."""
+    pytest.importorskip("diffusers")
+    from steadyflow.loading import load_model
+
+    model = load_model("ink")
+    operator = operators.Downsampling(4)
+    y = operator(model.decode(sf.sample(model.with_condition("a handwritten seven"), n=1, steps=4).x)).detach()
+    how = Posterior(lambda z: operator(model.decode(z)), y, 0.2, "mmps", iterations=1)
+    words = {"n": 1, "steps": 5, "solver": "ddpm", "seed": 3}
+    plain, run = (sf.sample(model.with_condition("a handwritten seven"), corrections=c, **words) for c in ([], [how]))
+    assert how.misfit(run.x) < 0.5 * how.misfit(plain.x)
 
 
 # checks

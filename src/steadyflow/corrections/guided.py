@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import operators
 from .._internal.autograd import check_derivatives
@@ -134,7 +136,9 @@ class PosteriorDenoiser(Denoiser):
         keep = recorded and (x.requires_grad or self.y.requires_grad or self.noise.requires_grad)
         state = x if keep and x.requires_grad else x.detach().requires_grad_()
         near = self._near(t)
-        with torch.enable_grad():
+        # fused attention has no second derivative, which the product with a nonlinear operator's Jacobian takes as well
+        twice = keep or not self.operator.linear
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH) if twice else nullcontext():
             if near is None:
                 at = state
                 model = prediction = self.base(state, t)

@@ -57,7 +57,8 @@ class Posterior:
     It is for every verb that goes to data, as `corrections=[Posterior(...)]`, and puts `of(model)` in the place of the
     model. With all methods but "ddrm" the state is left alone, and any solver may run. What each costs, in model
     evaluations per call of the solver: "dps" and "pigdm" 3 (one forward, and one transposed product, which counts as
-    two), "mmps" 1 + 2 iterations, "ddrm" 1.
+    two), "mmps" 1 + 2 iterations, "ddrm" 1. A choice by trial (`sf.Auto`) runs on some of the samples: give it
+    `of(model)` as the model, whose rows of y are cut with them.
 
     Args:
         operator: A: one of `steadyflow.operators`, a matrix (m, n) for vectors, or a function x (B, ...) -> (B, ...),
