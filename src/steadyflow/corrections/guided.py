@@ -162,9 +162,9 @@ class PosteriorDenoiser(Denoiser):
         """The time at which the likelihood is taken instead, and sigma there over sigma here, if it is another one."""
         schedule = self.schedule
         if isinstance(t, Tensor):
-            limit = schedule.t_from_ratio(_FARTHEST)
-            when = t.clamp(max=limit)
-            return (when, 1.0) if schedule.ratio(schedule.domain[1]) > _FARTHEST else None
+            if schedule.ratio(schedule.domain[1]) <= _FARTHEST:
+                return None
+            return t.clamp(max=schedule.t_from_ratio(_FARTHEST)), 1.0
         level = schedule.at(t)
         if level.ratio <= _FARTHEST:
             return None
