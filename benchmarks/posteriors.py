@@ -203,10 +203,10 @@ def print_mixtures(found, budgets):
             spread, took = np.median(about[row][budgets[-1]], 0) if budgets[-1] in by else (math.nan, math.nan)
             lines.append([*row, *(shown(by[b]) if b in by else "" for b in budgets), f"{spread:.2f}", f"{took:.2f}"])
         print(table(["method", "solver", *map(str, budgets), "spread", f"s at {budgets[-1]}"], lines))
-        summarise(dim, floor[0], rows, budgets)
+        summarise(floor[0], rows, about, budgets)
 
 
-def summarise(dim, floor, rows, budgets):
+def summarise(floor, rows, about, budgets):
     """What the table shows, in sentences that are made of its numbers."""
     last, middle_budget = budgets[-1], budgets[(len(budgets) - 1) // 2]
 
@@ -218,6 +218,8 @@ def summarise(dim, floor, rows, budgets):
     for name in dict.fromkeys(row[0] for row in rows):
         (far, solver), (half, half_solver) = best(name, last), best(name, middle_budget)
         words = "reaches the floor" if far <= 1.15 * floor else f"stays {far / floor:.1f} times above the floor"
+        spread = np.median(about[name, solver][last], 0)[0] if (name, solver) in about else math.nan
+        words += f", with a spread of {spread:.2f}"
         print(
             f"{name}: at {last} evaluations its best solver ({solver}) is at {far:.2f} and {words}; at {middle_budget} "
             f"({half_solver}) at {half:.2f}."
