@@ -95,6 +95,14 @@ COMMON = {
     "--derivatives": ["differences"],
     "--calls": ["1"],
     "--minutes": ["1e-9"],
+    "--factor": ["4"],
+    "--blur": ["0.7"],
+    "--damage": [],
+    "--iterations": ["1"],
+    "--zeta": ["0.5"],
+    "--prior-variance": ["0.5"],
+    "--eta-b": ["0.5"],
+    "--samples": ["2"],
 }
 """A value other than the default for every flag; one that is missing here fails the walk."""
 
@@ -148,6 +156,10 @@ BASES = {
     "edit, smoothed": ["edit", *EDIT, "--smooth", "0.3"],
     "tune": ["tune", "--n", "8", "--judge", "8", "--fine", "16", "--against", "ddim,midpoint", "--nfe", "2"],
     "edit, of an inversion": ["edit", "--from", "saved.safetensors", "--target", "1"],
+    "restore": ["restore", "large/0.png", "--resize", "--mask", "half.png", "--label", "1"],
+    "restore, superres": ["restore", "large/0.png", "--resize", "--task", "superres", "--method", "pigdm"],
+    "restore, deblur": ["restore", "large/0.png", "--resize", "--task", "deblur", "--method", "dps", "--damage"],
+    "restore, ddrm": ["restore", "large/0.png", "--resize", "--task", "deblur", "--method", "ddrm"],
 }
 """What is run with every flag of its command, and without."""
 OTHER_VALUES = {
@@ -159,6 +171,10 @@ OTHER_VALUES = {
     ("tune", "--nfe"): ["3"],
     ("sample, stochastic", "--solver"): ["dpmpp-2m-sde"],
     ("edit, noise-maps", "--solver"): ["dpmpp-2m-sde"],
+    **{(name, "--noise"): ["0.3"] for name in ("restore", "restore, superres", "restore, deblur", "restore, ddrm")},
+    **{(name, "--method"): ["mmps"] for name in ("restore, superres", "restore, deblur", "restore, ddrm")},
+    ("restore", "--method"): ["dps"],
+    ("restore", "--task"): ["deblur"],
 }
 
 

@@ -22,6 +22,7 @@ from . import (
     metrics,
     models,
     noise,
+    operators,
     schedules,
     solvers,
 )
@@ -190,6 +191,7 @@ __all__ = [
     "metrics",
     "models",
     "noise",
+    "operators",
     "reconstruct",
     "runs",
     "sample",

@@ -1,6 +1,7 @@
 """Running a solver over a grid: the loop, the stepper, and adaptive steps."""
 
 from .adjoint import Adjoint, AdjointKind, AdjointRecord, adjoint_of
+from .conditioning import ModelCorrection, conditioned
 from .controllers import PIDController
 from .loop import (
     Callback,
@@ -26,6 +27,7 @@ __all__ = [
     "Callback",
     "Controller",
     "Correction",
+    "ModelCorrection",
     "PIDController",
     "Progress",
     "Record",
@@ -37,6 +39,7 @@ __all__ = [
     "adjoint_of",
     "check_state",
     "check_state_type",
+    "conditioned",
     "drive",
     "integrate",
     "level_at",

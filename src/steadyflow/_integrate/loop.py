@@ -34,6 +34,7 @@ from ..schedules import Schedule
 from ..solvers.base import Solver, Step
 from ..solvers.state import flatten_state
 from .adjoint import Adjoint, AdjointKind, adjoint_of, check_adjoint, check_gradients
+from .conditioning import conditioned
 from .controllers import PIDController
 from .graph_tape import GraphTape
 from .graphs import Random, copied, leaves_in
@@ -144,6 +145,8 @@ def integrate(
         NonFiniteError: NaN or infinity appeared, at the step and the time that it names.
         InputError: A start or a grid does not fit.
     """
+    acts = tuple(corrections)
+    model = conditioned(model, acts, grid, solver)
     schedule = model.schedule
     grid.check_domain(schedule)
     if grid.rising:
@@ -175,7 +178,6 @@ def integrate(
     if grid.rising:
         _check_growth(solver, schedule, grid, current.dtype)
     stop_after = None if stop_after is None else whole("stop_after", stop_after, 0)
-    acts = tuple(corrections)
     how = adjoint_of(adjoint)
     check_gradients(how, grid, solver, acts, current)
     if grid.tensor is not None and torch.is_grad_enabled():

@@ -1,4 +1,4 @@
-"""The command line: `steadyflow sample | invert | reconstruct | edit | diagnose | tune | solvers | runs`.
+"""The command line: `steadyflow sample | invert | reconstruct | edit | restore | diagnose | tune | solvers | runs`.
 
 It parses, calls the verbs, and prints. Errors that steadyflow raises on purpose are printed in one line, with exit
 status 1; `--debug` before the command shows where they came from.
@@ -16,6 +16,7 @@ from .edit import edit
 from .extensions import WithExtensions
 from .invert import invert
 from .reconstruct import reconstruct
+from .restore import restore
 from .runs import runs
 from .sample import sample
 from .solvers import solvers
@@ -24,7 +25,7 @@ from .tune import tune
 app = typer.Typer(
     name="steadyflow",
     cls=WithExtensions,
-    help="Sample, invert, reconstruct, edit and diagnose diffusion and flow models, stably.",
+    help="Sample, invert, reconstruct, edit, restore and diagnose diffusion and flow models, stably.",
     epilog="Exit status: 0 done; 1 an error, printed in one line (--debug shows where it came from); 2 wrong usage; "
     "3 a run was finished without some of its samples, which it names; 130 stopped by Ctrl-C. "
     "Example: steadyflow diagnose --n 16 --solver ddim --steps 50",
@@ -61,6 +62,9 @@ app.command(
     epilog="Example: steadyflow edit --model ink --image seven.png --source 'a handwritten seven' "
     "--target 'a handwritten two' --guidance 5 --out two.png"
 )(edit)
+app.command(
+    epilog="Example: steadyflow restore holed.png --task inpaint --mask hole.png --model digits --out restored.png"
+)(restore)
 app.command(epilog="Example: steadyflow diagnose --n 16 --solver ddim --steps 50 --verify --out diagnosis")(diagnose)
 app.command(epilog="Example: steadyflow tune --nfe 8 --out fast.json, then steadyflow sample --solver fast.json")(tune)
 app.command(epilog="Example: steadyflow solvers --plot regions.png --names ees25,rex-euler")(solvers)

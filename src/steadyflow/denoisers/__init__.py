@@ -3,6 +3,7 @@
 from .base import Denoiser
 from .fingerprints import fingerprint
 from .mixtures import GaussianMixture, MixtureDenoiser
+from .posteriors import FullMixture
 from .smoothing import Smoothing
 
-__all__ = ["Denoiser", "GaussianMixture", "MixtureDenoiser", "Smoothing", "fingerprint"]
+__all__ = ["Denoiser", "FullMixture", "GaussianMixture", "MixtureDenoiser", "Smoothing", "fingerprint"]

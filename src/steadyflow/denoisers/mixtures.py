@@ -26,7 +26,9 @@ from .._internal.tensors import padded
 from ..errors import InputError
 from ..noise import INITIAL, normal
 from ..schedules import Schedule
+from ._densities import log_joint
 from .base import Condition, Denoiser
+from .posteriors import FullMixture, conditioned
 
 Numbers = Tensor | np.ndarray | float | Sequence[float] | Sequence[Sequence[float]]
 """What `torch.as_tensor` makes a tensor of real numbers from."""
@@ -221,7 +223,7 @@ class GaussianMixture:
         weights = self.weights * self._chosen(label)
         logs = (weights / weights.sum()).log()
         parts = _split(x, _rows_at_a_time(len(self.means)))
-        return torch.cat([_log_joint(part, self, logs, 1.0, 0.0).logsumexp(1) for part in parts])
+        return torch.cat([log_joint(part, self, logs, 1.0, 0.0).logsumexp(1) for part in parts])
 
     def _chosen(self, label: int | None) -> Tensor:
         if label is None:
@@ -238,6 +240,20 @@ class GaussianMixture:
         alpha, sigma = level.alpha, level.sigma
         std = ((alpha * self.std) ** 2 + sigma**2).sqrt()
         return GaussianMixture(alpha * self.means, std, self.weights, self.labels)
+
+    def posterior(self, operator: object, y: Tensor, noise: float | Tensor) -> FullMixture:
+        """Return the exact distribution of x0 given y = A x0 + noise n, with n standard normal.
+
+        Args:
+            operator: A: a linear operator of `steadyflow.operators` on samples (B, d), or a matrix (m, d).
+            y: What was measured, shape (m,) or (1, m).
+            noise: The standard deviation of the noise, a number or shape (m,).
+
+        Raises:
+            InputError: The operator is not linear, y does not fit it, or the noise is not positive and finite.
+        """
+        std = self.std if self.std.ndim != 1 else self.std[:, None]
+        return conditioned(self.means, std.square().expand_as(self.means), self.weights, operator, y, noise)
 
     def denoiser(self, schedule: Schedule) -> "MixtureDenoiser":
         """Return the exact model of this mixture along a path; it is conditional if the mixture has labels."""
@@ -326,7 +342,7 @@ class MixtureDenoiser(Denoiser):
         if given is not None and mixture.labels is not None:
             wanted = (given[:, None] == mixture.labels) | (given[:, None] < 0)
             log_weights = log_weights.where(wanted, -math.inf)
-        responsibilities = _log_joint(x, mixture, log_weights, alpha, sigma).softmax(1)
+        responsibilities = log_joint(x, mixture, log_weights, alpha, sigma).softmax(1)
         if mixture.std.ndim == 2 and isinstance(alpha, Tensor) and isinstance(sigma, Tensor):
             alpha, sigma = alpha[:, :, None], sigma[:, :, None]  # against (K, d)
         variance = (alpha * mixture.std) ** 2 + sigma**2
@@ -367,33 +383,3 @@ def _shared_spread(x: Tensor, mixture: GaussianMixture, alpha: float, sigma: flo
         for part in _split(x, _rows_at_a_time(len(mixture.means)))
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _log_joint(
-    x: Tensor, mixture: GaussianMixture, log_weights: Tensor, alpha: float | Tensor, sigma: float | Tensor
-) -> Tensor:
-    """Return ln w_k + ln N(x; alpha mu_k, alpha^2 s_k^2 + sigma^2), shape (n, K), by matrix products.
-
-    Args:
-        x: Points, shape (n, d).
-        mixture: The means and standard deviations.
-        log_weights: ln w_k, shape (K,) or (n, K).
-        alpha: A number, or shape (n, 1).
-        sigma: A number, or shape (n, 1).
-    """
-    means, d = mixture.means, mixture.dim
-    if mixture.std.ndim < 2:  # isotropic
-        variance = (alpha * mixture.std) ** 2 + sigma**2
-        norms = x.square().sum(1, keepdim=True)
-        squares = norms - (2.0 * alpha) * (x @ means.T) + alpha**2 * means.square().sum(1)
-        return log_weights - 0.5 * (squares / variance + d * (2.0 * math.pi * variance).log())
-    if not isinstance(alpha, Tensor):
-        variance = (alpha * mixture.std) ** 2 + sigma**2
-        precision, means = 1.0 / variance, alpha * means
-        cross = x @ (means * precision).T
-        squares = x.square() @ precision.T - 2.0 * cross + (means.square() * precision).sum(1)
-        return log_weights - 0.5 * (squares + (2.0 * math.pi * variance).log().sum(1))
-    alpha, sigma = alpha[:, :, None], torch.as_tensor(sigma)[:, :, None]
-    variance = (alpha * mixture.std) ** 2 + sigma**2  # (n, K, d)
-    squares = (x[:, None] - alpha * means).square() / variance
-    return log_weights - 0.5 * (squares + (2.0 * math.pi * variance).log()).sum(2)

@@ -21,6 +21,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor
 
+from .._internal.autograd import grad_enabled_by
 from ..denoisers.base import Condition, Denoiser, is_words
 from ..errors import InputError
 from ..grids import Grid
@@ -77,10 +78,10 @@ class Latents:
         return (latents - mean) * (scale / std)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode latents, shape (B, c, h, w), into images, shape (B, channels, H, W)."""
+        """Decode latents, shape (B, c, h, w), into images, shape (B, channels, H, W), with a graph if they have."""
         mean, std, scale = self._numbers(latents)
         latents = latents * (std / scale) + mean
-        with torch.no_grad(), self._in_its_precision() as vae:
+        with grad_enabled_by(latents), self._in_its_precision() as vae:
             return vae.decode(latents.to(device=_home(vae), dtype=vae.dtype)).sample.float()
 
     def _numbers(self, latents: Tensor) -> tuple[Any, Any, float]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._integrate import Solution, Trajectory, integrate, progress_bar
+from .._integrate import Solution, Trajectory, conditioned, integrate, progress_bar
 from ..denoisers.base import Denoiser
 from ..errors import InputError
 from ..grids import Grid
@@ -32,6 +32,7 @@ def run_batched(
     """A whole batch, given as x or as a solver's state, over the grid, chunk by chunk."""
     if isinstance(solver, Tuned):
         warn_elsewhere(solver, model)
+    model = conditioned(model, options.corrections, grid, solver)  # before the batch is cut up
     first = solver.output(state) if x is None else x
     n, controller = len(first), options.controller
     size = options.batch_size or n
