@@ -24,6 +24,7 @@ from . import (
     noise,
     schedules,
     solvers,
+    steering,
 )
 from ._integrate import PIDController, Solution, StepInfo, Stepper, Trajectory, integrate
 from ._version import __version__
@@ -49,6 +50,7 @@ from .models import load
 from .prediction import Clip, Prediction
 from .schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosine, VPLinear, VPScaledLinear
 from .solvers import DDIM, DDPM, EES25, EES27, RK4, DPMpp2M, Euler, Heun, Midpoint, Rex, Solver, UniPC
+from .steering import Steered, steer
 from .tasks import (
     Auto,
     Choice,
@@ -147,6 +149,7 @@ __all__ = [
     "SteadyInverseScheduler",
     "SteadyScheduler",
     "SteadyflowError",
+    "Steered",
     "StepInfo",
     "Stepper",
     "StorageError",
@@ -194,6 +197,8 @@ __all__ = [
     "sample_steady",
     "schedules",
     "solvers",
+    "steer",
+    "steering",
     "tune",
 ]
 
