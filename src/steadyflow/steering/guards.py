@@ -1,8 +1,8 @@
 """Guards that keep optimised noise where the model was trained: on the Gaussian that its runs start from.
 
 A latent is judged by its noise w = (z - alpha m) / sqrt(alpha^2 v + sigma^2), which is standard normal for the starts
-of `sample`; m and v are the model's `moments`, or 0 and 0. In d dimensions |w| is within about 1/sqrt(2) of sqrt(d), and
-an optimiser that ignores this finds latents that please the reward and lie where no sample starts.
+of `sample`; m and v are the model's `moments`, or 0 and 0. In d dimensions |w| is within about 1/sqrt(2) of sqrt(d),
+and an optimiser that ignores this finds latents that please the reward and lie where no sample starts.
 
 `Norm` projects w to a sphere after every step (DOODL, Wallace et al. 2023, 2303.13703):
 
@@ -21,7 +21,7 @@ look alike, both are taken for the noise as it is and for random permutations of
 
     weight (log p1 + log p2)
 
-over them is added to the reward. It is 0 for nearly every Gaussian draw, and falls where a draw would be improbable.
+over them is added to the reward. It is 0 or close to it for Gaussian draws, and falls with the square of how far noise is beyond them.
 """
 
 from __future__ import annotations

@@ -43,9 +43,8 @@ def make(given: object, leaves: Iterable[Tensor], rate: float) -> Optimizer:
     if not isinstance(made, Optimizer):
         raise InputError(f"optimizer: its factory returned a {type(made).__name__}, {accepted}")
     if isinstance(made, torch.optim.LBFGS):
-        raise InputError(
-            "optimizer: LBFGS asks for the reward several times a step, and couples the samples; " + accepted
-        )
+        why = "asks for the reward several times a step and couples the samples"
+        raise InputError(f"optimizer: got LBFGS, which {why}; {accepted}")
     return made
 
 

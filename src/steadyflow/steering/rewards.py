@@ -64,8 +64,8 @@ def reward_gradient(rewards: Tensor, x: Tensor, turn: int, *, kept: str) -> Tens
     found = torch.autograd.grad(cast(Any, rewards.sum()), x, allow_unused=True)[0]
     if found is None or (turn == 0 and not bool(found.any())):
         raise InputError(
-            "reward: its gradient is 0 at every sample, so that there is no direction to go; is there a detach() in it, "
-            "or is it flat there? method='zero-order' needs no gradient"
+            "reward: its gradient is 0 at every sample, so that there is no direction to go; is there a detach() in "
+            "it, or is it flat there? method='zero-order' needs no gradient"
         )
     _check_finite(found, "its gradient", turn, kept)
     return found.detach()

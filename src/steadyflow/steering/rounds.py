@@ -300,7 +300,8 @@ def _chosen(better: Tensor, new: Any, old: Any) -> Any:
 def _chosen_value(better: Tensor, new: Value, old: Value) -> Value:
     if isinstance(new, Tensor) and isinstance(old, Tensor):
         return torch.where(broadcast(better, new), new, old)
-    assert not isinstance(new, Tensor) and not isinstance(old, Tensor)
+    assert not isinstance(new, Tensor)
+    assert not isinstance(old, Tensor)
     entries = {name: (new[name], old[name]) for name in new}
     return {
         name: torch.where(broadcast(better, a), a, b) if a.ndim and len(a) == len(better) else a

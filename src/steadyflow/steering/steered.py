@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,9 +41,9 @@ class Steered(Solution):
     root mean square of what was optimised less its start, in its own unit."""
     best: Tensor
     """The round that was kept, shape (B,)."""
-    about: dict[str, Any]
+    about: dict[str, Any] = field(repr=False)
     """What identifies the work, which a call that goes on must agree with."""
-    work: dict[str, Any]
+    work: dict[str, Any] = field(repr=False)
     """Where the optimiser stands."""
 
     @property
