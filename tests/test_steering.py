@@ -300,7 +300,7 @@ def test_a_checkpoint_is_gone_on_from_and_kept_intact_by_errors(tmp_path):
     assert torch.equal(found.rewards, whole.rewards)
     assert [one.round for one in done] == [3, 4, 5, 6]
     assert torch.equal(done[-1].rewards, found.rewards[-1])
-    with pytest.raises(sf.InputError, match=r"whose rate was 0\.05 and not 0\.2"):
+    with pytest.raises(sf.InputError, match=r"whose rate was 0\.1 and not 0\.2"):
         sf.steer(MODEL, near, rounds=6, rate=0.2, checkpoint=path, **FEW)
     with pytest.raises(sf.InputError, match="the reward or the model is another"):
         sf.steer(MODEL, lambda x: 2 * near(x), rounds=8, checkpoint=path, **FEW)

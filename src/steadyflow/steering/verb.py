@@ -32,8 +32,8 @@ from .rounds import Plan, Round, Rounds
 from .steered import Steered
 
 _NO_MEANING = ("callback", "record")
-RATES = {"noise": 0.05, "condition": 0.02, "null": 0.02, "guidance": 0.1}
-"""Adam's rate by what is optimised, in its own units; measured by benchmarks/steering.py for noise."""
+RATES = {"noise": 0.1, "condition": 0.05, "null": 0.1, "guidance": 0.1}
+"""Adam's rate by what is optimised, in its own units; all but the last were measured by benchmarks/steering.py."""
 PLAIN = 0.1
 """The rate of plain steps, times a gradient whose size is the reward's."""
 
@@ -96,7 +96,7 @@ def steer(
             at the latents. See `steering.methods`.
         rounds: How many steps the optimiser makes.
         rate: The size of a step; for Adam about how far each number moves, in standard deviations of the noise, root
-            mean squares of an embedding, or scales of guidance. By default 0.05, 0.02 and 0.1 for these; for plain
+            mean squares of an embedding, or scales of guidance. By default 0.1, for conditions 0.05, and for plain
             steps 0.1.
         guard: For noise, what keeps it on the path's own Gaussian: "norm", the default, its norm; "regular" DNO's
             regularity, or `Regular(weight=)`; "none". See `steering.guards`.
