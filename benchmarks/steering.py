@@ -1,11 +1,11 @@
 """What steering reaches, at which cost, and how far it leaves the data:  python benchmarks/steering.py [--quick]
 
-Two models: an exact mixture of 12 modes in 16 dimensions with two labels, and the bundled digits, unconditional. Rewards:
-"label", the exact log p(label 1 | x) of the mixture; "linear", a direction in it, which has no largest value;
+Two models: an exact mixture of 12 modes in 16 dimensions with two labels, and the bundled digits, unconditional.
+Rewards: "label", the exact log p(label 1 | x) of the mixture; "linear", a direction in it, which has no largest value;
 "target", -|x - y|^2 / 2 to samples y of the same model; and on the digits "eight", log p(8 | x) of a small network that
 was trained on real held-out digits. What is judged:
 
-- the mean reward of the best round, within so many model evaluations per sample, with those that an adjoint makes again;
+- the mean reward of the best round within so many model evaluations per sample, those that an adjoint repeats included;
 - the noise: how far its norm is from that of a Gaussian, and its divergence from one in nats per number;
 - the data: for the mixture, the distance to the nearest mode in those of exact samples (1 is typical); for digits, that
   to the nearest real training digit in those of held-out digits, and, as what the reward did not see, the share that a
@@ -19,11 +19,10 @@ import argparse
 import copy
 
 import torch
-from steadyflow_lab.digits import nearest, recognise
 
 import steadyflow as sf
-from steadyflow import steering
 from steadyflow.datasets import digits
+from steadyflow_lab.digits import nearest, recognise
 
 NFE = 8
 METHODS = {"gradient": {}, "zero-order": {}, "flowopt": {}}
@@ -212,7 +211,8 @@ def conclusions(findings):
                for (*_, m, g), (found, _) in findings.items() if g == guard and m != "plain"]  # fmt: skip
         gain = [(found.reward - found.rewards[0]).mean().item()
                 for (*_, m, g), (found, _) in findings.items() if g == guard and m == "gradient"]  # fmt: skip
-        print(f"- guard {guard}: kl of the noise at most {max(far):.3f}; gains by gradient {', '.join(f'{v:.2f}' for v in gain)}")
+        gains = ", ".join(f"{value:.2f}" for value in gain)
+        print(f"- guard {guard}: kl of the noise at most {max(far):.3f}; gains by gradient {gains}")
 
 
 def main():

@@ -13,11 +13,11 @@ import argparse
 import copy
 
 import torch
-from steadyflow_lab.digits import recognise
 from torch import nn
 
 import steadyflow as sf
 from steadyflow.datasets import digits
+from steadyflow_lab.digits import recognise
 
 EIGHT, STEPS, SEED = 8, 16, 10_000
 
@@ -85,7 +85,7 @@ def judged(model, n):
     return seen.double().mean().item(), apart[0] / apart[1]
 
 
-def main(last=4, rounds=30, batch=64, n=1000, epochs=200):
+def main(last=4, rounds=30, batch=64, n=1000, epochs=200, rate=1e-3):
     """Fine-tune, and say what came of it; returns the shares and the spreads before and after."""
     torch.manual_seed(0)
     net = classifier(*digits("held-out"), epochs)
@@ -94,7 +94,7 @@ def main(last=4, rounds=30, batch=64, n=1000, epochs=200):
     tuned = sf.Denoiser(
         with_low_rank(model.net), model.schedule, prediction=model.prediction, shape=model.shape, classes=10, null=10
     )
-    tune(tuned, lambda x: net(x).log_softmax(1)[:, EIGHT], last=last, rounds=rounds, batch=batch)
+    tune(tuned, lambda x: net(x).log_softmax(1)[:, EIGHT], last=last, rounds=rounds, batch=batch, rate=rate)
     after = judged(tuned, n)
     for name, (share, spread) in (("before", before), ("after", after)):
         print(f"{name}: {100 * share:.0f} % eights, {spread:.2f} of the distance between real ones")
@@ -103,7 +103,9 @@ def main(last=4, rounds=30, batch=64, n=1000, epochs=200):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--last", type=int, default=4, choices=range(1, STEPS), help="K, the steps through which gradients go")
+    parser.add_argument(
+        "--last", type=int, default=4, choices=range(1, STEPS), help="K, the steps through which gradients go"
+    )
     parser.add_argument("--rounds", type=int, default=30)
     given = parser.parse_args()
     main(given.last, given.rounds)

@@ -1,6 +1,8 @@
 """Steering: exact directions, guards, files to go on from, and what is refused."""
 
 import math
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -74,6 +76,18 @@ def test_a_plain_step_goes_along_the_gradient_of_finite_differences(solver):
             assert float(moved[k, j]) / 1e-3 == pytest.approx(slope(MODEL, START, "noise", options, k, way), rel=1e-5)
     assert found.rewards.shape == (2, 2)
     assert torch.equal(found.rewards[0], near(sf.sample(MODEL, x=START, **options).x))
+
+
+def test_a_gradient_of_a_part_is_found_out_if_asked(embedded):
+    words = {"rounds": 1, **FEW}
+    sf.steer(MODEL, near, verify=True, **words)
+    sf.steer(embedded, near, over="null", verify=True, **{**words, "n": 2, "dtype": torch.float32})
+    half = {"corrections": [lambda info: 0.5 * (info.x + info.x.detach()) if info.done == 2 else None]}
+    sf.steer(MODEL, near, **half, **words)
+    with pytest.raises(sf.InputError, match="verify: along a random direction, the gradient is off by"):
+        sf.steer(MODEL, near, verify=True, **half, **words)
+    with pytest.raises(sf.InputError, match="verify: along a random direction"):
+        sf.steer(MODEL, lambda x: near(x) - near(x.detach()) * 0.5, verify=True, **words)
 
 
 @pytest.mark.parametrize("over", ["condition", "null"])
@@ -245,6 +259,11 @@ def test_smoothing_estimates_the_gradient():
     assert (found - exact).norm() < 5 * exact.norm() * math.sqrt(4 / 400)
 
 
+def test_a_reward_that_no_run_changes_is_said():
+    with pytest.warns(UserWarning, match="no two runs of a sample had different rewards"):
+        sf.steer(MODEL, lambda x: (x > 1e6).sum(1), method="zero-order", rounds=2, **FEW)
+
+
 def test_flowopt_makes_the_step_of_its_paper():
     target = torch.tensor([[1.0, 1.0], [-1.0, 0.5]], dtype=torch.float64)
     options = {"solver": "midpoint", "steps": 4}
@@ -368,6 +387,10 @@ LABELS = sf.GaussianMixture(MIXTURE.means, 0.3, labels=torch.arange(9) % 3).deno
     ({"rate": "fast"}, "rate: got 'fast'"),
     ({"clip": -1.0}, "clip: got -1.0"),
     ({"clip": 1.0, "optimizer": "sgd"}, "clip: has no meaning"),
+    ({"optimizer": lambda leaves: None}, "optimizer: cannot be called as"),
+    ({"callback": 3}, "callback: got 3"),
+    ({"verify": True, "method": "flowopt"}, "verify: compares"),
+    ({"model": sf.GaussianMixture([[0.0]], 1.0).denoiser(PATH)}, "guard: 'norm' holds samples of one number"),
     ({"rounds": -1}, "rounds: got -1"),
     ({"n": None}, "either n"),
     ({"x": START}, "either n"),
@@ -437,3 +460,11 @@ def test_clipping_bounds_the_gradient_of_each_sample():
     torch.testing.assert_close(held / held.norm(dim=1, keepdim=True), plain / plain.norm(dim=1, keepdim=True))
     sgd = sf.steer(MODEL, near, optimizer="sgd", **{**options, "rate": 0.1}).work["at"][""]
     torch.testing.assert_close(sgd.square().mean(1).sqrt(), torch.full((2,), 0.1, dtype=torch.float64))
+
+
+def test_fine_tuning_through_the_last_steps_draws_more_of_a_class():
+    """The example in small: DRaFT-2 of eight rounds, with what it says of collapse."""
+    example = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "finetune_digits.py"))
+    (before, spread), (after, later) = example["main"](last=2, rounds=8, batch=48, n=300, epochs=60, rate=3e-3)
+    assert after > before + 0.1
+    assert 0.3 < later < spread + 0.1

@@ -101,7 +101,8 @@ def control_of(over: object, model: Denoiser, x: Tensor, mean: Tensor, std: Tens
     elif over == "guidance":
         if model.condition is None or model.null is None:
             raise InputError("over: 'guidance' needs a model under a condition, with a null condition to guide from")
-        scale = torch.as_tensor(model.guidance, dtype=x.dtype, device=x.device).expand(len(x)).clone()
+        scale = torch.as_tensor(model.guidance, dtype=x.dtype, device=x.device).reshape(-1)
+        scale = scale.repeat(len(x) // len(scale))
         first, units = {_ONE: scale}, {_ONE: torch.ones((), dtype=x.dtype, device=x.device)}
     else:
         given = model.condition if over == "condition" else model.null

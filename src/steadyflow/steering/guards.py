@@ -21,7 +21,8 @@ look alike, both are taken for the noise as it is and for random permutations of
 
     weight (log p1 + log p2)
 
-over them is added to the reward. It is 0 or close to it for Gaussian draws, and falls with the square of how far noise is beyond them.
+over them is added to the reward. It is 0 or close to it for Gaussian draws, and falls with the square of how far noise
+is beyond them.
 """
 
 from __future__ import annotations
@@ -105,6 +106,8 @@ class Norm(Guard):
         return None
 
     def check(self, first: Tensor) -> None:
+        if first[0].numel() == 1:
+            raise InputError("guard: 'norm' holds samples of one number where they are; give guard='none'")
         still = (norm(first) == 0).nonzero().flatten()
         if len(still):
             raise InputError(

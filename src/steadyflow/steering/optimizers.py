@@ -39,7 +39,12 @@ def make(given: object, leaves: Iterable[Tensor], rate: float) -> Optimizer:
     accepted = f"expected {', '.join(map(repr, NAMES))} or a factory such as torch.optim.RMSprop"
     if not callable(given):
         raise InputError(f"optimizer: got {given!r}, {accepted}")
-    made = cast(object, given(list(leaves), lr=rate))
+    try:
+        made = cast(object, given(list(leaves), lr=rate))
+    except TypeError as error:
+        raise InputError(
+            f"optimizer: cannot be called as torch.optim.Adam([tensor, ...], lr=rate) is ({error})"
+        ) from error
     if not isinstance(made, Optimizer):
         raise InputError(f"optimizer: its factory returned a {type(made).__name__}, {accepted}")
     if isinstance(made, torch.optim.LBFGS):

@@ -45,7 +45,7 @@ def ask(reward: Reward, x: Tensor, turn: int, *, gradient: bool, kept: str) -> T
             "no_grad() or a round() in it?); method='zero-order' needs none"
         )
     _check_finite(found, "it", turn, kept)
-    return found.to(torch.promote_types(found.dtype, torch.float32))
+    return found.to(x.device, torch.promote_types(found.dtype, torch.float32))
 
 
 def reward_gradient(rewards: Tensor, x: Tensor, turn: int, *, kept: str) -> Tensor:

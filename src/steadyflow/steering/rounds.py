@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +21,14 @@ from ..errors import InputError, NonFiniteError
 from ..solvers.state import flatten_state
 from .controls import Control, Value
 from .guards import Guard, distances
-from .methods import FlowOpt, Gradient, Method
+from .methods import FlowOpt, Gradient, Method, ZeroOrder
 from .optimizers import Optimizer, clipped, packed, unpack
 from .rewards import Reward, ask, reward_gradient, run_gradient
 from .steered import Steered
 
 Numbers = dict[str, Tensor]
+_VERIFY, _VERIFIED = 0.1, 1 << 40
+"""By how much a gradient may differ from differences of the reward, and the place of the direction that is tried."""
 _SAME = 1e-3
 """By how much the reward of a round may differ when it is asked again, as a share of its size."""
 
@@ -64,6 +67,7 @@ class Plan:
     optimizer: Callable[[list[Tensor]], Optimizer]
     clip: float | None
     normalised: bool
+    verify: bool
     seed: int
     rows: range
     """The indices of the samples."""
@@ -119,6 +123,13 @@ class Rounds:
                     self._step(turn, direction)
                     bar.update()
         assert self.found is not None
+        still = isinstance(self.plan.method, ZeroOrder) and not bool(self.found.distances["moved"].any())
+        if still and self.found.rounds > 0:
+            warnings.warn(
+                f"reward: in {self.found.rounds} rounds no two runs of a sample had different rewards, so that nothing "
+                "moved; give ZeroOrder a larger radius",
+                stacklevel=4,
+            )
         return self.found
 
     def _kept(self, turn: int) -> str:
@@ -160,7 +171,28 @@ class Rounds:
             return run, rewards.detach(), self._with_guard({"": slope}, turn)
         direction = run_gradient(run.x, slope, leaves, turn, kept=kept)
         self.nfe += plan.redone(run)
+        if plan.verify and turn == 0:
+            self._verify(direction, kept)
         return run, rewards.detach(), self._with_guard(direction, turn)
+
+    def _verify(self, direction: Numbers, kept: str) -> None:
+        """Raise `InputError` unless the gradient is that of central differences along a random direction."""
+        way = {name: self._direction(part, (0, _VERIFIED, k)) for k, (name, part) in enumerate(self.u.items())}
+        step = torch.finfo(self.plan.control.x.dtype).eps ** (1 / 3)
+        ends = list[Tensor]()
+        for sign in (1.0, -1.0):
+            run = self._run({name: self.u[name] + sign * step * part for name, part in way.items()}, 0, gradient=False)
+            ends.append(ask(self.plan.reward, run.x.detach(), 0, gradient=False, kept=kept).double())
+        found = (ends[0] - ends[1]) / (2.0 * step)
+        told = torch.stack(
+            [(direction[name] * part).reshape(len(part), -1).double().sum(1) for name, part in way.items()]
+        )
+        off = (told.sum(0) - found).norm() / torch.maximum(found.norm(), told.sum(0).norm()).clamp_min(1e-300)
+        if off > _VERIFY:
+            raise InputError(
+                f"verify: along a random direction, the gradient is off by {100 * off:.0f} % of what differences of "
+                "the reward say; is there a detach() in a part of the reward, of a correction or of the network?"
+            )
 
     def _with_guard(self, direction: Numbers, turn: int) -> Numbers:
         """A direction with the gradient of what the guard adds."""
@@ -175,7 +207,7 @@ class Rounds:
     def _smoothed(self, turn: int, kept: str) -> Numbers:
         """The estimate of the gradient from antithetic pairs of runs."""
         method = self.plan.method
-        assert not isinstance(method, Gradient | FlowOpt)
+        assert isinstance(method, ZeroOrder)
         ways, rewards = list[Numbers](), list[Tensor]()
         for pair in range(method.pairs):
             way = {name: self._direction(part, (turn, pair, k)) for k, (name, part) in enumerate(self.u.items())}

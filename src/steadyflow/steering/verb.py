@@ -25,7 +25,7 @@ from ..tasks.choosing import resolved_for_sampling
 from ..tasks.sampling import latents, sample
 from .controls import Control, control_of
 from .guards import Free, Guard, guard_of
-from .methods import FlowOpt, Method, ZeroOrder, method_of
+from .methods import FlowOpt, Gradient, Method, ZeroOrder, method_of
 from .optimizers import Factory, make, name_of
 from .rewards import Reward
 from .rounds import Plan, Round, Rounds
@@ -70,6 +70,7 @@ def steer(
     guard: Literal["none", "norm", "regular"] | Guard | None = None,
     optimizer: Literal["adam", "sgd", "plain"] | Factory | None = None,
     clip: float | None = None,
+    verify: bool = False,
     resume: Steered | None = None,
     checkpoint: str | Path | None = None,
     callback: Callable[[Round], None] | None = None,
@@ -103,6 +104,9 @@ def steer(
         optimizer: "adam"; "sgd", steps along the gradient of root mean square `rate`; "plain", the rate times the
             gradient, which is the default for "flowopt"; or a factory, called as `torch.optim.Adam([...], lr=rate)`.
         clip: The largest norm of each sample's gradient; none by default.
+        verify: Compare the gradient of round 0 with differences of the reward along a random direction, for two runs
+            more, and refuse one that is off by more than a tenth. Where a part of a reward or of a correction is
+            detached, the gradient is wrong without another sign of it.
         resume: What another call has found, to go on from; it must have had the same arguments, but for `rounds`.
         checkpoint: A file that is written after every round, and from which the same call goes on.
         callback: Called after every round with a `Round`.
@@ -121,10 +125,14 @@ def steer(
     """
     if not callable(reward):
         raise InputError(f"reward: got {reward!r}, expected a function of the samples")
+    if callback is not None and not callable(callback):
+        raise InputError(f"callback: got {callback!r}, expected a function of a Round")
     if (n is None) == (x is None):
         raise InputError("steer: give either n (how many to draw) or x (starting latents)")
     how = method_of(method)
     rounds = whole("rounds", rounds, 0)
+    if verify and not isinstance(how, Gradient):
+        raise InputError("verify: compares the gradient through the sampler, which only method='gradient' has")
     chosen = Resolved.of(options, steer, refused=_NO_MEANING, defaults={"solver": "auto"})
     if chosen.controller is not None:
         raise InputError("steps: a controller chooses other steps in every round; give their number")
@@ -182,6 +190,7 @@ def steer(
         optimizer=lambda leaves: make(named, leaves, rate),
         clip=clip,
         normalised=named == "sgd",
+        verify=verify,
         seed=chosen.seed,
         rows=range(chosen.index, chosen.index + len(start)),
         about=about,
