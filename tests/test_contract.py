@@ -51,6 +51,7 @@ OTHERS = {
     "callback": lambda info: None,
     "record": "all",
     "progress": None,
+    "adjoint": "checkpoint",
 }
 NOISY = {
     "sample": "ddpm",
@@ -63,11 +64,13 @@ NOISY = {
 def seen(verb, **options):
     """All that a user can see of a call: numbers, steps, trajectories, and for how many rows the model was asked."""
     batches, told = set(), []
+    weight = torch.ones((), dtype=X.dtype, requires_grad=True)  # a parameter, to see how far gradients reach
 
     class Watched(type(MODEL)):
         def __call__(self, x, t):
             batches.add(len(x))
-            return super().__call__(x, t)
+            found = super().__call__(x, t)
+            return sf.Prediction(found.x, found.output + 0.0 * weight, found.kind, found.alpha, found.sigma)
 
     model = Watched(MODEL.mixture, PATH)
     if "callback" in options:
@@ -82,7 +85,8 @@ def seen(verb, **options):
         inner = getattr(found, "inversion", None)
         up = None if inner is None or inner.trajectory is None else inner.trajectory.x.shape
         numbers = found.x.flatten().tolist(), found.grid, found.solver, found.nfe, trail, up
-        return numbers, found.seed, found.index, found.noise, max(batches), len(told) > 0
+        told_of = found.seed, found.index, found.noise, found.x.requires_grad
+        return numbers, told_of, max(batches), len(told) > 0
     if isinstance(found, sf.Choice):
         return sorted(found.errors.items()), found.nfe, max(batches), len(told) > 0
     return found.measured.tolist(), found.setting.call(), max(batches), len(told) > 0

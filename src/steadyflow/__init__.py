@@ -26,7 +26,7 @@ from . import (
     solvers,
     steering,
 )
-from ._integrate import PIDController, Solution, StepInfo, Stepper, Trajectory, integrate
+from ._integrate import Adjoint, AdjointRecord, PIDController, Solution, StepInfo, Stepper, Trajectory, integrate
 from ._version import __version__
 from .denoisers import Denoiser, GaussianMixture
 from .diagnostics import Diagnosis, diagnose, log_likelihood
@@ -113,6 +113,8 @@ __all__ = [
     "EES27",
     "RK4",
     "VE",
+    "Adjoint",
+    "AdjointRecord",
     "Auto",
     "BrokenExtraError",
     "Choice",

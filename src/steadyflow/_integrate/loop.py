@@ -13,31 +13,34 @@ steps unless recording is asked for.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .._internal.autograd import grad_enabled_by
+from .._internal.autograd import gradients
 from .._internal.given import whole
 from .._internal.tensors import combine, finite
 from ..denoisers.base import Denoiser
-from ..errors import InputError, NonFiniteError
+from ..errors import InputError
 from ..grids import Grid
 from ..noise import NoiseSource
 from ..schedules import Schedule
 from ..solvers.base import Solver, Step
+from .adjoint import Adjoint, AdjointKind, adjoint_of, check_adjoint, check_gradients
 from .controllers import PIDController
-from .solution import Solution, Trajectory
-from .steps import StepLoop
+from .records import Record, States, Watch
+from .solution import Solution
+from .steps import Model, StepLoop, drive
+from .tape import Made, Tape, answering
+from .times import Times
 
 _STATES = (torch.float32, torch.float64)
-Record = Literal["all", "last"] | int | None
-"""What to keep of a run: "all" states, every k-th (an integer k), or only the "last" (None)."""
 
 
 class StepInfo(NamedTuple):
@@ -110,10 +113,11 @@ def integrate(
     progress: Progress = None,
     resume: Solution | None = None,
     stop_after: int | None = None,
+    adjoint: Adjoint | AdjointKind | None = None,
 ) -> Solution:
     """Run over a grid: a falling one samples, a rising one inverts.
 
-    Gradients flow only where the start requires them, whatever the model's parameters do.
+    Without an adjoint, gradients flow only where the start requires them, whatever the model's parameters do.
 
     Args:
         model: The model of the data.
@@ -130,6 +134,7 @@ def integrate(
         progress: A bar on standard error; by default where that is a terminal and the work takes more than two seconds.
         resume: A run that was stopped, to go on with instead of x.
         stop_after: Stop after that many steps of this call; the result can be saved and resumed.
+        adjoint: How gradients pass through the run (see `Adjoint`).
 
     Raises:
         NotInvertibleError: The grid rises and the solver has no inverse.
@@ -167,66 +172,115 @@ def integrate(
     if grid.rising:
         _check_growth(solver, schedule, grid, current.dtype)
     stop_after = None if stop_after is None else whole("stop_after", stop_after, 0)
+    corrections = tuple(corrections)
+    how = adjoint_of(adjoint)
+    check_gradients(how, grid, corrections, current)
+    taped = how is not None and how.kind != "none" and torch.is_grad_enabled()
+    tried = 0, 0
+    if taped and controller is not None:
+        # the steps are chosen first, and are then the grid of a run whose gradient is taken
+        quiet = tuple(unrecorded(correction) for correction in corrections)
+        with torch.no_grad():
+            searched = integrate(
+                model,
+                None,
+                grid,
+                solver,
+                state=state,
+                noise=noise,
+                controller=controller,
+                corrections=quiet,
+                progress=False,
+            )
+        grid, controller, tried = searched.grid, None, (searched.nfe, searched.rejected)
     total = None if controller is not None else grid.steps
     last = total if stop_after is None else min(grid.steps, first + stop_after)
-    corrections = tuple(corrections)
-    watch, recorder = _Watch(current), _Recorder(record, total, grid.times[min(first, len(grid) - 1)], current)
-    loop = StepLoop(
-        model,
-        solver,
-        schedule,
-        grid,
-        state,
-        noise=noise,
-        first=first,
-        defined_at_zero_noise=model.defined_at_zero_noise,
-        controller=controller,
-        keep_before=bool(corrections) or callback is not None,
-    )
-    done, cost = first, model.cost
+    watch, recorder = Watch(current), States(record, total, grid.times[min(first, len(grid) - 1)], current)
+    cost, counts = model.cost, list[int]()
 
-    def info(step: Step) -> StepInfo:
-        evaluations = nfe + loop.evaluations * cost
-        where = evaluations, model, grid, noise, solver, step, loop.before
-        return StepInfo(done, total, step.t1, current, *where, loop.state)
+    def corrected(model: Denoiser, before: Any, after: Any, step: Step, k: int, acting: tuple[Correction, ...]) -> Any:
+        """The state after the corrections of step k of this call."""
+        for correction in acting:
+            x = solver.output(after)
+            where = nfe + sum(counts[: k + 1]) * cost, model, grid, noise, solver, step, before, after
+            changed = correction(StepInfo(first + k + 1, total, step.t1, x, *where))
+            if changed is not None:
+                _check_changed(correction, changed, x, after, solver)
+                if isinstance(changed, Tensor):  # as another object, also where it was changed in its place
+                    changed = solver.restarted(after, changed.view_as(changed), schedule, step.t1)
+                after = changed
+        return after
 
-    bar = progress_bar(progress, None if last is None else last - first)
-    try:
-        with grad_enabled_by(current):
-            steps = iter(loop) if last != first else iter(())
-            for step in steps:
+    def make(asked: Model, before: Any, step: Step, k: int, live: bool) -> Made:
+        plain, calls = drive(solver.advance(before, step), asked)
+        if live:
+            counts.append(calls)
+        acting = corrections if live else tuple(unrecorded(correction) for correction in corrections)
+        return Made(plain, corrected(model, before, plain, step, k, acting), calls)
+
+    tape = None
+    if taped:
+        assert how is not None
+        check_adjoint(how, solver, schedule, grid, torch.finfo(current.dtype).eps)
+        times = None if grid.tensor is None else Times(grid, schedule, first)
+        tape = Tape(how, model, solver, state, grid.steps - first, make, times)
+    with gradients(current, everything=how is not None):
+        loop = StepLoop(
+            answering(model) if torch.is_grad_enabled() and tape is None else model,
+            solver,
+            schedule,
+            grid,
+            state,
+            noise=noise,
+            first=first,
+            defined_at_zero_noise=model.defined_at_zero_noise,
+            controller=controller,
+            keep_before=bool(corrections) or callback is not None,
+            tape=tape,
+        )
+        bar = progress_bar(progress, None if last is None else last - first)
+        done = first
+        try:
+            for step in loop if last != first else ():
+                if tape is None and corrections:
+                    counts.append(loop.evaluations - sum(counts))
+                    loop.state = corrected(model, loop.before, loop.state, step, done - first, corrections)
                 done += 1
                 current = solver.output(loop.state)
-                for correction in corrections:
-                    changed = correction(info(step))
-                    if changed is not None:
-                        _check_changed(correction, changed, current, loop.state, solver)
-                        if isinstance(changed, Tensor):  # as another object, also where it was changed in its place
-                            changed = solver.restarted(loop.state, changed.view_as(changed), schedule, step.t1)
-                        loop.state = changed
-                        current = solver.output(loop.state)
                 watch.see(current, done, step)
                 recorder.see(current, done, step.t1)
                 if callback is not None:
-                    callback(info(step))
+                    where = nfe + loop.evaluations * cost, model, grid, noise, solver, step, loop.before, loop.state
+                    callback(StepInfo(done, total, step.t1, current, *where))
                 bar.update()
                 if done == last:
                     break
-    finally:
-        if bar is not progress:
-            bar.close()
+        finally:
+            if bar is not progress:
+                bar.close()
+        end = loop.state
+        if tape is not None:
+            end, recorder.states = tape.finish([done - first for done in recorder.steps], recorder.states)
     if controller is not None:
         grid = Grid(tuple(loop.times), grid.clean)
     watch.close(grid, first)
     return Solution(
-        state=loop.state,
+        state=end,
         solver=solver,
         grid=grid,
         step=done,
-        nfe=nfe + loop.evaluations * cost,
+        nfe=nfe + loop.evaluations * cost + tried[0],
         trajectory=recorder.trajectory(),
-        rejected=loop.rejected,
+        rejected=loop.rejected + tried[1],
     )
+
+
+def unrecorded(correction: Correction) -> Correction:
+    """The correction of a trial, or of a step that is made once more, which writes no record of the run itself."""
+    record: Any = getattr(correction, "record", None)
+    if record is not None and dataclasses.is_dataclass(cast(object, correction)):
+        return cast(Any, dataclasses.replace)(correction, record=type(record)())
+    return correction
 
 
 def _check_changed(correction: Correction, changed: Any, x: Tensor, state: Any, solver: Solver[Any]) -> None:
@@ -285,68 +339,6 @@ def check_state_type(dtype: object) -> torch.dtype:
     if dtype not in _STATES:
         raise InputError(f"dtype: got {dtype!r}, expected torch.float32 or torch.float64")
     return cast(torch.dtype, dtype)
-
-
-class _Watch:
-    """Notices the step at which the state stops being finite."""
-
-    def __init__(self, x: Tensor):
-        self._now = x.device.type == "cpu"
-        self._sums: list[Tensor] = []
-
-    def see(self, x: Tensor, done: int, step: Step) -> None:
-        if not self._now:
-            self._sums.append(x.detach().sum())
-        elif not finite(x):
-            self._fail(done, step.t0, step.t1)
-
-    def close(self, grid: Grid, first: int) -> None:
-        if self._sums:
-            finite_sums = torch.stack(self._sums).isfinite()
-            whole = cast(list[bool], finite_sums.tolist())  # pyright: ignore[reportUnknownMemberType]
-            if not all(whole):
-                k = first + whole.index(False)
-                times = (*grid.times, grid.times[-1])
-                self._fail(k + 1, times[k], times[k + 1])
-
-    def _fail(self, done: int, t0: float, t1: float) -> None:
-        raise NonFiniteError(
-            f"the state became NaN or infinite at step {done}, between t = {t0:.6g} and t = {t1:.6g}; "
-            f"more steps, less guidance or a solver with a larger stability interval may help"
-        )
-
-
-class _Recorder:
-    """Keeps the states that were asked for."""
-
-    def __init__(self, record: Record, total: int | None, t: float, x: Tensor):
-        if not (record is None or (isinstance(record, str) and record in ("all", "last"))):
-            try:
-                record = whole("record", record, 1)
-            except InputError:
-                raise InputError(
-                    f'record: got {record!r}, expected "all", "last", None or a whole number >= 1'
-                ) from None
-        self._every = 1 if record == "all" else record if isinstance(record, int) else 0
-        self._total = total
-        self._kept = [(t, x.clone())] if self._every else []
-        self._newest: tuple[float, Tensor] | None = None
-
-    def see(self, x: Tensor, done: int, t: float) -> None:
-        if not self._every:
-            return
-        if done % self._every == 0 or done == self._total:
-            self._kept.append((t, x.clone()))
-            self._newest = None
-        elif self._total is None:
-            self._newest = t, x  # perhaps the last, which is always kept
-
-    def trajectory(self) -> Trajectory | None:
-        if not self._every:
-            return None
-        if self._newest is not None:
-            self._kept.append(self._newest)
-        return Trajectory(tuple(t for t, _ in self._kept), torch.stack([x for _, x in self._kept]))
 
 
 def progress_bar(progress: Progress, total: int | None, unit: str = "step") -> Bar:

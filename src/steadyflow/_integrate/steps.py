@@ -43,6 +43,16 @@ class Controller(Protocol):
         ...
 
 
+class Recorder(Protocol):
+    """What makes the steps of a run of which a gradient will be taken."""
+
+    state: Any
+
+    def take(self, step: Step) -> int:
+        """Make a step from `state`, which it changes; the number of evaluations."""
+        ...
+
+
 class StepLoop(Generic[S]):
     """A solver's steps over a grid, to be iterated over once.
 
@@ -57,6 +67,7 @@ class StepLoop(Generic[S]):
         defined_at_zero_noise: Whether the model can be asked at sigma = 0.
         controller: What chooses the steps instead of the grid.
         keep_before: Whether `before` is wanted; else the state before a step is free to go.
+        tape: What makes the steps instead, so that a gradient can be taken of them.
     """
 
     def __init__(
@@ -72,6 +83,7 @@ class StepLoop(Generic[S]):
         defined_at_zero_noise: bool = False,
         controller: Controller | None = None,
         keep_before: bool = False,
+        tape: Recorder | None = None,
     ):
         solver.check_grid(schedule, grid)
         self.model, self.solver, self.schedule, self.grid, self.state = model, solver, schedule, grid, state
@@ -84,7 +96,7 @@ class StepLoop(Generic[S]):
         """Steps that a controller has tried and taken back."""
         self.times = [grid.times[0]]
         """With a controller, the times of the accepted steps."""
-        self._first, self._controller, self.keep_before = first, controller, keep_before
+        self._first, self._controller, self.keep_before, self._tape = first, controller, keep_before, tape
 
     def __iter__(self) -> Iterator[Step]:
         if self._controller is not None:
@@ -103,6 +115,10 @@ class StepLoop(Generic[S]):
         """Make a step; the step itself."""
         if self.keep_before:
             self.before = self.state
+        if self._tape is not None:
+            self.evaluations += self._tape.take(step)
+            self.state = self._tape.state
+            return step
         self.state, evaluations = drive(self.solver.advance(self.state, step), self.model)
         self.evaluations += evaluations
         return step

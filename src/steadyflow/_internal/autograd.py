@@ -24,6 +24,11 @@ def grad_enabled_by(x: object) -> torch.set_grad_enabled:
     return torch.set_grad_enabled(torch.is_grad_enabled() and wanted)
 
 
+def gradients(x: object, *, everything: bool) -> torch.set_grad_enabled:
+    """Make a context like `grad_enabled_by`, in which `everything` may require gradients, and not the start alone."""
+    return torch.set_grad_enabled(torch.is_grad_enabled()) if everything else grad_enabled_by(x)
+
+
 def check_derivatives() -> None:
     """Raise `InputError` under `torch.inference_mode()`, where every derivative would silently be 0."""
     if torch.is_inference_mode_enabled():

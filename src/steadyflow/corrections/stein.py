@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -96,6 +96,7 @@ class Stein:
     reuse: bool = True
     ridge: float = 0.0
     record: SteinRecord = field(default_factory=SteinRecord, compare=False)
+    differentiable: ClassVar[bool] = False
 
     def __post_init__(self):
         for name, value, accepted in (("form", self.form, FORMS), ("per", self.per, ("batch", "sample"))):

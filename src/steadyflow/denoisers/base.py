@@ -9,36 +9,33 @@ with both branches in one batched call.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, Self, TypeAlias, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from .. import noise
-from .._internal.given import number, text
 from .._internal.tensors import broadcast
 from ..errors import InputError
 from ..prediction import Clip, Prediction, PredictionType, check_type, defined_at_zero_noise
 from ..schedules import Schedule
+from .conditions import (
+    Condition,
+    PerSample,
+    check_guidance,
+    check_scale,
+    expand,
+    is_words,
+    join,
+    select,
+)
 from .smoothing import Smoothing
-
-Condition = int | str | Tensor | Mapping[str, Tensor] | Sequence[int] | Sequence[str] | None
-"""A label for the whole batch, one label or embedding per sample (leading dimension B), or a dict of them; for models
-over pipelines, a prompt or a list of one prompt per sample."""
-
-PerSample = Tensor | Sequence[int] | Sequence[str]
-"""A condition with one entry per sample."""
-
-_Rows: TypeAlias = "Tensor | Mapping[str, _Rows]"
-"""A condition with one row per sample, as a network takes it."""
 
 _TIMES = 4096
 """How many times a model caches as tensors."""
-_STRONGEST = 1e6
-"""A guidance scale beyond this is a mistake, and overflows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +53,8 @@ class Denoiser:
         dtype: The type in which the network computes; that of its first parameter by default. The state keeps its own.
         classes: The number of labels, if the condition is a label; used to check labels.
         condition: The condition of every call (see `with_condition`).
-        guidance: The scale of classifier-free guidance (see `with_guidance`).
+        guidance: The scale of classifier-free guidance (see `with_guidance`). Given as a tensor, shape () or (B,), it
+            is what `scale` holds, and this number is its mean.
         name: What messages and reports call the model.
         smoothing: How to average the field over neighbours (see `with_smoothing`); None for the plain field.
         reuses_output: Whether the network returns the same memory at every call, as under CUDA graphs (torch.compile
@@ -68,6 +66,7 @@ class Denoiser:
         has_score: Whether the estimates of the data and of the noise are the conditional means that a score is made
             of. Not so for velocities that were trained on coupled noise and data: they generate the data, and
             solvers that add noise are refused.
+        scale: The scale of guidance as a tensor, if it was given as one: for gradients, or one per sample.
 
     Raises:
         UnknownNameError: The prediction type is none of the five.
@@ -90,13 +89,18 @@ class Denoiser:
     clip: Clip | None = None
     moments: tuple[float | Tensor, float | Tensor] | None = None
     has_score: bool = True
+    scale: Tensor | None = None
 
     def __post_init__(self):
         check_type(self.prediction)
         if not isinstance(cast(object, self.schedule), Schedule):
             raise InputError(f"schedule: got {self.schedule!r}, expected a steadyflow schedule, e.g. VPLinear()")
-        object.__setattr__(self, "guidance", check_guidance(self.guidance))
-        if self.guidance != 1.0 and self.condition is not None and self.null is None:
+        given = cast("float | Tensor", self.guidance)
+        if isinstance(given, Tensor):
+            object.__setattr__(self, "scale", check_scale(given))
+            given = given.detach().double().mean().item()
+        object.__setattr__(self, "guidance", check_guidance(given))
+        if self.guides and self.condition is not None and self.null is None:
             raise InputError(f"guidance: got {self.guidance}, but there is no null condition; give Denoiser(null=...)")
         if self.shape is not None:
             object.__setattr__(self, "shape", tuple(self.shape))
@@ -118,19 +122,36 @@ class Denoiser:
         model = self._replace(condition=condition)
         return model if guidance is None else model.with_guidance(guidance)
 
-    def with_guidance(self, guidance: float) -> Self:
+    def with_guidance(self, guidance: float | Tensor) -> Self:
         """Return this model with another scale of classifier-free guidance.
 
         Args:
-            guidance: The scale; 1 is the plain conditional model.
+            guidance: The scale; 1 is the plain conditional model. A tensor, shape () or (B,), is one for all samples
+                or one for each, and may require a gradient.
 
         Raises:
             InputError: The scale is too large or not a number, or the model has no null condition to guide from.
         """
-        guidance = check_guidance(guidance)
-        if guidance != 1.0 and self.null is None:
-            raise InputError(f"guidance: got {guidance}, but the model has no null condition; give Denoiser(null=...)")
-        return self._replace(guidance=guidance)
+        scale = check_scale(guidance) if isinstance(guidance, Tensor) else None
+        number = check_guidance(guidance if scale is None else scale.detach().double().mean().item())
+        if (number != 1.0 or scale is not None) and self.null is None:
+            raise InputError(f"guidance: got {number}, but the model has no null condition; give Denoiser(null=...)")
+        return self._replace(guidance=number, scale=scale)
+
+    def with_given(self, condition: Condition, null: Condition, scale: Tensor | None) -> Self:
+        """Return this model with other tensors, of the same shapes, in its conditions and its scale of guidance.
+
+        Args:
+            condition: The condition of every call.
+            null: The condition that stands for "none".
+            scale: The scale of guidance, or None where it is a number.
+        """
+        return self._replace(condition=condition, null=null, scale=scale)
+
+    @property
+    def guides(self) -> bool:
+        """Whether the scale of guidance is another than 1, or a tensor."""
+        return self.scale is not None or self.guidance != 1.0
 
     def with_negative(self, negative: Condition) -> Self:
         """Return this model with guidance that starts from another condition than "none" (a negative prompt).
@@ -168,7 +189,11 @@ class Denoiser:
 
     def _of_samples(self, choose: Callable[[PerSample], PerSample]) -> Self:
         """Return this model with what its conditions have per sample chosen from, the null one included."""
-        return self._replace(condition=_select(self.condition, choose), null=_select(self.null, choose))
+        scale = self.scale
+        if scale is not None and scale.ndim and len(scale) > 1:
+            scale = cast(Tensor, choose(scale))
+        changes = {"condition": select(self.condition, choose), "null": select(self.null, choose), "scale": scale}
+        return self._replace(**changes)
 
     def with_smoothing(self, smoothing: Smoothing | float | None) -> Self:
         """Return this model with its field averaged over neighbours of the state (see `Smoothing`).
@@ -228,16 +253,24 @@ class Denoiser:
         return total / (2.0 * over.pairs)
 
     def _output(self, x: Tensor, t: float | Tensor) -> Tensor:
-        if self.condition is None or self.guidance == 1.0:
-            given = None if self.condition is None else _expand(self.condition, x)
+        if self.condition is None or not self.guides:
+            given = None if self.condition is None else expand(self.condition, x)
             output = self._evaluate(x, t, given)
         else:
             twice = x.repeat(2, *[1] * (x.ndim - 1))
             times = t.repeat(2) if isinstance(t, Tensor) else t
-            labels = _join(_expand(self.null, x), _expand(self.condition, x))
+            labels = join(expand(self.null, x), expand(self.condition, x))
             without, conditional = self._evaluate(twice, times, labels).chunk(2)
-            output = torch.lerp(without, conditional, self.guidance)
+            output = torch.lerp(without, conditional, self._weight(x))
         return output
+
+    def _weight(self, x: Tensor) -> float | Tensor:
+        """Return the scale of guidance so that it broadcasts against x."""
+        if self.scale is None:
+            return self.guidance
+        if self.scale.ndim and len(self.scale) not in (1, len(x)):
+            raise InputError(f"guidance: got {len(self.scale)} scales for a batch of {len(x)} samples")
+        return broadcast(self.scale, x).to(x.device)
 
     def _evaluate(self, x: Tensor, t: float | Tensor, given: Any) -> Tensor:
         """Return the network's output in x's precision; one call for the whole batch."""
@@ -319,66 +352,7 @@ class Denoiser:
             raise InputError(f"condition: got label {wrong[0]}, expected 0..{self.classes - 1}")
 
 
-def check_guidance(guidance: object) -> float:
-    """The scale of guidance as a number. Raises `InputError` unless it is one that is not too large."""
-    accepted = f"a number within +-{_STRONGEST:g}"
-    found = number("guidance", guidance, accepted)
-    if not abs(found) <= _STRONGEST:
-        raise InputError(f"guidance: got {found}, expected {accepted}")
-    return found
-
-
-def is_words(given: Condition) -> bool:
-    """Return whether a condition is a prompt or a list of them; raises `InputError` for one that is no whole text."""
-    found = isinstance(given, str) or (isinstance(given, Sequence) and bool(given) and isinstance(given[0], str))
-    for prompt in ([given] if isinstance(given, str) else cast("Sequence[Any]", given)) if found else ():
-        if isinstance(prompt, str):
-            text("prompt", prompt)
-    return found
-
-
 @lru_cache(maxsize=32)
 def _direction(seed: int, k: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the k-th direction of smoothing, shape (1, *shape)."""
     return noise.normal(seed, noise.SMOOTHING, (k, 0, 0), (0,), shape, dtype=dtype, device=device)
-
-
-def _expand(condition: Condition, x: Tensor) -> _Rows:
-    """Return the condition with one row per sample of x."""
-    if isinstance(condition, Mapping):
-        return {key: _expand(value, x) for key, value in condition.items()}
-    value = torch.as_tensor(condition, device=x.device)
-    if value.ndim == 0:
-        return value.expand(len(x))
-    if len(value) == len(x):
-        return value
-    if len(value) == 1:
-        return value.expand(len(x), *value.shape[1:])
-    raise InputError(f"condition: got {len(value)} rows for a batch of {len(x)} samples")
-
-
-def _join(null: _Rows, given: _Rows) -> _Rows:
-    """Return the rows of the null condition followed by those of the condition."""
-    if isinstance(given, Mapping):
-        if not isinstance(null, Mapping) or null.keys() != given.keys():
-            raise InputError(f"guidance: the null condition does not have the condition's entries {sorted(given)}")
-        return {key: _join(null[key], value) for key, value in given.items()}
-    if not isinstance(null, Tensor):
-        raise InputError(f"guidance: the null condition has the entries {sorted(null)}, the condition is one tensor")
-    if null.shape[1:] != given.shape[1:]:
-        raise InputError(
-            f"guidance: per sample, the condition has shape {tuple(given.shape[1:])}, but the null condition "
-            f"{tuple(null.shape[1:])}"
-        )
-    return torch.cat([null.to(given.dtype), given])
-
-
-def _select(condition: Condition, choose: Callable[[PerSample], PerSample]) -> Condition:
-    """Return the condition of some samples of a batch: `choose` applies to entries per sample, shared ones remain."""
-    if isinstance(condition, Mapping):
-        return {key: cast(Tensor, _select(value, choose)) for key, value in condition.items()}
-    if isinstance(condition, Tensor):
-        return choose(condition) if condition.ndim > 0 and len(condition) > 1 else condition
-    if isinstance(condition, Sequence) and not isinstance(condition, str):
-        return choose(condition) if len(condition) > 1 else condition
-    return condition

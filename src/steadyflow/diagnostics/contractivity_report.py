@@ -23,7 +23,7 @@ from .lipschitz import Contractivity, contractivity
 
 _FINE = {"solver": "rk4", "steps": 24}
 """How the latents are found from which the way back begins."""
-_NO_MEANING = ("seed", "index", "noise", "batch_size", "corrections", "callback", "record", "progress")
+_NO_MEANING = ("seed", "index", "noise", "batch_size", "corrections", "callback", "record", "progress", "adjoint")
 
 
 @dataclass(frozen=True)

@@ -235,7 +235,7 @@ def diagnose(
             bar.close()
 
 
-_NO_MEANING = ("seed", "index", "noise", "batch_size", "corrections", "callback", "record")
+_NO_MEANING = ("seed", "index", "noise", "batch_size", "corrections", "callback", "record", "adjoint")
 
 
 def _diverged(images: Tensor, wanted: Tensor | None) -> Budget:

@@ -98,7 +98,7 @@ class ServedModel(Denoiser):
         if given.get("prompt") is not None and embedded:
             raise InputError(f"condition: got a prompt and {embedded[0]}, of which the pipeline would read one")
 
-    def with_guidance(self, guidance: float) -> Self:
+    def with_guidance(self, guidance: float | Tensor) -> Self:
         """Set the scale of classifier-free guidance, in the pipeline's own way (its true guidance where it has two).
 
         Args:
@@ -110,6 +110,10 @@ class ServedModel(Denoiser):
         Raises:
             InputError: The pipeline cannot guide by it.
         """
+        if isinstance(guidance, Tensor):
+            raise InputError(
+                "guidance: got a tensor, but a served pipeline takes the scale as a number, of its own call"
+            )
         if guidance != 1.0 and self.null is None:
             raise InputError(self.server.signature.unguided(guidance))
         self.server.signature.guided(guidance, True)

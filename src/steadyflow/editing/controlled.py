@@ -81,6 +81,8 @@ def _velocity(model: Denoiser, u: Tensor, tau: float, rows: slice) -> Tensor:
 
 def _clock(schedule: Schedule, grid: Grid) -> Grid:
     """A grid of the data's path as times of flow coordinates."""
+    if grid.tensor is not None:
+        raise InputError("grid: its times have no gradient with this way of editing; detach() them")
     return Grid(tuple(FLOW.time(schedule.at(t)) for t in grid.times))
 
 

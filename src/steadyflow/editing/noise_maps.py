@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .. import noise
 from .._integrate import Solution, StepLoop, check_state, drive, integrate
-from .._internal.autograd import no_grad_unless
+from .._internal.autograd import gradients
 from ..denoisers.base import Denoiser
 from ..errors import InputError, NotInvertibleError
 from ..noise import NoiseSource
@@ -40,12 +40,11 @@ class _Replay(NoiseSource):
     def __init__(self, x: Tensor, maps: list[Tensor], seed: int = 0, index: int = 0):
         rows = range(index, index + len(x))
         super().__init__(seed, rows, x.shape[1:], dtype=x.dtype, device=x.device)
-        self._maps, self._next = maps, 0
+        self._maps, self._given = maps, dict[tuple[float, float], int]()
 
     def unit(self, a: float, b: float) -> Tensor:
-        drawn = self._maps[self._next]
-        self._next += 1
-        return drawn
+        # a step that is made once more is handed the same map
+        return self._maps[self._given.setdefault((a, b), len(self._given))]
 
     def increment(self, a: float, b: float) -> Tensor:
         raise InputError("noise maps: this solver asks for increments of a path; use ddpm or a multistep SDE solver")
@@ -79,6 +78,7 @@ class NoiseMaps(Inversion):
             callback=options.callback,
             record=options.record,
             progress=options.progress,
+            adjoint=options.adjoint,
         )
         return replace(found, seed=options.seed, index=options.index)
 
@@ -87,7 +87,6 @@ class NoiseMaps(Inversion):
         raise InputError("save: noise maps are not saved; keep the picture and make them again")
 
 
-@no_grad_unless("x")
 def noise_maps(
     model: Denoiser, x: Tensor, *, source_guidance: float | None = None, **options: Unpack[Options]
 ) -> NoiseMaps:
@@ -99,7 +98,8 @@ def noise_maps(
         source_guidance: The scale of classifier-free guidance; the model's own by default.
         **options: See `Options`. The solver must be stochastic, with one unit of noise per step: "ddpm" (edit-friendly,
             the default), "dpmpp-sde", "dpmpp-2m-sde" (LEDITS++), "dpmpp-3m-sde". The strength is 0.64 by default, as
-            the published methods skip 36 % of the way.
+            the published methods skip 36 % of the way. With an `adjoint`, the maps are part of a graph that holds
+            every evaluation which made them.
 
     Raises:
         NotInvertibleError: The solver draws no noise, or more than one unit per step.
@@ -107,7 +107,9 @@ def noise_maps(
     check_state("x", x, model.shape)
     model = model if source_guidance is None else model.with_guidance(source_guidance)
     defaults = {k: v for k, v in _DEFAULTS.items() if k != "strength" or not _fixes_range(options)}
-    return _find(model, x, Resolved.of(options, "noise maps", refused=_REFUSED, defaults=defaults))
+    resolved = Resolved.of(options, "noise maps", refused=_REFUSED, defaults=defaults)
+    with gradients(x, everything=resolved.adjoint is not None):
+        return _find(model, x, resolved)
 
 
 def _fixes_range(options: Any) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._integrate import check_state
-from .._internal.autograd import grad_enabled_by
+from .._internal.autograd import gradients
 from ..denoisers.base import Condition, Denoiser
 from ..denoisers.smoothing import Smoothing
 from ..errors import InputError
@@ -24,8 +24,8 @@ def edit(
     *,
     source: Condition = None,
     method: str | EditMethod = "inversion",
-    guidance: float | None = None,
-    source_guidance: float | None = None,
+    guidance: float | Tensor | None = None,
+    source_guidance: float | Tensor | None = None,
     mask: Tensor | None = None,
     smoothing: Smoothing | float | None = None,
     smooth: SmoothedWays = "both",
@@ -89,10 +89,10 @@ def edit(
     there = there if guidance is None else there.with_guidance(guidance)
     if source_guidance is not None and source is not None:
         here = here.with_guidance(source_guidance)
-    elif source_guidance is not None and source_guidance != 1.0:
+    elif isinstance(source_guidance, Tensor) or source_guidance not in (None, 1.0):
         raise InputError("source_guidance: without a source the way up is unconditional, and has nothing to guide it")
     here, there = apply_smoothing(smoothing, here, there, smooth)
-    with grad_enabled_by(x):
+    with gradients(x, everything=resolved.adjoint is not None):
         return chosen.edit(EditRequest(x, here, there, mask, resolved.aimed(there), inversion))
 
 

@@ -4,6 +4,9 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any, cast
+
+from torch import Tensor
 
 from ..errors import InputError
 from ..schedules import Schedule
@@ -14,11 +17,15 @@ class Grid:
     """Path times in the order of a run, strictly falling or strictly rising.
 
     Args:
-        times: At least two path times; with `clean`, at least one.
+        times: At least two path times; with `clean`, at least one. A tensor of them, shape (times,), gets a gradient
+            where a run is made with an `adjoint` that keeps or recovers states.
         clean: Whether a run ends with one more model evaluation, at the last time, and returns the clean estimate
             x0_hat instead of the state there, which still has noise in it. Only valid for falling times.
         firm: Whether `steadyflow.sample` ends as the grid does, instead of clean; so it is for the grids of schedulers
             and pipelines.
+
+    Attributes:
+        tensor: The times as they were given, if they were a tensor that requires a gradient.
 
     Raises:
         InputError: There are too few times, one is not finite, they are not strictly monotone, or a rising grid has
@@ -28,9 +35,17 @@ class Grid:
     times: tuple[float, ...]
     clean: bool = False
     firm: bool = field(default=False, compare=False)
+    tensor: Tensor | None = field(default=None, init=False, compare=False, repr=False)
 
     def __post_init__(self):
-        times = tuple(float(t) for t in self.times)
+        given = cast("Tensor | tuple[float, ...]", self.times)
+        if isinstance(given, Tensor):
+            if given.ndim != 1:
+                raise InputError(f"grid: got times of shape {tuple(given.shape)}, expected (times,)")
+            if given.requires_grad:
+                object.__setattr__(self, "tensor", given)
+            given = cast("tuple[float, ...]", tuple(cast(Any, given.detach()).tolist()))
+        times = tuple(float(t) for t in given)
         object.__setattr__(self, "times", times)
         if len(times) < (1 if self.clean else 2):
             raise InputError(f"grid: got {len(times)} time(s), expected at least 2 (one step)")
@@ -105,7 +120,11 @@ class Grid:
 
     def reversed(self) -> "Grid":
         """Return the same times in the opposite order, without the clean estimate, which no step can retrace."""
-        return Grid(self.times[::-1])
+        return Grid(self.times[::-1] if self.tensor is None else cast(Any, self.tensor.flip(0)))
+
+    def ending(self, clean: bool) -> "Grid":
+        """Return the same times with the clean estimate at the end, or without."""
+        return Grid(self.times if self.tensor is None else cast(Any, self.tensor), clean=clean)
 
     def sigmas(self, schedule: Schedule) -> tuple[float, ...]:
         """Return the noise-to-signal ratios sigma/alpha at the grid's times, and a last 0 for the clean estimate.

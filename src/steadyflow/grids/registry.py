@@ -143,7 +143,7 @@ def make(
             )
         falling = (grid.reversed() if grid.rising else grid).check_domain(schedule)
         noisy = schedule.at(falling.times[-1]).sigma > 0.0
-        return Grid(falling.times, clean=clean and noisy)
+        return falling.ending(clean and noisy)
     name, written = parse(grid)
     for option in options:
         if option in written:

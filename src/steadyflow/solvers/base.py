@@ -111,6 +111,26 @@ class Solver(ABC, Generic[S]):
         self.check_invertible()
         return self.step(state, step)
 
+    def undo(self, state: S, step: Step, last: Step | None) -> Queries[S]:
+        """Find the state before a step that was made, in either direction, from the state after it.
+
+        Unlike `inverse_step`, which begins a way back, this is a state to make the same step from once more. Exactly
+        reversible methods find it to rounding, others as well as they invert.
+
+        Args:
+            state: The state at `step.end`.
+            step: The step that was made.
+            last: The step before it, if there was one.
+
+        Yields:
+            The points at which the model is needed; predictions are sent back.
+
+        Returns:
+            The state at `step.start`.
+        """
+        back = step.reversed()
+        return self.step(state, back) if step.rising else self.inverse_step(state, back)
+
     def output(self, state: S) -> Tensor:
         """Return the sample in model space, shape (B, ...)."""
         return cast(Tensor, state)

@@ -255,6 +255,15 @@ class TwoStep(Solver[Neighbours]):
         factors = [after * behind / scale[t_other], after * slope]
         return Neighbours(combine(after * middle / scale[step.t0], x, factors, [other, eps]), x, step.t0)
 
+    def undo(self, state: Neighbours, step: Step, last: Step | None) -> Queries[Neighbours]:
+        x, other, _ = state
+        assert other is not None
+        if last is None:
+            return Neighbours(other, None, step.t0)
+        # from the two samples the relation gives the one before both
+        turned = yield from self.step(Neighbours(other, x, step.t1), last.reversed())
+        return Neighbours(other, turned.x, last.t0)
+
     def determinant(self, step: Step) -> float:
         """Return -k of an interior step, with the third neighbour, which a step does not have, at an equal distance."""
         low, high = sorted((step.t0, step.t1))

@@ -64,6 +64,9 @@ def _rebuild(like: tuple[Any, ...], items: list[Any]) -> tuple[Any, ...]:
 def flatten_state(state: S) -> tuple[Callable[[Sequence[Tensor]], S], list[Tensor]]:
     """Take a state apart into tensors.
 
+    Args:
+        state: A state, or a tuple or mapping of states.
+
     Returns:
         A function that builds a state of the same structure from other tensors, and the tensors of this state.
     """
@@ -77,6 +80,9 @@ def flatten_state(state: S) -> tuple[Callable[[Sequence[Tensor]], S], list[Tenso
         if isinstance(item, tuple):
             parts = [walk(part) for part in cast(tuple[Any, ...], item)]
             return lambda tensors: _rebuild(cast(tuple[Any, ...], item), [part(tensors) for part in parts])
+        if isinstance(item, Mapping):
+            entries = {key: walk(part) for key, part in cast(Mapping[Any, Any], item).items()}
+            return lambda tensors: {key: part(tensors) for key, part in entries.items()}
         return lambda tensors: item
 
     return walk(state), found

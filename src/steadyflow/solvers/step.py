@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
@@ -74,6 +74,10 @@ class Step:
     def rising(self) -> bool:
         """Whether this step adds noise (inversion)."""
         return self.end.t > self.start.t
+
+    def reversed(self) -> Step:
+        """Return the same step in the other direction."""
+        return replace(self, start=self.end, end=self.start)
 
     @property
     def source(self) -> NoiseSource:

@@ -57,6 +57,7 @@ def run_batched(
                     callback=options.callback,
                     record=options.record,
                     progress=bar,
+                    adjoint=options.adjoint,
                 )
             )
     finally:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, cast
 
 from .. import grids, solvers
-from .._integrate import Callback, Correction, PIDController, Progress, Record
+from .._integrate import Adjoint, AdjointKind, Callback, Correction, PIDController, Progress, Record, adjoint_of
 from .._internal.given import number, whole
 from ..denoisers.base import Denoiser
 from ..errors import InputError, UnknownNameError
@@ -89,6 +89,10 @@ class Options(TypedDict, total=False):
     """What to keep of the run: "all" states, every k-th (an integer k), or only the last (None)."""
     progress: Progress
     """A bar on standard error (True), none (False), or one where the work at a terminal takes two seconds (None)."""
+    adjoint: Adjoint | AdjointKind | None
+    """How gradients pass through the run: "checkpoint" keeps one state a step, "reversible" none, and "none" the
+    whole graph; all reach the start, conditions, guidance, parameters and, but for "none", the grid's times. By default
+    (None) the graph is held where the start requires a gradient, and nothing else gets one. See `Adjoint`."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,7 @@ class Resolved:
     callback: Callback | None = None
     record: Record = None
     progress: Progress = None
+    adjoint: Adjoint | AdjointKind | None = None
     given: frozenset[str] = field(default=frozenset(), compare=False)
     """The names of the options that the caller wrote."""
 
@@ -126,6 +131,7 @@ class Resolved:
         for name in ("strength", "t_min", "t_max"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, number(name, getattr(self, name)))
+        object.__setattr__(self, "adjoint", adjoint_of(self.adjoint))
         if not isinstance(self.noise, str) or self.noise not in SOURCES:
             raise UnknownNameError("noise", self.noise, SOURCES)
         if isinstance(self.grid, Grid):
@@ -211,6 +217,10 @@ class Resolved:
         method = self.method
         if method.has_own_grid:
             given = isinstance(self.grid, Grid)
+            if isinstance(self.grid, Grid) and self.grid.tensor is not None:
+                raise InputError(
+                    f"grid: solver {method.name!r} has its own times, which have no gradient; detach() them"
+                )
             for name in ("steps", "strength", "t_min", "t_max", *(() if given else ("grid",))):
                 if getattr(self, name) is not None:
                     raise InputError(f"{name}: has no meaning with solver {method.name!r}, which has its own grid")

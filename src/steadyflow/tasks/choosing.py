@@ -12,16 +12,15 @@ well; what is compared is the distance to a reference solve from the same latent
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Unpack, cast
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from .. import solvers
-from .._integrate import Correction, Solution
+from .._integrate import Solution, unrecorded
 from .._internal.given import whole
 from ..denoisers.base import Denoiser
 from ..errors import InputError, SteadyflowError
@@ -32,7 +31,7 @@ from ._batched import run_batched
 from ._options import Auto, Options, Resolved
 from .recommended import REASON, with_recommended
 
-_NO_MEANING = ("solver", "steps", "seed", "index", "noise", "batch_size", "callback", "record", "progress")
+_NO_MEANING = ("solver", "steps", "seed", "index", "noise", "batch_size", "callback", "record", "progress", "adjoint")
 """The options that the choice of a deterministic solver has no use for."""
 
 _Named = tuple[tuple[str, dict[str, Any]], ...]
@@ -220,22 +219,14 @@ def _fine(options: Resolved) -> Resolved:
     return options.changed(solver="rk4", nfe=None if isinstance(options.grid, Grid) else _FINER * options.budget)
 
 
-def _unrecorded(correction: Correction) -> Correction:
-    """The correction of a trial, which writes no record of the run itself."""
-    record: Any = getattr(correction, "record", None)
-    if record is not None and dataclasses.is_dataclass(cast(object, correction)):
-        return cast(Any, dataclasses.replace)(correction, record=type(record)())
-    return correction
-
-
 def _few(model: Denoiser, samples: int) -> Denoiser:
     return model.slice(0, samples)
 
 
 def _quiet(options: Resolved) -> Resolved:
     """The options of a trial: what looks at the run is for the run itself."""
-    own = tuple(_unrecorded(correction) for correction in options.corrections)
-    return options.changed(callback=None, record=None, progress=False, batch_size=None, corrections=own)
+    own = tuple(unrecorded(correction) for correction in options.corrections)
+    return options.changed(callback=None, record=None, progress=False, batch_size=None, corrections=own, adjoint=None)
 
 
 def _candidates(options: Resolved, model: Denoiser, named: _Named, clean: bool) -> Iterator[_Candidate]:

@@ -16,7 +16,7 @@ from typing import Any, TypedDict, Unpack, cast
 import torch
 from torch import Tensor
 
-from .._integrate import Callback, Correction, Progress, Record, Solution, check_state
+from .._integrate import Adjoint, AdjointKind, Callback, Correction, Progress, Record, Solution, check_state
 from .._internal import files, strict_json
 from ..denoisers.base import Condition, Denoiser
 from ..errors import MALFORMED, CorruptFileError, InputError
@@ -35,6 +35,7 @@ class DecodeOptions(TypedDict, total=False):
     callback: Callback | None
     record: Record
     progress: Progress
+    adjoint: Adjoint | AdjointKind | None
 
 
 def decode_options(options: Resolved) -> DecodeOptions:
@@ -45,6 +46,7 @@ def decode_options(options: Resolved) -> DecodeOptions:
         "callback": options.callback,
         "record": options.record,
         "progress": options.progress,
+        "adjoint": options.adjoint,
     }
 
 
@@ -75,7 +77,7 @@ class Inversion(Solution):
         return self.latent.dtype
 
     def decode(
-        self, model: Denoiser | None = None, guidance: float | None = None, **options: Unpack[DecodeOptions]
+        self, model: Denoiser | None = None, guidance: float | Tensor | None = None, **options: Unpack[DecodeOptions]
     ) -> Solution:
         """Generate from the latents, over the same grid with the same solver.
 
@@ -93,7 +95,7 @@ class Inversion(Solution):
         given = given.changed(index=self.index, seed=self.seed or 0, noise=self.noise or "brownian")
         return self._run(model, given)
 
-    def _checked(self, model: Denoiser | None, guidance: float | None) -> Denoiser:
+    def _checked(self, model: Denoiser | None, guidance: float | Tensor | None) -> Denoiser:
         model = model or self.model
         if model is None:
             raise InputError("decode: a saved inversion holds no model; give the one that made it")
@@ -114,6 +116,9 @@ class Inversion(Solution):
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Everything but the model as named tensors and texts, as they are saved."""
+        scale = None if self.model is None else self.model.scale
+        if scale is not None and scale.numel() > 1:
+            raise InputError("guidance: an inversion with one scale per sample is not saved; make one for each scale")
         tensors, structure = serialize_state(self.state)
         conditions, condition = serialize_state(_plain(self.condition), "condition")
         facts = {**self._facts(), "guidance": self.guidance, "schedule": self.schedule}
@@ -170,7 +175,7 @@ def invert(
     model: Denoiser,
     x: Tensor,
     *,
-    source_guidance: float | None = None,
+    source_guidance: float | Tensor | None = None,
     **options: Unpack[Options],
 ) -> Inversion:
     """Find the latents that generate the given samples, by going up the path.

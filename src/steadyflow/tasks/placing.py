@@ -26,7 +26,7 @@ FINE = 60
 """Steps of the fine trajectories."""
 SAMPLES = 64
 """Fine trajectories, where neither their number nor their starts are given."""
-_NO_MEANING = ("steps", "nfe", "noise", "corrections", "callback", "record")
+_NO_MEANING = ("steps", "nfe", "noise", "corrections", "callback", "record", "adjoint")
 
 
 class FineOptions(TypedDict, total=False):

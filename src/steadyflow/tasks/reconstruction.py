@@ -29,8 +29,8 @@ def reconstruct(
     model: Denoiser,
     x: Tensor,
     *,
-    guidance: float | None = None,
-    source_guidance: float | None = None,
+    guidance: float | Tensor | None = None,
+    source_guidance: float | Tensor | None = None,
     **options: Unpack[Options],
 ) -> Reconstruction:
     """Invert x and generate it again with the same model, solver and grid.

@@ -27,7 +27,7 @@ def sample(
     *,
     n: int | None = None,
     x: Tensor | None = None,
-    guidance: float | None = None,
+    guidance: float | Tensor | None = None,
     end: Literal["clean", "path"] | None = None,
     moments: Moments | None = None,
     dtype: torch.dtype = torch.float32,
@@ -125,8 +125,12 @@ def latents(
     rows = range(options.index, options.index + n)
     start = noise.initial(options.seed, rows, model.shape, dtype=dtype, device=device)
     level = model.schedule.at(grid.times[0])
+    alpha, sigma = level.alpha, level.sigma
+    if grid.tensor is not None and options.adjoint is not None and torch.is_grad_enabled():
+        first = grid.tensor[0].to(dtype=torch.float64)
+        alpha, sigma = (f(first).to(start) for f in (model.schedule.alpha, model.schedule.sigma))
     if moments is None:
-        return start * level.sigma
+        return start * sigma
     mean, variance = (torch.as_tensor(value, dtype=dtype, device=device) for value in moments)
     if not bool((variance >= 0).all()) or not finite(mean):
         raise InputError("moments: expected a finite mean and a variance of at least 0")
@@ -135,4 +139,4 @@ def latents(
     except RuntimeError as error:
         shapes = tuple(mean.shape), tuple(variance.shape)
         raise InputError(f"moments: shapes {shapes} do not fit samples of shape {tuple(model.shape)}") from error
-    return level.alpha * mean + (level.alpha**2 * variance + level.sigma**2).sqrt() * start
+    return alpha * mean + (alpha**2 * variance + sigma**2).sqrt() * start

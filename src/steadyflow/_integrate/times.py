@@ -1,0 +1,223 @@
+"""The gradient of a run with respect to the times of its grid.
+
+The numbers of a step (alpha, sigma, coefficients) are floats, computed from its times, so that no graph leads to them.
+With the step's state s, the network's outputs o_i and the cotangents w of its end frozen, though, the scalar
+
+    phi(t) = <w, F(t; s, o)> + sum_i <r_i, q_i(t)> + sum_i m_i t_i(t),
+
+with q_i and t_i the points at which the model is asked, and r_i, m_i the gradients that reach the network through its
+two arguments, has the step's gradient with respect to its times as its derivative. It takes no call of the network:
+F is the solver's own code, run once more on o_i. The derivative in each time is a difference of sixth order in
+float64, taken with two widths, which must agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from ..denoisers.base import Denoiser
+from ..errors import InputError, SteadyflowError
+from ..grids import Grid
+from ..prediction import Prediction, PredictionType
+from ..schedules import Schedule
+from ..solvers.base import Solver, Step
+from ..solvers.state import flatten_state
+from .steps import Model
+
+_CENTRAL = ((1, 0.75), (2, -0.15), (3, 1.0 / 60.0))
+_ONE_SIDED = (-2.45, 6.0, -7.5, 20.0 / 3.0, -3.75, 1.2, -1.0 / 6.0)
+_WIDTH = 1e-3
+"""The width of a difference, as a share of the distance to the next time or to the end of the path."""
+_AGREE = 1e-5
+
+
+class _Call(NamedTuple):
+    """A call of the model within a step."""
+
+    output: Tensor
+    kind: PredictionType
+    moved: Tensor
+    """A zero that was added to the state which the model saw, whose gradient is r."""
+    time: Tensor
+    """The time that the model saw, shape (B,)."""
+
+
+class Times:
+    """What the gradient of a grid's times is added up in.
+
+    Args:
+        grid: The grid, made of a tensor.
+        schedule: The path.
+        first: The step of the grid with which the run begins.
+    """
+
+    def __init__(self, grid: Grid, schedule: Schedule, first: int):
+        assert grid.tensor is not None
+        self.tensor, self._schedule, self._first = grid.tensor, schedule, first
+        self._sum: list[float] = []
+        self._calls: list[_Call] = []
+        self._floats: list[float] | None = None
+
+    def begin(self) -> None:
+        """Begin a way back."""
+        self._sum, self._floats = [0.0] * len(self.tensor), None
+
+    @property
+    def sources(self) -> list[Tensor]:
+        """What the gradients of the step's calls are to be taken of."""
+        return [part for call in self._calls for part in (call.moved, call.time)]
+
+    def listening(self, model: Denoiser) -> Model:
+        """Return a model that notes the calls of a step."""
+        self._calls = []
+
+        def answer(x: Tensor, t: float) -> Prediction:
+            moved = torch.zeros_like(x).requires_grad_()
+            time = torch.full((len(x),), t, dtype=x.dtype, device=x.device).requires_grad_()
+            found = model(x + moved, time)
+            if found.plain is not None:
+                raise InputError("grid: times have no gradient with Clip(keeps_noise=True)")
+            self._calls.append(_Call(found.output, found.kind, moved, time))
+            level = self._schedule.at(t)
+            return Prediction(x, found.output, found.kind, level.alpha, level.sigma)
+
+        return answer
+
+    def add(
+        self,
+        step: Step,
+        k: int,
+        solver: Solver[Any],
+        before: Any,
+        cotangents: Sequence[Tensor | None],
+        of_calls: Sequence[Tensor | None],
+    ) -> None:
+        """Add the gradient of a step.
+
+        Args:
+            step: The step.
+            k: Its number in the run.
+            solver: The method.
+            before: The solver's state before the step.
+            cotangents: The gradients of the tensors of the state after it, and of its sample.
+            of_calls: The gradients of `sources`.
+        """
+        build, parts = flatten_state(before)
+        state = build([part.double() for part in parts])
+        rebuild, floats = _floats(state)
+        pushed = [None if r is None else r.double() for r in of_calls[::2]]
+        pulled = [0.0 if m is None else float(m.double().sum()) for m in of_calls[1::2]]
+        weights = [None if w is None else w.double() for w in cotangents]
+        after = self._floats
+
+        def phi(values: Sequence[float]) -> float:
+            start, end = self._schedule.at(values[0]), step.end
+            if not step.reads_clean:
+                end = self._schedule.at(values[1])
+            moved = replace(step, start=start, end=end)
+            total, i = torch.zeros((), dtype=torch.float64, device=parts[0].device), 0
+            queries = solver.advance(rebuild(values[2:]), moved)
+            try:
+                query = next(queries)
+                while True:
+                    call, r = self._calls[i], pushed[i]
+                    total = total + pulled[i] * query.t
+                    if r is not None:
+                        total = total + (r * query.x).sum()
+                    level, i = self._schedule.at(query.t), i + 1
+                    output = call.output.detach().double()
+                    query = queries.send(Prediction(query.x, output, call.kind, level.alpha, level.sigma))
+            except StopIteration as stop:
+                end_state = stop.value
+            if i != len(self._calls):
+                raise InputError("grid: next to this time the solver takes another kind of step")
+            for part, w in zip([*flatten_state(end_state)[1], solver.output(end_state)], weights, strict=True):
+                if w is not None:
+                    total = total + (w * part).sum()
+            reached = _floats(end_state)[1]
+            if after is not None:
+                total = total + sum(v * f for v, f in zip(after, reached, strict=True))
+            return total.item()
+
+        place, where = self._first + k, [step.t0, step.t1, *floats]
+        with torch.no_grad():
+            slopes = [
+                0.0 if i == 1 and step.reads_clean else self._slope(phi, where, i, place) for i in range(len(where))
+            ]
+        self._sum[place] += slopes[0]
+        if not step.reads_clean:
+            self._sum[place + 1] += slopes[1]
+        self._floats = slopes[2:]
+        if k == 0:
+            self._of_start(solver, state, step.t0, place)
+
+    def _of_start(self, solver: Solver[Any], state: Any, t: float, place: int) -> None:
+        """Add what the first time means for the numbers that the first state holds."""
+        assert self._floats is not None
+        if not self._floats:
+            return
+        x, weights = solver.output(state), self._floats
+
+        def phi(values: Sequence[float]) -> float:
+            found = _floats(solver.start(x, self._schedule, values[0]))[1]
+            return sum(v * f for v, f in zip(weights, found, strict=True))
+
+        self._sum[place] += self._slope(phi, [t], 0, place)
+
+    def _slope(self, phi: Callable[[Sequence[float]], float], where: list[float], i: int, place: int) -> float:
+        """Return the derivative of phi in one of its arguments, by differences of two widths."""
+        low, high = self._schedule.domain
+        t = where[i]
+        # numbers that are nearly equal are no neighbouring times, but factors of slopes
+        others = [abs(v - t) for v in where if abs(v - t) > 1e-6 * abs(t)]
+        room = [abs(t - end) for end in (low, high) if end != t]
+        width = _WIDTH * min([*others, *room])
+
+        def at(step: float) -> float:
+            return phi([*where[:i], t + step, *where[i + 1 :]])
+
+        def slope(h: float) -> float:
+            if t in (low, high):
+                side = h if t == low else -h
+                return sum(c * at(n * side) for n, c in enumerate(_ONE_SIDED)) / side
+            return sum(c * (at(n * h) - at(-n * h)) for n, c in _CENTRAL) / h
+
+        try:
+            wide, narrow = slope(width), slope(width / 2.0)
+            size = abs(at(0.0)) / width
+        except SteadyflowError as error:
+            raise InputError(f"grid: time {place} ({t:.6g}) has no gradient with this solver: {error}") from error
+        if not abs(wide - narrow) <= _AGREE * max(abs(wide), abs(narrow), 1e-9 * size):
+            raise InputError(
+                f"grid: time {place} ({t:.6g}) has no gradient with this solver: differences of two widths give "
+                f"{wide:.6g} and {narrow:.6g}"
+            )
+        return narrow
+
+    def total(self) -> Tensor:
+        """Return the gradient of the grid's tensor, shape (times,)."""
+        return torch.tensor(self._sum, dtype=self.tensor.dtype, device=self.tensor.device)
+
+
+def _floats(state: Any) -> tuple[Callable[[Sequence[float]], Any], list[float]]:
+    """Take a state apart into its numbers: what builds it from others, and these."""
+    found: list[float] = []
+
+    def walk(item: Any) -> Callable[[Sequence[float]], Any]:
+        if type(item) is float:
+            k = len(found)
+            found.append(item)
+            return lambda values: values[k]
+        if isinstance(item, tuple):
+            parts = [walk(part) for part in cast(tuple[Any, ...], item)]
+            kind = cast(Callable[..., Any], type(cast(Any, item)))
+            named = hasattr(kind, "_fields")
+            return lambda values: kind(*(p(values) for p in parts)) if named else tuple(p(values) for p in parts)
+        return lambda values: item
+
+    return walk(state), found
