@@ -65,7 +65,7 @@ def tune(model, reward, *, last, rounds, batch, rate=1e-3):
     for k in range(rounds):
         with torch.no_grad():
             x = sf.sample(model, n=batch, index=k * batch, seed=SEED, solver="ddim", grid=head, end="path").x
-        x = sf.sample(model, x=x.requires_grad_(), solver="ddim", grid=tail).x
+        x = sf.sample(model, x=x, solver="ddim", grid=tail, adjoint="checkpoint").x
         loss = -reward(x).mean()
         optimizer.zero_grad()
         loss.backward()

@@ -144,16 +144,35 @@ def test_every_method_reaches_a_mode_by_its_label(method):
     assert found.reward.mean() > found.rewards[0].mean() + 3
 
 
+ASKED = []
+
+
+class Counted(type(MODEL)):
+    """The mixture, which notes for how many samples it is asked."""
+
+    def __call__(self, x, t):
+        ASKED.append(len(x))
+        return super().__call__(x, t)
+
+
+ADJOINTS = ["none", "checkpoint", "reversible", sf.Adjoint("checkpoint", every=2), sf.Adjoint("checkpoint", every=3)]
+
+
+@pytest.mark.parametrize("path", [PATH, sf.RectifiedFlow()], ids=str)
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
+def test_every_adjoint_steers_alike_and_what_it_asks_again_is_counted(adjoint, path):
+    ASKED.clear()
+    exact = sf.Rex("midpoint", coordinates="flow", coupling="auto")
+    words = {**FEW, "solver": exact if adjoint == "reversible" else "midpoint", "rounds": 3}
+    found = sf.steer(Counted(MIXTURE, path), near, adjoint=adjoint, **words)
+    assert found.nfe == sum(ASKED) / 3
+    held = sf.steer(MIXTURE.denoiser(path), near, adjoint="none", **words)
+    torch.testing.assert_close(found.x, held.x, rtol=1e-7, atol=1e-7)
+
+
 def test_evaluations_are_counted():
     """Against what the network was asked for."""
-    asked = []
-
-    class Counted(type(MODEL)):
-        def __call__(self, x, t):
-            asked.append(len(x))
-            return super().__call__(x, t)
-
-    model = Counted(MIXTURE, PATH)
+    asked, model = ASKED, Counted(MIXTURE, PATH)
     for method in ("gradient", "flowopt", steering.ZeroOrder(pairs=2)):
         asked.clear()
         found = sf.steer(model, near, method=method, rounds=3, **FEW)
@@ -360,6 +379,25 @@ def test_a_null_embedding_brings_a_guided_round_trip_back(embedded):
     assert found.reward.min() > -0.01
 
 
+def test_a_scale_of_guidance_moves_along_the_gradient_and_ends_as_one_per_sample(embedded):
+    options = {"solver": "midpoint", "steps": 3}
+    found = sf.steer(embedded, near, over="guidance", x=START, rounds=1, rate=1e-3, optimizer="plain", **options)
+    for k in range(2):
+        up, down = (near(sf.sample(embedded, x=START, guidance=3.0 + h, **options).x)[k] for h in (1e-5, -1e-5))
+        assert float(found.work["at"][""][k]) / 1e-3 == pytest.approx(float(up - down) / 2e-5, rel=1e-5)
+    assert torch.equal(found.rewards[0], near(sf.sample(embedded, x=START, **options).x))
+    several = {"guidance": torch.tensor([2.0, 4.0])}
+    for words in ({"method": steering.ZeroOrder(pairs=2)}, {}, several, {"batch_size": 1}):
+        far = sf.steer(embedded, near, over="guidance", x=START, rounds=10, **words, **options)
+        assert far.start.shape == (2,)
+        assert (far.reward > far.rewards[0]).all()
+        again = sf.sample(embedded.with_guidance(far.start), x=START, **options)
+        torch.testing.assert_close(again.x, far.x, rtol=0, atol=1e-12)
+    labels = LABELS.with_condition(torch.tensor([0, 1, 2]))
+    far = sf.steer(labels, near, over="guidance", rounds=10, **FEW)
+    assert far.reward.mean() > far.rewards[0].mean()
+
+
 LABELS = sf.GaussianMixture(MIXTURE.means, 0.3, labels=torch.arange(9) % 3).denoiser(PATH)
 
 
@@ -391,6 +429,11 @@ LABELS = sf.GaussianMixture(MIXTURE.means, 0.3, labels=torch.arange(9) % 3).deno
     ({"callback": 3}, "callback: got 3"),
     ({"verify": True, "method": "flowopt"}, "verify: compares"),
     ({"model": sf.GaussianMixture([[0.0]], 1.0).denoiser(PATH)}, "guard: 'norm' holds samples of one number"),
+    ({"adjoint": "checkpoint", "method": "flowopt"}, "adjoint: has no meaning for this method"),
+    ({"adjoint": "reversible", "solver": "dpmpp-2m"}, "adjoint: 'reversible' cannot recover"),
+    ({"adjoint": "reversed"}, "unknown adjoint 'reversed'"),
+    ({"corrections": [sf.corrections.Stein()]}, "correction 'Stein': has no gradient"),
+    ({"model": sf.Denoiser(lambda x, t: x.detach(), PATH, shape=(2,))}, "adjoint: the output of the model"),
     ({"rounds": -1}, "rounds: got -1"),
     ({"n": None}, "either n"),
     ({"x": START}, "either n"),

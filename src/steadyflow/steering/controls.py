@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -73,7 +72,8 @@ class Control:
             return self.model.with_condition(value), self.x
         if self.over == "null":
             return self.model.with_negative(value), self.x
-        return self.model.with_guidance(cast(Any, value)), self.x
+        assert isinstance(value, Tensor)
+        return self.model.with_guidance(value), self.x
 
     def projected(self, u: Mapping[str, Tensor], w: Tensor) -> dict[str, Tensor]:
         """The numbers of latents whose noise is w."""
@@ -101,7 +101,10 @@ def control_of(over: object, model: Denoiser, x: Tensor, mean: Tensor, std: Tens
     elif over == "guidance":
         if model.condition is None or model.null is None:
             raise InputError("over: 'guidance' needs a model under a condition, with a null condition to guide from")
-        scale = torch.as_tensor(model.guidance, dtype=x.dtype, device=x.device).reshape(-1)
+        given = model.guidance if model.scale is None else model.scale.detach()
+        scale = torch.as_tensor(given, dtype=x.dtype, device=x.device).reshape(-1)
+        if len(scale) not in (1, len(x)):
+            raise InputError(f"guidance: got {len(scale)} scales for a batch of {len(x)} samples")
         scale = scale.repeat(len(x) // len(scale))
         first, units = {_ONE: scale}, {_ONE: torch.ones((), dtype=x.dtype, device=x.device)}
     else:
@@ -120,8 +123,7 @@ def _unit(value: Tensor) -> Tensor:
 
 
 def _check_effect(over: str, model: Denoiser) -> None:
-    scale = model.guidance
-    plain = None if isinstance(cast(object, scale), Tensor) else float(scale)
+    plain = model.guidance if model.scale is None else None
     if model.condition is None:
         raise InputError(f"over: {over!r} needs a model under a condition (model.with_condition(embedding))")
     if over == "condition" and plain == 0.0:

@@ -5,13 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor
 
-from .._integrate import Correction, Progress, Solution, check_state, check_state_type, progress_bar
+from .._integrate import (
+    Adjoint,
+    AdjointKind,
+    Correction,
+    Progress,
+    Solution,
+    check_state,
+    check_state_type,
+    progress_bar,
+)
 from .._internal import files
 from .._internal.autograd import check_derivatives
 from .._internal.given import device_of, number, whole
@@ -19,6 +29,7 @@ from ..denoisers.base import Denoiser
 from ..denoisers.fingerprints import fingerprint
 from ..errors import InputError
 from ..grids import Grid
+from ..schedules import Schedule
 from ..solvers.base import Solver
 from ..tasks._options import Auto, NoiseKind, Options, Resolved
 from ..tasks.choosing import resolved_for_sampling
@@ -54,6 +65,7 @@ class SteerOptions(TypedDict, total=False):
     batch_size: int | None
     corrections: Iterable[Correction]
     progress: Progress
+    adjoint: Adjoint | AdjointKind | None
 
 
 def steer(
@@ -63,7 +75,7 @@ def steer(
     over: Literal["noise", "condition", "null", "guidance"] = "noise",
     n: int | None = None,
     x: Tensor | None = None,
-    guidance: float | None = None,
+    guidance: float | Tensor | None = None,
     method: Literal["gradient", "zero-order", "flowopt"] | Method = "gradient",
     rounds: int = 50,
     rate: float | None = None,
@@ -91,7 +103,8 @@ def steer(
             condition, embeddings; or "guidance", a scale per sample.
         n: How many samples to draw; their starts are those of `sample` with the same seed and index.
         x: Starting latents instead, shape (B, ...).
-        guidance: The scale of classifier-free guidance; the model's own by default.
+        guidance: The scale of classifier-free guidance, or one for each sample, shape (B,); the model's own by
+            default.
         method: "gradient", exactly through the sampler; "zero-order", by antithetic pairs of runs, for rewards without
             gradients, or `ZeroOrder(pairs=, radius=)`; "flowopt", the reward's gradient at the samples, taken as one
             at the latents. See `steering.methods`.
@@ -112,7 +125,8 @@ def steer(
         callback: Called after every round with a `Round`.
         dtype: Of the latents that are drawn.
         device: Of the latents that are drawn.
-        **options: The words of `sample` (see `Options`), but for `callback` and `record`.
+        **options: The words of `sample` (see `Options`), but for `callback` and `record`. `adjoint`, for the gradient,
+            is "checkpoint" by default.
 
     Returns:
         The best round of every sample: its `x`, what was found in `start`, and the history of rewards. Resuming gives
@@ -133,7 +147,15 @@ def steer(
     rounds = whole("rounds", rounds, 0)
     if verify and not isinstance(how, Gradient):
         raise InputError("verify: compares the gradient through the sampler, which only method='gradient' has")
-    chosen = Resolved.of(options, steer, refused=_NO_MEANING, defaults={"solver": "auto"})
+    defaults: dict[str, Any] = {"solver": "auto"}
+    if isinstance(how, Gradient):
+        defaults["adjoint"] = "checkpoint"
+    elif options.get("adjoint") is not None:
+        raise InputError("adjoint: has no meaning for this method, which takes no gradient through the sampler")
+    chosen = Resolved.of(options, steer, refused=_NO_MEANING, defaults=defaults)
+    through = cast("Adjoint | None", chosen.adjoint)
+    if through is None:
+        through = Adjoint("none")
     if chosen.controller is not None:
         raise InputError("steps: a controller chooses other steps in every round; give their number")
     if x is None:
@@ -156,16 +178,16 @@ def steer(
     words = {name: value for name, value in words.items() if value is not None} | {"progress": False}
 
     def run(one: Denoiser, begin: Tensor, gradient: bool) -> Solution:
-        if gradient and not begin.requires_grad:
-            begin = begin.detach().requires_grad_()
-        found = sample(one, x=begin, **words)
+        way_back: dict[str, Any] = {**words, "adjoint": through if gradient else None}
+        found = sample(one, x=begin, **way_back)
         return found if n is None else _seeded(found, chosen, reason)
 
     about = {
         "model": fingerprint(model),
         "start": files.digest(over, {"x": start, **control.first, **control.fixed}),
-        "guidance": _shown(model.guidance),
+        "guidance": model.guidance if model.scale is None else cast(Any, model.scale).tolist(),
         "over": over,
+        "adjoint": [through.kind, through.every] if isinstance(how, Gradient) else None,
         "method": repr(how),
         "guard": repr(kept),
         "rate": rate,
@@ -184,7 +206,7 @@ def steer(
         control=control,
         reward=reward,
         run=run,
-        redone=lambda found: 0,
+        redone=partial(_redone, through, model.schedule),
         method=how,
         guard=kept,
         optimizer=lambda leaves: make(named, leaves, rate),
@@ -204,6 +226,18 @@ def steer(
     finally:
         if bar is not chosen.progress:
             bar.close()
+
+
+def _redone(adjoint: Adjoint, schedule: Schedule, found: Solution) -> int:
+    """The evaluations per sample that the way back through a run makes once more."""
+    steps = found.grid.steps
+    each = (found.nfe - found.grid.clean) / max(1, steps - found.grid.clean)
+    if adjoint.kind == "none":
+        return 0
+    if adjoint.kind == "reversible":  # all steps but the first are undone, and the last where no step leads back
+        stays = found.grid.clean or schedule.at(found.grid.times[-1]).sigma == 0.0
+        return found.nfe + round(each * max(0, steps - 1 - stays))
+    return found.nfe + round(each * (steps - math.ceil(steps / adjoint.stride(steps))))
 
 
 def _settled(
@@ -291,7 +325,3 @@ def _before(resume: object, path: Path | None, about: dict[str, Any], rounds: in
 
 def _seeded(found: Solution, chosen: Resolved, reason: str) -> Solution:
     return replace(found, seed=chosen.seed, reason=reason)
-
-
-def _shown(guidance: object) -> Any:
-    return cast(Any, guidance.tolist()) if isinstance(guidance, Tensor) else guidance
