@@ -50,8 +50,14 @@ def autocast_now(kind: str) -> Callable[[], torch.autocast]:
     return lambda: torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=cached)
 
 
-def graph_leaves(ends: Sequence[Tensor]) -> list[Tensor]:
-    """Return the tensors at which the graph of some tensors begins."""
+def graph_leaves(ends: Sequence[Tensor], begun: int) -> tuple[list[Tensor], bool]:
+    """Return the tensors at which the graph of some tensors begins, and whether it goes on into an older graph.
+
+    Args:
+        ends: The tensors.
+        begun: What `clock` told before they were computed.
+    """
+    older = False
     found: dict[int, Tensor] = {}
     waiting: list[Any] = [end.grad_fn for end in ends if end.grad_fn is not None]
     seen: set[Any] = set(waiting)
@@ -60,8 +66,16 @@ def graph_leaves(ends: Sequence[Tensor]) -> list[Tensor]:
         if type(node).__name__ == "AccumulateGrad":
             found[id(node.variable)] = node.variable
             continue
+        older = older or node._sequence_nr() < begun
         for following, _ in node.next_functions:
             if following is not None and following not in seen:
                 seen.add(following)
                 waiting.append(following)
-    return list(found.values())
+    return list(found.values()), older
+
+
+def clock() -> int:
+    """Return the number of the next operation of this thread that is recorded."""
+    with torch.enable_grad():
+        node: Any = torch.zeros(()).requires_grad_().clone().grad_fn
+    return node._sequence_nr()

@@ -31,7 +31,7 @@ from ..prediction import Prediction
 from ..solvers.base import Solver, Step
 from ..solvers.state import flatten_state
 from .adjoint import Adjoint
-from .graphs import Random, autocast_now, graph_leaves
+from .graphs import Random, autocast_now, clock, graph_leaves
 from .steps import Model, drive
 from .times import Times
 
@@ -111,6 +111,7 @@ class Tape:
         self._uncorrected: dict[int, Any] = {}
         self._recent: dict[int, Any] = {}
         self._leaves: dict[int, Tensor] = {}
+        self._goes_on = False
         self._recorded: list[int] = []
 
     @property
@@ -126,11 +127,13 @@ class Tape:
         before, random = self.state, Random.now(self._device)
         build, parts = flatten_state(before)
         with torch.enable_grad():
-            leaves = [part.detach().requires_grad_() for part in parts]
+            leaves, begun = [part.detach().requires_grad_() for part in parts], clock()
             made = self._make(answering(self.model), build(leaves), step, k, True)
             ends = flatten_state(made.after)[1]
             own = {id(leaf) for leaf in leaves}
-            self._leaves.update((id(leaf), leaf) for leaf in graph_leaves(ends) if id(leaf) not in own)
+            found, older = graph_leaves(ends, begun)
+            self._leaves.update((id(leaf), leaf) for leaf in found if id(leaf) not in own)
+            self._goes_on = self._goes_on or older
         self._remember(k, random, before, made)
         self.state = _detached(made.after)
         return made.calls
@@ -208,7 +211,7 @@ class Tape:
             weights = [*zip(ends, pulled, strict=True), (sample, seen.get(k + 1))]
             wanted = [(end, w) for end, w in weights if w is not None and end.requires_grad]
             sources = [*(leaves if moves else []), *self._hidden, *([] if times is None else times.sources)]
-            found = _gradients(wanted, sources)
+            found = _gradients(wanted, sources, keep=self._goes_on)
             if times is not None:
                 of_calls = found[len(found) - len(times.sources) :]
                 times.add(self._steps[k], k, self._solver, build(parts), [*pulled, seen.get(k + 1)], of_calls)
@@ -369,10 +372,18 @@ def _difference(one: Any, other: Any, solver: Solver[Any]) -> Tensor:
     return (rms(a - b) / rms(b).clamp_min(torch.finfo(b.dtype).tiny)).max()
 
 
-def _gradients(wanted: list[tuple[Tensor, Tensor]], sources: list[Tensor]) -> list[Tensor | None]:
+def _gradients(wanted: list[tuple[Tensor, Tensor]], sources: list[Tensor], *, keep: bool) -> list[Tensor | None]:
+    """Return the gradients of some sources; `keep` the graph where it goes on into one of the caller's."""
     if not wanted or not sources:
         return [None] * len(sources)
     ends, weights = [end for end, _ in wanted], [weight for _, weight in wanted]
-    # the graph may go on into a graph of the caller's, which must stay
-    found = torch.autograd.grad(ends, sources, weights, allow_unused=True, retain_graph=True)
+    try:
+        found = torch.autograd.grad(ends, sources, weights, allow_unused=True, retain_graph=keep)
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise InputError(
+            "adjoint: the network is checkpointed with use_reentrant=True, which goes with no gradient of chosen "
+            "tensors; checkpoint it with use_reentrant=False, or give sf.Adjoint(..., order=2)"
+        ) from error
     return cast("list[Tensor | None]", list(found))
