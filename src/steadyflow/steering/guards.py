@@ -206,8 +206,11 @@ def distances(w: Tensor) -> dict[str, Tensor]:
 
     Args:
         w: The noise, shape (B, ...).
+
+    Returns:
+        Float64, on the CPU.
     """
-    flat = w.detach().flatten(1).double()
+    flat = w.detach().flatten(1).to("cpu", torch.float64)
     mean = flat.mean(1)
     variance = (flat - mean[:, None]).square().mean(1).clamp_min(torch.finfo(torch.float64).tiny)
     deviation = flat.norm(dim=1) / math.sqrt(flat.shape[1]) - 1.0

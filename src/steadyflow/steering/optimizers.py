@@ -71,12 +71,13 @@ def clipped(found: Mapping[str, Tensor], most: float | None, *, normalised: bool
         normalised: Whether to set it to the root of the number of values of a sample.
     """
     parts = [part.reshape(len(part), -1) for part in found.values()]
-    size = torch.cat([part.double() for part in parts], dim=1)
+    size = torch.cat(parts, dim=1)
     length = size.norm(dim=1)
+    tiny = torch.finfo(size.dtype).tiny
     if normalised:
-        scale = torch.where(length > 0, math.sqrt(size.shape[1]) / length.clamp_min(1e-300), 0.0)
+        scale = torch.where(length > 0, math.sqrt(size.shape[1]) / length.clamp_min(tiny), 0.0)
     elif most is not None:
-        scale = (most / length.clamp_min(1e-300)).clamp_max(1.0)
+        scale = (most / length.clamp_min(tiny)).clamp_max(1.0)
     else:
         return dict(found)
     return {name: part * broadcast(scale.to(part.dtype), part) for name, part in found.items()}

@@ -182,11 +182,9 @@ class Rounds:
         ends = list[Tensor]()
         for sign in (1.0, -1.0):
             run = self._run({name: self.u[name] + sign * step * part for name, part in way.items()}, 0, gradient=False)
-            ends.append(ask(self.plan.reward, run.x.detach(), 0, gradient=False, kept=kept).double())
+            ends.append(_told(ask(self.plan.reward, run.x.detach(), 0, gradient=False, kept=kept)))
         found = (ends[0] - ends[1]) / (2.0 * step)
-        told = torch.stack(
-            [(direction[name] * part).reshape(len(part), -1).double().sum(1) for name, part in way.items()]
-        )
+        told = torch.stack([_told(direction[name] * part).reshape(len(part), -1).sum(1) for name, part in way.items()])
         off = (told.sum(0) - found).norm() / torch.maximum(found.norm(), told.sum(0).norm()).clamp_min(1e-300)
         if off > _VERIFY:
             raise InputError(
@@ -219,11 +217,11 @@ class Rounds:
                 run = self._run(there, turn, gradient=False)
                 asked = ask(self.plan.reward, run.x.detach(), turn, gradient=False, kept=kept)
                 value = self._value(there, turn)
-                rewards.append((asked if value is None else asked + value).detach().double())
+                rewards.append(_told(asked if value is None else asked + value))
         worth = method.shaped(torch.stack(rewards))
         apart = (worth[0::2] - worth[1::2]) / (2.0 * method.pairs * method.radius)
         return {
-            name: torch.stack([broadcast(apart[k].to(part.dtype), part) * ways[k][name]
+            name: torch.stack([broadcast(apart[k].to(part), part) * ways[k][name]
                                for k in range(method.pairs)]).sum(0)
             for name, part in self.u.items()
         }  # fmt: skip
@@ -264,10 +262,10 @@ class Rounds:
             value = self._value(self.u, turn)
             start = _detached(control.value(self.u))
             far = dict[str, Tensor]() if control.over != "noise" else distances(control.noise + self.u[""])
-            moved = torch.cat([part.reshape(len(part), -1).double() for part in self.u.values()], dim=1)
+            moved = torch.cat([_told(part).reshape(len(part), -1) for part in self.u.values()], dim=1)
             far["moved"] = rms(moved)
-        told = rewards.double()
-        objective = told if value is None else told + value.detach().double()
+        told = _told(rewards)
+        objective = told if value is None else told + _told(value)
         state = _state(run.state, lambda tensor: tensor.detach())
         work = {"at": {name: part.clone() for name, part in self.u.items()}, "optimizer": packed(self._optimizer)}
         before, now = self.found, dataclasses.replace(run, state=state)
@@ -307,13 +305,23 @@ class Rounds:
     def _check_same(self, turn: int, rewards: Tensor) -> None:
         """Raise `InputError` where the reward or the model is not the one that the work was begun with."""
         assert self.found is not None
-        known, now = self.found.rewards[turn], rewards.double()
+        known, now = self.found.rewards[turn], _told(rewards)
         if not torch.allclose(now, known, rtol=_SAME, atol=_SAME * float(known.abs().mean())):
             k = int((now - known).abs().argmax())
             raise InputError(
                 f"resume: at round {turn} the reward of sample {k} was {float(known[k]):.6g} and is now "
                 f"{float(now[k]):.6g}: the reward or the model is another"
             )
+
+
+def _told(x: Tensor) -> Tensor:
+    """Numbers for a history: float64, on the CPU, as not all devices have it."""
+    return x.detach().to("cpu", torch.float64)
+
+
+def _where(better: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """The rows of a batch, of which some are better; what was read from a file comes to the device."""
+    return torch.where(broadcast(better.to(new.device), new), new, old.to(new.device))
 
 
 def _state(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -326,19 +334,16 @@ def _chosen(better: Tensor, new: Any, old: Any) -> Any:
     """A state with the rows of another one where it is better."""
     rebuilt, fresh = flatten_state(new)
     _, kept = flatten_state(old)
-    return rebuilt([torch.where(broadcast(better, a), a, b) for a, b in zip(fresh, kept, strict=True)])
+    return rebuilt([_where(better, a, b) for a, b in zip(fresh, kept, strict=True)])
 
 
 def _chosen_value(better: Tensor, new: Value, old: Value) -> Value:
     if isinstance(new, Tensor) and isinstance(old, Tensor):
-        return torch.where(broadcast(better, new), new, old)
+        return _where(better, new, old)
     assert not isinstance(new, Tensor)
     assert not isinstance(old, Tensor)
     entries = {name: (new[name], old[name]) for name in new}
-    return {
-        name: torch.where(broadcast(better, a), a, b) if a.ndim and len(a) == len(better) else a
-        for name, (a, b) in entries.items()
-    }
+    return {name: _where(better, a, b) if a.ndim and len(a) == len(better) else a for name, (a, b) in entries.items()}
 
 
 def _detached(value: Value) -> Value:

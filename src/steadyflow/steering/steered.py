@@ -33,7 +33,7 @@ class Steered(Solution):
     """What was found, of each sample's best round: the latents, the embedding, or the scales, with B rows. For a
     condition of several entries, a mapping of them."""
     rewards: Tensor
-    """Of every round, shape (rounds + 1, B), float64; row 0 is the plain sample."""
+    """Of every round, shape (rounds + 1, B), float64, on the CPU; row 0 is the plain sample."""
     objectives: Tensor
     """The same with what the guard adds, by which the best round is chosen."""
     distances: dict[str, Tensor]
