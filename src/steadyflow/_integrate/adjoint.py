@@ -79,6 +79,8 @@ class Adjoint:
         if self.order not in (1, 2):
             raise InputError(f"order: got {self.order!r}, expected 1 or 2")
         object.__setattr__(self, "tolerance", number("tolerance", self.tolerance))
+        if not self.tolerance >= 0.0:
+            raise InputError(f"tolerance: got {self.tolerance}, expected a number >= 0")
 
     def stride(self, steps: int) -> int:
         """Return how many steps lie between two states that are kept.
@@ -145,12 +147,15 @@ def check_adjoint(adjoint: Adjoint, solver: Solver[Any], schedule: Schedule, gri
     )
 
 
-def check_gradients(how: Adjoint | None, grid: Grid, corrections: Sequence[object], x: Tensor) -> None:
+def check_gradients(
+    how: Adjoint | None, grid: Grid, solver: Solver[Any], corrections: Sequence[object], x: Tensor
+) -> None:
     """Refuse what would lose a part of the gradient.
 
     Args:
         how: How gradients pass through the run.
         grid: Its grid.
+        solver: Its method.
         corrections: Its corrections.
         x: Its start.
 
@@ -160,7 +165,7 @@ def check_gradients(how: Adjoint | None, grid: Grid, corrections: Sequence[objec
     if not torch.is_grad_enabled():
         return
     if grid.tensor is not None:
-        _check_times(how, corrections)
+        _check_times(how, corrections, solver)
     if how is None and not x.requires_grad:
         return
     for correction in corrections:
@@ -172,12 +177,17 @@ def check_gradients(how: Adjoint | None, grid: Grid, corrections: Sequence[objec
             )
 
 
-def _check_times(how: Adjoint | None, corrections: Sequence[object]) -> None:
+def _check_times(how: Adjoint | None, corrections: Sequence[object], solver: Solver[Any]) -> None:
     """Refuse gradients of times where there are none."""
     if how is None or how.kind == "none" or how.order == 2:
         raise InputError(
             "grid: its times require a gradient, which needs adjoint='checkpoint' or 'reversible' (of order 1); "
             "detach() them if none is wanted"
+        )
+    if solver.properties.stochastic:
+        raise InputError(
+            f"grid: its times have no gradient with solver {solver.name!r}, as noise is no smooth function of them; "
+            "detach() them"
         )
     if corrections:
         raise InputError("grid: its times have no gradient in a run with corrections; detach() them")

@@ -174,7 +174,7 @@ def integrate(
     stop_after = None if stop_after is None else whole("stop_after", stop_after, 0)
     corrections = tuple(corrections)
     how = adjoint_of(adjoint)
-    check_gradients(how, grid, corrections, current)
+    check_gradients(how, grid, solver, corrections, current)
     taped = how is not None and how.kind != "none" and torch.is_grad_enabled()
     tried = 0, 0
     if taped and controller is not None:

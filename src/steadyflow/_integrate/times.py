@@ -207,17 +207,17 @@ class Times:
 def _floats(state: Any) -> tuple[Callable[[Sequence[float]], Any], list[float]]:
     """Take a state apart into its numbers: what builds it from others, and these."""
     found: list[float] = []
+    return _apart(state, found), found
 
-    def walk(item: Any) -> Callable[[Sequence[float]], Any]:
-        if type(item) is float:
-            k = len(found)
-            found.append(item)
-            return lambda values: values[k]
-        if isinstance(item, tuple):
-            parts = [walk(part) for part in cast(tuple[Any, ...], item)]
-            kind = cast(Callable[..., Any], type(cast(Any, item)))
-            named = hasattr(kind, "_fields")
-            return lambda values: kind(*(p(values) for p in parts)) if named else tuple(p(values) for p in parts)
-        return lambda values: item
 
-    return walk(state), found
+def _apart(item: Any, found: list[float]) -> Callable[[Sequence[float]], Any]:
+    if type(item) is float:
+        k = len(found)
+        found.append(item)
+        return lambda values: values[k]
+    if isinstance(item, tuple):
+        parts = [_apart(part, found) for part in cast(tuple[Any, ...], item)]
+        kind = cast(Callable[..., Any], type(cast(Any, item)))
+        named = hasattr(kind, "_fields")
+        return lambda values: kind(*(p(values) for p in parts)) if named else tuple(p(values) for p in parts)
+    return lambda values: item

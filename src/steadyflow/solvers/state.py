@@ -36,7 +36,7 @@ def slice_state(state: S, start: int, stop: int) -> S:
         return cast(S, state[start:stop])
     if isinstance(state, tuple):
         parts = cast(tuple[Any, ...], state)
-        return cast(S, _rebuild(parts, [slice_state(part, start, stop) for part in parts]))
+        return cast(S, _rebuild(type(parts), [slice_state(part, start, stop) for part in parts]))
     return state
 
 
@@ -53,12 +53,12 @@ def concat_states(states: Sequence[S]) -> S:
         return cast(S, torch.cat(cast(list[Tensor], list(states))))
     if isinstance(first, tuple):
         parts = zip(*cast(Sequence[tuple[Any, ...]], states), strict=True)
-        return cast(S, _rebuild(cast(tuple[Any, ...], first), [concat_states(part) for part in parts]))
+        return cast(S, _rebuild(type(cast(tuple[Any, ...], first)), [concat_states(part) for part in parts]))
     return first
 
 
-def _rebuild(like: tuple[Any, ...], items: list[Any]) -> tuple[Any, ...]:
-    return type(like)(*items) if hasattr(like, "_fields") else tuple(items)
+def _rebuild(kind: Callable[..., tuple[Any, ...]], items: list[Any]) -> tuple[Any, ...]:
+    return kind(*items) if hasattr(kind, "_fields") else tuple(items)
 
 
 def flatten_state(state: S) -> tuple[Callable[[Sequence[Tensor]], S], list[Tensor]]:
@@ -71,21 +71,26 @@ def flatten_state(state: S) -> tuple[Callable[[Sequence[Tensor]], S], list[Tenso
         A function that builds a state of the same structure from other tensors, and the tensors of this state.
     """
     found: list[Tensor] = []
+    return _apart(state, found), found
 
-    def walk(item: Any) -> Callable[[Sequence[Tensor]], Any]:
-        if isinstance(item, Tensor):
-            k = len(found)
-            found.append(item)
-            return lambda tensors: tensors[k]
-        if isinstance(item, tuple):
-            parts = [walk(part) for part in cast(tuple[Any, ...], item)]
-            return lambda tensors: _rebuild(cast(tuple[Any, ...], item), [part(tensors) for part in parts])
-        if isinstance(item, Mapping):
-            entries = {key: walk(part) for key, part in cast(Mapping[Any, Any], item).items()}
-            return lambda tensors: {key: part(tensors) for key, part in entries.items()}
-        return lambda tensors: item
 
-    return walk(state), found
+def _apart(item: Any, found: list[Tensor]) -> Callable[[Sequence[Tensor]], Any]:
+    """Add the tensors of an item to those that were found, and return what builds it from others.
+
+    What is returned refers to none of them, and this is no closure that refers to itself: they are free to go.
+    """
+    if isinstance(item, Tensor):
+        k = len(found)
+        found.append(item)
+        return lambda tensors: tensors[k]
+    if isinstance(item, tuple):
+        parts = [_apart(part, found) for part in cast(tuple[Any, ...], item)]
+        kind = type(cast(tuple[Any, ...], item))
+        return lambda tensors: _rebuild(kind, [part(tensors) for part in parts])
+    if isinstance(item, Mapping):
+        entries = {key: _apart(part, found) for key, part in cast(Mapping[Any, Any], item).items()}
+        return lambda tensors: {key: part(tensors) for key, part in entries.items()}
+    return lambda tensors: item
 
 
 def serialize_state(state: Any, prefix: str = "state") -> tuple[dict[str, Tensor], str]:
