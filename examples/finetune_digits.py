@@ -13,11 +13,11 @@ import argparse
 import copy
 
 import torch
+from sklearn.svm import SVC
 from torch import nn
 
 import steadyflow as sf
 from steadyflow.datasets import digits
-from steadyflow_lab.digits import recognise
 
 EIGHT, STEPS, SEED = 8, 16, 10_000
 
@@ -79,8 +79,9 @@ def judged(model, n):
     """The share of eights among new samples, and their mean distance to each other over that of real eights."""
     with torch.no_grad():
         x = sf.sample(model, n=n, seed=1, solver="ddim", steps=STEPS).x
-    seen = recognise(x) == EIGHT
     images, labels = digits("train")
+    judge = SVC(gamma="scale", C=10.0).fit(images.flatten(1).numpy(), labels.numpy())
+    seen = torch.from_numpy(judge.predict(x.flatten(1).numpy())) == EIGHT
     apart = [torch.pdist(y.flatten(1)).mean().item() for y in (x[seen], images[labels == EIGHT])]
     return seen.double().mean().item(), apart[0] / apart[1]
 

@@ -340,6 +340,9 @@ def test_a_checkpoint_is_gone_on_from_and_kept_intact_by_errors(tmp_path):
     assert torch.equal(done[-1].rewards, found.rewards[-1])
     with pytest.raises(sf.InputError, match=r"whose rate was 0\.1 and not 0\.2"):
         sf.steer(MODEL, near, rounds=6, rate=0.2, checkpoint=path, **FEW)
+    other = MIXTURE.denoiser(sf.VPLinear())
+    with pytest.raises(sf.InputError, match="is of another call, whose model was"):
+        sf.steer(other, near, rounds=6, checkpoint=path, **FEW)
     with pytest.raises(sf.InputError, match="the reward or the model is another"):
         sf.steer(MODEL, lambda x: 2 * near(x), rounds=8, checkpoint=path, **FEW)
     with pytest.raises(sf.InputError, match="rounds: got 4"):
@@ -396,6 +399,12 @@ def test_a_scale_of_guidance_moves_along_the_gradient_and_ends_as_one_per_sample
     labels = LABELS.with_condition(torch.tensor([0, 1, 2]))
     far = sf.steer(labels, near, over="guidance", rounds=10, **FEW)
     assert far.reward.mean() > far.rewards[0].mean()
+
+
+def test_work_under_a_condition_is_not_gone_on_with_under_another():
+    part = sf.steer(LABELS.with_condition(1), near, rounds=1, **FEW)
+    with pytest.raises(sf.InputError, match="resume: is of another call, whose condition was"):
+        sf.steer(LABELS.with_condition(2), near, rounds=2, resume=part, **FEW)
 
 
 LABELS = sf.GaussianMixture(MIXTURE.means, 0.3, labels=torch.arange(9) % 3).denoiser(PATH)

@@ -2,7 +2,8 @@
 
 With the sampler F and the reward r, all of them give an estimate of the gradient of r(F(z)) in z:
 
-    gradient      F'(z)^T r'(F(z)), exact, through every step (DNO 2405.18881, D-Flow 2402.14017, DOODL 2303.13703)
+    gradient      F'(z)^T r'(F(z)), exact, through every step (DOODL 2303.13703, D-Flow 2402.14017, DNO
+                  2405.18881; ReNO 2406.04312 for a single step)
     zero-order    1 / (2 P s) sum_k (u_k+ - u_k-) e_k, over P antithetic pairs F(z +- s e_k) of addressed Gaussian
                   directions; u are the rewards, or their ranks (Salimans et al. 2017, 1703.03864)
     flowopt       r'(F(z)): the sampler's Jacobian is replaced by the identity (FlowOpt, 2510.22010). For the reward

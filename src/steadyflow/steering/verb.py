@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -185,6 +185,7 @@ def steer(
     about = {
         "model": fingerprint(model),
         "start": files.digest(over, {"x": start, **control.first, **control.fixed}),
+        "condition": [_described(model.condition), _described(model.null)],
         "guidance": model.guidance if model.scale is None else cast(Any, model.scale).tolist(),
         "over": over,
         "adjoint": [through.kind, through.every] if isinstance(how, Gradient) else None,
@@ -238,6 +239,15 @@ def _redone(adjoint: Adjoint, schedule: Schedule, found: Solution) -> int:
         stays = found.grid.clean or schedule.at(found.grid.times[-1]).sigma == 0.0
         return found.nfe + round(each * max(0, steps - 1 - stays))
     return found.nfe + round(each * (steps - math.ceil(steps / adjoint.stride(steps))))
+
+
+def _described(condition: object) -> Any:
+    """What tells a condition from another."""
+    if isinstance(condition, Tensor):
+        return files.digest("condition", {"condition": condition})
+    if isinstance(condition, Mapping):
+        return {str(key): _described(value) for key, value in cast("Mapping[Any, Any]", condition).items()}
+    return repr(condition)
 
 
 def _settled(
