@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from tqdm import tqdm
 
 import steadyflow as sf
 from steadyflow import steering
@@ -520,3 +521,36 @@ def test_fine_tuning_through_the_last_steps_draws_more_of_a_class():
     (before, spread), (after, later) = example["main"](last=2, rounds=8, batch=48, n=300, epochs=60, rate=3e-3)
     assert after > before + 0.1
     assert 0.3 < later < spread + 0.1
+
+
+ACTING = {
+    "solver": "ddim",
+    "steps": 5,
+    "grid": "log-snr",
+    "strength": 0.5,
+    "t_min": 0.02,
+    "t_max": 0.8,
+    "seed": 5,
+    "index": 3,
+    "noise": "white",
+    "corrections": [lambda info: 0.9 * info.x],
+}
+
+
+@pytest.mark.parametrize("word", ACTING)
+def test_every_word_of_sample_acts(word):
+    base = {"n": 2, "rounds": 1, "solver": "ddpm", "dtype": torch.float64} | ({} if word == "steps" else {"steps": 4})
+    plain = sf.steer(MODEL, near, **base)
+    assert not torch.equal(sf.steer(MODEL, near, **{**base, word: ACTING[word]}).rewards, plain.rewards)
+
+
+def test_batches_and_bars_are_those_that_were_asked_for():
+    ASKED.clear()
+    bar = tqdm(disable=True)
+    counted = []
+    bar.update = lambda n=1: counted.append(n)
+    sf.steer(Counted(MIXTURE, PATH), near, rounds=2, batch_size=2, progress=bar, **FEW)
+    assert max(ASKED) == 2
+    assert sum(counted) == 2
+    with pytest.raises(sf.UnknownNameError, match="unknown option 'end'"):
+        sf.steer(MODEL, near, end="path", **FEW)
