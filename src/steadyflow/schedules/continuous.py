@@ -217,6 +217,8 @@ class RectifiedFlow(Schedule):
         return sigmoid(-0.5 * log_snr - math.log(self.shift))
 
     def model_time(self, t: Scalar) -> Scalar:
+        if isinstance(t, Tensor) and t.requires_grad:  # sigma has no derivative by way of the log-SNR at either end
+            return self.shift * t / (1.0 + (self.shift - 1.0) * t)
         return self.sigma(t)
 
     def _alpha(self, log_snr: Scalar) -> Scalar:
