@@ -25,6 +25,7 @@ from . import (
     operators,
     schedules,
     solvers,
+    steering,
 )
 from ._integrate import Adjoint, AdjointRecord, PIDController, Solution, StepInfo, Stepper, Trajectory, integrate
 from ._version import __version__
@@ -50,6 +51,7 @@ from .models import load
 from .prediction import Clip, Prediction
 from .schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosine, VPLinear, VPScaledLinear
 from .solvers import DDIM, DDPM, EES25, EES27, RK4, DPMpp2M, Euler, Heun, Midpoint, Rex, Solver, UniPC
+from .steering import Steered, steer
 from .tasks import (
     Auto,
     Choice,
@@ -150,6 +152,7 @@ __all__ = [
     "SteadyInverseScheduler",
     "SteadyScheduler",
     "SteadyflowError",
+    "Steered",
     "StepInfo",
     "Stepper",
     "StorageError",
@@ -198,6 +201,8 @@ __all__ = [
     "sample_steady",
     "schedules",
     "solvers",
+    "steer",
+    "steering",
     "tune",
 ]
 

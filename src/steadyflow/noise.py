@@ -32,7 +32,7 @@ from torch import Tensor
 from ._internal.given import device_of, floating, whole
 from .errors import InputError
 
-INITIAL, BROWNIAN, WHITE, PERTURBATION, AREA, RENOISING, SMOOTHING = 0, 1, 2, 3, 4, 5, 6
+INITIAL, BROWNIAN, WHITE, PERTURBATION, AREA, RENOISING, SMOOTHING, STEERING = 0, 1, 2, 3, 4, 5, 6, 7
 """Streams, one for each use of noise. Different streams of one seed are independent."""
 
 _CELL = 2**9  # numbers drawn together, at least
