@@ -1,4 +1,6 @@
-"""Gradients through runs, `sf.Adjoint`: their error, memory and time:  python benchmarks/gradients.py [--full] [part ...]
+"""Error, memory and time of gradients through runs (`sf.Adjoint`):
+
+    python benchmarks/gradients.py [--full] [part ...]
 
 Parts: errors, memory, seconds, peers, times. All by default, under four minutes on one core that nothing else uses;
 --full has more steps, scales and rounds, under fifteen. Parts that were run one by one, each into a file PART.txt of a
@@ -15,8 +17,9 @@ memory   Bytes of tensors that are held between forward and backward, and at mos
 seconds  Forward and backward against plain back-propagation, all kinds in turns; the median of the rounds' ratios,
          and in brackets an interval that holds it with 95 % confidence (order statistics).
 peers    torchdiffeq and torchsde (where they are installed) on the field of a small network that is first trained
-         on digits, over the same times in the same coordinates. What an adjoint is compared with is plain back-propagation of the same run of
-         the same package.
+         on digits, over the same times in the same coordinates. An adjoint is compared with plain back-propagation of
+         the same run of the same package. torchsde's drift is that field, its noise g is 0 (the same run as ours), or
+         0.1, for which only its own error is told.
 """
 
 import argparse
@@ -137,7 +140,9 @@ def table(heads, rows):
     cells = [heads, *rows]
     widths = [max(len(str(row[k])) for row in cells) for k in range(len(heads))]
     for row in cells:
-        text = [str(c).ljust(w) if k == 0 else str(c).rjust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True))]
+        text = [
+            str(c).ljust(w) if k == 0 else str(c).rjust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True))
+        ]
         print("  ".join(text).rstrip())
     print(flush=True)
 
@@ -216,7 +221,9 @@ def measure(tally, problem, solver, where="", sqrt=True, **options):
 
 def row(title, tally):
     def cell(key):
-        refused = tally.refused.get(key, tally.refused.get(key.replace("32", "64"), []) if key not in tally.worst else [])
+        refused = tally.refused.get(
+            key, tally.refused.get(key.replace("32", "64"), []) if key not in tally.worst else []
+        )
         found = size(tally.worst[key]) if key in tally.worst else ""
         if not refused:
             return found
@@ -240,7 +247,10 @@ def errors(full):
     print("1. Error of the gradient\n")
     print("cells (path, guidance, steps): " + "; ".join(f"{p} {g:g} {n}" for p, g, n in cells))
     many = "all paths, scales 1 3, steps 5 10 20 50" if full else "; ".join(f"{p} {g:g} {n}" for p, g, n in LONGER)
-    print(f"rows 'all cells', 'longer': {many}\n{REASONS}\ndrift: largest of `record.drift`;  above: cells whose error exceeds their drift (and 1e-10)\n")
+    print(
+        f"rows 'all cells', 'longer': {many}\n{REASONS}\n"
+        "drift: largest of `record.drift`;  above: cells whose error exceeds their drift (and 1e-10)\n"
+    )
     heads = ["solver", "checkpoint", "sqrt", "reversible", "plain f32", "checkpoint f32", "reversible f32"]
     heads += ["drift", "above"]
     problems = {(path, guidance): Problem(path, guidance) for path in PATHS for guidance in both}
@@ -258,7 +268,9 @@ def errors(full):
     table(heads, [*rows, *(row(title, tally) for title, tally in others.items())])
     for title, tally in found.items():
         if tally.plain_refused:
-            print(f"{title}: {len(tally.plain_refused)} cells are refused whatever the adjoint: {tally.plain_refused[0]}")
+            print(
+                f"{title}: {len(tally.plain_refused)} cells are refused whatever the adjoint: {tally.plain_refused[0]}"
+            )
     second({key: problems[key] for key in dict.fromkeys(cell[:2] for cell in cells)})
     judge({**found, **others}, len(cells))
 
@@ -269,7 +281,9 @@ def further(problems):
     for name in ("dopri5", "bogacki-shampine"):
         tally = found[f"{name}, adaptive"] = Tally()
         for (path, scale), problem in problems.items():
-            measure(tally, problem, solvers.get(name), f"{path} {scale:g}", steps=sf.PIDController(rtol=1e-3, atol=1e-3))
+            measure(
+                tally, problem, solvers.get(name), f"{path} {scale:g}", steps=sf.PIDController(rtol=1e-3, atol=1e-3)
+            )
     for name in ("ddim", "ees25", "ddpm", "dpmpp-2m"):
         tally = found[f"{name}, Relaxed"] = Tally()
         for (path, scale), problem in problems.items():
@@ -364,8 +378,9 @@ def judge(found, cells):
         print(f"SILENT float{bits}: {title}, {where}: error {off:.1e}, drift {drift:.1e}, which warns of nothing")
     rows = [(title, d, off) for title, tally in found.items() for d, off in tally.drifts]
     near = [
-        (d, off) for t, d, off in rows if t.split(", ")[0] in solvers.names()
-        and solvers.get(t.split(", ")[0]).properties.inverse != "exact"
+        (d, off)
+        for t, d, off in rows
+        if t.split(", ")[0] in solvers.names() and solvers.get(t.split(", ")[0]).properties.inverse != "exact"
     ]
     above = sum(off > max(d, 1e-10) for d, off in near)
     ratios = sorted(off / d for d, off in near if d > 1e-9)
@@ -384,21 +399,24 @@ def judge(found, cells):
     ]
     say(
         f"As published, the {len(published)} solvers with a coupling are refused as reversible in "
-        f"{sum(n for _, n in published)} of {len(published) * cells} cells in float64, and where they run are off by up "
-        f"to {max((v for v, _ in published if v is not None), default=0.0):.0e}."
+        f"{sum(n for _, n in published)} of {len(published) * cells} cells in float64, and where they run are off by "
+        f"up to {max((v for v, _ in published if v is not None), default=0.0):.0e}."
     )
     say(
         f"Drift as an estimate: over {len(near)} gradients by near-reversible solvers the error exceeds the drift in "
         f"{above} ({100 * above / len(near):.0f} %), by more than ten times in {beyond}; error / drift has the median "
         f"{statistics.median(ratios):.2g}, nine of ten are below {ratios[int(0.9 * len(ratios))]:.2g}, and all below "
-        f"{ratios[-1]:.2g}. In {len(silent)} reversible gradients of either precision an error above a tenth came without "
-        "the warning, as the drift was below its tolerance."
+        f"{ratios[-1]:.2g}. In {len(silent)} reversible gradients of either precision an error above a tenth came "
+        "without the warning, as the drift was below its tolerance."
     )
 
 
 def of_times(full):
     """Part 5: the gradient with respect to a grid's times."""
-    print(f"5. Gradient with respect to a grid's times, float64, {6 if full else 5} times, against differences of the whole run\n")
+    print(
+        f"5. Gradient with respect to a grid's times, float64, {6 if full else 5} times, "
+        "against differences of the whole run\n"
+    )
     rows, all_worst = [], {}
     for title, solver in labelled().items():
         if solver.properties.stochastic:
@@ -520,8 +538,9 @@ def memory(full):
     x = torch.randn(batch, 3, 16, 16)
     one = allocated((lambda: model(x, 0.5).output.sum(), lambda end: end.backward()))[0]
     print(
-        f"2. Memory, MB: held between forward and backward / most during backward. U-Net, batch {batch} of 3 x 16 x 16, "
-        f"float32:\na state has {mega(x.numel() * 4)} MB, the graph of one call of the network {mega(one)} MB\n"
+        f"2. Memory, MB: held between forward and backward / most during backward. U-Net, batch {batch} of "
+        f"3 x 16 x 16, float32:\na state has {mega(x.numel() * 4)} MB, the graph of one call of the network "
+        f"{mega(one)} MB\n"
     )
     rows, numbers = [], {}
     for name, options in (("ddim", {"solver": "ddim"}), ("rex-midpoint, auto", REX)):
@@ -582,7 +601,7 @@ def timing(full):
     print(f"3. Seconds of forward and backward over plain back-propagation's, {n} steps, {rounds} rounds\n")
     rows, worst = [], {}
     networks = {"U-Net, 8 x 3 x 16 x 16": (image_model(16, (8, 16)), torch.randn(8, 3, 16, 16))}
-    digit, (images, labels) = sf.load("digits"), digits("held-out")
+    digit, labels = sf.load("digits"), digits("held-out")[1]
     digit.net.requires_grad_(True)
     networks["digits, 64 x 64"] = digit.with_condition(labels[:64]), torch.randn(64, 1, 8, 8)
     problem = Problem("cosine", 3.0)
@@ -593,6 +612,7 @@ def timing(full):
         for name, options in chosen.items():
             solver, work = solvers.get(name, **options), {}
             for kind, make in KINDS.items():
+
                 def run(make=make, solver=solver, model=model, x=x):
                     start = x.clone().requires_grad_()
                     for p in model.net.parameters():
@@ -753,7 +773,9 @@ def peers(full):
         groups["reversible Heun, g = 0.1"] = {
             f"torchsde (g = 0.1), {how}": partial(by_torchsde, 0.1, how) for how in ("plain", "adjoint")
         }
-    groups["ddpm"] = {f"ours, {k}": partial(ours, solvers.get("ddpm"), kinds[k], NOISE) for k in ("plain", "checkpoint")}
+    groups["ddpm"] = {
+        f"ours, {k}": partial(ours, solvers.get("ddpm"), kinds[k], NOISE) for k in ("plain", "checkpoint")
+    }
     sde = solvers.get("rex-sde")
     groups["rex-sde"] = {f"ours, {k}": partial(ours, sde, kinds[k], NOISE) for k in kinds}
     counts, rounds = (10, 20, 50), (15 if full else 3)
@@ -777,7 +799,9 @@ def peers(full):
     )
     rows, numbers = [], {}
     for title, runs in groups.items():
-        plains = {(key.split(",")[0], n): gradient(run, n) for key, run in runs.items() if "plain" in key for n in counts}
+        plains = {
+            (key.split(",")[0], n): gradient(run, n) for key, run in runs.items() if "plain" in key for n in counts
+        }
         work, extra = {}, {}
 
         for key, run in runs.items():
@@ -791,6 +815,7 @@ def peers(full):
             stochastic = title in ("ddpm", "rex-sde", "reversible Heun, g = 0.1")
             far = [] if stochastic or "Heun" in title else [error(one, exact) for one in found]
             numbers[title, key] = off, far
+
             def both(run=run):
                 run(single, u.float().requires_grad_(), 10).sum().backward()
 
@@ -852,15 +877,17 @@ def differences(model, u, w):
         at(0.0)
         worst = max(worst, abs(slope - difference) / abs(difference))
     say(
-        "Stochastic runs (ddpm, rex-sde, dpmpp-2m-sde; addressed noise, 20 steps): the gradient along a random direction "
-        f"of start and parameters agrees with differences of whole runs to {worst:.0e}."
+        "Stochastic runs (ddpm, rex-sde, dpmpp-2m-sde; addressed noise, 20 steps): the gradient along a random "
+        f"direction of start and parameters agrees with differences of whole runs to {worst:.0e}."
     )
 
 
 def about_peers(numbers, there):
     """The findings of part 4."""
     if there["torchdiffeq"]:
-        adjoint = {title: numbers[title, "torchdiffeq, adjoint"] for title, key in numbers if key == "torchdiffeq, adjoint"}
+        adjoint = {
+            title: numbers[title, "torchdiffeq, adjoint"] for title, key in numbers if key == "torchdiffeq, adjoint"
+        }
         mine = max(max(numbers[title, "ours, checkpoint"][0]) for title in adjoint)
         texts = [f"{title.split(',')[0]} {' '.join(size(v) for v in found[0])}" for title, found in adjoint.items()]
         say(
@@ -868,7 +895,8 @@ def about_peers(numbers, there):
             f"{'; '.join(texts)}; ours by checkpoint {mine:.0e} at most."
         )
         closer = [
-            a < b for title, found in adjoint.items()
+            a < b
+            for title, found in adjoint.items()
             for a, b in zip(numbers[title, "torchdiffeq, plain"][1], found[1], strict=True)
         ]
         say(
@@ -880,8 +908,8 @@ def about_peers(numbers, there):
         own = numbers["reversible Heun, noise", "ours, reversible"]
         say(
             f"Reversible Heun on the same times: ours is off by {max(own[0]):.0e}, holds {mega(own[2])} MB and takes "
-            f"{1e3 * own[5]:.0f} ms ({own[4]:.1f} times plain); torchsde's adjoint {max(theirs[0]):.0e}, {mega(theirs[2])} "
-            f"MB and {1e3 * theirs[5]:.0f} ms ({theirs[4]:.1f} times plain)."
+            f"{1e3 * own[5]:.0f} ms ({own[4]:.1f} times plain); torchsde's adjoint {max(theirs[0]):.0e}, "
+            f"{mega(theirs[2])} MB and {1e3 * theirs[5]:.0f} ms ({theirs[4]:.1f} times plain)."
         )
 
 
@@ -895,7 +923,9 @@ def main():
     parser.add_argument("--read", help="a folder with what was printed for each part, PART.txt, to put together")
     options = parser.parse_args()
     if options.read:
-        texts = [(Path(options.read) / f"{name}.txt").read_text().split("Findings\n\n") for name in options.parts or PARTS]
+        texts = [
+            (Path(options.read) / f"{name}.txt").read_text().split("Findings\n\n") for name in options.parts or PARTS
+        ]
         print("".join(text for text, _ in texts) + "Findings\n\n" + "".join(said for _, said in texts))
         return
     keep_memory()
