@@ -610,7 +610,7 @@ def timing(full):
     chosen = {"ddim": {}, "ees25": {}, "dpmpp-2m": {}, "rex-midpoint": {"coupling": "auto", "coordinates": "flow"}}
     for title, (model, x) in networks.items():
         for name, options in chosen.items():
-            if not full and (name == "dpmpp-2m" or name == "ees25" and "U-Net" not in title):
+            if not full and (name == "dpmpp-2m" or (name == "ees25" and "U-Net" not in title)):
                 continue
             solver, work = solvers.get(name, **options), {}
             for kind, make in KINDS.items():
@@ -760,7 +760,7 @@ def peers(full):
         mine = solvers.get(name, coordinates="flow")
         groups[f"{name}, flow"] = {f"ours, {k}": partial(ours, mine, kinds[k], FLOW) for k in kinds}
         if there["torchdiffeq"]:
-            for how in ("plain", "adjoint", "ends") if full or name == "euler" else ("plain", "adjoint"):
+            for how in ("plain", "adjoint", "ends"):
                 groups[f"{name}, flow"][f"torchdiffeq, {how}"] = partial(by_torchdiffeq, name, how)
     for title, solver in (
         ("ees25, flow", solvers.get("ees25", coordinates="flow")),
