@@ -2,8 +2,8 @@
 
     python benchmarks/gradients.py [--full] [part ...]
 
-Parts: errors, memory, seconds, peers, times. All by default, under four minutes on one core that nothing else uses;
---full has more steps, scales and rounds, under fifteen. Parts that were run one by one, each into a file PART.txt of a
+Parts: errors, memory, seconds, peers, times. All by default, six minutes of one core; --full has more steps,
+scales and rounds, and takes several times as long. Parts that were run one by one, each into a file PART.txt of a
 folder, are put together by --read FOLDER.
 
 errors   The gradient of a random weighting of a run's end, with respect to the start, the condition, the scale of
