@@ -43,7 +43,7 @@ $(VENV)/.lab: $(VENV)/bin/python $(PROJECTS)
 
 $(VENV)/.dev: $(VENV)/bin/python $(PROJECTS)
 	$(PIP) -e ".[dev,peers]" -e ./lab
-	$(PIP) --no-deps torchcfm==1.0.7 k-diffusion==0.1.1.post1
+	$(PIP) --no-deps torchcfm==1.0.7 k-diffusion==0.1.1.post1 azula==0.11.1
 	@touch $@ $(VENV)/.lab
 
 $(VENV)/.docs: $(VENV)/bin/python $(PROJECTS)

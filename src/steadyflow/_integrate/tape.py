@@ -188,33 +188,59 @@ class Tape:
         drift = torch.zeros((), device=self._device)
         self._recent, following = {len(self._steps): end}, end
         for k in reversed(range(len(self._steps))):
-            build, parts = flatten_state(self._before(k))
-            moves = k > 0 or begins
-            with torch.enable_grad(), self._as_then(k):
-                leaves = [part.detach().requires_grad_(moves) for part in parts]
-                model = self.model if times is None else times.listening(self.model)
-                made = self._make(model, build(leaves), self._steps[k], k, False)
-                ends, sample = flatten_state(made.after)[1], self._solver.output(made.after)
-            if k == 0 if self._reversible else k + 1 in self._kept:
-                known = self._kept.get(k + 1, following)
-                drift = torch.maximum(drift, _difference(made.after, known, self._solver))
-            following = build(parts)
-            weights = [*zip(ends, pulled, strict=True), (sample, seen.get(k + 1))]
-            wanted = [(end, w) for end, w in weights if w is not None and end.requires_grad]
-            sources = [*(leaves if moves else []), *self._hidden, *([] if times is None else times.sources)]
-            found = self._gradients(wanted, sources)
-            if times is not None:
-                of_calls = found[len(found) - len(times.sources) :]
-                times.add(self._steps[k], k, self._solver, build(parts), [*pulled, seen.get(k + 1)], of_calls)
-            pulled = found[: len(leaves)] if moves else [None] * len(leaves)
-            first = len(leaves) if moves else 0
-            for sum_, part in zip(total, found[first : first + len(total)], strict=True):
-                if part is not None:
-                    sum_ += part
+            before = self._before(k)
+            pulled, off = self._pull_step(k, before, following, pulled, seen.get(k + 1), total, k > 0 or begins)
+            drift, following = torch.maximum(drift, off), before
         self._recent = {}
         self._tell(drift.item())
         rest = [] if times is None else [times.total()]
         return [*pulled, *total[:own], *rest, *total[own:]]
+
+    def _pull_step(
+        self,
+        k: int,
+        before: Any,
+        following: Any,
+        pulled: list[Tensor | None],
+        seen: Tensor | None,
+        total: list[Tensor],
+        moves: bool,
+    ) -> tuple[list[Tensor | None], Tensor]:
+        """Take a gradient back over a step, whose graph is gone when this returns.
+
+        Args:
+            k: The number of the step.
+            before: The state before it.
+            following: The state from which the step after it was made again.
+            pulled: The gradients of the tensors of the state after the step.
+            seen: That of its sample, if that was recorded.
+            total: The gradients of what the run depends on, to which those of the step are added.
+            moves: Whether the state before it wants a gradient.
+
+        Returns:
+            The gradients of the tensors of the state before it, and a drift.
+        """
+        times, step = self._times, self._steps[k]
+        build, parts = flatten_state(before)
+        with torch.enable_grad(), self._as_then(k):
+            leaves = [part.detach().requires_grad_(moves) for part in parts]
+            model = self.model if times is None else times.listening(self.model)
+            made = self._make(model, build(leaves), step, k, False)
+            ends, sample = flatten_state(made.after)[1], self._solver.output(made.after)
+        drift = torch.zeros((), device=self._device)
+        if k == 0 if self._reversible else k + 1 in self._kept:
+            drift = _difference(made.after, self._kept.get(k + 1, following), self._solver)
+        weights = [*zip(ends, pulled, strict=True), (sample, seen)]
+        wanted = [(end, w) for end, w in weights if w is not None and end.requires_grad]
+        sources = [*(leaves if moves else []), *self._hidden, *([] if times is None else times.sources)]
+        found = self._gradients(wanted, sources)
+        if times is not None:
+            times.add(step, k, self._solver, before, [*pulled, seen], found[len(found) - len(times.sources) :])
+        first = len(leaves) if moves else 0
+        for sum_, part in zip(total, found[first : first + len(total)], strict=True):
+            if part is not None:
+                sum_ += part
+        return found[: len(leaves)] if moves else [None] * len(leaves), drift
 
     def _gradients(self, wanted: list[tuple[Tensor, Tensor]], sources: list[Tensor]) -> list[Tensor | None]:
         """Return the weighted gradients of the ends of a step; hooks of parameters wait for the whole sum."""

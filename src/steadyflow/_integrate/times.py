@@ -131,7 +131,7 @@ class Times:
             found = model(x + moved, time)
             if found.plain is not None:
                 raise InputError("grid: times have no gradient with Clip(keeps_noise=True)")
-            self._calls.append(_Call(found.output, found.kind, moved, time))
+            self._calls.append(_Call(found.output.detach(), found.kind, moved, time))
             level = self._schedule.at(t)
             return Prediction(x, found.output, found.kind, level.alpha, level.sigma)
 
@@ -181,7 +181,7 @@ class Times:
                     if r is not None:
                         total = total + (r * query.x).sum()
                     level, i = self._schedule.at(query.t), i + 1
-                    output = call.output.detach().double()
+                    output = call.output.double()
                     query = queries.send(Prediction(query.x, output, call.kind, level.alpha, level.sigma))
             except StopIteration as stop:
                 end_state = stop.value

@@ -80,7 +80,7 @@ class PosteriorDenoiser(Denoiser):
     def with_condition(self, condition: Condition, *, guidance: float | None = None) -> Self:
         return self._with(self.base.with_condition(condition, guidance=guidance))
 
-    def with_guidance(self, guidance: float) -> Self:
+    def with_guidance(self, guidance: float | Tensor) -> Self:
         return self._with(self.base.with_guidance(guidance))
 
     def with_negative(self, negative: Condition) -> Self:
