@@ -166,6 +166,7 @@ COMMANDS = {
     "reconstruct": ["reconstruct", *INPUT],
     "edit": ["edit", *INPUT, "--target", "1"],
     "diagnose": ["diagnose", *INPUT],
+    "restore": ["restore", "x.npy", *MODEL, "--task", "deblur"],
     "diagnose, contractivity": ["diagnose", *INPUT, "--contractivity"],
     "tune": ["tune", *MODEL, "--nfe", "4"],
     "solvers": ["solvers"],
@@ -176,6 +177,7 @@ COMMANDS = {
     "lab run reconstruction": ["lab", "run", "reconstruction", *MODEL, "--images", ".", "--no-captions"],
 }
 SUFFIX = {"sample": ".npy", "invert": ".npy", "reconstruct": ".npy", "edit": ".npy", "runs export": ".npy"}
+SUFFIX |= {"restore": ".npy"}
 SUFFIX |= {"tune": ".json", "solvers": ".png"}
 WRITTEN = ("--out", "--save", "--plot", "--checkpoint", "--folder")
 READ = ("--input", "--mask", "--smooth-lora", "--from", "--prompts", "--judge-prompts", "--data", "--images")

@@ -507,7 +507,7 @@ REFUSED = {
     "ddrm with another solver": (lambda: run(lambda: Posterior(A, Y, NOISE, "ddrm"), solver="ees25"), "solver 'ees25'"),
     "ddrm with noise of its own": (lambda: run(lambda: Posterior(A, Y, NOISE, "ddrm"), solver="ddpm"), "solver 'ddpm'"),
     "ddrm with a noise each": (lambda: Posterior(A, Y, torch.rand(5, 1) + 0.1, "ddrm"), "noise: method 'ddrm'"),
-    "a model without derivatives": (lambda: run(lambda: Posterior(A, Y, NOISE), PLAIN), "model: no derivatives"),
+    "a model without derivatives": (lambda: run(lambda: Posterior(A, Y, NOISE), PLAIN), "does not depend on the state"),
     "an inversion": (lambda: inverted(Posterior(A, Y, NOISE)), "only valid on the way to data"),
     "a mixture and a nonlinear operator": (lambda: MIXTURE.posterior(torch.sin, Y[0], NOISE), "not linear"),
     "a mixture and y of another shape": (lambda: MIXTURE.posterior(A, Y, NOISE), "y: got shape"),

@@ -8,7 +8,7 @@ import torch
 import steadyflow as sf
 from steadyflow import noise, solvers
 from steadyflow._integrate import Stepper, integrate
-from steadyflow._integrate.loop import _Watch
+from steadyflow._integrate.records import Watch
 from steadyflow.noise import SOURCES
 
 SHAPE = (3, 5, 7)  # 105 numbers, no multiple of a vector's width
@@ -98,7 +98,7 @@ def test_no_step_reads_from_the_device(solver):
 
 
 def test_the_watch_for_nan_does_not_read_from_an_accelerator():
-    watch = _Watch(torch.empty(2, 3, device="meta"))
+    watch = Watch(torch.empty(2, 3, device="meta"))
     for _ in range(3):
         watch.see(torch.empty(2, 3, device="meta"), 1, None)  # reading would raise
 

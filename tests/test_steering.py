@@ -443,7 +443,7 @@ LABELS = sf.GaussianMixture(MIXTURE.means, 0.3, labels=torch.arange(9) % 3).deno
     ({"adjoint": "reversible", "solver": "dpmpp-2m"}, "adjoint: 'reversible' cannot recover"),
     ({"adjoint": "reversed"}, "unknown adjoint 'reversed'"),
     ({"corrections": [sf.corrections.Stein()]}, "correction 'Stein': has no gradient"),
-    ({"model": sf.Denoiser(lambda x, t: x.detach(), PATH, shape=(2,))}, "adjoint: the output of the model"),
+    ({"model": sf.Denoiser(lambda x, t: x.detach(), PATH, shape=(2,))}, "does not depend on the state"),
     ({"rounds": -1}, "rounds: got -1"),
     ({"n": None}, "either n"),
     ({"x": START}, "either n"),

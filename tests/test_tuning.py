@@ -410,6 +410,7 @@ def test_a_model_that_answers_in_two_ways_is_refused():
         sf.tune(model, nfe=4, n=8, judge=8, progress=False)
 
 
+@pytest.mark.slow
 def test_all_guidance_scales_choose_the_plain_solvers_and_batches_do_not_matter():
     generator = torch.Generator().manual_seed(3)
     means = torch.randn(6, 3, generator=generator, dtype=torch.float64)
