@@ -25,39 +25,43 @@ KINDS: tuple[AdjointKind, ...] = ("none", "checkpoint", "reversible")
 
 @dataclass
 class AdjointRecord:
-    """What the ways back of an `Adjoint` have measured, one entry for each."""
+    """What an `Adjoint` has measured on its ways back (backward passes), one entry for each."""
 
     drift: list[float] = field(default_factory=list[float])
-    """By how much a state of the way back differed from that of the run, as a share of its size, for the worst sample:
-    for "reversible", of the last state that was recovered, that after the first step; for "checkpoint", the largest
-    difference between a state and the same state computed again, 0 unless the model answers differently when it is
-    asked again. Ways back of order 2 are not measured."""
+    """By how much a state of the way back differed from that of the run, as a share of its size, for the worst sample.
+    For "reversible" the state is the last one that was recovered, the one after the first step. For "checkpoint" it is
+    the largest difference between a state that was kept and the same state computed again, which is 0 unless the model
+    answers differently when it is asked again. Ways back of order 2 are not measured."""
 
 
 @dataclass(frozen=True)
 class Adjoint:
     """How gradients pass through a run, given to a verb as `adjoint=`; the name of a kind stands for its defaults.
 
-    With one, gradients reach all that the run depends on: the start, conditions, a guidance scale, the parameters of
-    the network, and the times of a grid that is made of a tensor. "none" is plain back-propagation, which holds the
-    graph of every step. The other two make the run without a graph, and on the way back make each step again:
-    "checkpoint" from a state that was kept, which is exact for every solver, and "reversible" from a state that the
-    solver's own inverse recovers, so that nothing is kept. That is exact to rounding where the inverse is, and where
-    it is not, the gradient has an error, of which `drift` gives the size. Where corrections change states, those are
-    kept.
+    With an adjoint, gradients reach everything that the run depends on: the start, conditions, a guidance scale, the
+    parameters of the network and, but for "none", the times of a grid that is made of a tensor. "none" is plain
+    back-propagation, which holds the graph of every step. The other two make the run without a graph, and on the way
+    back (the backward pass) make each step again. "checkpoint" begins each step from a state that was kept, which is
+    exact for every solver. "reversible" begins it from a state that the solver's own inverse recovers, and keeps only
+    the start, the end, the states next to sigma = 0, from which no step may lead back, and those that corrections have
+    changed. It is exact to rounding if the inverse is exact; if not, the gradient has an error, whose size the
+    record's `drift` estimates.
+
+    `adjoint=None`, the default of all verbs but `steer`, is not "none": the run then records the plain graph if its
+    start requires a gradient, and no graph if it does not, even where parameters do.
 
     States that callbacks and corrections see are constants; a loss on states along the way takes them from `record=`.
-    A tensor that was computed before the run is passed through, and `backward` reaches the leaves behind it.
+    If an input was itself computed with a graph, `backward` goes on through that graph to its leaves.
 
     Args:
         kind: "none", "checkpoint" or "reversible".
-        every: "checkpoint" keeps a state every so many steps, and makes the steps between once more; "sqrt" is the
-            square root of their number, which holds the fewest states.
-        order: 2 if gradients of gradients will be asked for. The run then records a graph without its tensors, some
-            kilobytes for each operation of the network.
-        tolerance: The drift above which a way back warns ("reversible") or raises `InputError` ("checkpoint"); by
-            default 0.01 for inexact inverses, else the square root of the rounding error of the coarsest type that
-            computes.
+        every: For "checkpoint": keep a state every so many steps, and make the steps between two of them once more;
+            "sqrt" takes the square root of the number of steps, which holds the fewest states.
+        order: 2 if gradients of gradients will be asked for. The run then records a graph without its tensors, which
+            takes some kilobytes for each operation of the network.
+        tolerance: The drift above which a way back warns ("reversible") or raises `InputError` ("checkpoint"). The
+            default is 0.01 if the inverse is not exact, and otherwise the square root of the rounding error of the
+            coarsest type in which the run computes.
         record: The record to add to; a new one by default.
 
     Attributes:
@@ -93,7 +97,7 @@ class Adjoint:
             raise InputError(f"record: got {self.record!r}, expected an AdjointRecord")
 
     def most(self, dtype: torch.dtype, exact: bool) -> float:
-        """Return the largest drift that is let pass.
+        """Return the largest drift that is accepted.
 
         Args:
             dtype: The coarsest type in which the run computes.
@@ -117,7 +121,7 @@ def adjoint_of(given: Adjoint | str | None) -> Adjoint | None:
 
     Raises:
         UnknownNameError: There is no such kind.
-        InputError: It is something else.
+        InputError: It is neither an `Adjoint` nor a name.
     """
     if given is None or isinstance(given, Adjoint):
         return given

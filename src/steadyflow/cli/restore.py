@@ -1,4 +1,4 @@
-"""`steadyflow restore`: samples of what a damaged picture was, given how it was damaged."""
+"""`steadyflow restore`: draws samples of what a damaged picture was, given how it was damaged."""
 
 import warnings
 from pathlib import Path
@@ -17,12 +17,13 @@ def restore(
         Path | None,
         typer.Argument(
             metavar="PICTURE",
-            help="The damaged picture, or an array of one: of the model's size, for superres smaller by the factor. "
-            "With --damage a whole one, by default one of the model's own held-out data.",
+            help="The damaged picture, or an array that holds one. It has the model's size, or for superres is smaller "
+            "by the factor. With --damage, a whole picture; by default one of the model's own held-out data.",
         ),
     ] = None,
     task: Annotated[
-        str, typer.Option(help="inpaint (with --mask), deblur, or superres: what happened to the picture.")
+        str,
+        typer.Option(help="What happened to the picture: inpaint (parts are missing, see --mask), deblur, superres."),
     ] = "inpaint",
     model: o.Model = "digits",
     call: o.Call = None,
@@ -31,45 +32,59 @@ def restore(
     guidance: o.Guidance = None,
     mask: Annotated[
         Path | None,
-        typer.Option(help="Of inpaint: a picture, white where something is missing; the rest was measured."),
+        typer.Option(help="For inpaint: a picture that is white where something is missing; the rest was measured."),
     ] = None,
     factor: Annotated[
-        int | None, typer.Option(help="Of superres: how many pixels, each way, make one of the small picture; 2.")
+        int | None,
+        typer.Option(
+            help="For superres: how many pixels, each way, make one pixel of the small picture; 2 by default."
+        ),
     ] = None,
     blur: Annotated[
-        float | None, typer.Option(help="Of deblur: the standard deviation of the Gaussian blur, in pixels; 1.")
+        float | None,
+        typer.Option(help="For deblur: the standard deviation of the Gaussian blur, in pixels; 1 by default."),
     ] = None,
     noise: Annotated[
         float | None,
         typer.Option(
-            help="The standard deviation of the noise in the damaged picture, whose values lie in [-1, 1]; 0.05."
+            help="The standard deviation of the noise in the damaged picture, where pixel values lie in [-1, 1]; 0.05 "
+            "by default."
         ),
     ] = None,
     damage: Annotated[
         bool,
-        typer.Option("--damage", help="Damage the picture first, with noise, and say how far the samples are from it."),
+        typer.Option(
+            "--damage",
+            help="Damage a whole picture first, noise included, and report how far the samples are from the whole one.",
+        ),
     ] = False,
     resize: o.Resize = False,
     method: Annotated[
-        str, typer.Option(help="mmps (moment matching), pigdm, dps or ddrm; see docs/inverse.md for what each costs.")
+        str, typer.Option(help="mmps (moment matching), pigdm, dps or ddrm; docs/inverse.md says what each costs.")
     ] = "mmps",
-    iterations: Annotated[int | None, typer.Option(help="Of mmps: rounds of its linear solver; 3.")] = None,
-    zeta: Annotated[float | None, typer.Option(help="Of dps: the strength; 1.")] = None,
+    iterations: Annotated[int | None, typer.Option(help="For mmps: rounds of its linear solver; 3 by default.")] = None,
+    zeta: Annotated[float | None, typer.Option(help="For dps: the strength; 1 by default.")] = None,
     prior_variance: Annotated[
-        float | None, typer.Option(help="Of pigdm: the variance of the data's numbers; 1.")
+        float | None, typer.Option(help="For pigdm: the variance of the data's numbers; 1 by default.")
     ] = None,
     eta: Annotated[
-        float | None, typer.Option(help="Of ddrm: the share of fresh noise where little is measured; 0.85.")
+        float | None,
+        typer.Option(help="For ddrm: the share of fresh noise where nothing or little is measured; 0.85 by default."),
     ] = None,
-    eta_b: Annotated[float | None, typer.Option(help="Of ddrm: the pull of what is measured well; 1.")] = None,
+    eta_b: Annotated[
+        float | None, typer.Option(help="For ddrm: the pull towards what is measured well; 1 by default.")
+    ] = None,
     samples: Annotated[int, typer.Option(help="How many samples to draw.")] = 4,
     solver: Annotated[
-        str | None, typer.Option(help="A solver's name (see `steadyflow solvers`); ddpm, and ddim for ddrm.")
+        str | None, typer.Option(help="A solver's name (see `steadyflow solvers`); by default ddpm, for ddrm ddim.")
     ] = None,
     coordinates: o.Coordinates = None,
     steps: o.Steps = None,
     nfe: Annotated[
-        int | None, typer.Option(help="Calls of the model by the solver, each of which costs more here; 48.")
+        int | None,
+        typer.Option(
+            help="Calls of the model by the solver, 48 by default; each costs several evaluations here, but for ddrm."
+        ),
     ] = None,
     grid: o.Grid = None,
     seed: o.Seed = None,
@@ -82,7 +97,7 @@ def restore(
 ) -> None:
     """Draw samples of what a damaged picture was, given how it was damaged.
 
-    They fit what was measured, within its noise, and are what the model has seen where nothing was.
+    Where something was measured, the samples fit it, within its noise; elsewhere they look like the model's data.
     """
     import torch
 

@@ -5,7 +5,7 @@ At noise level t the state has density p(x_t | y), whose score is
     grad log p(x_t | y) = grad log p(x_t) + grad log p(y | x_t),
 
 so that a posterior is a change of the model (`guided`), on any path and with any solver. The methods differ in what
-they put in the place of p(y | x_t) (`_likelihoods`). DDRM (Kawar et al. 2022) is a change of the state, in `ddrm`.
+they put in the place of p(y | x_t) (`_likelihoods`). DDRM (Kawar et al. 2022) changes the state instead (`ddrm`).
 """
 
 # What a user gives is checked where the program runs:
@@ -54,28 +54,30 @@ _UNLIKELY = 4.0
 class Posterior:
     """A correction that makes a run sample p(x0 | y) instead of p(x0), for y = A(x0) + noise n, n standard normal.
 
-    It is for every verb that goes to data, as `corrections=[Posterior(...)]`, and puts `of(model)` in the place of the
-    model. With all methods but "ddrm" the state is left alone, and any solver may run. What each costs, in model
-    evaluations per call of the solver: "dps" and "pigdm" 3 (one forward, and one transposed product, which counts as
-    two), "mmps" 1 + 2 iterations, "ddrm" 1. A choice by trial (`sf.Auto`) runs on some of the samples: give it
-    `of(model)` as the model, whose rows of y are cut with them.
+    Give it to any verb that goes towards data, as `corrections=[Posterior(...)]`. It puts `of(model)` in the place of
+    the model. With every method but "ddrm" it leaves the state alone, and any solver may run. Each call by the solver
+    costs 3 model evaluations with "dps" and "pigdm" (one forward, and one transposed product, which counts as two),
+    1 + 2 `iterations` with "mmps", and 1 with "ddrm". A choice of the solver by trial (`sf.Auto`) runs on some of the
+    samples: give it `of(model)` as the model, so that the rows of y are cut along with the samples.
 
     Args:
-        operator: A: one of `steadyflow.operators`, a matrix (m, n) for vectors, or a function x (B, ...) -> (B, ...),
-            which "dps" and "mmps" take as nonlinear. With a model of latents it decodes first.
-        y: What was measured, shape (B, ...), or (1, ...) for all samples alike.
+        operator: A, what is measured: one of `steadyflow.operators`, a matrix (m, n) for samples that are vectors, or a
+            function x (B, ...) -> (B, ...), which "dps" and "mmps" take as nonlinear. With a latent model it must
+            decode first.
+        y: What was measured, shape (B, ...), or (1, ...) if it is the same for all samples.
         noise: The standard deviation of the noise, a number or a tensor that broadcasts against y.
         method: "mmps" (Rozet et al. 2024), which takes the covariance of x0 given x_t from the model; "pigdm" (Song et
-            al. 2023), which takes a fixed one; "dps" (Chung et al. 2022), which takes that of the residual; or "ddrm"
-            (Kawar et al. 2022), a change of the state in the operator's singular vectors, with DDIM alone.
-        zeta: Of "dps": the strength; 1 by default.
-        prior_variance: Of "pigdm": the variance of the numbers in the data; 1 by default.
-        iterations: Of "mmps": rounds of GMRES; 3 by default.
-        eta: Of "ddrm": the share of fresh noise where nothing or little is measured, in [0, 1]; 0.85 by default.
-        eta_b: Of "ddrm": how strongly what is measured well is drawn to y, in [0, 1]; 1 by default.
+            al. 2023), which takes a fixed one; "dps" (Chung et al. 2022), which uses the variance of the residual
+            y - A(x0_hat); or "ddrm" (Kawar et al. 2022), which changes the state in the basis of the operator's
+            singular vectors, and runs with DDIM alone.
+        zeta: For "dps": the strength; 1 by default.
+        prior_variance: For "pigdm": the variance of the numbers in the data; 1 by default.
+        iterations: For "mmps": rounds of GMRES, its linear solver; 3 by default.
+        eta: For "ddrm": the share of fresh noise where nothing or little is measured, in [0, 1]; 0.85 by default.
+        eta_b: For "ddrm": how strongly a state is drawn to y where it is measured well, in [0, 1]; 1 by default.
 
     Raises:
-        InputError: A number, y or the noise is not accepted, or an option is one of another method.
+        InputError: A number, y or the noise is not accepted, or an option belongs to another method.
         UnknownNameError: There is no such method.
     """
 
@@ -130,13 +132,13 @@ class Posterior:
             object.__setattr__(self, name, value)
 
     def of(self, model: Denoiser) -> Denoiser:
-        """Return the model of p(x_t | y); one that this has made already, sliced or not, as it is.
+        """Return the model of p(x_t | y). A model that this correction has made already is returned as it is.
 
         Args:
-            model: The model of the data, under a condition and guidance if it has them, which stay inside.
+            model: The model of the data; its condition and guidance, if it has them, stay in force.
 
         Raises:
-            InputError: The operator does not fit the model's samples, or y not what it measures of them.
+            InputError: The operator does not fit the model's samples, or y does not fit what it measures of them.
         """
         if self._own(model) is not None:
             return model
@@ -165,7 +167,7 @@ class Posterior:
             solver: Its method.
 
         Raises:
-            InputError: The run goes to noise, or `ddrm` is to run with another solver than DDIM.
+            InputError: The run goes towards noise, or "ddrm" is to run with a solver other than DDIM.
         """
         if grid.rising:
             raise InputError(
@@ -204,10 +206,10 @@ class Posterior:
         return {}
 
     def misfit(self, x: Tensor) -> Tensor:
-        """Return the reduced chi-square of what was measured against samples: mean((y - A x)^2 / noise^2).
+        """Return the misfit of samples to what was measured, a reduced chi-square: mean((y - A x)^2 / noise^2).
 
-        Over measurements of the model's own data and samples of their exact posteriors it has mean 1 and standard
-        deviation sqrt(2 / m), with m numbers in a measurement: x and the truth have the same law given y.
+        For measurements of the model's own data, and samples of their exact posteriors, it has mean 1 and standard
+        deviation sqrt(2 / m), with m numbers in a measurement, because x and the truth have the same law given y.
 
         Args:
             x: Samples, shape (B, ...).
@@ -224,13 +226,14 @@ class Posterior:
             return ((self.y.to(seen) - seen) / self.noise.to(seen)).flatten(1).square().mean(1)
 
     def check(self, x: Tensor) -> Tensor:
-        """Return `misfit(x)`, and warn where it is not compatible with the noise that was declared.
+        """Return `misfit(x)`, and warn if it is not compatible with the noise that was declared.
 
-        The mean of all samples is compared with a chi-square of as many numbers as y holds (samples of one y share its
-        noise) by the cube root of Wilson and Hilferty (1931); four standard deviations are reported, which an exact
-        sampler reaches once in 16,000 runs. A mean far above 1: the samples do not explain y, by too few steps or
-        iterations, a noise that is declared too small, or data that the model does not know. Far below: y is fitted
-        closer than its noise, which is declared too large, or lies below the last noise level of the run.
+        The mean over all samples is compared with a chi-square of as many numbers as y holds (samples of one y share
+        its noise), by the cube root of Wilson and Hilferty (1931). It warns beyond four standard deviations, which an
+        exact sampler reaches once in 16,000 runs. If the mean is far above 1, the samples do not explain y: there were
+        too few steps or iterations, the noise is declared too small, or the model does not know such data. If it is far
+        below, y is fitted more closely than its noise: the noise is declared too large, or lies below the last noise
+        level of the run.
 
         Args:
             x: Samples at the end of a run, shape (B, ...).

@@ -1,6 +1,6 @@
-"""The base class of operators, matrices and functions as operators, and the check of what an operator returns.
+"""The base class of operators; matrices and functions as operators; the check of what an operator returns.
 
-The adjoint is A^T y = grad_x <A x, y>, as A x is linear in x.
+The adjoint, or transpose, of a linear operator is A^T y = grad_x <A x, y>, because A x is linear in x.
 """
 
 # What a user gives is checked where the program runs:
@@ -36,7 +36,7 @@ class Operator(ABC):
     """
 
     linear: ClassVar[bool] = True
-    """Whether A(a x + b z) = a A x + b A z. It is checked where it is made use of."""
+    """Whether A(a x + b z) = a A x + b A z. The claim is checked where it is relied on."""
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
@@ -53,15 +53,15 @@ class Operator(ABC):
         """
 
     def sample_shape(self, measured: tuple[int, ...]) -> tuple[int, ...] | None:
-        """Return the shape of the sample that belongs to a measurement of this shape, or None where that is open."""
+        """Return the shape of a sample whose measurement has this shape, or None if that cannot be told."""
         return None
 
     def transpose(self, y: Tensor, shape: Sequence[int] | None = None) -> Tensor:
-        """Multiply measurements by the adjoint.
+        """Multiply measurements by the adjoint A^T.
 
         Args:
             y: Measurements, shape (B, ...).
-            shape: The shape of one sample, where the operator does not know it.
+            shape: The shape of one sample, if the operator does not know it.
 
         Returns:
             A^T y, shape (B, *shape).
@@ -95,12 +95,12 @@ class Operator(ABC):
         """Write the operator as a dense matrix.
 
         Args:
-            shape: The shape of one sample, of n numbers.
-            dtype: Of the matrix.
-            device: Of the matrix.
+            shape: The shape of one sample, which has n numbers.
+            dtype: The type of the matrix.
+            device: The device of the matrix.
 
         Returns:
-            The matrix, shape (m, n), for samples and measurements that are flattened.
+            The matrix, shape (m, n), for flattened samples and measurements.
 
         Raises:
             InputError: The operator is not linear, or n or m is larger than `DENSE_LIMIT`.
@@ -131,7 +131,7 @@ class Matrix(Operator):
         entries: M, shape (m, n).
 
     Raises:
-        InputError: It is no matrix of finite numbers.
+        InputError: M is not a matrix of finite numbers.
     """
 
     entries: Tensor
@@ -158,14 +158,14 @@ class Matrix(Operator):
 class Linear(Operator):
     """Any linear map, given as a function whose adjoint is found by automatic differentiation.
 
-    That it is linear is checked on a random pair where it is first used, in each precision and on each device.
+    It is checked to be linear, on a random pair of samples, when it is first used in each precision and on each device.
 
     Args:
         function: Takes samples (B, *shape) to measurements (B, ...), each from its own sample.
         shape: The shape of one sample.
 
     Raises:
-        InputError: The function is not linear, gives something else than such a batch, or does not depend on x.
+        InputError: The function is not linear, does not return such a batch, or does not depend on x.
     """
 
     function: Callable[[Tensor], Tensor]
@@ -196,7 +196,7 @@ class Linear(Operator):
 
 @dataclass(frozen=True, eq=False)
 class Nonlinear(Operator):
-    """A function of samples that is not known to be linear; a plain function is taken as this.
+    """A function of samples that is not known to be linear. A plain function is taken as one of these.
 
     Args:
         function: Takes samples (B, ...) to measurements (B, ...), each from its own sample.
@@ -210,7 +210,7 @@ class Nonlinear(Operator):
 
 
 def of(given: object) -> Operator:
-    """Return an operator: one as it is, a matrix (m, n) as `Matrix`, any other function as `Nonlinear`.
+    """Return what was given as an operator: an operator as it is, a matrix (m, n) as `Matrix`, else `Nonlinear`.
 
     Raises:
         InputError: It is none of these.
@@ -231,19 +231,20 @@ def check(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> tuple[int, ...]:
-    """Check an operator on a random pair of samples: what it returns, whether it depends on them, and if it is linear.
+    """Check an operator on a random pair of samples: what it returns, that this depends on them, and if it is linear.
 
     Args:
         operator: The operator.
         shape: The shape of one sample.
-        dtype: Of the samples.
-        device: Of the samples.
+        dtype: The type of the samples.
+        device: The device of the samples.
 
     Returns:
         The shape of one measurement.
 
     Raises:
-        InputError: It returns no batch of finite floats, does not depend on x, or calls itself linear and is not.
+        InputError: It returns no batch of finite floats, does not depend on x, lets a sample's measurement depend on
+            the others, or calls itself linear and is not.
     """
     check_derivatives()
     random = torch.Generator().manual_seed(0)
@@ -288,7 +289,7 @@ def measured(operator: Operator, x: Tensor) -> Tensor:
         x: The samples, shape (B, ...).
 
     Raises:
-        InputError: It is no tensor of floats with one measurement for each sample.
+        InputError: What it returns is not a tensor of floats with one measurement for each sample.
     """
     seen = cast(object, operator(x))
     if not isinstance(seen, Tensor) or not seen.is_floating_point():

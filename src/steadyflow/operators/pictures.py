@@ -1,7 +1,7 @@
-"""Operators on pictures: a part of them, a blur, and a coarser one.
+"""Operators on pictures: a part of the pixels, a blur, and a coarser picture.
 
-Inpainting      y = x[mask]
-Blur            y_ij = sum_kl K_kl x_(i-k)(j-l)
+Inpainting      y = x[mask], the mask True where something is measured
+Blur            y_ij = sum_kl K_kl x_(i+k)(j+l), k and l counted from the middle of K
 Downsampling    y_ij = mean of x over block ij
 """
 
@@ -30,14 +30,15 @@ Padding = Literal["replicate", "reflect", "circular", "zeros"]
 
 @dataclass(frozen=True, eq=False)
 class Inpainting(Operator):
-    """The entries of a sample where a mask holds, as a vector (B, m).
+    """The entries of a sample where a mask is True, as vectors (B, m).
 
     Args:
-        mask: True or 1 where something is measured; of a sample's shape, or one that broadcasts against it, such as
-            (H, W) for pictures (C, H, W).
+        mask: True or 1 where something is measured, False or 0 where it is missing. It has a sample's shape, or one
+            that broadcasts against it, such as (H, W) for pictures (C, H, W). The picture that `steadyflow restore`
+            takes as `--mask` is the opposite, white where something is missing.
 
     Raises:
-        InputError: The mask is none, or holds nowhere.
+        InputError: The mask holds other values, or is True nowhere.
     """
 
     mask: Tensor
@@ -69,16 +70,18 @@ class Inpainting(Operator):
 
 @dataclass(frozen=True, eq=False)
 class Blur(Operator):
-    """A kernel that slides over the two last dimensions; what is measured has the sample's shape.
+    """A kernel that slides over the last two dimensions, unflipped. What is measured has the sample's shape.
 
     Args:
-        sigma: The standard deviation of a Gaussian kernel, in pixels, cut off at four of them; or give a kernel.
-        kernel: The kernel, shape (h, w), both odd; it is not normalised.
+        sigma: The standard deviation, in pixels, of a Gaussian kernel, which is cut off at four standard deviations.
+            Give either this or a kernel.
+        kernel: The kernel, shape (h, w), both odd. It is used as it is, without being normalised.
         padding: What lies beyond the edges: their own values ("replicate"), the picture mirrored ("reflect") or
             repeated ("circular"), or "zeros".
 
     Raises:
-        InputError: Neither or both are given, or one is no positive number or no such kernel.
+        InputError: Neither or both of sigma and kernel are given, sigma is not a positive number (below 1000), or the
+            kernel is not of that shape or not finite.
         UnknownNameError: There is no such padding.
     """
 
@@ -129,13 +132,13 @@ class Blur(Operator):
 
 @dataclass(frozen=True)
 class Downsampling(Operator):
-    """The means over blocks of factor x factor pixels of the two last dimensions, shape (B, ..., H/factor, W/factor).
+    """The means over blocks of factor x factor pixels of the last two dimensions, shape (B, ..., H/factor, W/factor).
 
     Args:
-        factor: The side of a block.
+        factor: The side of a block, in pixels; it must divide the height and the width.
 
     Raises:
-        InputError: It is no whole number of at least 1.
+        InputError: The factor is not a whole number of at least 1.
     """
 
     factor: int

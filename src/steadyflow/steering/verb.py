@@ -1,4 +1,4 @@
-"""`steer`: what goes into a sampler, optimised so that what comes out pleases a function of the picture."""
+"""`steer`: optimises what goes into a sampler so that a reward, a function of the picture that comes out, grows."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ PLAIN = 0.1
 
 
 class SteerOptions(TypedDict, total=False):
-    """The words of `Options` that steering takes, with the same meaning; the callback is one of rounds."""
+    """The words of `Options` that steering takes, with the same meaning; its own callback is called once a round."""
 
     solver: str | Solver[Any] | Auto
     steps: int | None
@@ -92,45 +92,51 @@ def steer(
 ) -> Steered:
     """Optimise what goes into a sampler, for each sample by itself, so that the reward of what comes out grows.
 
-    Round 0 is the plain sample; each round then makes one step of the optimiser, and the best round of every sample is
-    returned. The noise of stochastic solvers has addresses, so that the sampler is a fixed function of its start.
+    Round 0 is the plain sample; each round then makes one step of the optimiser. The best round of every sample is
+    returned, by its reward and what the guard adds to it. The noise of stochastic solvers is addressed by seed and
+    place, so that the sampler is a fixed function of its start.
 
     Args:
         model: The model of the data, under a condition if it has one.
-        reward: Called with the samples as `sample` returns them, shape (B, ...), always the whole batch in its order;
-            returns one number for each, shape (B,); higher is better. For latent models, it decodes.
-        over: What is optimised: the "noise", which is the latents at the start; the "condition" or the "null"
-            condition, embeddings; or "guidance", a scale per sample.
+        reward: A function of the samples as `sample` returns them, shape (B, ...), always the whole batch in order. It
+            returns one number for each, shape (B,); higher is better. With a latent model it decodes them itself.
+        over: What is optimised: "noise", the latents at the start; "condition" or "null", the embedding of the
+            condition or of the null condition; or "guidance", one scale per sample.
         n: How many samples to draw; their starts are those of `sample` with the same seed and index.
-        x: Starting latents instead, shape (B, ...).
+        x: Starting latents, instead of n, shape (B, ...).
         guidance: The scale of classifier-free guidance, or one for each sample, shape (B,); the model's own by
             default.
-        method: "gradient", exactly through the sampler; "zero-order", by antithetic pairs of runs, for rewards without
-            gradients, or `ZeroOrder(pairs=, radius=)`; "flowopt", the reward's gradient at the samples, taken as one
-            at the latents. See `steering.methods`.
+        method: Where the direction of a step comes from: "gradient", the exact one through the sampler; "zero-order" or
+            `ZeroOrder(pairs=, radius=)`, pairs of runs with opposite perturbations, for rewards without a gradient;
+            "flowopt", the reward's gradient at the samples, applied to the latents as it is, for `over="noise"` alone.
+            See `steering.methods`.
         rounds: How many steps the optimiser makes.
         rate: The size of a step; for Adam about how far each number moves, in standard deviations of the noise, root
-            mean squares of an embedding, or scales of guidance. By default 0.1, for conditions 0.05, and for plain
-            steps 0.1.
-        guard: For noise, what keeps it on the path's own Gaussian: "norm", the default, its norm; "regular" DNO's
-            regularity, or `Regular(weight=)`; "none". See `steering.guards`.
-        optimizer: "adam"; "sgd", steps along the gradient of root mean square `rate`; "plain", the rate times the
-            gradient, which is the default for "flowopt"; or a factory, called as `torch.optim.Adam([...], lr=rate)`.
+            mean squares of an embedding, or units of the guidance scale. By default 0.1, for conditions 0.05, and for
+            plain steps 0.1.
+        guard: What keeps optimised noise on the Gaussian that runs start from: "norm", the default, keeps its norm;
+            "regular" or `Regular(weight=)` adds DNO's regularity to the reward; "none" does nothing. Only for
+            `over="noise"`. See `steering.guards`.
+        optimizer: "adam", the default; "sgd", a step along the gradient whose root mean square is `rate`; "plain", the
+            rate times the gradient, the default for "flowopt"; or a factory, called as
+            `torch.optim.Adam([...], lr=rate)` is.
         clip: The largest norm of each sample's gradient; none by default.
-        verify: Compare the gradient of round 0 with differences of the reward along a random direction, for two runs
-            more, and refuse one that is off by more than a tenth. Where a part of a reward or of a correction is
-            detached, the gradient is wrong without another sign of it.
-        resume: What another call has found, to go on from; it must have had the same arguments, but for `rounds`.
-        checkpoint: A file that is written after every round, and from which the same call goes on.
+        verify: Compare the gradient of round 0 with differences of the reward along a random direction, at the cost of
+            two more runs, and raise `InputError` if it is off by more than a tenth. Where a part of a reward or of a
+            correction is detached, the gradient is wrong and nothing else shows it.
+        resume: What another call has found, to go on from; that call must have had the same arguments, but for
+            `rounds`.
+        checkpoint: A file that is written after every round. If it is there already, the call goes on from it.
         callback: Called after every round with a `Round`.
         dtype: Of the latents that are drawn.
         device: Of the latents that are drawn.
-        **options: The words of `sample` (see `Options`), but for `callback` and `record`. `adjoint`, for the gradient,
-            is "checkpoint" by default.
+        **options: The words of `sample` (see `Options`), but for `callback` and `record`. For `method="gradient"`,
+            `adjoint` is "checkpoint" by default, and None means "none"; other methods take none.
 
     Returns:
-        The best round of every sample: its `x`, what was found in `start`, and the history of rewards. Resuming gives
-        the bits of a call that was not interrupted; its `nfe` counts the one round more that is made again.
+        The best round of every sample: its samples in `x`, what produces them in `start`, and the history of rewards.
+        A call that resumes gives the bits of one that was not interrupted; only its `nfe` is larger, by the one round
+        that is made again.
 
     Raises:
         InputError: An argument does not fit, or the reward does not depend on the samples.

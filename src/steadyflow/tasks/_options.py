@@ -90,9 +90,9 @@ class Options(TypedDict, total=False):
     progress: Progress
     """A bar on standard error (True), none (False), or one where the work at a terminal takes two seconds (None)."""
     adjoint: Adjoint | AdjointKind | None
-    """How gradients pass through the run: "checkpoint" keeps one state a step, "reversible" none, and "none" the
+    """How gradients pass through the run: "checkpoint" keeps one state a step, "reversible" hardly any, and "none" the
     whole graph; all reach the start, conditions, guidance, parameters and, but for "none", the grid's times. By default
-    (None) the graph is held where the start requires a gradient, and nothing else gets one. See `Adjoint`."""
+    (None) the whole graph is held if the start requires a gradient, and none if it does not. See `Adjoint`."""
 
 
 @dataclass(frozen=True)
