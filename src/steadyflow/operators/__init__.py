@@ -5,7 +5,7 @@ adjoint A^T, with <A x, y> = <x, A^T y>, which is found by automatic differentia
 a dense matrix:
 
     Inpainting     the entries of x where a mask is True
-    Blur           a kernel that slides over the last two dimensions
+    Blur           a convolution over the last two dimensions
     Downsampling   means over blocks of factor x factor pixels
     Matrix         M x, of samples that are vectors
     Linear         any linear function

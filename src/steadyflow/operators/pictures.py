@@ -1,7 +1,7 @@
 """Operators on pictures: a part of the pixels, a blur, and a coarser picture.
 
 Inpainting      y = x[mask], the mask True where something is measured
-Blur            y_ij = sum_kl K_kl x_(i+k)(j+l), k and l counted from the middle of K
+Blur            y_ij = sum_kl K_kl x_(i-k)(j-l), k and l counted from the middle of K
 Downsampling    y_ij = mean of x over block ij
 """
 
@@ -70,7 +70,9 @@ class Inpainting(Operator):
 
 @dataclass(frozen=True, eq=False)
 class Blur(Operator):
-    """A kernel that slides over the last two dimensions, unflipped. What is measured has the sample's shape.
+    """A convolution over the last two dimensions: a single bright point becomes the kernel, its point spread function.
+
+    What is measured has the sample's shape.
 
     Args:
         sigma: The standard deviation, in pixels, of a Gaussian kernel, which is cut off at four standard deviations.
@@ -124,7 +126,8 @@ class Blur(Operator):
                 f"{x.shape[-2]} x {x.shape[-1]}; use padding 'replicate' or 'zeros'"
             )
         mode = "constant" if self.padding == "zeros" else self.padding
-        return functional.conv2d(functional.pad(planes, sides, mode=mode), kernel[None, None]).view(x.shape)
+        turned = kernel.flip(0, 1)[None, None]  # torch's conv2d correlates
+        return functional.conv2d(functional.pad(planes, sides, mode=mode), turned).view(x.shape)
 
     def sample_shape(self, measured: tuple[int, ...]) -> tuple[int, ...] | None:
         return measured
