@@ -214,7 +214,8 @@ def measure(tally, problem, solver, where="", sqrt=True, **options):
             tally.see(key, off, where)
             if name == "reversible":
                 drift = how.record.drift[-1]
-                tally.silent += [(key[-2:], where, drift, off)] if off > 10.0 * how.tolerance >= 10.0 * drift else []
+                most = how.most(dtype, solvers.get(solver).properties.inverse == "exact")
+                tally.silent += [(key[-2:], where, drift, off)] if off > 0.1 and drift <= most else []
                 if dtype is torch.float64:
                     tally.drifts.append((drift, off))
 
