@@ -218,6 +218,15 @@ def test_a_row_of_y_goes_with_its_sample(method):
     torch.testing.assert_close(whole, parts, rtol=1e-9, atol=1e-9)
     alone = sf.sample(model, n=1, index=3, corrections=[Posterior(A, Y[3:4], correction.noise, method)], **words).x
     torch.testing.assert_close(whole[3:4], alone, rtol=1e-9, atol=1e-9)
+    for n, size in ((3, 1), (12, 5)):
+        with pytest.raises(sf.InputError, match=f"y: got 5 measurements for a batch of {n} samples"):
+            sf.sample(model, n=n, corrections=[correction], batch_size=size, **words)
+    if method == "ddrm":
+        with pytest.raises(sf.InputError, match="no change of the model"):
+            correction.of(model)
+        with pytest.raises(sf.InputError, match="two of method 'ddrm'"):
+            sf.sample(model, n=5, corrections=[correction, Posterior(A, Y, 0.5, method)], **words)
+        return
     bound = correction.of(model)
     t, _, x = state(sf.VPLinear(), 0.5)
     rows = torch.tensor([4, 1])
@@ -525,3 +534,64 @@ def test_what_does_not_fit_is_refused_by_name(what):
 def test_derivatives_are_refused_where_torch_has_none():
     with torch.inference_mode(), pytest.raises(sf.InputError, match="inference_mode"):
         run(lambda: Posterior(A, Y, NOISE))
+
+
+@pytest.mark.parametrize("method", ["dps", "pigdm", "mmps"])
+def test_gradients_reach_guidance_and_parameters_through_a_posterior(method):
+    net = torch.nn.Linear(4 + 2, 4, dtype=torch.float64)
+
+    def run(scale, adjoint):
+        model = sf.Denoiser(
+            lambda x, t, c: torch.tanh(net(torch.cat([x, c], 1))),
+            sf.RectifiedFlow(),
+            prediction="flow",
+            shape=(4,),
+            condition=torch.ones(1, 2, dtype=torch.float64),
+            null=torch.zeros(1, 2, dtype=torch.float64),
+            guidance=scale,
+        )
+        x = torch.linspace(-1.0, 1.0, 20, dtype=torch.float64).view(5, 4)
+        words = {"corrections": [Posterior(A, Y, NOISE, method)], "solver": "heun", "steps": 4}
+        return sf.sample(model, x=x, adjoint=adjoint, **words).x.sin().sum()
+
+    scale = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        ahead, behind = (run(scale + h, None) for h in (1e-6, -1e-6))
+    for adjoint in ("none", "checkpoint", sf.Adjoint("checkpoint", order=2)):
+        slope, *parts = torch.autograd.grad(run(scale, adjoint), [scale, *net.parameters()])
+        assert slope.item() == pytest.approx(((ahead - behind) / 2e-6).item(), rel=1e-4)
+        if adjoint == "none":
+            plain = parts
+        for found, expected in zip(parts, plain, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_model_around_another_is_told_from_one_of_another_measurement():
+    from steadyflow.denoisers import fingerprint
+    from steadyflow.identity import identify
+
+    base = MIXTURE.denoiser(sf.VPLinear())
+    other = sf.GaussianMixture(MIXTURE.means + 1.0, MIXTURE.std).denoiser(sf.VPLinear())
+    made = [
+        Posterior(A, Y, NOISE).of(base),
+        Posterior(A, Y + 1.0, NOISE).of(base),
+        Posterior(A, Y, 2.0 * NOISE).of(base),
+        Posterior(A, Y, NOISE, "dps").of(base),
+        Posterior(A, Y, NOISE, iterations=2).of(base),
+        Posterior(2.0 * A, Y, NOISE).of(base),
+        Posterior(A, Y, NOISE).of(other),
+        base,
+    ]
+    for told in (fingerprint, lambda model: str(identify(model).parts)):
+        assert len({told(model) for model in made}) == len(made)
+        assert told(Posterior(A, Y, NOISE).of(base)) == told(made[0])
+
+
+def test_samples_at_the_clean_end_are_left_as_they_are():
+    model = MIXTURE.denoiser(sf.RectifiedFlow())
+    bound = Posterior(A, Y, NOISE).of(model)
+    _, _, x = state(sf.RectifiedFlow(), 0.5)
+    times = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.0], dtype=torch.float64)
+    found = bound(x, times).output
+    assert found.isfinite().all()
+    torch.testing.assert_close(found[::2], model(x, 0.0).output[::2])

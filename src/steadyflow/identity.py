@@ -74,6 +74,13 @@ def identify(model: Denoiser) -> Identity:
         about = (*about, dataclasses.asdict(model.clip))
     if hasattr(model, "described"):
         about = (*about, model.described())  # pyright: ignore[reportAttributeAccessIssue]
+    base = vars(model).get("base")
+    if isinstance(base, Denoiser):  # a model around another, with parts of its own
+        inner = identify(base)
+        walk.texts += [f"base {name} {part}" for name, part in sorted(inner.parts.items())]
+        walk.unknown |= set(inner.unknown)
+        walk.packages |= set(inner.packages)
+        walk.visit("operator", vars(model).get("operator"))
     pipe = getattr(model, "pipe", None)
     if pipe is None and not isinstance(model, MixtureDenoiser):
         walk.visit("net", model.net)

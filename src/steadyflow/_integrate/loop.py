@@ -71,13 +71,16 @@ class StepInfo(NamedTuple):
     """The solver's state before it."""
     state: Any
     """The solver's state after it."""
+    landed: Tensor | None = None
+    """Where the step itself has led, if corrections have moved the sample since; shape (B, ...)."""
 
     @property
     def denoised(self) -> Tensor:
         """What the step aimed at: the x0 that takes DDIM from the state before to `x`, shape (B, ...)."""
         start, end = self.step.start, self.step.end
         gain = end.alpha * start.sigma - start.alpha * end.sigma
-        return combine(start.sigma / gain, self.x, [-end.sigma / gain], [self.solver.output(self.before)])
+        landed = self.x if self.landed is None else self.landed
+        return combine(start.sigma / gain, landed, [-end.sigma / gain], [self.solver.output(self.before)])
 
     @property
     def remaining(self) -> int:
@@ -212,10 +215,11 @@ def integrate(
 
     def corrected(model: Denoiser, before: Any, after: Any, step: Step, k: int, acting: tuple[Correction, ...]) -> Any:
         """The state after the corrections of step k of this call."""
+        landed = solver.output(after)
         for correction in acting:
             x = solver.output(after)
             where = nfe + sum(counts[: k + 1]) * cost, model, grid, noise, solver, step, before, after
-            changed = correction(StepInfo(first + k + 1, total, step.t1, x, *where))
+            changed = correction(StepInfo(first + k + 1, total, step.t1, x, *where, landed))
             if changed is not None:
                 _check_changed(correction, changed, x, after, solver)
                 if isinstance(changed, Tensor):  # as another object, also where it was changed in its place

@@ -124,7 +124,7 @@ def restore(
         media.check_writes(out, denoiser, n=count)
     conditioned = _conditioned(denoiser, label, prompt)
     dtype = torch.float64 if double else torch.float32
-    operator, shape = _operator(denoiser, task, mask, factor, blur, damage)
+    operator, shape = _operator(denoiser, task, mask, factor, blur, damage, resize)
     truth = _picture(denoiser, picture, shape, resize, label).to(device=device, dtype=dtype)
     y = operator(truth) if damage or task == "inpaint" else truth
     if damage:
@@ -184,7 +184,7 @@ def _conditioned(model: Any, label: int | None, prompt: str | None) -> Any:
 
 
 def _operator(
-    model: Any, task: str, mask: Path | None, factor: int | None, blur: float | None, damage: bool
+    model: Any, task: str, mask: Path | None, factor: int | None, blur: float | None, damage: bool, resize: bool
 ) -> tuple[Any, tuple[int, ...]]:
     """What is measured of the model's pictures, and the shape of the picture that is given."""
     from .. import operators
@@ -199,6 +199,10 @@ def _operator(
         if mask is None:
             raise InputError("mask: the task inpaint needs a picture that is white where something is missing")
         white = media.read_mask(mask, model)
+        if not resize:
+            _check_size(mask, shape)
+        if not bool((white >= 0.5).any()):
+            raise InputError(f"mask: {mask} has no white pixel, so that nothing is missing")
         return operators.Inpainting((white < 0.5).expand(shape)), shape
     if task == "deblur":
         return operators.Blur(_BLUR if blur is None else blur), shape
@@ -207,6 +211,21 @@ def _operator(
         raise InputError(f"factor: got {operator.factor}, expected a divisor of the model's {shape[-2]} x {shape[-1]}")
     small = (shape[0], shape[1] // operator.factor, shape[2] // operator.factor)
     return operator, shape if damage else small
+
+
+def _check_size(mask: Path, shape: tuple[int, ...]) -> None:
+    """Refuse a mask of another size than the picture."""
+    from PIL import Image
+
+    from ..errors import InputError
+
+    with Image.open(mask) as opened:
+        width, height = opened.size
+    if (height, width) != tuple(shape[-2:]):
+        raise InputError(
+            f"mask: {mask} has {height} x {width} pixels, the model's pictures {shape[-2]} x {shape[-1]}; give "
+            "--resize to scale it"
+        )
 
 
 def _picture(model: Any, path: Path | None, shape: tuple[int, ...], resize: bool, label: int | None) -> Any:

@@ -79,7 +79,7 @@ def moved(info: StepInfo, parts: Decomposition, y: Tensor, eta: float, eta_b: fl
         InputError: The run has no noise source.
     """
     if info.noise is None:
-        raise InputError("ddrm: the run has no noise source; give integrate(noise=...)")
+        raise InputError("ddrm: the run has no source of noise, as integrate(noise=...) and the verbs give it")
     start, end = info.step.start, info.step.end
     clean, before = info.denoised.flatten(1), info.before.flatten(1)
     x0, error = clean @ parts.basis, ((before - start.alpha * clean) / start.sigma) @ parts.basis

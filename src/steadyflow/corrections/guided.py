@@ -10,7 +10,7 @@ noise level of a thousand.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Self, cast
@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .. import operators
 from .._internal.autograd import check_derivatives
 from ..denoisers.base import Condition, Denoiser
+from ..denoisers.mixtures import GaussianMixture
 from ..denoisers.smoothing import Smoothing
 from ..errors import InputError
 from ..operators import Operator
@@ -68,6 +69,24 @@ class PosteriorDenoiser(Denoiser):
         """
         inner = base if base.clip is None else dataclasses.replace(base, clip=None)
         return cls(**{**_fields(base), "clip": base.clip}, base=inner, **own)
+
+    def __getattr__(self, name: str) -> Any:
+        """What the class of the wrapped model adds to `Denoiser`: the decoder of latents, a pipeline's own grid."""
+        if name.startswith("__") or name in {item.name for item in dataclasses.fields(PosteriorDenoiser)}:
+            raise AttributeError(name)
+        return getattr(self.base, name)
+
+    def described(self) -> tuple[Any, ...]:
+        """What tells this from another model around the same one, but for its numbers."""
+        change: Any = self.change
+        plain = sorted(f"{k}={v!r}" for k, v in vars(self.operator).items() if isinstance(v, int | float | str | tuple))
+        how = None if change is None else (change.func.__name__, sorted(change.keywords.items()))
+        return type(self.operator).__name__, plain, how
+
+    def check_batch(self, n: int) -> None:
+        self.base.check_batch(n)
+        if len(self.y) not in (1, n):
+            raise InputError(f"y: got {len(self.y)} measurements for a batch of {n} samples; give one, or one each")
 
     def _replace(self, **changes: Any) -> Self:
         clip = changes.pop("clip", self.clip)
@@ -129,11 +148,26 @@ class PosteriorDenoiser(Denoiser):
         found = self._pulled(x, t) if there else self.base(x, t)
         return found if self.clip is None else found.clipped(self.clip)
 
+    @property
+    def _wants_graph(self) -> bool:
+        """Whether something that an answer depends on, besides the state, requires a gradient, or might."""
+        if isinstance(self.base, PosteriorDenoiser) and self.base._wants_graph:
+            return True
+        given = [self.y, self.noise, *_tensors((self.base.condition, self.base.null, self.base.scale))]
+        net, inside = self.base.net, vars(self.operator).values()
+        if isinstance(net, torch.nn.Module):
+            given += [*net.parameters(), *net.buffers()]
+        elif isinstance(net, GaussianMixture):
+            given += [net.means, net.std, net.weights]
+        else:
+            return True  # a function may hold anything
+        functions = any(callable(part) and not isinstance(part, Tensor) for part in inside)
+        return functions or any(part.requires_grad for part in [*given, *_tensors(tuple(inside))])
+
     def _pulled(self, x: Tensor, t: float | Tensor) -> Prediction:
         """The prediction of the wrapped model with its estimate of the data changed by the likelihood."""
         check_derivatives()
-        recorded = torch.is_grad_enabled()
-        keep = recorded and (x.requires_grad or self.y.requires_grad or self.noise.requires_grad)
+        keep = torch.is_grad_enabled() and (x.requires_grad or self._wants_graph)
         state = x if keep and x.requires_grad else x.detach().requires_grad_()
         near = self._near(t)
         # fused attention has no second derivative, which the product with a nonlinear operator's Jacobian takes as well
@@ -148,15 +182,24 @@ class PosteriorDenoiser(Denoiser):
                 model, prediction = self.base(at, when), self.base(state, t)
             change = self._change(at, model, keep)
         alpha, sigma = prediction.alpha, prediction.sigma
-        factor = {
-            "epsilon": lambda: -alpha / sigma,
+        # of samples that have times of their own, some may be at the clean end, where nothing moves
+        noisy = sigma > 0 if isinstance(sigma, Tensor) else None
+        spread: float | Tensor = sigma
+        if isinstance(sigma, Tensor) and noisy is not None:
+            spread = torch.where(noisy, sigma, torch.ones_like(sigma))
+        factors: dict[str, Callable[[], float | Tensor]] = {
+            "epsilon": lambda: -alpha / spread,
             "sample": lambda: 1.0,
-            "v_prediction": lambda: -(alpha * alpha + sigma * sigma) / sigma,
-            "flow": lambda: -(alpha + sigma) / sigma,
-            "score": lambda: alpha / (sigma * sigma),
-        }[prediction.kind]()
+            "v_prediction": lambda: -(alpha * alpha + spread * spread) / spread,
+            "flow": lambda: -(alpha + spread) / spread,
+            "score": lambda: alpha / (spread * spread),
+        }
+        factor = factors[prediction.kind]()
         output = prediction.output if keep else prediction.output.detach()
-        return Prediction(x, output + factor * change, prediction.kind, alpha, sigma)
+        moved = factor * change
+        if noisy is not None:
+            moved = torch.where(noisy, moved, torch.zeros_like(moved))
+        return Prediction(x, output + moved, prediction.kind, alpha, sigma)
 
     def _near(self, t: float | Tensor) -> tuple[float | Tensor, float | Tensor] | None:
         """The time at which the likelihood is taken instead, and sigma there over sigma here, if it is another one."""
@@ -189,6 +232,15 @@ class PosteriorDenoiser(Denoiser):
             alpha, sigma = prediction.alpha, prediction.sigma
             gain, ratio = sigma * sigma / alpha, sigma / alpha
             return self.change(Point(x, x0, gain, ratio, self.operator, seen, residual, noise, keep))
+
+
+def _tensors(value: object) -> list[Tensor]:
+    """The tensors in a value, or in the tuples and mappings of such."""
+    if isinstance(value, Mapping):
+        return [part for item in cast(Mapping[Any, object], value).values() for part in _tensors(item)]
+    if isinstance(value, tuple):
+        return [part for item in cast(tuple[object, ...], value) for part in _tensors(item)]
+    return [value] if isinstance(value, Tensor) else []
 
 
 def _fields(base: Denoiser) -> dict[str, Any]:

@@ -140,6 +140,13 @@ class Posterior:
         Raises:
             InputError: The operator does not fit the model's samples, or y does not fit what it measures of them.
         """
+        if self.method == "ddrm":
+            raise InputError(
+                "method: 'ddrm' is a step of its own, and no change of the model; give it in corrections=[...]"
+            )
+        return self._around(model)
+
+    def _around(self, model: Denoiser) -> Denoiser:
         if self._own(model) is not None:
             return model
         if model.shape is not None:
@@ -179,7 +186,12 @@ class Posterior:
                 f"solver {solver.name!r}: method 'ddrm' is a step of its own that takes the place of DDIM's, with "
                 "noise of its own (eta); give solver='ddim'"
             )
-        return self.of(model)
+        inner = model
+        while self.method == "ddrm" and isinstance(inner, PosteriorDenoiser):
+            if isinstance(inner.owner, Posterior) and inner.owner.method == "ddrm" and inner.owner is not self:
+                raise InputError("posterior: two of method 'ddrm' undo each other; give one with both measurements")
+            inner = inner.base
+        return self._around(model)
 
     def __call__(self, info: StepInfo) -> Tensor | None:
         own = self._own(info.model)
@@ -292,7 +304,10 @@ def _measurement(y: object) -> Tensor:
 def _deviation(noise: object, y: Tensor, method: str) -> Tensor:
     """The standard deviation of the noise, checked, as a tensor that broadcasts against y."""
     accepted = f"a positive, finite number, or a tensor of them that broadcasts against y, {tuple(y.shape)}"
-    found = noise if isinstance(noise, Tensor) else torch.tensor(number("noise", noise, accepted), dtype=y.dtype)
+    wide = torch.promote_types(y.dtype, torch.float32)
+    found = noise if isinstance(noise, Tensor) else torch.tensor(number("noise", noise, accepted), dtype=wide)
+    if found.is_complex() or found.dtype == torch.bool:
+        raise InputError(f"noise: got {found.dtype}, expected {accepted}")
     if not bool(((found > 0) & found.isfinite()).all()):
         got = noise if found.ndim == 0 else "a number that is not"
         raise InputError(f"noise: got {got}, expected {accepted}")

@@ -30,6 +30,7 @@ from .conditions import (
     expand,
     is_words,
     join,
+    rows_of,
     select,
 )
 from .smoothing import Smoothing
@@ -164,6 +165,21 @@ class Denoiser:
             negative: The condition to start from.
         """
         return self._replace(null=negative)
+
+    def check_batch(self, n: int) -> None:
+        """Check that what the conditions have per sample fits a batch.
+
+        Args:
+            n: The number of samples.
+
+        Raises:
+            InputError: It has another number of rows.
+        """
+        sizes = [("condition", rows_of(self.condition)), ("condition", rows_of(self.null))]
+        sizes.append(("guidance", set() if self.scale is None or not self.scale.ndim else {len(self.scale)}))
+        for name, found in sizes:
+            for rows in found - {1, n}:
+                raise InputError(f"{name}: got {rows} rows for a batch of {n} samples")
 
     def slice(self, start: int, stop: int) -> Self:
         """Return this model for the samples [start, stop) of a batch; a condition per sample is sliced alike.

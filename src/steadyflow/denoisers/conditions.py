@@ -90,3 +90,14 @@ def select(condition: Condition, choose: Callable[[PerSample], PerSample]) -> Co
     if isinstance(condition, Sequence) and not isinstance(condition, str):
         return choose(condition) if len(condition) > 1 else condition
     return condition
+
+
+def rows_of(condition: Condition) -> set[int]:
+    """Return the numbers of rows that a condition has, of what is not shared by all samples."""
+    if isinstance(condition, Mapping):
+        return {rows for value in condition.values() for rows in rows_of(value)}
+    if isinstance(condition, Tensor):
+        return {len(condition)} if condition.ndim > 0 else set()
+    if isinstance(condition, Sequence) and not isinstance(condition, str):
+        return {len(condition)}
+    return set()

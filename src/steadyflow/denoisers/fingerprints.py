@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -28,6 +29,7 @@ def fingerprint(model: Denoiser) -> str:
         Sixteen hexadecimal digits.
     """
     described: tuple[Any, ...] = (model.schedule.spec(), model.prediction, model.shape)
+    described = (*described, *inside_of(model))
     numbers = numbers_of(model)
     if not numbers:
         return files.digest((*described, model.name), {})
@@ -44,6 +46,14 @@ def numbers_of(model: Denoiser) -> dict[str, Tensor]:
     Args:
         model: The model; a function has none.
     """
+    base = vars(model).get("base")
+    if isinstance(base, Denoiser):  # a model around another: that one's numbers, and its own
+        own = {field.name for field in dataclasses.fields(Denoiser)}
+        parts = {name: part for name, part in vars(model).items() if name not in own}
+        found = {name: part for name, part in parts.items() if isinstance(part, Tensor)}
+        operator = cast("dict[str, Any]", vars(parts["operator"]) if "operator" in parts else {})
+        found |= {f"operator.{name}": part for name, part in operator.items() if isinstance(part, Tensor)}
+        return {**{f"base.{name}": part for name, part in numbers_of(base).items()}, **found}
     if isinstance(model, MixtureDenoiser):
         mixture = model.mixture
         numbers = {"means": mixture.means, "std": mixture.std, "weights": mixture.weights}
@@ -53,3 +63,12 @@ def numbers_of(model: Denoiser) -> dict[str, Tensor]:
     modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
     numbers = {f"{name}.{key}": v for name, module in modules.items() for key, v in module.state_dict().items()}
     return {key.replace("._orig_mod.", "."): v for key, v in numbers.items()}  # torch.compile's wrapper
+
+
+def inside_of(model: Denoiser) -> tuple[str, ...]:
+    """Return what tells models around others apart besides their numbers: in words, and of those inside as well."""
+    base = vars(model).get("base")
+    if not isinstance(base, Denoiser):
+        return ()
+    said = getattr(type(model), "described", None)
+    return (*(() if said is None else (repr(said(model)),)), *inside_of(base))

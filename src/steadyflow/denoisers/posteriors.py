@@ -57,6 +57,13 @@ class FullMixture:
         if k * d == 0 or self.covariances.shape != (k, d, d) or self.weights.shape != (k,):
             shapes = tuple(self.means.shape), tuple(self.covariances.shape), tuple(self.weights.shape)
             raise InputError(f"means, covariances, weights: got shapes {shapes}, expected (K, d), (K, d, d) and (K,)")
+        for name in ("means", "covariances", "weights"):
+            value: Tensor = getattr(self, name)
+            if not value.is_floating_point() or not finite(value):
+                raise InputError(f"{name}: expected finite floats, got {value.dtype}, NaN or infinity")
+        turned = self.covariances.transpose(1, 2)
+        if not torch.allclose(self.covariances, turned, rtol=1e-3, atol=1e-6 * float(self.covariances.abs().max())):
+            raise InputError("covariances: expected symmetric matrices")
         if not bool((self.weights >= 0).all()) or not bool(self.weights.sum() > 0):
             raise InputError("weights: expected numbers of at least 0, not all 0")
         object.__setattr__(self, "weights", self.weights / self.weights.sum())
@@ -133,7 +140,11 @@ def conditioned(
     Raises:
         InputError: The operator is not linear, y does not fit it, or the noise is not positive and finite.
     """
-    d = means.shape[1]
+    d, dtype = means.shape[1], means.dtype
+    for name, value in (("y", y), ("noise", torch.as_tensor(noise))):
+        if torch.as_tensor(value).is_complex() or torch.as_tensor(value).dtype == torch.bool:
+            raise InputError(f"{name}: got {torch.as_tensor(value).dtype}, expected real numbers")
+    means, variances, weights = means.double(), variances.double(), weights.double()
     matrix = operators.of(operator).matrix((d,), dtype=means.dtype, device=means.device)
     m = len(matrix)
     y, noise = torch.as_tensor(y).to(means), torch.as_tensor(noise).to(means)
@@ -146,16 +157,23 @@ def conditioned(
     spread = noise.expand(1, m)[0].square()
     residual = y.reshape(m) - means @ matrix.T  # (K, m)
     cross = variances[:, :, None] * matrix.T  # S A^T, (K, d, m)
-    factor = _cholesky(matrix @ cross + torch.diag(spread))
+    try:
+        factor = _cholesky(matrix @ cross + torch.diag(spread))
+    except RuntimeError as error:
+        raise InputError(f"noise: got {noise}, which is too small beside the data for float64") from error
     gain = torch.cholesky_solve(cross.transpose(1, 2), factor).transpose(1, 2)
     kept = torch.eye(d, dtype=means.dtype, device=means.device) - gain @ matrix
     covariances = (kept * variances[:, None, :]) @ kept.transpose(1, 2) + (gain * spread) @ gain.transpose(1, 2)
     logs = torch.cat([_log_normal(r[:, None], f) for r, f in zip(residual, factor, strict=True)])
-    return FullMixture(
+    found = (
         means + torch.einsum("kdm,km->kd", gain, residual),
         0.5 * (covariances + covariances.transpose(1, 2)),
         (weights.log() + logs).softmax(0),
     )
+    try:
+        return FullMixture(*(part.to(dtype) for part in found))
+    except InputError as error:
+        raise InputError(f"noise: got {noise}, which is too small beside the data for {dtype} ({error})") from error
 
 
 def _log_normal(away: Tensor, factor: Tensor) -> Tensor:

@@ -137,7 +137,7 @@ class Matrix(Operator):
     entries: Tensor
 
     def __post_init__(self):
-        entries = torch.as_tensor(self.entries)
+        entries = numbers("entries", self.entries)
         entries = entries if entries.is_floating_point() else entries.double()
         if entries.ndim != 2 or 0 in entries.shape:
             raise InputError(f"entries: got shape {tuple(entries.shape)}, expected a matrix (m, n)")
@@ -146,6 +146,7 @@ class Matrix(Operator):
         object.__setattr__(self, "entries", entries)
 
     def __call__(self, x: Tensor) -> Tensor:
+        check_floats(x)
         if x.ndim != 2 or x.shape[1] != self.entries.shape[1]:
             raise InputError(f"x: got shape {tuple(x.shape)}, expected (B, {self.entries.shape[1]})")
         return x @ self.entries.to(x).T
@@ -175,6 +176,8 @@ class Linear(Operator):
     def __post_init__(self):
         if not callable(self.function):
             raise InputError(f"function: got {self.function!r}, expected a function of samples (B, ...)")
+        if not isinstance(self.shape, Sequence):
+            raise InputError(f"shape: got {self.shape!r}, expected the shape of one sample, such as (1, 8, 8)")
         object.__setattr__(self, "shape", tuple(whole("shape", size, 1) for size in self.shape))
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -205,8 +208,37 @@ class Nonlinear(Operator):
     function: Callable[[Tensor], Tensor]
     linear: ClassVar[bool] = False
 
+    def __post_init__(self):
+        if not callable(self.function):
+            raise InputError(f"function: got {self.function!r}, expected a function of samples (B, ...)")
+
     def __call__(self, x: Tensor) -> Tensor:
         return self.function(x)
+
+
+def numbers(name: str, given: object) -> Tensor:
+    """Return real numbers as a tensor.
+
+    Args:
+        name: The argument, for the message.
+        given: What was given.
+
+    Raises:
+        InputError: It is none.
+    """
+    try:
+        found = torch.as_tensor(given if isinstance(given, Tensor) else np.asarray(given))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name}: got {given!r}, expected a tensor of numbers") from error
+    if found.is_complex():
+        raise InputError(f"{name}: got {found.dtype}, expected real numbers")
+    return found
+
+
+def check_floats(x: Tensor) -> None:
+    """Raise `InputError` unless samples are floats, as others would round what is measured of them."""
+    if not x.is_floating_point():
+        raise InputError(f"x: got {x.dtype}, expected samples of floats")
 
 
 def of(given: object) -> Operator:
@@ -260,14 +292,14 @@ def check(
             "operator: what it returns does not depend on x, or not in a way that can be differentiated; expected a "
             "function made of torch's differentiable operations"
         )
+    if not finite(seen.detach()):
+        raise InputError("operator: returned NaN or infinity for random samples of unit variance")
     alone = measured(operator, x[:1])
     if alone.shape[1:] != seen.shape[1:] or not torch.allclose(alone, seen[:1], rtol=1e-2, atol=1e-2):
         raise InputError(
             "operator: what it returns for a sample depends on the others of its batch; expected a measurement of each "
             "sample alone"
         )
-    if not finite(seen.detach()):
-        raise InputError("operator: returned NaN or infinity for random samples of unit variance")
     if operator.linear:
         with torch.no_grad():
             a, b = 0.7, -1.9

@@ -14,7 +14,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -22,7 +21,7 @@ from torch.nn import functional
 from .._internal.given import number, whole
 from .._internal.tensors import finite
 from ..errors import InputError, UnknownNameError
-from .base import Operator
+from .base import Operator, check_floats, numbers
 
 Padding = Literal["replicate", "reflect", "circular", "zeros"]
 """What a blur sees beyond the edges of a picture."""
@@ -44,7 +43,7 @@ class Inpainting(Operator):
     mask: Tensor
 
     def __post_init__(self):
-        mask = self.mask if isinstance(self.mask, Tensor) else torch.as_tensor(np.asarray(self.mask))
+        mask = numbers("mask", self.mask)
         if mask.dtype != torch.bool:
             if not bool(((mask == 0) | (mask == 1)).all()):
                 raise InputError("mask: expected truth values, or the numbers 0 and 1")
@@ -105,7 +104,7 @@ class Blur(Operator):
             line = line / line.sum()
             kernel = torch.outer(line, line)
         else:
-            kernel = torch.as_tensor(self.kernel)
+            kernel = numbers("kernel", self.kernel)
             kernel = kernel if kernel.is_floating_point() else kernel.double()
             if kernel.ndim != 2 or kernel.shape[0] % 2 == 0 or kernel.shape[1] % 2 == 0:
                 raise InputError(f"kernel: got shape {tuple(kernel.shape)}, expected (h, w), both odd")
@@ -114,6 +113,7 @@ class Blur(Operator):
         object.__setattr__(self, "kernel", kernel)
 
     def __call__(self, x: Tensor) -> Tensor:
+        check_floats(x)
         if x.ndim < 3:
             raise InputError(f"x: got shape {tuple(x.shape)}, but a blur is of pictures (B, ..., H, W)")
         kernel = cast(Tensor, self.kernel).to(x)
@@ -150,6 +150,7 @@ class Downsampling(Operator):
         object.__setattr__(self, "factor", whole("factor", self.factor, 1))
 
     def __call__(self, x: Tensor) -> Tensor:
+        check_floats(x)
         f = self.factor
         if x.ndim < 3 or x.shape[-2] % f or x.shape[-1] % f:
             raise InputError(

@@ -122,6 +122,8 @@ class Rounds:
                 if direction is not None:
                     self._step(turn, direction)
                     bar.update()
+        else:
+            self._check_reward()
         assert self.found is not None
         still = isinstance(self.plan.method, ZeroOrder) and not bool(self.found.distances["moved"].any())
         if still and self.found.rounds > 0:
@@ -271,7 +273,7 @@ class Rounds:
         before, now = self.found, dataclasses.replace(run, state=state)
         if before is None:
             best = torch.zeros(len(told), dtype=torch.int64, device=told.device)
-            histories = told[None], objective[None], {name: curve[None] for name, curve in far.items()}
+            histories = told[None], objective[None], {name: curve.clone()[None] for name, curve in far.items()}
         else:
             reached = before.objectives.gather(0, before.best[None])[0]
             better = objective > reached
@@ -301,6 +303,15 @@ class Rounds:
         if plan.callback is not None:
             shown = run.x.detach().clone()
             plan.callback(Round(turn, rounds, told.clone(), shown, control.value(self.u), far, self.nfe))
+
+    def _check_reward(self) -> None:
+        """Raise `InputError` where there is nothing left to do, and the reward is another than that of the work."""
+        assert self.found is not None
+        with torch.no_grad():
+            now = _told(ask(self.plan.reward, self.found.x, self.found.rounds, gradient=False, kept="this is a result"))
+        known = _told(self.found.reward)
+        if not torch.allclose(now, known, rtol=_SAME, atol=_SAME * float(known.abs().mean())):
+            raise InputError("resume: for the samples that were found, the reward is another than it was")
 
     def _check_same(self, turn: int, rewards: Tensor) -> None:
         """Raise `InputError` where the reward or the model is not the one that the work was begun with."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -25,6 +27,7 @@ from .._integrate import (
 from .._internal import files
 from .._internal.autograd import check_derivatives
 from .._internal.given import device_of, number, whole
+from .._internal.places import check_writable
 from ..denoisers.base import Denoiser
 from ..denoisers.fingerprints import fingerprint
 from ..errors import InputError
@@ -205,9 +208,13 @@ def steer(
         "seed": chosen.seed,
         "index": chosen.index,
         "noise": chosen.noise,
-        "corrections": [name_of(one) for one in chosen.corrections],
+        "corrections": [_told_of(one) for one in chosen.corrections],
     }
+    if checkpoint is not None and not isinstance(cast(object, checkpoint), str | os.PathLike):
+        raise InputError(f"checkpoint: got {checkpoint!r}, expected the path of a file")
     path = None if checkpoint is None else Path(checkpoint)
+    if path is not None:
+        check_writable(path, "checkpoint")
     before = _before(resume, path, about, rounds)
     plan = Plan(
         control=control,
@@ -245,6 +252,15 @@ def _redone(adjoint: Adjoint, schedule: Schedule, found: Solution) -> int:
         stays = found.grid.clean or schedule.at(found.grid.times[-1]).sigma == 0.0
         return found.nfe + round(each * max(0, steps - 1 - stays))
     return found.nfe + round(each * (steps - math.ceil(steps / adjoint.stride(steps))))
+
+
+def _told_of(correction: object) -> Any:
+    """What tells a correction from another: its class and its fields, but for its record."""
+    if not dataclasses.is_dataclass(correction) or isinstance(correction, type):
+        return name_of(correction)
+    own = {field.name: getattr(correction, field.name) for field in dataclasses.fields(correction) if field.compare}
+    fields = {name: _told_of(v) if dataclasses.is_dataclass(v) else _described(v) for name, v in own.items()}
+    return [name_of(correction), {name: v for name, v in fields.items() if not name.startswith("_")}]
 
 
 def _described(condition: object) -> Any:

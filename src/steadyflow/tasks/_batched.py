@@ -37,6 +37,8 @@ def run_batched(
     n, controller = len(first), options.controller
     size = options.batch_size or n
     chunks = range(0, n, size)
+    if len(chunks) > 1:
+        model.check_batch(n)  # before it is cut up
     if controller is not None and len(chunks) > 1:
         raise InputError("batch_size: a controller chooses one grid for the whole batch; leave batch_size out")
     bar = progress_bar(options.progress, None if controller is not None else len(chunks) * grid.steps)
