@@ -188,32 +188,14 @@ def integrate(
     taped = how is not None and how.kind != "none" and torch.is_grad_enabled()
     tried = 0, 0
     if taped and controller is not None:
-        # the steps are chosen first, and are then the grid of a run whose gradient is taken
-        quiet, random = tuple(unrecorded(correction) for correction in acts), Random.now(current.device)
-        with torch.no_grad():
-            searched = integrate(
-                model,
-                None,
-                grid,
-                solver,
-                state=state,
-                noise=noise,
-                controller=controller,
-                corrections=quiet,
-                progress=False,
-            )
-        if random != Random.now(current.device):
-            raise InputError(
-                "steps: the network draws random numbers (dropout in training mode?), so that adaptive steps cannot "
-                "be made again for a gradient; give a number of steps, or the network's eval()"
-            )
+        searched = _search(model, grid, solver, state, noise, controller, acts)
         grid, controller, tried = searched.grid, None, (searched.nfe, searched.rejected)
     total = None if controller is not None else grid.steps
     last = total if stop_after is None else min(grid.steps, first + stop_after)
     watch, recorder = Watch(current), States(record, total, grid.times[min(first, len(grid) - 1)], current)
     cost, counts = model.cost, list[int]()
 
-    def corrected(model: Denoiser, before: Any, after: Any, step: Step, k: int, acting: tuple[Correction, ...]) -> Any:
+    def corrected(before: Any, after: Any, step: Step, k: int, acting: tuple[Correction, ...]) -> Any:
         """The state after the corrections of step k of this call."""
         landed = solver.output(after)
         for correction in acting:
@@ -241,7 +223,7 @@ def integrate(
             return Made(found, found, False, calls)
         parts = flatten_state(found)[1]
         plain, versions = copied(found) if live and copies else found, [part._version for part in parts]
-        after = corrected(model, before, found, step, k, acts if live else quiet)
+        after = corrected(before, found, step, k, acts if live else quiet)
         moved = after is not found or versions != [part._version for part in parts]
         return Made(plain, after, moved, calls)
 
@@ -271,7 +253,7 @@ def integrate(
             for step in loop if last != first else ():
                 if tape is None and acts:
                     counts.append(loop.evaluations - sum(counts))
-                    loop.state = corrected(model, loop.before, loop.state, step, done - first, acts)
+                    loop.state = corrected(loop.before, loop.state, step, done - first, acts)
                 done += 1
                 current = solver.output(loop.state)
                 watch.see(current, done, step)
@@ -300,6 +282,29 @@ def integrate(
         trajectory=recorder.trajectory(),
         rejected=loop.rejected + tried[1],
     )
+
+
+def _search(
+    model: Denoiser,
+    grid: Grid,
+    solver: Solver[Any],
+    state: Any,
+    noise: NoiseSource | None,
+    controller: PIDController,
+    acts: tuple[Correction, ...],
+) -> Solution:
+    """A run whose steps a controller chooses, which are then the grid of one whose gradient is taken."""
+    quiet, device = tuple(unrecorded(correction) for correction in acts), solver.output(state).device
+    how: dict[str, Any] = {"state": state, "noise": noise, "controller": controller, "corrections": quiet}
+    random = Random.now(device)
+    with torch.no_grad():
+        found = integrate(model, None, grid, solver, **how, progress=False)
+    if random != Random.now(device):
+        raise InputError(
+            "steps: the network draws random numbers (dropout in training mode?), so that adaptive steps cannot be "
+            "made again for a gradient; give a number of steps, or the network's eval()"
+        )
+    return found
 
 
 def unrecorded(correction: Correction) -> Correction:
