@@ -434,7 +434,11 @@ def test_a_picture_is_restored_from_what_was_measured(tmp_path, monkeypatch):
 
 def test_a_picture_that_is_damaged_first_is_compared_with_what_it_was():
     words = ["restore", "--damage", "--task", "superres", "--label", "3", "--steps", "10", "--json"]
-    figures = [json.loads(CliRunner().invoke(app, [*words, *more]).stdout) for more in ([], ["--noise", "1.0"])]
+    figures = []
+    for more in ([], ["--noise", "1.0"]):
+        done = CliRunner().invoke(app, [*words, *more])
+        assert done.exit_code == 0, done.exception
+        figures.append(json.loads(done.stdout))
     assert figures[0]["psnr of the mean"] > figures[0]["psnr"] > 8.0
     assert figures[0]["psnr of the mean"] > figures[1]["psnr of the mean"]
 
