@@ -529,6 +529,16 @@ def test_a_hook_of_a_parameter_acts_on_the_whole_gradient_once():
     handle.remove()
 
 
+def test_hooks_stay_with_their_parameters():
+    net = Net()
+    net.enter.weight.register_hook(lambda grad: grad).remove()  # which leaves an empty list of hooks
+    net.leave.bias.register_hook(lambda grad: 0.1 * grad)
+    model = sf.Denoiser(net, sf.RectifiedFlow(), prediction="flow", shape=(DIM,))
+    for _ in range(2):
+        sf.sample(model, x=leaves()[0], solver="heun", steps=3, adjoint="checkpoint").x.sum().backward()
+        assert [len(p._backward_hooks or ()) for p in net.parameters()] == [0, 0, 0, 1]
+
+
 class Energy(nn.Module):
     """A network that differentiates inside."""
 

@@ -172,26 +172,18 @@ def check_adjoint(adjoint: Adjoint, solver: Solver[Any], schedule: Schedule, gri
     )
 
 
-def check_gradients(
-    how: Adjoint | None, grid: Grid, solver: Solver[Any], corrections: Sequence[object], x: Tensor
-) -> None:
-    """Refuse what would lose a part of the gradient.
+def check_gradients(how: Adjoint | None, corrections: Sequence[object], x: Tensor) -> None:
+    """Refuse corrections that would lose a part of the gradient.
 
     Args:
         how: How gradients pass through the run.
-        grid: Its grid.
-        solver: Its method.
         corrections: Its corrections.
         x: Its start.
 
     Raises:
-        InputError: A correction has no gradient, or the grid's times have none in such a run.
+        InputError: A correction has no gradient.
     """
-    if not torch.is_grad_enabled():
-        return
-    if grid.tensor is not None:
-        _check_times(how, corrections, solver)
-    if how is None and not x.requires_grad:
+    if not torch.is_grad_enabled() or (how is None and not x.requires_grad):
         return
     for correction in corrections:
         if not getattr(correction, "differentiable", True):
@@ -200,19 +192,3 @@ def check_gradients(
                 f"correction {name!r}: has no gradient, as what it takes from a step is not differentiated; leave it "
                 "out, or run under torch.no_grad()"
             )
-
-
-def _check_times(how: Adjoint | None, corrections: Sequence[object], solver: Solver[Any]) -> None:
-    """Refuse gradients of times where there are none."""
-    if how is None or how.kind == "none" or how.order == 2:
-        raise InputError(
-            "grid: its times require a gradient, which needs adjoint='checkpoint' or 'reversible' (of order 1); "
-            "detach() them if none is wanted"
-        )
-    if solver.properties.stochastic:
-        raise InputError(
-            f"grid: its times have no gradient with solver {solver.name!r}, as noise is no smooth function of them; "
-            "detach() them"
-        )
-    if corrections:
-        raise InputError("grid: its times have no gradient in a run with corrections; detach() them")

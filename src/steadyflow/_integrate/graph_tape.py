@@ -64,7 +64,7 @@ class GraphTape(Tape):
         recomputed = cast(Any, checkpointing).checkpoint
         found = cast("tuple[Tensor, ...]", recomputed(run, torch.empty(0, device=self._device), use_reentrant=False))
         begun.clear()
-        if self._reversible and random != Random.now(self._device):
+        if self._reversible and random.used():
             raise InputError(DRAWS)
         self.state = after(found)
         return calls

@@ -27,16 +27,11 @@ class Random(NamedTuple):
         own = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
         return cls(torch.get_rng_state(), own, device)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Random) and all(
-            (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
-            for a, b in ((self.cpu, other.cpu), (self.own, other.own))
-        )
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    __hash__ = None  # type: ignore[assignment]
+    def used(self) -> bool:
+        """Whether numbers have been drawn since."""
+        now = Random.now(self.device)
+        own = self.own is not None and now.own is not None and not torch.equal(self.own, now.own)
+        return own or not torch.equal(self.cpu, now.cpu)
 
     @contextlib.contextmanager
     def restored(self) -> Generator[None]:
@@ -124,14 +119,13 @@ def _leafed(value: Any, pairs: dict[int, tuple[Tensor, Tensor]]) -> Any:
 def silenced(leaves: Sequence[Tensor]) -> Generator[None]:
     """Keep the hooks of leaves from acting on parts of a gradient, which will act on the whole."""
     hooks = [cast("dict[Any, Any] | None", leaf._backward_hooks) for leaf in leaves]
-    kept = [dict(found) for found in hooks if found]
+    kept = [(found, dict(found)) for found in hooks if found]
     try:
-        for found in hooks:
-            if found:
-                found.clear()
+        for found, _ in kept:
+            found.clear()
         yield
     finally:
-        for found, own in zip([found for found in hooks if found is not None], kept, strict=False):
+        for found, own in kept:
             found.update(own)
 
 

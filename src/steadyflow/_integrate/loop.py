@@ -182,9 +182,9 @@ def integrate(
         _check_growth(solver, schedule, grid, current.dtype)
     stop_after = None if stop_after is None else whole("stop_after", stop_after, 0)
     how = adjoint_of(adjoint)
-    check_gradients(how, grid, solver, acts, current)
     if grid.tensor is not None and torch.is_grad_enabled():
-        check_times(grid, state if x is None else None, controller is not None)
+        check_times(how, solver, acts, state if x is None else None, controller is not None)
+    check_gradients(how, acts, current)
     taped = how is not None and how.kind != "none" and torch.is_grad_enabled()
     tried = 0, 0
     if taped and controller is not None:
@@ -212,7 +212,7 @@ def integrate(
     tape, given = None, list[tuple[Tensor, Tensor]]()
     if taped and how is not None and how.order == 1:
         given, acts = leaves_in(acts)
-    quiet = tuple(unrecorded(correction) for correction in acts)
+    quiet = tuple(unrecorded(correction) for correction in acts) if taped else ()
     copies = how is not None and how.kind == "reversible"
 
     def make(asked: Model, before: Any, step: Step, k: int, live: bool) -> Made:
@@ -294,12 +294,12 @@ def _search(
     acts: tuple[Correction, ...],
 ) -> Solution:
     """A run whose steps a controller chooses, which are then the grid of one whose gradient is taken."""
-    quiet, device = tuple(unrecorded(correction) for correction in acts), solver.output(state).device
+    quiet = tuple(unrecorded(correction) for correction in acts)
     how: dict[str, Any] = {"state": state, "noise": noise, "controller": controller, "corrections": quiet}
-    random = Random.now(device)
+    random = Random.now(solver.output(state).device)
     with torch.no_grad():
         found = integrate(model, None, grid, solver, **how, progress=False)
-    if random != Random.now(device):
+    if random.used():
         raise InputError(
             "steps: the network draws random numbers (dropout in training mode?), so that adaptive steps cannot be "
             "made again for a gradient; give a number of steps, or the network's eval()"

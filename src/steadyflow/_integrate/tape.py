@@ -86,9 +86,9 @@ class Tape:
         self.adjoint, self._solver, self._make, self._times = adjoint, solver, make, times
         self._stride = adjoint.stride(steps)
         exact = adjoint.kind == "checkpoint" or solver.properties.inverse == "exact"
-        self._tolerance = adjoint.most(_precision(model, flatten_state(state)[1][0]), exact)
+        self._starts = flatten_state(state)[1]
+        self._tolerance = adjoint.most(_precision(model, self._starts[0]), exact)
         self._watched = [(tensor, tensor._version) for tensor in _constants(model)]
-        self._build, self._starts = flatten_state(state)
         self._device = self._starts[0].device
         check_autograd(self._starts)
         self._contexts = [autocast_now(kind) for kind in sorted({"cpu", self._device.type})]
@@ -128,7 +128,7 @@ class Tape:
     def _remember(self, k: int, random: Random, before: Any, made: Made) -> None:
         """Keep what the way back of step k cannot do without."""
         step = self._steps[k]
-        if random != Random.now(self._device):
+        if random.used():
             if self._reversible:
                 raise InputError(DRAWS)
             self._random[k] = random

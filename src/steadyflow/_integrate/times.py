@@ -28,6 +28,7 @@ from ..prediction import Prediction, PredictionType
 from ..schedules import Schedule
 from ..solvers.base import Solver, Step
 from ..solvers.state import flatten_state
+from .adjoint import Adjoint
 from .steps import Model
 
 _CENTRAL = ((1, 0.75), (2, -0.15), (3, 1.0 / 60.0))
@@ -51,17 +52,34 @@ class _Call(NamedTuple):
     """The time that the model saw, shape (B,)."""
 
 
-def check_times(grid: Grid, state: Any, adaptive: bool) -> None:
-    """Refuse a run whose grid has no gradient.
+def check_times(
+    how: Adjoint | None, solver: Solver[Any], corrections: Sequence[object], state: Any, adaptive: bool
+) -> None:
+    """Refuse a run whose grid is made of a tensor that requires a gradient, where its times have none.
 
     Args:
-        grid: The grid, made of a tensor that requires one.
+        how: How gradients pass through the run.
+        solver: Its method.
+        corrections: Its corrections.
         state: A state of a solver that the run begins with, if it does not begin with a sample.
         adaptive: Whether a controller chooses the steps.
 
     Raises:
-        InputError: A controller chooses them, or the state holds numbers that may belong to other times.
+        InputError: Gradients pass in a way that does not reach them, noise is drawn, corrections act, a controller
+            chooses the steps, or the state holds numbers that may belong to other times.
     """
+    if how is None or how.kind == "none" or how.order == 2:
+        raise InputError(
+            "grid: its times require a gradient, which needs adjoint='checkpoint' or 'reversible' (of order 1); "
+            "detach() them if none is wanted"
+        )
+    if solver.properties.stochastic:
+        raise InputError(
+            f"grid: its times have no gradient with solver {solver.name!r}, as noise is no smooth function of them; "
+            "detach() them"
+        )
+    if corrections:
+        raise InputError("grid: its times have no gradient in a run with corrections; detach() them")
     if adaptive:
         raise InputError("grid: its times have no gradient where a controller chooses the steps; detach() them")
     if _floats(state)[1]:

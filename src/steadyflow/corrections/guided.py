@@ -10,7 +10,7 @@ noise level of a thousand.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Self, cast
@@ -27,6 +27,7 @@ from ..denoisers.smoothing import Smoothing
 from ..errors import InputError
 from ..operators import Operator
 from ..prediction import Prediction
+from ..solvers.state import flatten_state
 from ._likelihoods import Point
 
 Change = Callable[[Point], Tensor]
@@ -153,7 +154,7 @@ class PosteriorDenoiser(Denoiser):
         """Whether something that an answer depends on, besides the state, requires a gradient, or might."""
         if isinstance(self.base, PosteriorDenoiser) and self.base._wants_graph:
             return True
-        given = [self.y, self.noise, *_tensors((self.base.condition, self.base.null, self.base.scale))]
+        given = [self.y, self.noise, *flatten_state((self.base.condition, self.base.null, self.base.scale))[1]]
         net, inside = self.base.net, vars(self.operator).values()
         if isinstance(net, torch.nn.Module):
             given += [*net.parameters(), *net.buffers()]
@@ -162,7 +163,7 @@ class PosteriorDenoiser(Denoiser):
         else:
             return True  # a function may hold anything
         functions = any(callable(part) and not isinstance(part, Tensor) for part in inside)
-        return functions or any(part.requires_grad for part in [*given, *_tensors(tuple(inside))])
+        return functions or any(part.requires_grad for part in [*given, *flatten_state(tuple(inside))[1]])
 
     def _pulled(self, x: Tensor, t: float | Tensor) -> Prediction:
         """The prediction of the wrapped model with its estimate of the data changed by the likelihood."""
@@ -232,15 +233,6 @@ class PosteriorDenoiser(Denoiser):
             alpha, sigma = prediction.alpha, prediction.sigma
             gain, ratio = sigma * sigma / alpha, sigma / alpha
             return self.change(Point(x, x0, gain, ratio, self.operator, seen, residual, noise, keep))
-
-
-def _tensors(value: object) -> list[Tensor]:
-    """The tensors in a value, or in the tuples and mappings of such."""
-    if isinstance(value, Mapping):
-        return [part for item in cast(Mapping[Any, object], value).values() for part in _tensors(item)]
-    if isinstance(value, tuple):
-        return [part for item in cast(tuple[object, ...], value) for part in _tensors(item)]
-    return [value] if isinstance(value, Tensor) else []
 
 
 def _fields(base: Denoiser) -> dict[str, Any]:
