@@ -35,8 +35,7 @@ from ..grids import Grid
 from ..schedules import Schedule
 from ..solvers.base import Solver
 from ..tasks._options import Auto, NoiseKind, Options, Resolved
-from ..tasks.choosing import resolved_for_sampling
-from ..tasks.sampling import latents, sample
+from ..tasks.sampling import sample, settled
 from .controls import Control, control_of
 from .guards import Free, Guard, guard_of
 from .methods import FlowOpt, Gradient, Method, ZeroOrder, method_of
@@ -175,7 +174,7 @@ def steer(
     if not isinstance(how, ZeroOrder):
         check_derivatives()
     model = model if guidance is None else model.with_guidance(guidance)
-    chosen, grid, start, reason = _settled(model, chosen, n, x, dtype, device)
+    chosen, grid, start, reason = settled(model, chosen, n, x, None, None, dtype, device)
     mean, std = _prior(model, grid, start)
     control = control_of(over, model, start, mean, std)
     kept = _guard(guard, control)
@@ -270,28 +269,6 @@ def _described(condition: object) -> Any:
     if isinstance(condition, Mapping):
         return {str(key): _described(value) for key, value in cast("Mapping[Any, Any]", condition).items()}
     return repr(condition)
-
-
-def _settled(
-    model: Denoiser,
-    chosen: Resolved,
-    n: int | None,
-    x: Tensor | None,
-    dtype: torch.dtype,
-    device: torch.device | str,
-) -> tuple[Resolved, Grid, Tensor, str]:
-    """The options with a solver, the grid of the runs, their start, and why this solver, as `sample` finds them."""
-    firm = isinstance(chosen.grid, Grid) and chosen.grid.firm
-    clean = chosen.grid.clean if firm and isinstance(chosen.grid, Grid) else True
-
-    def begin(grid: Grid) -> Tensor:
-        return latents(model, n, grid, chosen, model.moments, dtype, device) if x is None else x
-
-    chosen, reason = resolved_for_sampling(chosen, model, begin, clean)
-    grid = chosen.falling(model, clean=clean)
-    start = begin(grid)
-    check_state("x", start, model.shape)
-    return chosen, grid, start, reason
 
 
 def _prior(model: Denoiser, grid: Grid, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -71,16 +71,48 @@ def sample(
         raise InputError("sample: give either n (how many to draw) or x (starting latents)")
     model = model if guidance is None else model.with_guidance(guidance)
     chosen = Resolved.of(options, sample, defaults={"solver": "auto"})
+    if x is not None and moments is not None:
+        raise InputError("moments: only valid with n; with x the start is already given")
+    chosen, grid, begin, reason = settled(model, chosen, n, x, moments, end, dtype, device)
+    found = run_batched(model, grid, chosen.method, chosen, x=begin)
+    return replace(found, seed=chosen.seed if x is None else found.seed, reason=reason)
+
+
+def settled(
+    model: Denoiser,
+    chosen: Resolved,
+    n: int | None,
+    x: Tensor | None,
+    moments: Moments | None,
+    end: Literal["clean", "path"] | None,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> tuple[Resolved, Grid, Tensor, str]:
+    """What a run of `sample` is made of, and of others that begin and end as it does.
+
+    Args:
+        model: The model, under its guidance.
+        chosen: The options.
+        n: How many samples to draw, or None with x.
+        x: Starting latents, shape (B, ...).
+        moments: Mean and variance of the data; the model's own by default, with n.
+        end: "clean", "path" or None, as `sample` takes it.
+        dtype: Of the latents that are drawn.
+        device: Of the latents that are drawn.
+
+    Returns:
+        The options with a solver, the grid, the start, and why this solver.
+
+    Raises:
+        InputError: The start does not fit the model, or the end not the solver.
+    """
     firm = end is None and isinstance(chosen.grid, Grid) and chosen.grid.firm
     clean = chosen.grid.clean if firm and isinstance(chosen.grid, Grid) else end != "path"
-
     moments = model.moments if moments is None and x is None else moments
 
     def start(grid: Grid) -> Tensor:
         return latents(model, n, grid, chosen, moments, dtype, device) if x is None else x
 
-    if x is not None and moments is not None:
-        raise InputError("moments: only valid with n; with x the start is already given")
     chosen, reason = resolved_for_sampling(chosen, model, start, clean)
     grid = chosen.falling(model, clean=clean)
     if chosen.own_grid(model, rising=False) is not None and clean != _ends_clean(grid, model):
@@ -88,8 +120,7 @@ def sample(
         raise InputError(f"end: solver {chosen.method.name!r} has its own end; give {ends}")
     begin = start(grid)
     check_state("x", begin, model.shape)
-    found = run_batched(model, grid, chosen.method, chosen, x=begin)
-    return replace(found, seed=chosen.seed if x is None else found.seed, reason=reason)
+    return chosen, grid, begin, reason
 
 
 def _ends_clean(grid: Grid, model: Denoiser) -> bool:
