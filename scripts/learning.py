@@ -1,0 +1,122 @@
+"""What the training scripts of the bundled pipelines share: learning with checkpoints, and a tokenizer of whole words."""
+
+import copy
+import json
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import pre_tokenizers
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
+
+
+def learn(
+    work: Path,
+    name: str,
+    parts: nn.ModuleList,
+    loss: Callable[[nn.ModuleList, torch.Generator], Tensor],
+    steps: int,
+    lr: float,
+    *,
+    seed: int = 0,
+    every: int = 250,
+    reading: bool = False,
+) -> nn.ModuleList:
+    """AdamW with a cosine decay: the averaged parts. What is finished lies in `work`, and is not done again.
+
+    A step draws its random numbers from a generator of its own, so that training which was stopped goes on from its
+    last checkpoint as if it had not been.
+
+    Args:
+        work: The folder of what is done.
+        name: What is learned.
+        parts: The networks.
+        loss: Of the networks and a source of random numbers.
+        steps: How many.
+        lr: The largest rate.
+        seed: Of all steps.
+        every: Steps between checkpoints.
+        reading: Whether parts without a checkpoint are an error, rather than learned.
+    """
+    done, going = work / f"{name}.safetensors", work / f"{name}.checkpoint.pt"
+    averaged = copy.deepcopy(parts).eval().requires_grad_(False)
+    if done.is_file():
+        averaged.load_state_dict(load_file(done))
+        return averaged
+    optimizer = torch.optim.AdamW(parts.parameters(), lr=lr, weight_decay=0.01)
+    decay = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
+    first = 1
+    if going.is_file():
+        held = torch.load(going, weights_only=True)
+        parts.load_state_dict(held["parts"])
+        averaged.load_state_dict(held["averaged"])
+        optimizer.load_state_dict(held["optimizer"])
+        decay.load_state_dict(held["decay"])
+        first = held["step"] + 1
+    total, since = 0.0, time.monotonic()
+    for step in range(first, steps + 1):
+        value = loss(parts, torch.Generator().manual_seed(seed * 1_000_003 + step))
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
+        optimizer.step()
+        decay.step()
+        with torch.no_grad():
+            share = 1.0 - min(0.999, step / (step + 10.0))
+            torch._foreach_lerp_(list(averaged.parameters()), list(parts.parameters()), share)
+            for mean, new in zip(averaged.buffers(), parts.buffers(), strict=True):
+                mean.copy_(new)
+        total += value.item()
+        if step % every == 0:
+            print(f"{name} step {step:6d}  loss {total / every:.5f}  {time.monotonic() - since:.0f} s", flush=True)
+            total = 0.0
+            held = {"parts": parts.state_dict(), "averaged": averaged.state_dict(), "step": step}
+            torch.save(held | {"optimizer": optimizer.state_dict(), "decay": decay.state_dict()}, f"{going}.new")
+            Path(f"{going}.new").replace(going)
+    save_file({name: value.contiguous() for name, value in averaged.state_dict().items()}, done)
+    going.unlink(missing_ok=True)
+    return averaged
+
+
+def tokenizer(words: Iterable[str], length: int) -> CLIPTokenizer:
+    """Every one of the words is one token, as are single characters of other words.
+
+    Args:
+        words: Those of the captions.
+        length: Tokens to a prompt.
+    """
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
+    merges = []
+    for word in sorted(set(words)):
+        piece = word[0]
+        for letter in [*word[1:-1], word[-1] + "</w>"] if len(word) > 1 else []:
+            if (piece, letter) not in merges:
+                merges.append((piece, letter))
+                tokens.append(piece + letter)
+            piece += letter
+    vocabulary = {token: k for k, token in enumerate(dict.fromkeys(tokens))}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
+
+
+def for_transformers_4(folder: Path, number: str = "") -> None:
+    """Add a tokenizer's files and name a CLIP encoder's weights as transformers 4 does; 5 reads both.
+
+    Args:
+        folder: The pipeline's.
+        number: What the names of the tokenizer and of the encoder end with, such as "_2".
+    """
+    words = folder / f"tokenizer{number}"
+    model = json.loads((words / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    (words / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False) + "\n", encoding="utf-8")
+    merges = "".join(f"{' '.join(pair)}\n" for pair in model["merges"])
+    (words / "merges.txt").write_text(f"#version: 0.2\n{merges}", encoding="utf-8")
+    file = folder / f"text_encoder{number}" / "model.safetensors"
+    weights = {
+        name if name.startswith(("text_model.", "text_projection.")) else f"text_model.{name}": value
+        for name, value in load_file(file).items()
+    }
+    save_file(weights, file, {"format": "pt"})
