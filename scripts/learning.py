@@ -1,4 +1,4 @@
-"""What the training scripts of the bundled pipelines share: learning with checkpoints, and a tokenizer of whole words."""
+"""What the training scripts of the pipelines share: learning with checkpoints, and a tokenizer of whole words."""
 
 import copy
 import json

@@ -1,5 +1,6 @@
 """The network that reads a scene: what edits over photographs are judged by."""
 
+import itertools
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ class SceneJudge(nn.Module):
         super().__init__()
         widths = [3, 24, 48, 96, 96]
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in itertools.pairwise(widths):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
             layers += [nn.Conv2d(after, after, 3, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
         self.body = nn.Sequential(*layers, nn.Conv2d(96, 192, 4), nn.SiLU(), nn.Flatten())
