@@ -5,21 +5,29 @@ A method is a frozen dataclass with a name, registered where it is defined; `get
 
 from .base import Edit, EditMethod, EditRequest, finished, get, names, register
 from .by_inversion import ByInversion, Direct
-from .controlled import FlowEdit, RFInversion
+from .controlled import RFInversion
+from .differences import DVRF, FlowAlign, FlowEdit
 from .masks import mask_for
 from .noise_maps import ByNoiseMaps, NoiseMaps, noise_maps
+from .stepwise import PMI, ByFlowOpt, DNAEdit, UniEdit
 from .verb import edit
 
 __all__ = [
+    "DVRF",
+    "PMI",
+    "ByFlowOpt",
     "ByInversion",
     "ByNoiseMaps",
+    "DNAEdit",
     "Direct",
     "Edit",
     "EditMethod",
     "EditRequest",
+    "FlowAlign",
     "FlowEdit",
     "NoiseMaps",
     "RFInversion",
+    "UniEdit",
     "edit",
     "finished",
     "get",
