@@ -68,7 +68,7 @@ def test_feeding_a_finished_journey_is_refused(model):
 @pytest.mark.parametrize("name", NAMES)
 def test_evaluations_are_counted_as_the_facts_declare(name, model):
     calls = []
-    net = model._evaluate
+    net = model.evaluate
     counting = sf.Denoiser(
         lambda x, t: calls.append(1) or net(x, t[0].item(), None),
         model.schedule,

@@ -134,13 +134,13 @@ def test_no_more_than_a_batch_is_held_in_memory(folder, bundled, tmp_path, monke
         return read(path, shape, **options)
 
     monkeypatch.setattr(experiment.arrays, "read", reading)
-    forward = type(bundled)._evaluate
+    forward = type(bundled).evaluate
 
     def evaluating(self, x, *given):
         sizes.append(len(x))
         return forward(self, x, *given)
 
-    monkeypatch.setattr(type(bundled), "_evaluate", evaluating)
+    monkeypatch.setattr(type(bundled), "evaluate", evaluating)
     experiment.run(bundled, paths, CAPTION, FEW, folder=tmp_path, progress=lambda: progress.append(1))
     assert len(progress) == 5
     assert max(sizes) == 2

@@ -271,16 +271,16 @@ class Denoiser:
     def _output(self, x: Tensor, t: float | Tensor) -> Tensor:
         if self.condition is None or not self.guides:
             given = None if self.condition is None else expand(self.condition, x)
-            output = self._evaluate(x, t, given)
+            output = self.evaluate(x, t, given)
         else:
             twice = x.repeat(2, *[1] * (x.ndim - 1))
             times = t.repeat(2) if isinstance(t, Tensor) else t
             labels = join(expand(self.null, x), expand(self.condition, x))
-            without, conditional = self._evaluate(twice, times, labels).chunk(2)
-            output = torch.lerp(without, conditional, self._weight(x))
+            without, conditional = self.evaluate(twice, times, labels).chunk(2)
+            output = torch.lerp(without, conditional, self.weight(x))
         return output
 
-    def _weight(self, x: Tensor) -> float | Tensor:
+    def weight(self, x: Tensor) -> float | Tensor:
         """Return the scale of guidance so that it broadcasts against x."""
         if self.scale is None:
             return self.guidance
@@ -288,8 +288,14 @@ class Denoiser:
             raise InputError(f"guidance: got {len(self.scale)} scales for a batch of {len(x)} samples")
         return broadcast(self.scale, x).to(x.device)
 
-    def _evaluate(self, x: Tensor, t: float | Tensor, given: Any) -> Tensor:
-        """Return the network's output in x's precision; one call for the whole batch."""
+    def evaluate(self, x: Tensor, t: float | Tensor, given: Any) -> Tensor:
+        """Return the network's output in x's precision; one call for the whole batch.
+
+        Args:
+            x: The states, shape (B, ...).
+            t: The path time.
+            given: The condition, with a row per state, or None.
+        """
         inputs = x if self.dtype is None else x.to(self.dtype)
         half = inputs.dtype in (torch.float16, torch.bfloat16)  # which would round timesteps
         precision = torch.float32 if half else inputs.dtype

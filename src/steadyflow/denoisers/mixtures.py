@@ -304,7 +304,7 @@ class MixtureDenoiser(Denoiser):
             self._versions[key] = self.mixture.to(*key)
         return self._versions[key]
 
-    def _evaluate(self, x: Tensor, t: float | Tensor, given: Any) -> Tensor:
+    def evaluate(self, x: Tensor, t: float | Tensor, given: Any) -> Tensor:
         if x.ndim != 2 or x.shape[1] != self.mixture.dim:
             raise InputError(f"x: got shape {tuple(x.shape)}, expected (n, {self.mixture.dim})")
         mixture = self._at(x)

@@ -133,6 +133,10 @@ class _Flux(Family):
     def embeds_guidance(self):
         return bool(self.fields["guidance_embeds"])
 
+    @property
+    def tokenizer(self):
+        return getattr(self.pipe, "tokenizer_2", None)
+
     def sigmas(self, steps):
         return None if lays_flow_sigmas(self.pipe.scheduler) else [1.0 - k / steps for k in range(steps)]
 

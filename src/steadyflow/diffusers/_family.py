@@ -253,6 +253,23 @@ class Family(ABC):
         """The embeddings of prompts, with a row per prompt."""
         raise InputError(f"prompt: {type(self.pipe).__name__} takes none")
 
+    @property
+    def tokenizer(self) -> Any:
+        """What reads the prompts to whose tokens the network attends first."""
+        return getattr(self.pipe, "tokenizer", None) or getattr(self.pipe, "tokenizer_2", None)
+
+    def read(self, prompts: list[str]) -> list[list[int]]:
+        """The tokens of prompts, each of full length.
+
+        Raises:
+            InputError: The pipeline has no tokenizer.
+        """
+        reader = self.tokenizer
+        if reader is None:
+            raise InputError(f"prompt: this {type(self.pipe).__name__} has no tokenizer")
+        length = min(512, reader.model_max_length)
+        return reader(prompts, padding="max_length", max_length=length, truncation=True).input_ids
+
     @abstractmethod
     def network(self, shape: tuple[int, ...]) -> Network:
         """The network for latents of a shape."""

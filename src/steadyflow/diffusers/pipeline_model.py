@@ -208,6 +208,19 @@ class PipelineModel(Denoiser):
         """Whether conditions may be prompts."""
         return self.embed is not None
 
+    def tokens(self, prompt: str | Sequence[str]) -> list[list[int]]:
+        """The tokens to which the network attends for a prompt, or for one per sample, as far as they are words.
+
+        Args:
+            prompt: The prompts.
+
+        Raises:
+            InputError: The pipeline takes no prompts, or has no tokenizer.
+        """
+        if self.family is None or not self.family.prompts:
+            raise InputError("prompt: this pipeline takes no prompts")
+        return self.family.read([prompt] if isinstance(prompt, str) else list(prompt))
+
     @property
     def pipe(self) -> Any:
         """The pipeline; None for a model that is not over one."""

@@ -7,6 +7,7 @@ from .base import Edit, EditMethod, EditRequest, finished, get, names, register
 from .by_inversion import ByInversion, Direct
 from .controlled import RFInversion
 from .differences import DVRF, FlowAlign, FlowEdit
+from .injection import MasaCtrl, PlugAndPlay, PromptToPrompt, ValueInjection
 from .masks import mask_for
 from .noise_maps import ByNoiseMaps, NoiseMaps, noise_maps
 from .stepwise import PMI, ByFlowOpt, DNAEdit, UniEdit
@@ -25,9 +26,13 @@ __all__ = [
     "EditRequest",
     "FlowAlign",
     "FlowEdit",
+    "MasaCtrl",
     "NoiseMaps",
+    "PlugAndPlay",
+    "PromptToPrompt",
     "RFInversion",
     "UniEdit",
+    "ValueInjection",
     "edit",
     "finished",
     "get",

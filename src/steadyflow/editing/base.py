@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args
 from torch import Tensor
 
 from .._integrate import Solution
-from ..denoisers.base import Denoiser
+from ..denoisers.base import Condition, Denoiser
 from ..denoisers.smoothing import Smoothing
 from ..errors import MALFORMED, InputError, UnknownNameError
 from ..metrics.images import rmse
@@ -50,6 +50,8 @@ class EditRequest:
     options: Resolved
     inversion: Inversion | None = None
     """One that was made before, to start from."""
+    prompts: tuple[Condition, Condition] = (None, None)
+    """The conditions of the source and of the target as they were given, for methods that read their words."""
 
 
 class EditMethod(ABC):

@@ -63,7 +63,7 @@ def edit(
     chosen = get(method)
     if target is None:
         raise InputError("target: an edit needs a condition to move to")
-    _check_honoured(chosen, options, mask=mask, inversion=inversion)
+    _check_honoured(chosen, options, mask=mask, inversion=inversion, smoothing=smoothing)
     defaults = dict(chosen.defaults)
     if not isinstance(options.get("grid", ""), str):
         defaults.pop("strength", None)  # a Grid fixes its range itself
@@ -93,7 +93,7 @@ def edit(
         raise InputError("source_guidance: without a source the way up is unconditional, and has nothing to guide it")
     here, there = apply_smoothing(smoothing, here, there, smooth)
     with gradients(x, everything=resolved.adjoint is not None):
-        return chosen.edit(EditRequest(x, here, there, mask, resolved.aimed(there), inversion))
+        return chosen.edit(EditRequest(x, here, there, mask, resolved.aimed(there), inversion, (source, target)))
 
 
 def _check_honoured(method: EditMethod, options: Any, **others: Any) -> None:
