@@ -97,7 +97,8 @@ def frechet_distance(x: Tensor, y: Tensor, *, singular: Literal["warn", "refuse"
 def kernel_distance(x: Tensor, y: Tensor, *, chunk: int = 2048) -> tuple[float, float]:
     """The squared maximum mean discrepancy with the kernel (x.y / d + 1)^3 (Binkowski et al. 2018), and its error.
 
-    The estimate has no bias at any number of samples, so that it serves where there are too few for `frechet_distance`.
+    The estimate has no bias at any number of samples, so that it serves where there are too few for `frechet_distance`,
+    if the sets are independent. Edits and their own sources are not: it is then too low; see `feature_distance`.
     The error is the jackknife's over both sets, whose square is on average no smaller than the variance (Efron & Stein
     1981); it is up to about 1.4 times too large where both sets have one distribution.
 
