@@ -21,168 +21,22 @@ prompt.
 
 from __future__ import annotations
 
-import math
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
-import torch
 from torch import nn
 
-from ..._integrate import Solution, StepInfo, Trajectory, integrate
 from ..._internal.given import number
-from ...denoisers.base import Denoiser, is_words
 from ...errors import InputError
-from ...noise import SOURCES
-from ...solvers.state import concat_states, slice_state
-from ...tasks.inversion import Inversion, decode_options, run_inversion
-from ..base import Edit, EditMethod, EditRequest, finished, register
-from .pair import Keep, Pair, Restoring, Storing, doubled, half, is_served, network_of
-from .sharing import Features, Rule, Sharing
-from .tap import Kind, Site, check_network, sites_of
-from .words import Blend, Tokens, differing, word_map
+from ..base import EditRequest, register
+from .injected import Injected, tokens_of, word_of
+from .pair import is_served
+from .sharing import Features, Rule
+from .tap import Kind, Site
+from .words import word_map
 
 Shares = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Injected(EditMethod):
-    """What the ways of editing by injection have in common.
-
-    Args:
-        blend: Outside the places that attend to the words in which the prompts differ, the edit is its source; this is
-            the threshold, as a share of the largest attention (prompt-to-prompt: 0.3). None for no such mask.
-        store: Keep what the way up has seen, as published, in place of the second copy: one evaluation a step less, and
-            memory that grows with the steps.
-    """
-
-    blend: float | None = None
-    store: bool = False
-    refuses: ClassVar[Mapping[str, str]] = {
-        "adjoint": "what it takes from the source is no function of the edit's state",
-        "corrections": "they would be given the source and its edit as one batch",
-        "smoothing": "the network is asked at several places for one answer",
-    }
-
-    def __post_init__(self):
-        if self.blend is not None:
-            object.__setattr__(self, "blend", number("blend", self.blend))
-            if not 0.0 < cast(float, self.blend) < 1.0:
-                raise InputError(f"blend: got {self.blend}, expected a number in (0, 1), or None")
-        if not isinstance(self.store, bool):
-            raise InputError(f"store: got {self.store!r}, expected True or False")
-        if self.store and self.blend is not None:
-            raise InputError("blend: the source's own states are not there with store=True")
-
-    @abstractmethod
-    def rules(self, request: EditRequest, sites: Sequence[Site]) -> list[Rule]:
-        """What is taken where.
-
-        Args:
-            request: What was asked for.
-            sites: The attentions of the network.
-        """
-
-    def features(self, network: nn.Module) -> Features | None:
-        """Which convolutions are taken.
-
-        Args:
-            network: The network.
-        """
-        return None
-
-    def edit(self, request: EditRequest) -> Edit:
-        options = request.options
-        if self.store:
-            for name, given in (("mask", request.mask), ("inversion", request.inversion)):
-                if given is not None:
-                    raise InputError(f"{name}: the source's own states are not there with store=True; leave it out")
-            if options.auto is not None or options.controller is not None:
-                raise InputError("store: is for steps that are known before; name a solver and a number of steps")
-        if self.store or is_served(request.source):
-            check_plain(request.source)
-        size, n = options.batch_size, len(request.x)
-        if size is None or size >= n:
-            return self._edit(request)
-        for model in (request.source, request.target):
-            model.check_batch(n)
-        return _joined([self._edit(_part(request, start, min(start + size, n))) for start in range(0, n, size)])
-
-    def _edit(self, request: EditRequest) -> Edit:
-        options = request.options.changed(batch_size=None)
-        sharing, source, target = self._shared(request), request.source, request.target
-        inversion, spent = request.inversion, 0
-        for model in {id(m): m for m in (source, target) if is_served(m)}.values():
-            model(request.x, target.schedule.t_max)  # so that its pipeline is opened before anyone looks into it
-        if self.store:
-            sharing.times = options.rising(source).reversed().times
-        if inversion is None:
-            inversion = run_inversion(Storing.of(source, sharing) if self.store else source, request.x, options)
-            inversion, spent = replace(inversion, model=source), inversion.nfe
-        sharing.times = inversion.grid.reversed().times
-        if self.store:
-            back = inversion.decode(Restoring.of(target, sharing), **decode_options(options))
-        else:
-            back = self._beside(request, inversion, sharing)
-        return finished(request, self, back, nfe=spent + back.nfe, inversion=inversion)
-
-    def _shared(self, request: EditRequest) -> Sharing:
-        """The rules over the network of the request."""
-        network = network_of(request.target)
-        check_network(network)
-        sites = sites_of(network)
-        shape = tuple(request.target.shape or request.x.shape[1:])
-        blend = None
-        if self.blend is not None:
-            words = differing(*_tokens(request, "blend"))
-            blend = Blend(words, self.blend, shape)
-        return Sharing(
-            sites=sites,
-            rules=self.rules(request, sites),
-            times=(),
-            places=math.prod(shape[1:]),
-            features=self.features(network),
-            blend=blend,
-        )
-
-    def _beside(self, request: EditRequest, inversion: Inversion, sharing: Sharing) -> Solution:
-        """Generate beside the source's own way back."""
-        options, n = request.options, len(inversion.latent)
-        corrections = []
-        if sharing.blend is not None:
-            corrections.append(Keep(sharing.blend.mask))
-        if request.mask is not None:
-            mask = request.mask
-            corrections.append(Keep(lambda x: mask.to(x)))
-        pair = Pair.of(request.source, request.target, sharing)
-        rows = range(inversion.index, inversion.index + n)
-        noise = SOURCES[inversion.noise or options.noise].of(
-            torch.cat([inversion.latent] * 2), inversion.seed or 0, [*rows, *rows]
-        )
-        callback = options.callback
-        if callback is not None:
-            seen = callback
-
-            def outside(info: StepInfo) -> None:
-                seen(info._replace(x=info.x[n:], state=half(info.state, n)))
-
-            callback = outside
-        found = integrate(
-            pair,
-            None,
-            inversion.solver.way_back(pair.schedule, inversion.grid),
-            inversion.solver,
-            state=doubled(inversion.state),
-            noise=noise,
-            corrections=corrections,
-            callback=callback,
-            record=options.record,
-            progress=options.progress,
-        )
-        kept = found.trajectory
-        kept = None if kept is None else Trajectory(kept.times, kept.x[:, n:])
-        return replace(found, state=half(found.state, n), trajectory=kept, seed=inversion.seed, index=inversion.index)
 
 
 @register
@@ -224,9 +78,9 @@ class PromptToPrompt(Injected):
         alike: dict[Kind, str] = {"self": "qk", "joint": "qk"}
         rules = [Rule(alike, layers=self.layers, steps=(0.0, self.self_share), coarse=self.coarse, both=False)]
         if any(site.kind == "cross" for site in sites) and self.cross_share > 0.0:
-            source, target = _tokens(request, "cross_share")
+            source, target = tokens_of(request, "cross_share")
             emphasis = dict(self.emphasis or {})
-            words = [_word(request.target, word) for word in emphasis]
+            words = [word_of(request.target, word) for word in emphasis]
             mapped = word_map(source, target, words, list(emphasis.values()))
             rules.append(Rule({}, layers=self.layers, steps=(0.0, self.cross_share), both=False, words=mapped))
         elif self.emphasis:
@@ -325,15 +179,6 @@ class ValueInjection(Injected):
         return [Rule({"self": "v", "joint": "v"}, layers=self.layers, steps=(0.0, self.share))]
 
 
-def check_plain(model: Denoiser) -> None:
-    """Raise `InputError` for a source with guidance, where its branches cannot be told apart."""
-    if model.guides:
-        raise InputError(
-            f"source_guidance: got {model.guidance}; what is stored, or taken inside a served pipeline, is that of one "
-            "branch, so that the way up is without guidance; give 1.0"
-        )
-
-
 def _check_shares(method: Any, *names: str) -> None:
     for name in names:
         value = number(name, getattr(method, name))
@@ -343,64 +188,8 @@ def _check_shares(method: Any, *names: str) -> None:
 
 
 def _window(name: str, given: object) -> Shares:
-    window = tuple(given) if isinstance(given, tuple | list) else ()
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in window)
-    if len(window) != 2 or not numbers or not 0.0 <= window[0] < window[1] <= 1.0:
+    window = cast("tuple[object, ...]", tuple(cast(Any, given)) if isinstance(given, tuple | list) else ())
+    ends = [float(value) for value in window if isinstance(value, int | float) and not isinstance(value, bool)]
+    if len(window) != 2 or len(ends) != 2 or not 0.0 <= ends[0] < ends[1] <= 1.0:
         raise InputError(f"{name}: got {given!r}, expected two rising shares in [0, 1]")
-    return float(window[0]), float(window[1])
-
-
-def _tokens(request: EditRequest, name: str) -> tuple[Tokens, Tokens]:
-    """The tokens of the source's prompt and of the target's."""
-    source, target = request.prompts
-    read = getattr(request.target, "tokens", None)
-    if read is None or not is_words(target) or not (source is None or is_words(source)):
-        raise InputError(
-            f"{name}: needs the words of both prompts, and a pipeline that says which tokens they are "
-            f"({request.target.name!r} does not, or the conditions are no prompts)"
-        )
-    return read("" if source is None else source), read(target)
-
-
-def _word(model: Denoiser, word: str) -> Sequence[int]:
-    """The tokens of a word, without those that stand around every prompt."""
-    read = cast(Any, model).tokens
-    empty, found = list(read("")[0]), list(read(word)[0])
-    front = next(k for k, (a, b) in enumerate(zip(empty, found, strict=True)) if a != b)
-    inside = found[front:]
-    stop = empty[front] if front < len(empty) else None
-    return inside[: inside.index(stop)] if stop in inside else inside
-
-
-def _part(request: EditRequest, start: int, stop: int) -> EditRequest:
-    """A request for some of the samples."""
-    inversion, mask = request.inversion, request.mask
-    if inversion is not None:
-        part = slice_state(inversion.state, start, stop)
-        inversion = replace(inversion, state=part, index=inversion.index + start, trajectory=None)
-    prompts = tuple(list(p)[start:stop] if isinstance(p, list | tuple) and len(p) > 1 else p for p in request.prompts)
-    return replace(
-        request,
-        x=request.x[start:stop],
-        source=request.source.slice(start, stop),
-        target=request.target.slice(start, stop),
-        mask=mask[start:stop] if mask is not None and len(mask) > 1 else mask,
-        options=request.options.changed(index=request.options.index + start),
-        inversion=inversion,
-        prompts=cast(Any, prompts),
-    )
-
-
-def _joined(parts: Sequence[Edit]) -> Edit:
-    """One edit of successive batches."""
-    tracks = [part.trajectory for part in parts]
-    known = [track for track in tracks if track is not None]
-    inversions = [part.inversion for part in parts if part.inversion is not None]
-    return replace(
-        parts[0],
-        state=concat_states([part.state for part in parts]),
-        nfe=max(part.nfe for part in parts),
-        distance=torch.cat([part.distance for part in parts]),
-        trajectory=Trajectory(known[0].times, torch.cat([one.x for one in known], 1)) if known else None,
-        inversion=Inversion.concatenate(inversions),
-    )
+    return ends[0], ends[1]

@@ -6,7 +6,7 @@ anew where they are needed, and none is stored.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Self, cast
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..._integrate import StepInfo
 from ...denoisers.base import Denoiser
-from ...denoisers.conditions import expand, join
+from ...denoisers.conditions import Rows, expand, join
 from ...errors import InputError
 from ...prediction import Prediction
 from ...solvers.state import concat_states, flatten_state, slice_state
@@ -25,9 +25,9 @@ from .sharing import Sharing
 class Pair(Denoiser):
     """Two models over one network, of the first and of the second half of a batch."""
 
-    source: Denoiser | None = None
-    target: Denoiser | None = None
-    sharing: Sharing | None = None
+    source: Denoiser = field(default=cast(Denoiser, None), repr=False)
+    target: Denoiser = field(default=cast(Denoiser, None), repr=False)
+    sharing: Sharing = field(default=cast(Sharing, None), repr=False)
 
     @classmethod
     def of(cls, source: Denoiser, target: Denoiser, sharing: Sharing) -> Pair:
@@ -42,10 +42,9 @@ class Pair(Denoiser):
 
     @property
     def cost(self) -> int:
-        return 0 if self.source is None or self.target is None else self.source.cost + self.target.cost
+        return self.source.cost + self.target.cost
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Prediction:
-        assert self.source is not None and self.target is not None and self.sharing is not None
         if isinstance(t, Tensor):
             raise InputError("method: attention is shared at one time for the whole batch")
         here, there = x.chunk(2)
@@ -65,8 +64,8 @@ class Pair(Denoiser):
 
     def _together(self, here: Tensor, there: Tensor, t: float) -> list[Tensor]:
         """The outputs of both, of one call of the network."""
-        assert self.source is not None and self.target is not None and self.sharing is not None
-        states, conditions = [], []
+        states: list[Tensor] = []
+        conditions: list[Rows] = []
         for model, x in ((self.source, here), (self.target, there)):
             for condition in (model.null, model.condition) if model.guides else (model.condition,):
                 states.append(x)
@@ -87,8 +86,8 @@ class Pair(Denoiser):
 class Storing(Denoiser):
     """A model of the source that leaves behind, of every time, what an edit takes."""
 
-    inner: Denoiser | None = None
-    sharing: Sharing | None = None
+    inner: Denoiser = field(default=cast(Denoiser, None), repr=False)
+    sharing: Sharing = field(default=cast(Sharing, None), repr=False)
 
     @classmethod
     def of(cls, inner: Denoiser, sharing: Sharing) -> Self:
@@ -102,10 +101,10 @@ class Storing(Denoiser):
 
     @property
     def cost(self) -> int:
-        return 0 if self.inner is None else self.inner.cost
+        return self.inner.cost
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Prediction:
-        assert self.inner is not None and self.sharing is not None and isinstance(t, float)
+        assert isinstance(t, float)
         with self.sharing.taking(t) as taken:
             found = self.inner(x, t)
         self.sharing.keep(t, taken)
@@ -116,14 +115,14 @@ class Restoring(Storing):
     """A model of the edit that is given what a source has left behind, at the nearest time."""
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Prediction:
-        assert self.inner is not None and self.sharing is not None and isinstance(t, float)
+        assert isinstance(t, float)
         with self.sharing.giving(t, self.sharing.near(t)):
             return self.inner(x, t)
 
 
 def _as(model: Denoiser) -> dict[str, Any]:
     """The fields that every model has."""
-    return {field.name: getattr(model, field.name) for field in fields(Denoiser)}
+    return {one.name: getattr(model, one.name) for one in fields(Denoiser)}
 
 
 def _guided(model: Denoiser, x: Tensor, parts: Any) -> Tensor:
@@ -184,4 +183,4 @@ class Keep:
             source.lerp(edit, weights.to(edit)) if edit.shape == info.x[n:].shape else edit
             for source, edit in zip(theirs, ours, strict=True)
         ]
-        return concat_states([here, cast(Any, build(mixed))])
+        return concat_states([here, build(mixed)])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -139,7 +139,7 @@ class Sharing:
         )
 
     @contextmanager
-    def together(self, t: float, blocks: Sequence[int | None], conditional: int) -> Iterator[None]:
+    def together(self, t: float, blocks: Sequence[int | None], conditional: int) -> Generator[None]:
         """Run a network on the source's rows and on the edit's in one batch, which is made of blocks of samples.
 
         Args:
@@ -148,7 +148,7 @@ class Sharing:
             conditional: The number of the block of the edit under its condition.
         """
         rules = {site.number: rules for site, rules in self.active(t)}
-        watched = set() if self.blend is None else self.blend.watches(self.sites)
+        watched: set[int] = set() if self.blend is None else self.blend.watches(self.sites)
         own = blocks[conditional]
 
         def answer(site: Site, call: Call, places: int | None) -> Tensor:
@@ -175,7 +175,7 @@ class Sharing:
             yield
 
     @contextmanager
-    def taking(self, t: float) -> Iterator[Found]:
+    def taking(self, t: float) -> Generator[Found]:
         """Run a network on the source's rows alone, and give what the edit takes of them."""
         found: Found = {}
         rules = {site.number: rules for site, rules in self.active(t)}
@@ -183,8 +183,8 @@ class Sharing:
         def answer(site: Site, call: Call, places: int | None) -> Tensor:
             if site.number in found:
                 raise InputError(
-                    f"source_guidance: {site.name} of the network was asked twice for one query, and which of the two "
-                    "branches is the source's is not known; give 1.0"
+                    f"method: {site.name} of the network was asked twice for one query (guidance in two calls, or rows "
+                    "one by one), and what belongs to which sample is not known; it cannot be injected into"
                 )
             parts = {part for rule in rules[site.number] for part in _parts(site, rule)}
             q, k, v = ((value if name in parts else None) for name, value in zip("qkv", call[:3], strict=True))
@@ -204,7 +204,7 @@ class Sharing:
             yield found
 
     @contextmanager
-    def giving(self, t: float, given: Mapping[int | str, Taken | Tensor]) -> Iterator[None]:
+    def giving(self, t: float, given: Mapping[int | str, Taken | Tensor]) -> Generator[None]:
         """Run a network on the edit's rows alone, with what was taken of the source's.
 
         Args:
@@ -269,8 +269,9 @@ def _edited(
         if not (conditional or rule.both):
             continue
         if site.kind == "cross" and rule.words is not None:
-            assert source.q is not None and source.k is not None
-            return rule.words.answer(call, source.q, source.k, source.mask)
+            return rule.words.answer(call, cast(Tensor, source.q), cast(Tensor, source.k), source.mask)
+        if site.kind == "self" and call.k.shape[2] != call.q.shape[2]:
+            continue  # a network of one's own, whose names do not tell that this is cross attention
         tokens = places if site.kind == "joint" and places is not None else call.q.shape[2]
         if rule.coarse is not None and tokens > rule.coarse * sample_places:
             continue

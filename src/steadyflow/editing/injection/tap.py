@@ -8,10 +8,10 @@ are not touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -87,7 +87,8 @@ def sites_of(network: nn.Module) -> list[Site]:
     """
     owner = type(network).__name__
     found: list[tuple[tuple[int, int], str, nn.Module, Kind]] = []
-    for order, (name, module) in enumerate(network.named_modules()):
+    modules = cast("Iterator[tuple[str, nn.Module]]", network.named_modules())
+    for order, (name, module) in enumerate(modules):
         if any(part in name for part in _ASIDE) or not _attends(module):
             continue
         found.append(((_stage(name), order), name, module, _kind(owner, name, module)))
@@ -126,8 +127,8 @@ def _prompt_first(owner: str, kinds: set[Kind]) -> bool:
         return True
     if "joint" in kinds and not owner.startswith(_AFTER_IMAGE):
         raise InputError(
-            f"method: in which order {owner} puts the tokens of the prompt and of the picture is not known, so that its "
-            "attention cannot be told apart"
+            f"method: in which order {owner} puts the tokens of the prompt and of the picture is not known, so that "
+            "they cannot be told apart"
         )
     return False
 
@@ -165,7 +166,7 @@ def _call(
 
 
 @contextmanager
-def tapped(sites: Sequence[Site], answer: Answer) -> Iterator[None]:
+def tapped(sites: Sequence[Site], answer: Answer) -> Generator[None]:
     """Let a function answer for some attentions, wherever the network runs within.
 
     Args:
@@ -194,7 +195,7 @@ def tapped(sites: Sequence[Site], answer: Answer) -> Iterator[None]:
     def closer(site: Site) -> Callable[..., None]:
         def leave(module: nn.Module, given: Any, output: Any = None) -> None:
             mode = listening[site.number].pop()
-            mode.__exit__(None, None, None)
+            cast(Any, mode).__exit__(None, None, None)
             if not mode.heard and output is not None:
                 raise InputError(
                     f"method: {site.name} of the network ran without torch's scaled_dot_product_attention (another "
@@ -215,7 +216,7 @@ def tapped(sites: Sequence[Site], answer: Answer) -> Iterator[None]:
 
 
 @contextmanager
-def replaced(modules: Sequence[nn.Module], change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def replaced(modules: Sequence[nn.Module], change: Callable[[Tensor], Tensor]) -> Generator[None]:
     """Let a function change what some modules return, wherever the network runs within.
 
     Args:

@@ -112,7 +112,7 @@ def differing(source: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
     return found
 
 
-def _changes(source: Sequence[int], target: Sequence[int]) -> list[tuple[str, int, int, int, int]]:
+def _changes(source: Sequence[int], target: Sequence[int]) -> Sequence[tuple[str, int, int, int, int]]:
     return difflib.SequenceMatcher(None, source, target, autojunk=False).get_opcodes()
 
 
@@ -130,7 +130,7 @@ class Blend:
     threshold: float
     shape: tuple[int, ...]
     """Of one sample, (channels, ..., height, width)."""
-    seen: dict[int, Tensor] = field(default_factory=dict)
+    seen: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     """The sums so far, by the number of tokens of a picture: (2, B, tokens)."""
 
     def watches(self, sites: Sequence[Site]) -> set[int]:
