@@ -90,16 +90,23 @@ def tokenizer(words: Iterable[str], length: int) -> CLIPTokenizer:
     """
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
-    merges = []
-    for word in sorted(set(words)):
-        piece = word[0]
-        for letter in [*word[1:-1], word[-1] + "</w>"] if len(word) > 1 else []:
-            if (piece, letter) not in merges:
-                merges.append((piece, letter))
-                tokens.append(piece + letter)
-            piece += letter
-    vocabulary = {token: k for k, token in enumerate(dict.fromkeys(tokens))}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
+    merges: list[tuple[str, str]] = []
+
+    def made() -> CLIPTokenizer:
+        vocabulary = {token: k for k, token in enumerate(dict.fromkeys(tokens))}
+        return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
+
+    for word in sorted(set(words)):  # one by one, as the merges of a word may cut another in its middle
+        pieces = made().tokenize(word)
+        while len(pieces) > 1:
+            merges.append((pieces[0], pieces[1]))
+            pieces = ["".join(pieces[:2]), *pieces[2:]]
+            tokens.append(pieces[0])
+    whole = made()
+    apart = [word for word in set(words) if len(whole.tokenize(word)) != 1]
+    if apart:
+        raise ValueError(f"these words are no single tokens: {apart}")
+    return whole
 
 
 def for_transformers_4(folder: Path, number: str = "") -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from learning import for_transformers_4
 from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 from torch.nn import functional
@@ -83,19 +84,6 @@ def tokenizer():
             piece += letter
     vocabulary = {token: k for k, token in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=12)
-
-
-def for_transformers_4(folder):
-    """Add the tokenizer's files and name the text encoder's weights as transformers 4 does; 5 reads both."""
-    model = json.loads((folder / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-    (folder / "tokenizer" / "vocab.json").write_text(
-        json.dumps(model["vocab"], ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-    merges = "".join(f"{' '.join(pair)}\n" for pair in model["merges"])
-    (folder / "tokenizer" / "merges.txt").write_text(f"#version: 0.2\n{merges}", encoding="utf-8")
-    file = folder / "text_encoder" / "model.safetensors"
-    weights = {f"text_model.{name.removeprefix('text_model.')}": value for name, value in load_file(file).items()}
-    save_file(weights, file, {"format": "pt"})
 
 
 def captions(rows):

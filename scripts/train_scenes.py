@@ -36,7 +36,7 @@ options = parser.parse_args()
 work, out = Path(options.work), Path(options.out)
 work.mkdir(parents=True, exist_ok=True)
 torch.manual_seed(options.seed)
-LENGTH = 14  # the longest caption has eleven words and two commas, between the two ends
+LENGTH = 12  # the longest caption has eight words and two commas, between the two ends
 
 
 def judge_loss(parts, generator):
@@ -168,3 +168,50 @@ learned = torch.nn.ModuleList([transformer, encoder(), encoder()])
 transformer, first, second = learn(
     work, "transformer", learned, flow_loss, options.steps, 1.5e-3, seed=options.seed, every=500
 )
+
+pipe = StableDiffusion3Pipeline(
+    vae=vae, transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0), text_encoder=first,
+    text_encoder_2=second, text_encoder_3=None, tokenizer=words, tokenizer_2=words, tokenizer_3=None,
+)  # fmt: skip
+n = 400
+generator = torch.Generator().manual_seed(options.seed + 1)
+wanted = scenes("test", n, generator, empty=0.1)
+prompts = [wanted.caption(k) for k in range(n)]
+there = wanted.digit < len(DIGITS)
+quality = {"codec rmse on held-out pictures": codec**0.5}
+
+
+def agreement(seen, name):
+    """How often the judge sees what the captions say, of the pictures with a digit."""
+    right = getattr(seen, name).argmax(1) == getattr(wanted, name)
+    return right.float().mean().item() if name in ("digit", "ground") else right[there].float().mean().item()
+
+
+with torch.no_grad():
+    known = judge(wanted.images)
+    for zeros, guidance in ((1, 1.0), (1, 2.5), (256, 2.5)):
+        model = sf.from_diffusers(pipe, max_sequence_length=zeros).with_condition(prompts, guidance=guidance)
+        drawn = sf.sample(model, n=n, solver="heun", steps=20, seed=1, batch_size=100).x
+        seen = judge(model.decode(drawn))
+        told = {name: agreement(seen, name) for name in seen._fields}
+        quality[f"judge on samples, guidance {guidance}, {zeros} zeros"] = told
+    quality["judge on held-out pictures"] = {name: agreement(known, name) for name in known._fields}
+    pool_of = pictures["latents"][:20000].float().flatten(1)
+    near = [torch.cdist(x.flatten(1), pool_of).amin(1).median().item() for x in (drawn, model.encode(wanted.images))]
+    quality["distance to the nearest training picture, samples against held-out ones"] = near[0] / near[1]
+quality["parameters"] = {
+    name: sum(p.numel() for p in part.parameters())
+    for name, part in (
+        ("vae", vae), ("text", first), ("text 2", second), ("transformer", transformer), ("judge", judge)
+    )
+}  # fmt: skip
+print(json.dumps(quality, indent=2))
+transformer.half(), vae.half()  # the text encoders stay float32, as transformers loads weights in the type they have
+pipe.save_pretrained(out)
+for number in ("", "_2"):
+    for_transformers_4(out, number)
+save_file(judge.half().state_dict(), options.judge, {"format": "pt"})
+told = {name: value for name, value in vars(options).items() if name not in ("out", "judge", "work", "part")}
+weights = {"vae": "float16", "transformer": "float16", "text_encoder": "float32", "judge": "float16"}
+facts = {"options": told, "quality": quality, "weights": weights}
+(out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")

@@ -100,6 +100,7 @@ class _SDXL(Family):
 class _SD3(Family):
     flow = True
     names = ("prompt_embeds", "pooled")
+    takes = frozenset(("max_sequence_length",))
 
     @property
     def multiple(self):
@@ -107,7 +108,12 @@ class _SD3(Family):
 
     def encode(self, prompt):
         embeds, _, pooled, _ = self.pipe.encode_prompt(
-            prompt, None, None, device=self.device, do_classifier_free_guidance=False
+            prompt,
+            None,
+            None,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self._longest(256),
         )
         return {"prompt_embeds": embeds, "pooled": pooled}
 
@@ -127,6 +133,7 @@ class _SD3(Family):
 class _Flux(Family):
     flow = True
     names = ("prompt_embeds", "pooled")
+    takes = frozenset(("max_sequence_length",))
     multiple = 2
 
     @property
@@ -153,7 +160,7 @@ class _Flux(Family):
         return (self.channels, size[0] // factor, size[1] // factor)
 
     def encode(self, prompt):
-        limit = min(512, getattr(self.pipe.tokenizer_2, "model_max_length", 512))
+        limit = self._longest(min(512, getattr(self.pipe.tokenizer_2, "model_max_length", 512)))
         embeds, pooled, _ = self.pipe.encode_prompt(prompt, None, device=self.device, max_sequence_length=limit)
         return {"prompt_embeds": embeds, "pooled": pooled}
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._internal.given import whole
 from .._internal.imports import needing
 from ..errors import InputError
 from ._configs import network_fields, vae_fields
@@ -40,11 +41,14 @@ class Family(ABC):
     """Whether its networks take prompts."""
     names: tuple[str, ...] = ("prompt_embeds",)
     """The names of the embeddings."""
+    takes: frozenset[str] = frozenset()
+    """Arguments of the pipeline's call that it takes beside prompts, guidance and size."""
     multiple = 1
     """The number of latents in each direction of which the image's size must be a multiple."""
 
-    def __init__(self, pipe: Any, learned_variance: bool = False):
+    def __init__(self, pipe: Any, learned_variance: bool = False, call: Mapping[str, Any] | None = None):
         self.pipe = pipe
+        self.call = dict(call or {})
         self.net = pipe.transformer if self.flow else pipe.unet
         self.fields = network_fields(self.net)
         self.dtype = next(self.net.parameters()).dtype
@@ -241,6 +245,14 @@ class Family(ABC):
             InputError: The pipeline has no text encoder.
         """
         return self.embed("" if prompt is None else prompt)
+
+    def _longest(self, default: int) -> int:
+        """The length of prompts for the T5 encoder.
+
+        Raises:
+            InputError: It is not one that the pipelines of flow models take.
+        """
+        return whole("max_sequence_length", self.call.get("max_sequence_length", default), 1, 512)
 
     def _check_encodes(self) -> None:
         if not self.encodes:

@@ -316,7 +316,7 @@ def from_diffusers(
                 raise
             raise InputError(f"{error}. (It is served, as {why})") from error
     path = path_of(pipe.scheduler)
-    family = kind(pipe, path.learned_variance)
+    family = kind(pipe, path.learned_variance, call)
     family.check()
     family.set_embedded_guidance(embedded_guidance)
     if family.flow and path.kind != "flow":
@@ -358,8 +358,9 @@ def from_diffusers(
 
 def _why_served(pipe: Any, kind: type[Family], call: Mapping[str, Any]) -> str:
     """Why a pipeline of a family with an adapter is served nevertheless; empty if it is not."""
-    if call:
-        return f"its adapter does not take {', '.join(call)}"
+    others = [name for name in call if name not in kind.takes]
+    if others:
+        return f"its adapter does not take {', '.join(others)}"
     try:
         kind(pipe, True).check()
     except InputError as error:
