@@ -35,8 +35,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from memory_record import changes
 from timing import keep_memory
-from torch.profiler import ProfilerActivity, profile
 
 import steadyflow as sf
 from steadyflow import solvers
@@ -500,15 +500,6 @@ def image_model(side, channels, schedule=None):
 def allocated(work):
     """Bytes held after the first of two functions, and at most during the second beyond what was there before both."""
     forward, backward = work
-
-    def changes(run):
-        gc.collect()
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-            result = run()
-            gc.collect()
-        events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
-        return result, [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
-
     result, first = changes(forward)
     held = peak = now = sum(first)
     for change in changes(lambda: backward(result))[1]:

@@ -21,7 +21,7 @@ RESULTS = FOLDER / "RESULTS.md"
 PATHS = {
     path.stem: path
     for path in sorted(FOLDER.glob("*.py"))
-    if path.stem not in ("run", "peers", "timing", "tuning_problems")
+    if path.stem not in ("run", "peers", "timing", "tuning_problems", "memory_record")
 }
 SCRIPTS = {"kills": "kill_runs", "faults": "faults", "fuzz": "fuzz", "versions": "versions"}
 LONG = {name: FOLDER.parent / "scripts" / f"{file}.py" for name, file in SCRIPTS.items()}
