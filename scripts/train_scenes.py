@@ -174,6 +174,8 @@ learned = torch.nn.ModuleList([transformer, encoder(), encoder()])
 transformer, first, second = learn(
     work, "transformer", learned, flow_loss, options.steps, 1e-3, seed=options.seed, every=500
 )
+if options.part == "transformer":
+    raise SystemExit
 
 pipe = StableDiffusion3Pipeline(
     vae=vae, transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0), text_encoder=first,
