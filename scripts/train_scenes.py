@@ -172,7 +172,7 @@ def flow_loss(parts, generator):
 
 learned = torch.nn.ModuleList([transformer, encoder(), encoder()])
 transformer, first, second = learn(
-    work, "transformer", learned, flow_loss, options.steps, 1e-3, seed=options.seed, every=500
+    work, "transformer", learned, flow_loss, options.steps, 1e-3, seed=options.seed, every=250
 )
 if options.part == "transformer":
     raise SystemExit
