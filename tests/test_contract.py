@@ -385,7 +385,7 @@ def test_an_adaptive_edit_along_a_field_tells_the_times_it_took():
     assert found.finished
     assert found.grid.steps > 2
     assert found.grid.times[-1] == PATH.t_min
-    with pytest.raises(sf.InputError, match="steps: the window"):
+    with pytest.raises(sf.InputError, match="steps: this method counts its steps"):
         sf.edit(MODEL, X, 1, source=0, method="rf-inversion", solver="dopri5", steps=sf.PIDController())
 
 

@@ -151,16 +151,16 @@ def run(
         seen_states = Trajectory(tuple(level.t for level in there), states)
     state = found.state * scale(end)
     times = Grid(tuple(level_of(tau).t for tau in found.grid.times))
-    return replace(found, state=state, grid=times, seed=options.seed, trajectory=seen_states)
+    return replace(found, state=state, grid=times, trajectory=seen_states)
 
 
 def check_euler(request: EditRequest, why: str) -> Solver[Any]:
     """Euler's method. Raises `InputError` for another one, or for a controller, where a method counts steps."""
-    solver = solver_of(request)
-    if solver.name != "euler":
-        raise InputError(f"solver {solver.name!r}: {why}; use 'euler'")
-    check_counted(request.options)
-    return solver
+    options = request.options
+    if options.auto is None and options.method.name != "euler":
+        raise InputError(f"solver {options.method.name!r}: {why}; use 'euler'")
+    check_counted(options)
+    return solver_of(request)
 
 
 def check_counted(options: Resolved) -> None:
