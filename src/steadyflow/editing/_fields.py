@@ -33,6 +33,14 @@ NO_INVERSION = {
 }
 
 
+@dataclass(frozen=True)
+class _Straight(RectifiedFlow):
+    """The rectified flow with alpha and sigma that add up to one to the last bit, so that what does not move stays."""
+
+    def at(self, t: float) -> Level:
+        return Level(t, 1.0 - t, t, self.log_snr(t), self.ratio(t))
+
+
 @dataclass(frozen=True, eq=False)
 class Field(Denoiser):
     """A velocity du/dtau of flow coordinates as a model of a rectified flow, whose time is tau.
@@ -63,7 +71,7 @@ def field_of(net: Callable[[Tensor, float, slice], Tensor], calls: int) -> Field
         net: The velocity at (u, tau) of some samples of the batch.
         calls: How many evaluations of the data's models it makes.
     """
-    return Field(net, RectifiedFlow(), prediction="flow", name="edit", calls=calls)
+    return Field(net, _Straight(), prediction="flow", name="edit", calls=calls)
 
 
 def velocity(model: Denoiser, u: Tensor, tau: float, rows: slice) -> Tensor:

@@ -152,6 +152,7 @@ class FlowAlign(EditMethod):
             raise InputError(f"zeta: got {self.zeta}, expected a number in [0, 1)")
 
     def edit(self, request: EditRequest) -> Edit:
+        solver_of(request)
         check_counted(request.options)
         source, target = request.source, request.target
         if source.condition is not None and target.guides:
