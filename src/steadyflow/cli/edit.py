@@ -27,7 +27,7 @@ def edit(
         str | None,
         typer.Option(
             help="inversion (the default), direct, rf-inversion, flow-edit, flow-align, dvrf, noise-maps, uni-edit, "
-            "pmi, dna-edit or flow-opt; with options as in uni-edit:omega=3,measure=signed or rf-inversion:window=0/0.4."
+            "pmi, dna-edit or flow-opt; with options as in uni-edit:omega=3,empty=false or rf-inversion:window=0/0.4."
         ),
     ] = None,
     share: Annotated[
