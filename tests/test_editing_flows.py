@@ -304,6 +304,16 @@ def test_outside_a_mask_the_source_is_kept_to_the_bit(name):
         assert torch.equal(found[2], edited(MIXED, name, UNEVEN)[2])
 
 
+def test_a_mask_of_one_sample_is_not_cut_up_with_the_batch():
+    """It may have as many rows as there are samples."""
+    y, row = Y[:3], torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    for mask in (row, row.view(1, 1, 3), row.expand(2, 1, 3)):
+        whole = edited(MIXED, "flow-edit", UNEVEN, y, mask=mask)
+        assert torch.equal(whole[..., 1:], y[..., 1:])
+        for size in (1, 2):
+            assert torch.equal(edited(MIXED, "flow-edit", UNEVEN, y, mask=mask, batch_size=size), whole)
+
+
 def test_outside_a_mask_the_source_is_kept_by_solvers_of_any_order():
     mask = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64).view(1, 1, 1, 3)
     for name, solver in itertools.product(("flow-edit", "flow-align"), ("midpoint", "rk4", "ees25")):

@@ -21,6 +21,7 @@ from ..errors import InputError
 from ..grids import Grid
 from ..prediction import Prediction
 from ..schedules import Level, RectifiedFlow, Schedule
+from ..schedules._functions import Scalar
 from ..solvers.base import Solver
 from ..tasks._batched import run_batched
 from ..tasks._options import Resolved
@@ -37,8 +38,11 @@ NO_INVERSION = {
 class _Straight(RectifiedFlow):
     """The rectified flow with alpha and sigma that add up to one to the last bit, so that what does not move stays."""
 
-    def at(self, t: float) -> Level:
-        return Level(t, 1.0 - t, t, self.log_snr(t), self.ratio(t))
+    def alpha(self, t: Scalar) -> Scalar:
+        return 1.0 - t
+
+    def sigma(self, t: Scalar) -> Scalar:
+        return t
 
 
 @dataclass(frozen=True, eq=False)

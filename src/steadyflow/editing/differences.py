@@ -80,7 +80,8 @@ def _along(
         if mask is None:
             return total
         weights = mask.to(total)
-        return total * (weights[rows] if len(weights) == len(x) else weights)
+        each = weights.ndim == x.ndim and len(weights) == len(x)
+        return total * (weights[rows] if each else weights)
 
     model = field_of(net, average * sum(one.cost for one in models))
     found = run(model, schedule, options.falling(request.source), solver, options, x)
