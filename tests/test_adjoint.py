@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import steadyflow as sf
 import tuned_solvers
-from steadyflow import corrections, solvers
+from steadyflow import corrections, editing, solvers
 from steadyflow.solvers import registry
 
 DIM, WIDTH = 4, 3
@@ -168,7 +168,8 @@ VERBS = {
         f"edit {name}": lambda m, x, adjoint, name=name: sf.edit(
             m, x, m.condition * 2.0, method=name, steps=4, adjoint=adjoint
         )
-        for name in ("inversion", "direct", "flow-edit", "rf-inversion", "noise-maps")
+        for name in editing.names()
+        if "adjoint" not in editing.get(name).refuses
     },
 }
 
@@ -447,7 +448,7 @@ def test_a_gradient_that_would_be_wrong_is_refused():
         given = {"x": x, "solver": "heun", "grid": sf.Grid(times), "adjoint": "checkpoint", **options}
         with pytest.raises(sf.InputError, match=f"grid: .*({words})"):
             sf.sample(model, **given)
-    for name in ("flow-edit", "rf-inversion"):
+    for name in ("flow-edit", "rf-inversion", "flow-align", "dvrf"):
         with pytest.raises(sf.InputError, match="grid: its times have no gradient with this way of editing"):
             sf.edit(model, x, 0, method=name, grid=sf.Grid(times), adjoint="checkpoint")
 

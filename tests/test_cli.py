@@ -13,6 +13,8 @@ import typer
 from safetensors.torch import load_file, save_file
 
 import steadyflow as sf
+from steadyflow import editing
+from steadyflow.cli.app import app
 from steadyflow.cli.options import print_json
 from steadyflow.datasets import arrays, digits
 from steadyflow_lab.digits import recognise
@@ -104,6 +106,43 @@ def test_edit_moves_digits_to_another_class(call, tmp_path):
     np.testing.assert_allclose(json.loads(text)["distance median"], expected.distance.double().quantile(0.5), rtol=1e-5)
 
 
+@pytest.mark.parametrize(("name", "options", "method"), [
+    ("inversion", (), "inversion"),
+    ("direct", ("--share", 0.5), editing.Direct(0.5)),
+    ("rf-inversion:window=0/0.6", ("--gamma", 0.2), editing.RFInversion(0.2, window=(0.0, 0.6))),
+    ("flow-edit", ("--average", 2), editing.FlowEdit(2)),
+    ("flow-align:zeta=0.05", ("--average", 2), editing.FlowAlign(0.05, average=2)),
+    ("dvrf:rate=published,progressive=false", ("--eta", 0.5), editing.DVRF(0.5, False, "published")),
+    ("noise-maps", (), "noise-maps"),
+    ("uni-edit:omega=3,measure=signed", (), editing.UniEdit(3.0, "signed")),
+    ("pmi:keep=0.5,dimension=2", (), editing.PMI(dimension=2.0, keep=0.5)),
+    ("dna-edit", ("--eta", 0.5), editing.DNAEdit(0.5)),
+    ("flow-opt:iterations=2,rate=0.1", (), editing.ByFlowOpt(2, 0.1)),
+])  # fmt: skip
+def test_methods_of_editing_and_their_options_are_reached_from_the_command_line(name, options, method, call, tmp_path):
+    out = tmp_path / "e.npy"
+    words = ("--source", 3, "--target", 8, "--n", 2, "--steps", 3, "--guidance", 2, "--out", out, "--json")
+    status, text, problem = call("edit", "--model", "digits", *words, "--method", name, *options)
+    assert status == 0, problem
+    images, labels = digits("held-out")
+    expected = sf.edit(sf.load("digits"), images[labels == 3][:2], 8, source=3, guidance=2.0, steps=3, method=method)
+    torch.testing.assert_close(torch.from_numpy(np.load(out)), expected.x)
+    assert json.loads(text)["method"] == expected.method == name.partition(":")[0]
+    assert json.loads(text)["nfe"] == expected.nfe
+
+
+def test_the_help_names_every_method_of_editing_and_those_that_have_an_option():
+    """It is written out, as the methods are not imported for it."""
+    options = typer.main.get_command(app).commands["edit"].params
+    told = {name: option.help for option in options for name in option.opts}
+    listed = re.split(r", | or ", told["--method"].partition(";")[0].replace(" (the default)", ""))
+    assert listed == editing.names()
+    for flag in ("share", "average", "gamma", "eta", "window"):
+        have = [name for name in editing.names() if flag in editing.get(name).spec()]
+        clauses = re.findall(r"(?:^|; )[Oo]f ([^:;]*):", told[f"--{flag}"])
+        assert sorted(re.split(", | and ", ", ".join(clauses))) == sorted(have), flag
+
+
 def test_demo_prints_one_table_and_writes_one_self_contained_report(call, tmp_path):
     status, out, _ = call("demo", "--n", 6, "--out", tmp_path / "demo")
     assert status == 0
@@ -130,6 +169,11 @@ def test_demo_prints_one_table_and_writes_one_self_contained_report(call, tmp_pa
     (("invert", "--resize"), "resize: held-out data"),
     (("edit", "--target", "8", "--window", "3"), "window: got '3'"),
     (("edit", "--target", "8", "--method", "magic"), "unknown editing method 'magic'"),
+    (("edit", "--target", "8", "--method", "uni-edit:omga=3"), "method 'uni-edit': no option 'omga'; it takes omega,"),
+    (("edit", "--target", "8", "--method", "uni-edit:omega=x"), "method 'uni-edit': omega: got 'x', expected a number"),
+    (("edit", "--target", "8", "--method", "dvrf:eta=0.5", "--eta", "0.4"), "eta is given twice"),
+    (("edit", "--target", "8", "--method", "pmi", "--share", "0.5"), "no option 'share'; it takes proximity, "),
+    (("edit", "--target", "8", "--method", "pmi", "--seed", "5"), "seed: would change nothing"),
     (("diagnose", "--contractivity", "--verify"), "verify: not valid with --contractivity"),
 ])  # fmt: skip
 def test_mistakes_are_told_in_one_line_without_a_traceback(arguments, message, call):

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 import steadyflow as sf
 from steadyflow import editing, solvers
+from steadyflow._internal import named
 from steadyflow.tasks._options import DEFAULT_NFE, Resolved
 
 PATH = sf.VPLinear()
@@ -173,8 +174,13 @@ def test_evaluations_count_what_the_network_is_asked(verb, smoothing):
 
 @pytest.mark.parametrize("verb", RUNS)
 def test_a_seed_is_told_only_where_noise_was_drawn_from_it(verb):
+    method = editing.get(verb.removeprefix("edit ")) if verb.startswith("edit") else None
+    if method is not None and "seed" in method.refuses:
+        assert not method.draws_noise
+        assert VERBS[verb]().seed is None
+        return
     found = VERBS[verb](seed=4)
-    draws = verb == "sample" or (verb.startswith("edit") and editing.get(verb.removeprefix("edit ")).draws_noise)
+    draws = verb == "sample" or (method is not None and method.draws_noise)
     if verb != "invert":  # an inversion keeps the seed for the corrections of the way back
         assert found.seed == (4 if draws else None)
     if verb == "sample":
@@ -279,7 +285,7 @@ def test_methods_of_editing_are_objects_with_options_of_their_own():
         assert method.spec()["name"] == name
     with pytest.raises(sf.UnknownNameError, match="did you mean 'flow-edit'"):
         sf.edit(MODEL, X, 1, source=0, method="flowedit")
-    with pytest.raises(sf.InputError, match="no option 'share'; it takes average"):
+    with pytest.raises(sf.InputError, match=r"no option 'share'; it takes average$"):
         editing.get("flow-edit", share=0.5)
     for wrong in ((0.5,), (0.7, 0.2), "ab", 3):
         with pytest.raises(sf.InputError, match="window"):
@@ -318,7 +324,7 @@ def along(function, x, seed=0):
 
 
 @pytest.mark.parametrize("mask", [False, True])
-@pytest.mark.parametrize("method", ["inversion", "direct", "flow-edit", "rf-inversion", "noise-maps"])
+@pytest.mark.parametrize("method", editing.names())
 def test_gradients_of_an_edit_are_those_of_the_edit(method, mask):
     options = {"mask": torch.tensor([[1.0, 0.3]])} if mask else {}
     if mask and "mask" in sf.editing.get(method).refuses:
@@ -367,7 +373,7 @@ def test_derivatives_are_refused_where_they_would_be_zero(derivative, size):
 
 
 @pytest.mark.parametrize("path", [sf.VPLinear(), sf.RectifiedFlow()], ids=["vp", "flow"])
-@pytest.mark.parametrize("method", ["flow-edit", "rf-inversion"])
+@pytest.mark.parametrize("method", [n for n in editing.names() if n not in ("inversion", "direct", "noise-maps")])
 def test_whoever_looks_at_an_edit_along_a_field_sees_the_datas_path(method, path):
     model, told = mixture(path), []
     options = {"grid": sf.Grid((0.9, 0.6, 0.3, 0.1, 0.02)), "record": "all"}
@@ -385,8 +391,65 @@ def test_an_adaptive_edit_along_a_field_tells_the_times_it_took():
     assert found.finished
     assert found.grid.steps > 2
     assert found.grid.times[-1] == PATH.t_min
-    with pytest.raises(sf.InputError, match="steps: the window"):
+    with pytest.raises(sf.InputError, match="steps: this method counts its steps"):
         sf.edit(MODEL, X, 1, source=0, method="rf-inversion", solver="dopri5", steps=sf.PIDController())
+
+
+def test_options_of_a_method_are_written_behind_its_name():
+    for text, method in (
+        ("uni-edit:omega=3,measure=signed", editing.UniEdit(omega=3.0, measure="signed")),
+        ("uni-edit: empty = false , first=True", editing.UniEdit(empty=False, first=True)),
+        ("rf-inversion:window=0/0.4,eta=.5", editing.RFInversion(eta=0.5, window=(0.0, 0.4))),
+        ("dvrf:rate=published,progressive=false", editing.DVRF(rate="published", progressive=False)),
+        ("dvrf:rate=0.1,average=2", editing.DVRF(rate=0.1, average=2)),
+        ("flow-opt:iterations=3,rate=1e-2", editing.ByFlowOpt(3, 0.01)),
+        ("inversion", editing.ByInversion()),
+    ):
+        assert editing.get(text) == method
+        assert type(editing.get(text).spec()) is dict
+    assert editing.get("uni-edit:omega=3", measure="signed") == editing.UniEdit(3.0, "signed")
+    written = sf.edit(MODEL, X, 1, source=0, method="uni-edit:omega=3", steps=4)
+    assert torch.equal(written.x, sf.edit(MODEL, X, 1, source=0, method=editing.UniEdit(3.0), steps=4).x)
+    assert written.method == "uni-edit"
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("uni-edit:omega=x", "method 'uni-edit': omega: got 'x', expected a number"),
+    ("uni-edit:omga=3", "method 'uni-edit': no option 'omga'; it takes omega, measure, empty, first$"),
+    ("uni-edit:name=a", "method 'uni-edit': no option 'name'"),
+    ("uni-edit:measure=size", "measure: got 'size', expected 'absolute' or 'signed'"),
+    ("uni-edit:first=1", "method 'uni-edit': first: got '1', expected true or false"),
+    ("uni-edit:omega", "NAME:OPTION=VALUE"), ("uni-edit:", "NAME:OPTION=VALUE"), ("uni-edit:omega=1,", "NAME:OPTION"),
+    ("uni-edit:omega=1,omega=2", "method 'uni-edit:omega=1,omega=2': omega is given twice"),
+    ("flow-opt:iterations=1.5", "method 'flow-opt': iterations: got '1.5', expected a whole number"),
+    ("rf-inversion:window=0", "method 'rf-inversion': window: got '0', expected 2 values with a slash"),
+    ("rf-inversion:window=0/b", "method 'rf-inversion': window: got '0/b', expected a number"),
+    ("rf-inversion:eta=nan", "gamma and eta lie in"),
+    ("dvrf:rate=fast", "rate: got 'fast', expected 'published', 'grid' or a positive number"),
+    ("inversion:share=1", "method 'inversion': no option 'share'; it takes none"),
+    ("unedit:omega=3", "unknown editing method 'unedit': did you mean 'uni-edit'"),
+    (None, "unknown editing method None"), (["inversion"], "unknown editing method"),
+])  # fmt: skip
+def test_options_behind_a_name_that_do_not_fit_are_refused_by_name(text, message):
+    with pytest.raises(sf.InputError, match=message):
+        editing.get(text)
+
+
+def test_an_option_is_written_once_and_of_any_type_that_has_a_text():
+    with pytest.raises(sf.InputError, match="method 'uni-edit:omega=3': omega is given twice"):
+        editing.get("uni-edit:omega=3", omega=2.0)
+    for text, kind, value in (
+        ("none", float | None, None), ("0.5", float | None, 0.5), ("3", int | float, 3), ("a", str | int, "a"),
+        ("4", str | int, 4), ("1/2/3", tuple[int, ...], (1, 2, 3)), ("2", typing.Literal[1, 2], 2),
+        ("true", bool | str, True),
+    ):  # fmt: skip
+        found = named.value_of(text, kind)
+        assert found == value
+        assert type(found) is type(value)
+    with pytest.raises(ValueError, match="expected a whole number or none"):
+        named.value_of("a", int | None)
+    with pytest.raises(ValueError, match="which has no text; give it in Python"):
+        named.value_of("a", dict)
 
 
 def test_a_choice_leaves_no_trace_in_the_records_of_corrections():

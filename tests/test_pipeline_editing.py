@@ -53,7 +53,7 @@ def test_a_picture_is_edited_from_the_command_line(call, folder, picture, tmp_pa
     assert status == 0, problem
     assert json.loads(text)["nfe"] == 12  # nothing is inverted anew
     assert np.abs(np.asarray(Image.open(out), int) - np.asarray(Image.open(again), int)).max() <= 1
-    for method in ("direct", "flow-edit", "rf-inversion", "noise-maps"):
+    for method in sf.editing.names():
         options = ["--method", method, "--steps", "3"]
         status, _, problem = call(
             "edit", "--model", folder, "--image", picture, "--target", "a dog", *options, "--json"

@@ -29,8 +29,11 @@ VERBS = {
     "sample": lambda m: sf.sample(m, n=3, steps=3).x,
     "invert": lambda m: sf.invert(m, X, steps=3).latent,
     "adaptive": lambda m: adaptive(m, X, rtol=1e-2).x,
-    "flow-edit": lambda m: sf.edit(m, X, 1, method="flow-edit", steps=3).x,
-    "rf-inversion": lambda m: sf.edit(m, X, 1, method="rf-inversion", steps=3).x,
+    **{
+        name: lambda m, name=name: sf.edit(m, X, 1, method=name, steps=3).x
+        for name in sf.editing.names()
+        if name != "noise-maps"
+    },
     "noise-maps": lambda m: sf.editing.noise_maps(m, X, steps=3).maps,
     "log_likelihood": lambda m: sf.log_likelihood(m, X, steps=3).value,
     "flow map": lambda m: FlowMap(m, GRID, sf.RK4())(X),

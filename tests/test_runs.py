@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import steadyflow as sf
-from steadyflow import runs
+from steadyflow import editing, runs
 from steadyflow._internal import files
 from steadyflow.datasets import arrays, digits
 from steadyflow.runs import engines
@@ -368,11 +368,19 @@ def test_jobs_survive_json():
         runs.Inverting("ink", n=3, solver=runs.spec_of("rex-rk4"), input="pictures", resize=True),
         runs.Reconstructing("digits", n=3, nfe=12, t_min=0.01, guidance=2.0, source_guidance=0.5, label=3),
         runs.Editing("digits", n=3, target=8, source=3, method="rf-inversion", strength=0.5, seed=4),
+        *(runs.Editing("digits", n=3, target=8, method=method) for method in editing.names()),
+        runs.Editing("digits", n=3, target=8, method="uni-edit:omega=3,measure=signed,empty=false"),
+        runs.Editing("digits", n=3, target=8, method=editing.DVRF(0.5, rate="published"), seed=3),
+        runs.Editing("digits", n=3, target=8, method="rf-inversion:window=0/0.4"),
         runs.Editing("ink", n=3, target="a cat", smoothing=0.2, smooth="generation", mask="mask.png"),
         runs.Diagnosing("faces", n=3, solver=runs.spec_of("ees27"), guidance=2.0, grid=[1.0, 0.5, 0.01]),
     ]
     for job in jobs:
-        assert runs.jobs.from_spec(json.loads(json.dumps(job.spec()))) == job
+        again = runs.jobs.from_spec(json.loads(json.dumps(job.spec())))
+        assert again == job
+        assert getattr(again, "way", None) == getattr(job, "way", None)
+    written = runs.Editing("digits", n=3, target=8, method="rf-inversion:window=0/0.3,gamma=0.2")
+    assert runs.jobs.from_spec(written.spec()).way == editing.RFInversion(0.2, window=(0.0, 0.3))
 
 
 def test_pictures_of_a_folder_are_inverted_in_the_order_of_their_names(tmp_path):
@@ -503,6 +511,8 @@ HERE = {
     "invert": runs.Inverting("digits", n=10, steps=3, block=4),
     "reconstruct": runs.Reconstructing("digits", n=10, steps=3, block=4, guidance=1.5),
     "edit": runs.Editing("digits", n=10, target=8, method="rf-inversion", seed=3, steps=3, block=4),
+    "edit, dna-edit": runs.Editing("digits", n=10, target=8, method="dna-edit:eta=0.5", seed=3, steps=3, block=4),
+    "edit, uni-edit": runs.Editing("digits", n=10, target=8, method="uni-edit:omega=2", steps=3, block=4),
     "diagnose": runs.Diagnosing("mixture", n=6, solver="ddim", steps=4, block=3, verify=True),
 }
 
@@ -604,8 +614,12 @@ def test_the_solver_that_auto_settles_on_is_the_one_of_the_library():
         (runs.Inverting, {"seed": 3}, "seed: would change nothing"),
         (runs.Reconstructing, {"index": 3}, "index: would change nothing"),
         (runs.Editing, {"target": 8, "seed": 3}, "seed: would change nothing"),
+        (runs.Editing, {"target": 8, "method": "uni-edit", "seed": 3}, "seed: would change nothing"),
+        (runs.Editing, {"target": 8, "method": "flow-opt", "index": 3}, "index: would change nothing"),
+        (runs.Editing, {"target": 8, "method": "pmi", "noise": "white"}, "noise: "),
+        (runs.Editing, {"target": 8, "method": "uni-edit:omega=-1"}, "omega: got -1"),
         (runs.Editing, {"target": 8, "smooth": "both"}, "smooth: says on which ways"),
-        (runs.Editing, {"target": 8, "method": "flow-edit", "mask": "m.png"}, "mask: method 'flow-edit' cannot"),
+        (runs.Editing, {"target": 8, "method": "rf-inversion", "mask": "m.png"}, "mask: method 'rf-inversion'"),
         (runs.Editing, {"target": 8, "method": "flow-edit", "solver": "auto"}, "solver: 'auto' chooses for inversions"),
         (runs.Editing, {"target": 8, "inversion": "i.safetensors", "source": 3}, "source: the inversion that is given"),
         (runs.Editing, {"target": 8, "method": {"name": "direct", "share": 2.0}}, "share"),

@@ -253,10 +253,16 @@ def test_verbs_work_on_a_served_model(qwen):
     x = qwen.encode(images)
     exact = sf.reconstruct(qwen, x, solver="rex-midpoint", steps=4, t_max=0.98)
     assert float(exact.error.max()) < 1e-3  # random networks magnify rounding
-    for method in ("inversion", "flow-edit", "direct"):
+    for method in ("inversion", "flow-edit", "direct", "flow-align", "uni-edit"):
         edited = sf.edit(qwen, x, target="a blue fox", method=method, steps=3, guidance=2.0)
         assert edited.x.isfinite().all()
         assert not torch.allclose(edited.x, x)
+    known = {"source": "a red fox", "steps": 3, "grid": "uniform"}
+    below = sf.edit(qwen, x, "a blue fox", method="uni-edit", **known)  # the way up is under no prompt, not under this
+    other = sf.edit(qwen, x, "a blue fox", method="uni-edit:empty=false", **known)
+    assert not torch.allclose(below.x, other.x)
+    same = sf.edit(qwen, x, "a red fox", method="flow-align", guidance=3.0, **known)
+    torch.testing.assert_close(same.x, x)
     inversion = sf.invert(qwen, x, steps=3)
     assert torch.isfinite(inversion.decode(qwen.with_condition("a dog")).x).all()
     flow = sf.FlowMap(qwen, sf.Grid((0.9, 0.5)), "ddim")

@@ -300,9 +300,12 @@ REFUSED = {
     "edit, held": (lambda: sf.edit(MODEL, X, 1, source=0, solver=TRIP, method="direct"), "at other times"),
     "edit, masked": (lambda: sf.edit(MODEL, X, 1, source=0, solver=TRIP, mask=torch.ones(2)), "at other times"),
     "edit, flow-edit": (lambda: sf.edit(MODEL, X, 1, source=0, solver=TRIP, nfe=9, method="flow-edit"), "'tuned'"),
-    "edit, rf-inversion": (
-        lambda: sf.edit(MODEL, X, 1, source=0, solver=TRIP, nfe=9, method="rf-inversion"), "'tuned'",
-    ),
+    **{
+        f"edit, {name}": (
+            lambda name=name: sf.edit(MODEL, X, 1, source=0, solver=TRIP, nfe=9, method=name), "'tuned'",
+        )
+        for name in ("rf-inversion", "flow-align", "dvrf", "uni-edit", "pmi", "dna-edit", "flow-opt")
+    },
     "edit, noise maps": (lambda: sf.edit(MODEL, X, 1, source=0, solver=TRIP, nfe=9, method="noise-maps"), "'tuned'"),
     "noise maps": (lambda: sf.editing.noise_maps(MODEL, X, solver=FAST, nfe=8), "'tuned'"),
     "diagnose": (lambda: sf.diagnose(MODEL, X, solver=FAST, nfe=8), "sampling alone"),

@@ -24,17 +24,28 @@ def edit(
         ),
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="inversion (the default), direct, flow-edit, rf-inversion or noise-maps.")
+        str | None,
+        typer.Option(
+            help="inversion (the default), direct, rf-inversion, flow-edit, flow-align, dvrf, noise-maps, uni-edit, "
+            "pmi, dna-edit or flow-opt; with options as in uni-edit:omega=3,empty=false or rf-inversion:window=0/0.4."
+        ),
     ] = None,
     share: Annotated[
         float | None,
         typer.Option(help="Of direct: how strongly each step is drawn to the inversion's states, in (0, 1]; 0.1."),
     ] = None,
     average: Annotated[
-        int | None, typer.Option(help="Of flow-edit: how many noises are averaged per evaluation.")
+        int | None,
+        typer.Option(help="Of flow-edit, flow-align and dvrf: how many noises are averaged per evaluation."),
     ] = None,
     gamma: Annotated[float | None, typer.Option(help="Of rf-inversion: the pull towards noise on the way up.")] = None,
-    eta: Annotated[float | None, typer.Option(help="Of rf-inversion: the pull towards the source downwards.")] = None,
+    eta: Annotated[
+        float | None,
+        typer.Option(
+            help="Of rf-inversion: the pull towards the source downwards; of dvrf: how far the target's point moves "
+            "along with the edit; of dna-edit: how much the target leads."
+        ),
+    ] = None,
     window: Annotated[
         str | None, typer.Option(help="Of rf-inversion: the share of the steps with that pull, such as 0,0.4.")
     ] = None,

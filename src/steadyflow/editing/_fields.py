@@ -21,6 +21,7 @@ from ..errors import InputError
 from ..grids import Grid
 from ..prediction import Prediction
 from ..schedules import Level, RectifiedFlow, Schedule
+from ..schedules._functions import Scalar
 from ..solvers.base import Solver
 from ..tasks._batched import run_batched
 from ..tasks._options import Resolved
@@ -31,6 +32,17 @@ NO_INVERSION = {
     "mask": "it keeps no states of the source to hold on to",
     "corrections": "its states follow a field of its own, not the path of the data",
 }
+
+
+@dataclass(frozen=True)
+class _Straight(RectifiedFlow):
+    """The rectified flow with alpha and sigma that add up to one to the last bit, so that what does not move stays."""
+
+    def alpha(self, t: Scalar) -> Scalar:
+        return 1.0 - t
+
+    def sigma(self, t: Scalar) -> Scalar:
+        return t
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +75,7 @@ def field_of(net: Callable[[Tensor, float, slice], Tensor], calls: int) -> Field
         net: The velocity at (u, tau) of some samples of the batch.
         calls: How many evaluations of the data's models it makes.
     """
-    return Field(net, RectifiedFlow(), prediction="flow", name="edit", calls=calls)
+    return Field(net, _Straight(), prediction="flow", name="edit", calls=calls)
 
 
 def velocity(model: Denoiser, u: Tensor, tau: float, rows: slice) -> Tensor:
@@ -151,16 +163,16 @@ def run(
         seen_states = Trajectory(tuple(level.t for level in there), states)
     state = found.state * scale(end)
     times = Grid(tuple(level_of(tau).t for tau in found.grid.times))
-    return replace(found, state=state, grid=times, seed=options.seed, trajectory=seen_states)
+    return replace(found, state=state, grid=times, trajectory=seen_states)
 
 
 def check_euler(request: EditRequest, why: str) -> Solver[Any]:
     """Euler's method. Raises `InputError` for another one, or for a controller, where a method counts steps."""
-    solver = solver_of(request)
-    if solver.name != "euler":
-        raise InputError(f"solver {solver.name!r}: {why}; use 'euler'")
-    check_counted(request.options)
-    return solver
+    options = request.options
+    if options.auto is None and options.method.name != "euler":
+        raise InputError(f"solver {options.method.name!r}: {why}; use 'euler'")
+    check_counted(options)
+    return solver_of(request)
 
 
 def check_counted(options: Resolved) -> None:

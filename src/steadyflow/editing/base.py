@@ -6,11 +6,12 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
 
 from torch import Tensor
 
 from .._integrate import Solution
+from .._internal import named
 from ..denoisers.base import Condition, Denoiser
 from ..denoisers.smoothing import Smoothing
 from ..errors import MALFORMED, InputError, UnknownNameError
@@ -91,6 +92,8 @@ def finished(
     """
     fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(Solution)}
     fields |= {"nfe": nfe, "reason": found.reason or ("" if inversion is None else inversion.reason)}
+    if method.draws_noise:
+        fields["seed"] = request.options.seed
     distance = rmse(found.x, request.x)
     return Edit(**fields, method=method.name, distance=distance, inversion=inversion)
 
@@ -132,6 +135,11 @@ def names() -> list[str]:
 def get(method: str | EditMethod, **options: Any) -> EditMethod:
     """The way of editing of a name with the given options; an `EditMethod` passes through.
 
+    Args:
+        method: A name. Options may follow it in text, as in "uni-edit:omega=3,measure=signed": numbers, true or false,
+            words, and tuples with a slash between their entries ("rf-inversion:window=0/0.4").
+        **options: Further options of the method.
+
     Raises:
         UnknownNameError: There is no such method.
         InputError: It does not take an option, or not this value.
@@ -140,16 +148,32 @@ def get(method: str | EditMethod, **options: Any) -> EditMethod:
         if options:
             raise InputError(f"method: options {sorted(options)} are only valid with a name, not with a method object")
         return method
-    if method not in _METHODS:
-        raise UnknownNameError("editing method", method, _METHODS)
-    kind = _METHODS[method]
-    accepted = list(getattr(kind, "__dataclass_fields__", {}))
-    unknown = sorted(set(options) - set(accepted))
-    if unknown:
-        raise InputError(f"method {method!r}: no option {unknown[0]!r}; it takes {', '.join(accepted) or 'none'}")
+    name = named.name_of(method)
+    if not isinstance(name, str) or name not in _METHODS:
+        raise UnknownNameError("editing method", name, _METHODS)
+    kind = _METHODS[name]
+    written = named.options_of("method", method, "uni-edit:omega=3,measure=signed")
+    accepted = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+    for option in (*written, *sorted(options)):
+        if option not in accepted:
+            raise InputError(f"method {name!r}: no option {option!r}; it takes {', '.join(accepted) or 'none'}")
+        if option in written and option in options:
+            raise InputError(f"method {method!r}: {option} is given twice")
     try:
-        return kind(**options)
+        return kind(**_read(name, kind, written), **options)
     except InputError:
         raise
     except MALFORMED as error:
-        raise InputError(f"method {method!r}: {error}") from error
+        raise InputError(f"method {name!r}: {error}") from error
+
+
+def _read(name: str, kind: type[EditMethod], written: Mapping[str, str]) -> dict[str, Any]:
+    """Options from their texts, by the types of a method's fields."""
+    types = get_type_hints(kind) if written else {}
+    found: dict[str, Any] = {}
+    for option, value in written.items():
+        try:
+            found[option] = named.value_of(value, types[option])
+        except ValueError as error:
+            raise InputError(f"method {name!r}: {option}: got {value!r}, {error}") from error
+    return found

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from .. import noise
-from .._internal.given import number
+from .._internal.given import number, whole
 from ..denoisers.base import Denoiser
 from ..errors import InputError
 from ..grids import Grid
@@ -80,7 +80,8 @@ def _along(
         if mask is None:
             return total
         weights = mask.to(total)
-        return total * (weights[rows] if len(weights) == len(x) else weights)
+        each = weights.ndim == x.ndim and len(weights) == len(x)
+        return total * (weights[rows] if each else weights)
 
     model = field_of(net, average * sum(one.cost for one in models))
     found = run(model, schedule, options.falling(request.source), solver, options, x)
@@ -90,12 +91,6 @@ def _along(
 def _budget(request: EditRequest, average: int) -> int | None:
     """The evaluations of each field that are left for each noise; None where the grid is given."""
     return None if isinstance(request.options.grid, Grid) else max(1, request.options.budget // average)
-
-
-def _average(method: str, given: object) -> int:
-    if not isinstance(given, int) or isinstance(given, bool) or given < 1:
-        raise InputError(f"average: got {given!r}, expected at least one noise")
-    return given
 
 
 @register
@@ -118,7 +113,7 @@ class FlowEdit(EditMethod):
     refuses: ClassVar[Mapping[str, str]] = _REFUSES
 
     def __post_init__(self):
-        object.__setattr__(self, "average", _average(self.name, self.average))
+        object.__setattr__(self, "average", whole("average", self.average, 1))
 
     def edit(self, request: EditRequest) -> Edit:
         source, target = request.source, request.target
@@ -152,15 +147,17 @@ class FlowAlign(EditMethod):
     refuses: ClassVar[Mapping[str, str]] = _REFUSES
 
     def __post_init__(self):
-        object.__setattr__(self, "average", _average(self.name, self.average))
+        object.__setattr__(self, "average", whole("average", self.average, 1))
         object.__setattr__(self, "zeta", number("zeta", self.zeta))
         if not 0.0 <= self.zeta < 1.0:
             raise InputError(f"zeta: got {self.zeta}, expected a number in [0, 1)")
 
     def edit(self, request: EditRequest) -> Edit:
+        solver_of(request)
         check_counted(request.options)
-        source = request.source
-        target = request.target if source.condition is None else request.target.with_negative(source.condition)
+        source, target = request.source, request.target
+        if source.condition is not None and target.guides:
+            target = target.with_negative(source.condition)
         options = request.options
         if options.steps is None:
             options = options.changed(nfe=_budget(request, self.average))
@@ -214,7 +211,7 @@ class DVRF(EditMethod):
     refuses: ClassVar[Mapping[str, str]] = _REFUSES
 
     def __post_init__(self):
-        object.__setattr__(self, "average", _average(self.name, self.average))
+        object.__setattr__(self, "average", whole("average", self.average, 1))
         object.__setattr__(self, "eta", number("eta", self.eta))
         if not 0.0 <= self.eta <= 1.0:
             raise InputError(f"eta: got {self.eta}, expected a number in [0, 1]")

@@ -38,7 +38,8 @@ from .base import Edit, EditMethod, EditRequest, finished, register
 Measure = Literal["absolute", "signed"]
 
 _CARRIES = "its steps carry what the step before has found"
-_REFUSES = {**NO_INVERSION, "noise": "it draws none on the way", "adjoint": _CARRIES}
+_CARRYING = {**NO_INVERSION, "adjoint": _CARRIES}
+_REFUSES = {**_CARRYING, "noise": "it draws none", "seed": "it draws no noise"}
 
 
 class _Way:
@@ -112,8 +113,8 @@ class UniEdit(EditMethod):
 
     Args:
         omega: How far the edit is carried along the difference of the fields.
-        measure: Whether the difference is measured by the mean of its sizes over the channels, or by its signed mean;
-            the authors' two implementations differ in this.
+        measure: Whether the difference is measured by the mean of its sizes over the channels (the first dimension of
+            a sample), or by its signed mean; the authors' two implementations differ in this.
         empty: Whether the way up is made under the empty condition, as published, or under the source's.
         first: Whether the first step up knows the velocity at its start, at one more evaluation.
     """
@@ -179,11 +180,14 @@ class PMI(EditMethod):
     refuses: ClassVar[Mapping[str, str]] = _REFUSES
 
     def __post_init__(self):
-        for name, low, high in (("proximity", 0.0, math.inf), ("dimension", 0.0, math.inf), ("keep", 0.0, 1.0)):
-            value = number(name, getattr(self, name))
-            if not low <= value <= high or math.isinf(value) or (name == "proximity" and value == 0.0):
-                raise InputError(f"{name}: got {value}, expected a number in [{low:g}, {high:g}], proximity above 0")
-            object.__setattr__(self, name, value)
+        for name in ("proximity", "dimension", "keep"):
+            object.__setattr__(self, name, number(name, getattr(self, name)))
+        if not 0.0 < self.proximity < math.inf:
+            raise InputError(f"proximity: got {self.proximity}, expected a positive number")
+        if not 0.0 <= self.dimension < math.inf:
+            raise InputError(f"dimension: got {self.dimension}, expected a number that is not negative")
+        if not 0.0 <= self.keep <= 1.0:
+            raise InputError(f"keep: got {self.keep}, expected a number in [0, 1]")
 
     def edit(self, request: EditRequest) -> Edit:
         source, target = request.source, request.target
@@ -236,7 +240,7 @@ class DNAEdit(EditMethod):
     name: ClassVar[str] = "dna-edit"
     draws_noise: ClassVar[bool] = True
     defaults: ClassVar[Mapping[str, Any]] = {"solver": "euler", "strength": 0.7, "grid": "uniform"}
-    refuses: ClassVar[Mapping[str, str]] = {**_REFUSES, "noise": "its one noise is drawn before its first step"}
+    refuses: ClassVar[Mapping[str, str]] = {**_CARRYING, "noise": "its one noise is drawn before its first step"}
 
     def __post_init__(self):
         object.__setattr__(self, "eta", number("eta", self.eta))
@@ -322,7 +326,7 @@ class ByFlowOpt(EditMethod):
 
 def _emptied(model: Denoiser) -> Denoiser:
     """The model under its empty condition, without guidance."""
-    return model if model.condition is None else model.with_condition(model.null).with_guidance(1.0)
+    return model if model.condition is None else model.with_condition(None).with_guidance(1.0)
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
@@ -331,8 +335,8 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _unit(direction: Tensor) -> Tensor:
-    """Each sample of length one; zeros stay."""
-    return direction / _inner(direction, direction).sqrt().clamp_min(torch.finfo(direction.dtype).tiny)
+    """Each sample of length one; zeros stay, also in the derivative."""
+    return direction / _inner(direction, direction).clamp_min(torch.finfo(direction.dtype).tiny).sqrt()
 
 
 def _check_flags(method: Any, *names: str) -> None:

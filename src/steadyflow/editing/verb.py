@@ -41,19 +41,21 @@ def edit(
         x: Samples, shape (B, ...), float32 or float64; None is enough where an inversion is given.
         target: What to move to: labels, embeddings or prompts, as for `Denoiser.with_condition`.
         source: What the samples are; without it the way up is unconditional.
-        method: A way of editing or its name: "inversion" (by latent), "direct", "flow-edit", "rf-inversion",
-            "noise-maps". See `steadyflow.editing`, also for the options of each.
+        method: A way of editing or its name: "inversion" (by latent), "direct", "rf-inversion", "flow-edit",
+            "flow-align", "dvrf", "noise-maps", "uni-edit", "pmi", "dna-edit", "flow-opt". Its options may follow the
+            name, as in "uni-edit:omega=3,empty=false". See `steadyflow.editing`, also for the options of each.
         guidance: The scale of classifier-free guidance towards the target; the model's own by default.
         source_guidance: That of the way up; the model's own by default. Below 1 it leans on the unconditional field,
             which is smoother.
-        mask: Where the edit may change something, weights in [0, 1] that broadcast against x, (B or 1, ...); elsewhere
-            every step is brought back to the inversion's state, which keeps one state per step in memory. From a mask
-            over pixels, `steadyflow.editing.mask_for` makes one.
+        mask: Where the edit may change something, weights in [0, 1] that broadcast against x, (B or 1, ...). Elsewhere
+            methods that invert bring every step back to the inversion's state, which keeps one state per step in
+            memory; "flow-edit", "flow-align" and "dvrf" do not move; the others refuse it. From a mask over pixels,
+            `steadyflow.editing.mask_for` makes one.
         smoothing: Averages the field over neighbours (`Denoiser.with_smoothing`).
         smooth: On which ways: the "inversion", the "generation", or "both".
         inversion: One of x that was made before, for methods that make one.
-        **options: See `Options`. `strength` below 1 keeps more of the source. "flow-edit", "rf-inversion" and
-            "noise-maps" have the published defaults where those differ (`EditMethod.defaults`).
+        **options: See `Options`. `strength` below 1 keeps more of the source. All methods but "inversion" and
+            "direct" have the published solver, spacing and strength as defaults (`EditMethod.defaults`).
 
     Raises:
         InputError: An argument does not fit, or the method cannot honour it.

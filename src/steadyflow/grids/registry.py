@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from .._internal import named
 from .._internal.given import number, whole
 from ..errors import InputError, UnknownNameError
 from ..schedules import Schedule
@@ -26,7 +27,6 @@ class _Spacing(NamedTuple):
 
 _SPACINGS: dict[str, _Spacing] = {}
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
-_FORM = "expected a name with options as NAME:OPTION=VALUE,OPTION=VALUE, such as 'karras:rho=5'"
 
 
 def register(name: str, maker: Maker, *, to_clean: bool = False) -> None:
@@ -72,18 +72,11 @@ def parse(text: str) -> tuple[str, dict[str, float]]:
         UnknownNameError: There is no such spacing.
         InputError: The text is malformed, the spacing does not have an option, or a value is not a finite number.
     """
-    name, colon, rest = text.partition(":") if isinstance(text, str) else (text, "", "")
-    name = name.strip() if isinstance(name, str) else name
+    name = named.name_of(text)
     if not isinstance(name, str) or name not in _SPACINGS:
         raise UnknownNameError("grid", name, _SPACINGS)
-    options: dict[str, float] = {}
-    for part in rest.split(",") if colon else []:
-        key, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or not key.isidentifier():
-            raise InputError(f"grid: got {text!r}, {_FORM}")
-        if key in options:
-            raise InputError(f"grid {text!r}: {key} is given twice")
-        options[key] = _number(text, key, value)
+    written = named.options_of("grid", text, "karras:rho=5")
+    options = {key: _number(text, key, value) for key, value in written.items()}
     _check_options(name, options)
     return name, options
 

@@ -107,7 +107,7 @@ class Editing(Addressed):
 
     @property
     def draws(self) -> bool:
-        return self.way is not None and "noise" in self.way.refuses  # as those that draw it themselves do
+        return self.way is not None and self.way.draws_noise
 
     def defaults(self) -> Mapping[str, Any]:
         found = {} if self.way is None else dict(self.way.defaults)

@@ -189,7 +189,7 @@ def from_spec(spec: dict[str, Any]) -> Schedule:
     name = options.pop("type", None)
     known = {key: kind for key, kind in _TYPES.items() if not kind.__abstractmethods__}
     if not isinstance(name, str) or name not in known:
-        raise UnknownNameError("schedule", name, known)
+        raise UnknownNameError("schedule", name, [one for one in known if not one.startswith("_")])
     try:
         return known[name](**options)
     except InputError:
