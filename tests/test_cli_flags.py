@@ -137,6 +137,8 @@ WORDS = {
 """Where a flag is another word of the library."""
 
 DATA = ["--input", "x.npy", "--label", "1"]
+PLAIN = [name for name in editing.names() if not isinstance(editing.get(name), editing.injection.Injected)]
+"""The methods that run without attention; see test_injection for the others."""
 EDIT = ["--input", "x.npy", "--source", "0", "--target", "1", "--guidance", "1.5"]
 BASES = {
     "sample": ["sample", "--n", "3", "--label", "1"],
@@ -149,7 +151,7 @@ BASES = {
     "reconstruct, auto": ["reconstruct", *DATA, "--solver", "auto", "--nfe", "6"],
     "diagnose": ["diagnose", *DATA, "--n", "2"],
     "diagnose, contractivity": ["diagnose", *DATA, "--contractivity"],
-    **{f"edit, {name}": ["edit", *EDIT, "--method", name] for name in editing.names()},
+    **{f"edit, {name}": ["edit", *EDIT, "--method", name] for name in PLAIN},
     "edit": ["edit", *EDIT],
     "edit, without a source": ["edit", "--input", "x.npy", "--target", "1"],
     "edit, masked": ["edit", *EDIT, "--mask", "half.png"],
@@ -392,7 +394,7 @@ def test_what_is_saved_is_the_inversion(name, invoke, place):
 
 
 def test_an_edit_that_makes_no_inversion_saves_none(invoke):
-    for name in editing.names():
+    for name in PLAIN:
         if "inversion" not in editing.get(name).refuses:
             continue
         refusal, _ = invoke([*BASES[f"edit, {name}"], "--model", TINY, "--steps", "3", "--save", "none.safetensors"])

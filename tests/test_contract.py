@@ -12,6 +12,7 @@ from tqdm import tqdm
 import steadyflow as sf
 from steadyflow import editing, solvers
 from steadyflow._internal import named
+from steadyflow.editing.injection import Injected
 from steadyflow.tasks._options import DEFAULT_NFE, Resolved
 
 PATH = sf.VPLinear()
@@ -22,7 +23,48 @@ def mixture(path=PATH):
     return sf.GaussianMixture(means, 0.25, labels=[0, 1, 1, 0]).denoiser(path)
 
 
+class Attention(torch.nn.Module):
+    """Attention over the numbers of a sample, for the ways of editing that inject."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        for name in ("to_q", "to_k", "to_v"):
+            layer = torch.nn.Linear(4, 4, bias=False, dtype=torch.float64)
+            layer.weight.data = torch.randn(4, 4, generator=generator, dtype=torch.float64)
+            setattr(self, name, layer)
+        self.basis = torch.randn(2, 4, generator=generator, dtype=torch.float64)
+        self.words = torch.randn(3, 4, generator=generator, dtype=torch.float64)
+
+    def forward(self, hidden_states):
+        heads = [layer(hidden_states)[:, None] for layer in (self.to_q, self.to_k, self.to_v)]
+        return torch.nn.functional.scaled_dot_product_attention(*heads)[:, 0]
+
+
+class Attentive(torch.nn.Module):
+    """A bounded field of two numbers over that attention."""
+
+    classes = 3
+
+    def __init__(self):
+        super().__init__()
+        self.attention = Attention()
+        self.asked = 0
+
+    def forward(self, x, time, label=None):
+        self.asked += 1
+        words = self.attention.words[torch.full((len(x),), 2) if label is None else label][:, None]
+        tokens = x[:, :, None] * self.attention.basis + words + torch.cos(time)[:, None, None]
+        return 0.5 * x + 0.5 * torch.tanh(self.attention(tokens)).mean(2)
+
+
+def attentive(kind=sf.Denoiser):
+    return kind(Attentive().requires_grad_(False), PATH, prediction="v_prediction", shape=(2,), null=2)
+
+
 MODEL = mixture()
+ATTENTIVE = attentive()
+INJECTED = [f"edit {name}" for name in editing.names() if isinstance(editing.get(name), Injected)]
 X = MODEL.mixture.sample(6, seed=2, label=0)
 VERBS = {
     "sample": lambda m=MODEL, **o: sf.sample(m.with_condition(0), n=6, dtype=torch.float64, **o),
@@ -31,10 +73,17 @@ VERBS = {
     "choose_solver": lambda m=MODEL, **o: sf.choose_solver(m.with_condition(0), X, **o),
     "diagnose": lambda m=MODEL, **o: sf.diagnose(m.with_condition(0), X, tolerance=1e-3, **o),
     **{
-        f"edit {name}": lambda m=MODEL, name=name, **o: sf.edit(m, X, 1, source=0, method=name, **o)
+        f"edit {name}": lambda m=ATTENTIVE if f"edit {name}" in INJECTED else MODEL, name=name, **o: sf.edit(
+            m, X, 1, source=0, method=name, **o
+        )
         for name in editing.names()
     },
 }
+ALONG_FIELDS = [
+    name
+    for name in editing.names()
+    if f"edit {name}" not in ("edit inversion", "edit direct", "edit noise-maps", *INJECTED)
+]
 RUNS = [name for name in VERBS if name not in ("choose_solver", "diagnose")]
 OTHERS = {
     "solver": "midpoint",
@@ -57,7 +106,7 @@ OTHERS = {
 NOISY = {
     "sample": "ddpm",
     "edit noise-maps": "dpmpp-sde",
-    **dict.fromkeys(("invert", "reconstruct", "edit inversion", "edit direct"), "rex-sde"),
+    **dict.fromkeys(("invert", "reconstruct", "edit inversion", "edit direct", *INJECTED), "rex-sde"),
 }
 """Solvers with which a verb draws noise, where it would not by default."""
 
@@ -67,13 +116,18 @@ def seen(verb, **options):
     batches, told = set(), []
     weight = torch.ones((), dtype=X.dtype, requires_grad=True)  # a parameter, to see how far gradients reach
 
+    class Attended(sf.Denoiser):  # whose network is asked for a source and its edit at once
+        def evaluate(self, x, t, given):
+            batches.add(len(x))
+            return super().evaluate(x, t, given) + 0.0 * weight
+
     class Watched(type(MODEL)):
         def __call__(self, x, t):
             batches.add(len(x))
             found = super().__call__(x, t)
             return sf.Prediction(found.x, found.output + 0.0 * weight, found.kind, found.alpha, found.sigma)
 
-    model = Watched(MODEL.mixture, PATH)
+    model = attentive(Attended) if verb in INJECTED else Watched(MODEL.mixture, PATH)
     if "callback" in options:
         options["callback"] = lambda info: told.append(info.done)
     bar = None
@@ -151,7 +205,7 @@ def test_a_guidance_in_the_wrong_verb_is_led_to_the_right_one():
 @pytest.mark.parametrize("verb", RUNS)
 def test_without_steps_or_evaluations_a_way_costs_the_same_in_every_verb(verb):
     found = VERBS[verb]()
-    ways = 1 if verb in ("sample", "invert", "edit flow-edit") else 2
+    ways = 1 if verb in ("sample", "invert", "edit flow-edit") else 3 if verb in INJECTED else 2
     pairs = 2 if verb == "edit flow-edit" else 1  # two fields per evaluation
     assert ways * DEFAULT_NFE * pairs * 0.9 < found.nfe <= ways * DEFAULT_NFE * pairs
 
@@ -168,8 +222,13 @@ def test_evaluations_count_what_the_network_is_asked(verb, smoothing):
         return model(x, float(t[0])).output
 
     model = sf.Denoiser(net, PATH, prediction="v_prediction", shape=(2,), null=0)
-    found = VERBS[verb](model.with_smoothing(smoothing), nfe=24)
-    assert found.nfe == asked[0]
+    if verb not in INJECTED:
+        found = VERBS[verb](model.with_smoothing(smoothing), nfe=24)
+        assert found.nfe == asked[0]
+    elif smoothing is None:  # beside its source, an edit is asked in the same call
+        model = attentive()
+        found = VERBS[verb](model, nfe=24)
+        assert found.nfe == model.net.asked + found.inversion.nfe
 
 
 @pytest.mark.parametrize("verb", RUNS)
@@ -330,7 +389,8 @@ def test_gradients_of_an_edit_are_those_of_the_edit(method, mask):
     if mask and "mask" in sf.editing.get(method).refuses:
         return
     options |= {"solver": "dpmpp-2m-sde"} if method == "noise-maps" else {}
-    by_autograd, by_difference = along(lambda x: sf.edit(MODEL, x, 1, source=0, steps=4, method=method, **options).x, X)
+    model = ATTENTIVE if f"edit {method}" in INJECTED else MODEL
+    by_autograd, by_difference = along(lambda x: sf.edit(model, x, 1, source=0, steps=4, method=method, **options).x, X)
     assert by_autograd == pytest.approx(by_difference, rel=1e-5, abs=1e-6)
 
 
@@ -373,7 +433,7 @@ def test_derivatives_are_refused_where_they_would_be_zero(derivative, size):
 
 
 @pytest.mark.parametrize("path", [sf.VPLinear(), sf.RectifiedFlow()], ids=["vp", "flow"])
-@pytest.mark.parametrize("method", [n for n in editing.names() if n not in ("inversion", "direct", "noise-maps")])
+@pytest.mark.parametrize("method", ALONG_FIELDS)
 def test_whoever_looks_at_an_edit_along_a_field_sees_the_datas_path(method, path):
     model, told = mixture(path), []
     options = {"grid": sf.Grid((0.9, 0.6, 0.3, 0.1, 0.02)), "record": "all"}

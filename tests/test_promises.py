@@ -32,7 +32,7 @@ VERBS = {
     **{
         name: lambda m, name=name: sf.edit(m, X, 1, method=name, steps=3).x
         for name in sf.editing.names()
-        if name != "noise-maps"
+        if name != "noise-maps" and not isinstance(sf.editing.get(name), sf.editing.injection.Injected)
     },
     "noise-maps": lambda m: sf.editing.noise_maps(m, X, steps=3).maps,
     "log_likelihood": lambda m: sf.log_likelihood(m, X, steps=3).value,
