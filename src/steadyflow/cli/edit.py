@@ -26,13 +26,17 @@ def edit(
     method: Annotated[
         str | None,
         typer.Option(
-            help="inversion (the default), direct, rf-inversion, flow-edit, flow-align, dvrf, noise-maps, uni-edit, "
-            "pmi, dna-edit or flow-opt; with options as in uni-edit:omega=3,empty=false or rf-inversion:window=0/0.4."
+            help="inversion (the default), direct, rf-inversion, flow-edit, flow-align, dvrf, "
+            "prompt-to-prompt, plug-and-play, masactrl, value-injection, noise-maps, uni-edit, pmi, dna-edit or "
+            "flow-opt; with options as in uni-edit:omega=3,empty=false or rf-inversion:window=0/0.4."
         ),
     ] = None,
     share: Annotated[
         float | None,
-        typer.Option(help="Of direct: how strongly each step is drawn to the inversion's states, in (0, 1]; 0.1."),
+        typer.Option(
+            help="Of direct: how strongly each step is drawn to the inversion's states, in (0, 1]; of value-injection: "
+            "for which share of the steps values are the source's."
+        ),
     ] = None,
     average: Annotated[
         int | None,
