@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, T5Tokenizer
 
 
 def learn(
@@ -100,6 +100,18 @@ def tokenizer(words: Iterable[str], length: int) -> CLIPTokenizer:
             piece += letter
     vocabulary = {token: k for k, token in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
+
+
+def whole_words(words: Iterable[str], length: int) -> T5Tokenizer:
+    """T5's tokenizer, in which every one of the words is one token, as are single characters of other words.
+
+    Args:
+        words: Those of the captions.
+        length: Tokens to a prompt.
+    """
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), ("\u2581", -5.0)]
+    pieces += [(f"\u2581{word}", -1.0) for word in sorted(set(words))]
+    return T5Tokenizer(vocab=[*pieces, *((chr(c), -6.0) for c in range(33, 127))], extra_ids=0, model_max_length=length)
 
 
 def for_transformers_4(folder: Path, number: str = "") -> None:

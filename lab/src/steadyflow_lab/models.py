@@ -1,13 +1,20 @@
 """The trained models of the experiments, which `steadyflow.load` finds by the names that this package registers."""
 
 from pathlib import Path
+from typing import Any
 
 from steadyflow import models
 from steadyflow.denoisers import Denoiser
 
 WEIGHTS = Path(__file__).parent / "weights"
+CALLS: dict[str, dict[str, Any]] = {"moving": {"height": 32, "width": 32, "num_frames": 9}}
+"""Models that are diffusers pipelines, with the arguments of their calls that their files do not say."""
 
 
 def load(name: str) -> Denoiser:
     """Load the model of a registered name, such as "faces"."""
+    if name in CALLS:
+        from steadyflow.diffusers import load_pipeline
+
+        return load_pipeline(WEIGHTS / name, **CALLS[name])
     return models.load(str(WEIGHTS / f"{name}.safetensors"))
