@@ -2,7 +2,7 @@
 
 A flow model of moving digits (`steadyflow_lab.datasets.moving`) in the form of Wan: a causal VAE of videos, a UMT5 text
 encoder with its tokenizer, and a transformer, saved in diffusers' own format; and the judge of frames, which is trained
-on digits that the pipeline has not seen. Some forty minutes on one core. What is finished lies in WORK, and is not done
+on digits that the pipeline has not seen. Some fifty minutes on one core. What is finished lies in WORK, and is not done
 again; training that was stopped goes on.
 """
 
@@ -31,8 +31,9 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--out", default="lab/src/steadyflow_lab/weights/moving")
 parser.add_argument("--judge", default="lab/src/steadyflow_lab/weights/moving-judge.safetensors")
 parser.add_argument("--work", default="build/moving")
-parser.add_argument("--steps", type=int, default=2400)
-parser.add_argument("--vae-steps", type=int, default=500)
+parser.add_argument("--steps", type=int, default=3000)
+parser.add_argument("--stills-steps", type=int, default=500)
+parser.add_argument("--vae-steps", type=int, default=1500)
 parser.add_argument("--judge-steps", type=int, default=1200)
 parser.add_argument("--batch", type=int, default=32)
 parser.add_argument("--vae-batch", type=int, default=8)
@@ -54,9 +55,7 @@ vae = AutoencoderKLWan(
     in_channels=12, out_channels=12, patch_size=2,
     latents_mean=[0.0] * CHANNELS, latents_std=[1.0] * CHANNELS,
 )  # fmt: skip
-with (
-    torch.no_grad()
-):  # what goes in and comes out centred, and little noise between; else it learns for long to ignore it
+with torch.no_grad():  # videos centred, and little noise in latents; else it learns for long to ignore both
     some = moving("train", 64, torch.Generator().manual_seed(options.seed)).videos
     first, last = vae.encoder.conv_in, vae.decoder.conv_out
     first.weight /= some.std()
@@ -83,11 +82,13 @@ def vae_loss(parts, generator, batch, frames):
 
 
 if options.part in ("vae", "transformer", "all"):
-    steps, parts = options.vae_steps, torch.nn.ModuleList([vae])
+    parts = torch.nn.ModuleList([vae])
     stills = partial(vae_loss, batch=4 * options.vae_batch, frames=1)  # cheap, and what to begin with
-    parts = learn(work, "vae-stills", parts, stills, steps, 1.5e-3, seed=options.seed, every=50).requires_grad_(True)
+    parts = learn(work, "vae-stills", parts, stills, options.stills_steps, 1.5e-3, seed=options.seed, every=50)
     whole = partial(vae_loss, batch=options.vae_batch, frames=FRAMES)
-    vae = learn(work, "vae", parts, whole, steps, 1e-3, seed=options.seed, every=50)[0]
+    vae = learn(work, "vae", parts.requires_grad_(True), whole, options.vae_steps, 1.5e-3, seed=options.seed, every=50)[
+        0
+    ]
     with torch.no_grad():
         held = moving("test", 256, torch.Generator().manual_seed(options.seed))
         posterior = vae.encode(held.videos).latent_dist
