@@ -1,5 +1,6 @@
 """The trained models of the experiments, which `steadyflow.load` finds by the names that this package registers."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,5 +17,5 @@ def load(name: str) -> Denoiser:
     if name in CALLS:
         from steadyflow.diffusers import load_pipeline
 
-        return load_pipeline(WEIGHTS / name, **CALLS[name])
+        return dataclasses.replace(load_pipeline(WEIGHTS / name, **CALLS[name]), name=name)
     return models.load(str(WEIGHTS / f"{name}.safetensors"))
