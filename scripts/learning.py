@@ -76,7 +76,7 @@ def learn(
             held = {"parts": parts.state_dict(), "averaged": averaged.state_dict(), "step": step}
             torch.save(held | {"optimizer": optimizer.state_dict(), "decay": decay.state_dict()}, f"{going}.new")
             Path(f"{going}.new").replace(going)
-    save_file({name: value.contiguous() for name, value in averaged.state_dict().items()}, done)
+    save_file({name: value.clone().contiguous() for name, value in averaged.state_dict().items()}, done)  # tied too
     going.unlink(missing_ok=True)
     return averaged
 
