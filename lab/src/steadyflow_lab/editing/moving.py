@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import steadyflow as sf
-from steadyflow import metrics
+from steadyflow import metrics, solvers
 from steadyflow.metrics.statistics import Estimate, average
 
 from ..datasets.mnist import mnist
@@ -27,6 +27,7 @@ from ..datasets.moving import COLOURS, DIGITS, FRAMES, SIDE, Moving, caption, dr
 from ..findings import shown
 from ..models import WEIGHTS, load
 from ..moving_judge import MovingJudge
+from .methods import AUTO
 
 NFE = 48
 """Evaluations each way."""
@@ -43,7 +44,7 @@ Method = tuple[str, dict[str, Any]]
 METHODS: tuple[Method, ...] = (
     ("inversion", {"solver": "ddim"}),
     ("inversion", {"solver": "ees25"}),
-    ("inversion", {"solver": "rex-midpoint"}),
+    ("inversion", {"solver": solvers.get("rex-midpoint", **AUTO)}),
     ("direct", {}),
     ("flow-edit", {}),
     ("rf-inversion", {}),
@@ -194,7 +195,7 @@ def look(job: Task, edited: Tensor, start: int = 0) -> Seen:
 def label(method: Method) -> str:
     """Name a method in words, such as "inversion, ees25"."""
     name, words = method
-    return ", ".join([name, *(f"{v}" if k == "solver" else f"{k} {v}" for k, v in words.items())])
+    return ", ".join([name, *(getattr(v, "name", v) if k == "solver" else f"{k} {v}" for k, v in words.items())])
 
 
 def edited_by(model: Any, job: Task, latents: Tensor, start: int, method: Method, **words: Any) -> Tensor:
