@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, T5Tokenizer
 
 
 def learn(
@@ -76,7 +76,7 @@ def learn(
             held = {"parts": parts.state_dict(), "averaged": averaged.state_dict(), "step": step}
             torch.save(held | {"optimizer": optimizer.state_dict(), "decay": decay.state_dict()}, f"{going}.new")
             Path(f"{going}.new").replace(going)
-    save_file({name: value.contiguous() for name, value in averaged.state_dict().items()}, done)
+    save_file({name: value.clone().contiguous() for name, value in averaged.state_dict().items()}, done)  # tied too
     going.unlink(missing_ok=True)
     return averaged
 
@@ -107,6 +107,18 @@ def tokenizer(words: Iterable[str], length: int) -> CLIPTokenizer:
     if apart:
         raise ValueError(f"these words are no single tokens: {apart}")
     return whole
+
+
+def whole_words(words: Iterable[str], length: int) -> T5Tokenizer:
+    """T5's tokenizer, in which every one of the words is one token, as are single characters of other words.
+
+    Args:
+        words: Those of the captions.
+        length: Tokens to a prompt.
+    """
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), ("\u2581", -5.0)]
+    pieces += [(f"\u2581{word}", -1.0) for word in sorted(set(words))]
+    return T5Tokenizer(vocab=[*pieces, *((chr(c), -6.0) for c in range(33, 127))], extra_ids=0, model_max_length=length)
 
 
 def for_transformers_4(folder: Path, number: str = "") -> None:

@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 import moving
 import steadyflow as sf
 from steadyflow import editing, metrics, runs
-from steadyflow._internal import kinds, sounds
+from steadyflow._internal import kinds, sounds, videos
 from steadyflow.cli import app
-from steadyflow.datasets import arrays, media
+from steadyflow.datasets import arrays, films, media
 from steadyflow.datasets.sources import open_source, slice_of
 
 av = pytest.importorskip("av")
@@ -833,3 +833,84 @@ def test_videos_and_sounds_are_diagnosed(name, given, invoke, tmp_path):
     assert invoke("diagnose", "--model", name, "--image", given, *QUICK, "--out", "report") == ""
     page = Elements((tmp_path / "report" / "diagnosis.html").read_text())
     assert len(page.of("audio" if name == SOUND else "video")) == 3
+
+
+# --- films that are longer than the model's videos
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    """A folder with a film of twelve frames, of which a model of five makes three chunks; and the film."""
+    folder = tmp_path_factory.mktemp("film")
+    x = torch.cat([moving.smooth_video(seed=k) for k in range(3)], 2)[:, :, :12]
+    for name in ("film.mkv", "one/film.mkv"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        media.write(folder / name, x, fps=10.0)
+    for k in range(12):
+        arrays.write(folder / "frames" / f"{k}.png", x[:, :, k])
+    return folder, x
+
+
+@pytest.mark.parametrize("name", ["film.mkv", "frames", "one"])
+def test_a_film_is_cut_into_chunks_of_which_the_last_ends_with_it(name, film):
+    folder, x = film
+    found = open_source(moving.pixels_of(5), str(folder / name), frames="chunks")
+    assert len(found) == found.total() == 3
+    rows, _ = found.rows(0, 3)
+    for k, first in enumerate((0, 5, 7)):
+        assert (rows[k] - x[0, :, first : first + 5]).abs().max() < 0.01
+    few = open_source(moving.pixels_of(5), str(folder / name), 2, frames="chunks")
+    assert (len(few), few.total(), len(list(few.pieces(1)))) == (2, 3, 2)
+    assert len(open_source(moving.pixels_of(6), str(folder / name), frames="chunks")) == 2
+    with pytest.raises(sf.InputError, match=r"has 12 frames, but the model's videos have 13; give a longer one"):
+        len(open_source(moving.pixels_of(13), str(folder / name), frames="chunks"))
+
+
+def test_chunks_are_joined_without_what_they_share_and_grey_where_one_is_missing():
+    x = torch.rand(3, 12, 2, 2)
+    chunks = [(first, x[:, first : first + 5]) for first in (0, 5, 7)]
+    assert torch.equal(torch.cat(list(films.joined(chunks)), 2)[0], x)
+    without = torch.cat(list(films.joined([chunks[0], chunks[2]])), 2)[0]
+    assert torch.equal(without[:, 7:], x[:, 7:])
+    assert torch.equal(without[:, :5], x[:, :5])
+    assert not without[:, 5:7].any()
+
+
+@pytest.mark.parametrize("more", [(), ("--run", "run"), ("--batch-size", "1")])
+def test_a_film_is_edited_in_chunks_and_written_as_one(more, film, invoke, tmp_path):
+    folder, _ = film
+    words = ("edit", "--model", VIDEO, "--source", "0", "--target", "1", *QUICK)
+    chunked = (*words, "--video", str(folder / "film.mkv"), "--frames", "chunks", *more)
+    assert invoke(*chunked, "--out", "out.mkv") == ""
+    assert media.rate_of(tmp_path / "out.mkv") == pytest.approx(10.0)
+    assert videos.count(tmp_path / "out.mkv") == 12
+    found = media.read(tmp_path / "out.mkv", moving.pixels_of(12))
+    for first, kept in ((0, 0), (5, 0), (7, 3)):
+        taken = ("--video", str(folder / "film.mkv"), "--frames", f"{first}:{first + 5}")
+        assert invoke(*words, *taken, "--out", "alone.mkv") == ""
+        alone = media.read(tmp_path / "alone.mkv", moving.video())
+        assert (found[:, :, first + kept : first + 5] - alone[:, :, kept:]).abs().max() < 0.02
+    if "--run" in more:
+        assert invoke("runs", "export", "run", "--out", "again.mkv") == ""
+        assert (tmp_path / "again.mkv").read_bytes() == (tmp_path / "out.mkv").read_bytes()
+        chunked = (*words, "--video", str(folder / "film.mkv"), "--frames", "chunks", "--run", "run2")
+    assert invoke(*chunked, "--out", "each") == ""
+    assert len(list((tmp_path / "each" / "000000000").iterdir())) == 12
+    assert len(list((tmp_path / "each").iterdir())) == 1
+
+
+def test_arrays_hold_the_chunks_and_inversions_are_of_each(film, invoke):
+    words = ("--model", VIDEO, "--video", str(film[0] / "film.mkv"), "--frames", "chunks", *QUICK)
+    assert invoke("reconstruct", *words, "--label", "0", "--out", "out.npy") == ""
+    assert np.load("out.npy").shape == (3, *moving.VIDEO)
+    assert invoke("invert", *words, "--label", "0", "--n", "2", "--save", "saved.safetensors") == ""
+    assert len(sf.Inversion.load("saved.safetensors").latent) == 2
+    assert invoke("diagnose", *words, "--n", "1") == ""
+
+
+def test_what_has_no_chunks_is_refused_by_its_name(film, place, invoke):
+    words = ("edit", "--model", VIDEO, "--target", "1", "--frames", "chunks", *QUICK)
+    assert "frames: chunks are cut of one film, and" in invoke(*words, "--video", "@many")
+    assert "frames: says which frames of videos to take" in invoke(*words)
+    assert "mask: " in invoke(*words, "--video", str(film[0] / "film.mkv"), "--mask", "@clip.mp4")
+    assert invoke(*words, "--video", str(film[0] / "film.mkv"), "--mask", "@half.png") == ""

@@ -1,7 +1,7 @@
 """Videos, written by PyAV: H.264, VP9, FFV1 which loses nothing, and GIF with a palette of its own."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
@@ -71,7 +71,27 @@ def write(path: Path, x: Tensor, fps: float, sound: tuple[Tensor, int] | None = 
     check_writes(path, sound=sound is not None, fps=fps)
     pictures = tiled(x)
     with files.replacing(path) as part:
-        _encode(str(part), path.suffix.lower(), pictures, fps, sound)
+        _encode(str(part), path.suffix.lower(), pictures, pictures[0].shape, fps, sound)
+
+
+def write_parts(path: Path, parts: Iterable[Tensor], size: tuple[int, ...], fps: float) -> None:
+    """Write a video that comes in parts, as `write` does.
+
+    Args:
+        path: The file.
+        parts: Successive frames in [-1, 1], each of shape (1, 1 or 3, frames, h, w).
+        size: (h, w).
+        fps: The frames per second.
+
+    Raises:
+        InputError: The kind cannot hold it.
+        StorageError: The file cannot be written.
+        MissingExtraError: PyAV is not installed.
+    """
+    check_writes(path, fps=fps)
+    with files.replacing(path) as part:
+        pictures = (picture for x in parts if x.shape[2] for picture in tiled(x))
+        _encode(str(part), path.suffix.lower(), pictures, size, fps, None)
 
 
 def mp4(x: Tensor, fps: float) -> bytes:
@@ -86,7 +106,8 @@ def mp4(x: Tensor, fps: float) -> bytes:
         MissingExtraError: PyAV is not installed.
     """
     buffer = io.BytesIO()
-    _encode(buffer, ".mp4", tiled(x), fps, None)
+    pictures = tiled(x)
+    _encode(buffer, ".mp4", pictures, pictures[0].shape, fps, None)
     return buffer.getvalue()
 
 
@@ -109,16 +130,21 @@ def tiled(x: Tensor) -> list[npt.NDArray[np.uint8]]:
 
 
 def _encode(
-    file: Any, kind: str, pictures: list[npt.NDArray[np.uint8]], fps: float, sound: tuple[Tensor, int] | None
+    file: Any,
+    kind: str,
+    pictures: Iterable[npt.NDArray[np.uint8]],
+    size: tuple[int, ...],
+    fps: float,
+    sound: tuple[Tensor, int] | None,
 ) -> None:
     av = pyav()
     rate = Fraction(fps).limit_denominator(1001)
     try:
         with av.open(file, "w", format=_MUXERS.get(kind, "mp4"), options={"fflags": "bitexact"}) as container:
-            stream = _stream(av, container, kind, pictures[0].shape, rate)
+            stream = _stream(av, container, kind, size, rate)
             track = None if sound is None else _track(container, kind, *sound)
             raw = (av.VideoFrame.from_ndarray(picture, format="rgb24") for picture in pictures)
-            for k, frame in enumerate(_with_palette(av, raw, pictures[0].shape, rate) if kind == ".gif" else raw):
+            for k, frame in enumerate(_with_palette(av, raw, size, rate) if kind == ".gif" else raw):
                 frame.pts, frame.time_base = k, 1 / rate
                 container.mux(stream.encode(_in_colours(frame, stream)))
             container.mux(stream.encode(None))

@@ -105,6 +105,20 @@ def rate_of(path: Path) -> float | None:
         return float(rate) if rate else None
 
 
+def count(path: Path) -> int:
+    """How many frames a video has, by decoding all of it.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CorruptFileError: The file is damaged, or not what its name says.
+        MissingExtraError: PyAV is not installed.
+    """
+    with _opened(path) as (container, stream):
+        return sum(1 for _ in container.decode(stream))
+
+
 def frames_text(frames: slice) -> str:
     """A choice of frames as the command line takes it, such as "10:20"."""
     first, *rest = ("" if v is None else str(v) for v in (frames.start, frames.stop, frames.step))

@@ -34,6 +34,7 @@ Input = Annotated[
     typer.Option(
         "--input",
         "--image",
+        "--video",
         help="A picture, a video or a sound, as the model takes them, a folder of them, .npy or .safetensors; by "
         "default the model's own held-out data.",
     ),
@@ -42,7 +43,11 @@ Resize = Annotated[
     bool, typer.Option("--resize", help="Scale pictures to the model's size, and resample sounds to its rate.")
 ]
 Frames = Annotated[
-    str | None, typer.Option(help="Which frames of videos to take: start:stop or start:stop:stride; the first ones.")
+    str | None,
+    typer.Option(
+        help="Which frames of videos to take: start:stop or start:stop:stride; the first ones. Or chunks: all of one "
+        "film, as consecutive samples of the model's length, which --out joins again."
+    ),
 ]
 Number = Annotated[
     int | None,

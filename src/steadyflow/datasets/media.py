@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ Decoded = Tensor | Mapping[str, Tensor]
 """What a model decodes to: pictures, videos or sounds, or several of them by name."""
 
 ARRAYS = (".npy", ".safetensors")
-_STILLS = tuple(kind for kind in PICTURES if kind not in VIDEOS)
+STILLS = tuple(kind for kind in PICTURES if kind not in VIDEOS)
 _OUT: dict[Kind, tuple[str, ...]] = {
     "pictures": PICTURES,
     "videos": VIDEOS,
@@ -88,7 +88,7 @@ def read(path: str | Path, model: Any, *, resize: bool = False, frames: slice | 
             return _read_frames(path, shape, resize, frames)
         if suffix in VIDEOS:
             return videos.read(path, shape, resize=resize, frames=frames)
-        if suffix in _STILLS and shape[1] == 1 and frames is None:
+        if suffix in STILLS and shape[1] == 1 and frames is None:
             return arrays.read(path, (shape[0], *shape[2:]), resize=resize)[:, :, None]
     if kind == "sounds" and suffix in SOUNDS and path.is_file():
         return sounds.read(path, decoded_shape(model), sample_rate(model), resize=resize)
@@ -149,8 +149,8 @@ def listed(path: str | Path, model: Any) -> list[Path]:
     found = sorted(p for p in path.iterdir() if not p.name.startswith("."))
     own = [p for p in found if p.is_file() and p.suffix.lower() in (VIDEOS if kind == "videos" else SOUNDS)]
     if kind == "videos":
-        stills = [p for p in found if p.suffix.lower() in _STILLS]
-        inner = [p for p in found if p.is_dir() and _stills(p)]
+        stills = [p for p in found if p.suffix.lower() in STILLS]
+        inner = [p for p in found if p.is_dir() and stills_in(p)]
         if sum(map(bool, (own, stills, inner))) > 1:
             raise InputError(
                 f"{path}: holds {len(own)} videos, {len(stills)} pictures and {len(inner)} folders of pictures; give a "
@@ -300,7 +300,7 @@ def write_each(
     for k in range(len(x)):
         name, one = f"{start + k:09d}", x[k : k + 1]
         if kind == "videos" or (model is None and x.ndim == 5):
-            _write_frames(folder / name, one)
+            write_frames(folder / name, [one])
         else:
             write(folder / f"{name}{'.wav' if kind == 'sounds' else '.png'}", one, model, decoded=decoded)
 
@@ -338,18 +338,18 @@ def _what(path: Path) -> str:
     return "a folder" if path.is_dir() else kinds.get(suffix, f"of unknown kind {suffix!r}")
 
 
-def _stills(folder: Path) -> list[Path]:
+def stills_in(folder: Path) -> list[Path]:
     """The pictures in a folder, in the order of the numbers in their names."""
-    found = [p for p in folder.iterdir() if p.suffix.lower() in _STILLS and not p.name.startswith(".")]
+    found = [p for p in folder.iterdir() if p.suffix.lower() in STILLS and not p.name.startswith(".")]
     return sorted(found, key=lambda p: [(int(w) if w.isdigit() else -1, w) for w in re.split(r"(\d+)", p.name)])
 
 
 def _read_frames(folder: Path, shape: tuple[int, ...], resize: bool, frames: slice | None) -> Tensor:
     """A folder of numbered frames as one video, shape (1, *shape)."""
     channels, count, height, width = shape
-    there = _stills(folder)
+    there = stills_in(folder)
     if not there:
-        raise InputError(f"{folder}: holds no numbered frames ({', '.join(_STILLS)})")
+        raise InputError(f"{folder}: holds no numbered frames ({', '.join(STILLS)})")
     chosen = there if frames is None else there[frames]
     if len(chosen) < count:
         which = "" if frames is None else f" between {videos.frames_text(frames)}"
@@ -363,11 +363,11 @@ def _read_frames(folder: Path, shape: tuple[int, ...], resize: bool, frames: sli
     return torch.stack(pictures, 2)
 
 
-def _write_frames(folder: Path, x: Tensor) -> None:
-    """One video as a PNG per frame; frames of a longer one that was there before are removed."""
-    count = x.shape[2]
-    for k in range(count):
-        arrays.write(folder / f"{k:09d}.png", x[:, :, k])
+def write_frames(folder: Path, parts: Iterable[Tensor]) -> None:
+    """Write a video that comes in parts (1, C, frames, H, W) as a PNG per frame; more that were there are removed."""
+    count = 0
+    for count, frame in enumerate((frame for x in parts for frame in x.unbind(2)), 1):
+        arrays.write(folder / f"{count - 1:09d}.png", frame)
     for old in folder.glob("*.png"):
         if re.fullmatch(r"\d{9}", old.stem) and int(old.stem) >= count:
             old.unlink()

@@ -24,6 +24,10 @@ Labels = int | Tensor | list[str] | None
 """One label for all samples; one label or caption per sample; or None where nothing is known."""
 
 
+CHUNKS = "chunks"
+"""The choice of frames that cuts one film into samples of the model's length."""
+
+
 class Read(NamedTuple):
     """Some samples, as far as they could be read."""
 
@@ -114,7 +118,8 @@ def open_source(
         resize: Whether to scale pictures and frames to the model's size and to resample sounds to its rate; else
             others are refused.
         label: The class of all samples; of the model's own data, those of this class are taken.
-        frames: Which frames of videos to take, "start:stop" or "start:stop:stride", from 0; all by default.
+        frames: Which frames of videos to take, "start:stop" or "start:stop:stride", from 0; all by default. Or
+            "chunks": all of one film, cut into samples of the model's length (see `films.Film`).
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -136,6 +141,10 @@ def open_source(
         if resize:
             raise InputError(f"resize: {path} holds no pictures, and nothing else is scaled")
         found = Rows(model, path, n, label)
+    elif frames == CHUNKS:
+        from .films import Film
+
+        found = Film(model, path, n, resize, label)
     else:
         found = Files(model, path, n, resize, label, frames)
     if not isinstance(found, Files) and len(found) == 0:
@@ -246,7 +255,8 @@ class Files(Source):
         return self._total if self._n is None else min(self._n, self._total)
 
     def rows(self, start: int, stop: int) -> tuple[Tensor, Labels]:
-        return self._encoded(torch.cat([self._one(path) for path in self._paths[start:stop]])), self._label
+        found = [self._one(k, path) for k, path in enumerate(self._paths[start:stop], start)]
+        return self._encoded(torch.cat(found)), self._label
 
     def read(self, start: int, stop: int, pieces: Sequence[Piece] = ()) -> Read:
         bad, digests, found = dict[int, Exception](), dict[int, str](), dict[int, Tensor]()
@@ -256,7 +266,7 @@ class Files(Source):
             path = self._paths[k] if piece is None else self._at(piece)
             try:
                 before = contents.mark(path) if piece is not None else None
-                x = self._one(path)
+                x = self._one(k, path)
                 if piece is not None:
                     digests[k] = contents.digest(path)  # after the reading, so that what was read is what is hashed
                     _check_same(piece, digests[k], path)
@@ -287,7 +297,8 @@ class Files(Source):
     def _at(self, piece: Piece) -> Path:
         return self._path / piece.name if piece.name else self._path
 
-    def _one(self, path: Path) -> Tensor:
+    def _one(self, k: int, path: Path) -> Tensor:
+        """Sample k, which is in a file."""
         return media.read(path, self._model, resize=self._resize, frames=self._frames)
 
     def _encoded(self, images: Tensor) -> Tensor:
@@ -321,7 +332,7 @@ def slice_of(frames: str) -> slice:
     except ValueError:
         start = stop = stride = -1
     if len(parts) not in (2, 3) or any(v is not None and v < 0 for v in (start, stop)):
-        raise InputError(f"frames: got {frames!r}, expected start:stop or start:stop:stride, counted from 0")
+        raise InputError(f"frames: got {frames!r}, expected start:stop or start:stop:stride, counted from 0, or chunks")
     if (stride is not None and stride < 1) or (stop is not None and stop <= (start or 0)):
         raise InputError(f"frames: got {frames!r}, expected start below stop and a stride of at least 1")
     return slice(start, stop, stride)

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from .. import editing
 from .._internal import strict_json
+from .._internal.videos import VIDEOS
 from ..datasets import contents, media
 from ..datasets.contents import Piece
-from ..datasets.sources import Read, open_source
+from ..datasets.sources import CHUNKS, Read, open_source
 from ..editing import Direct, Edit, EditMethod
 from ..errors import InputError
 from ..solvers.state import slice_state
@@ -80,6 +81,8 @@ class Editing(Addressed):
                 raise InputError(f"{word}: method {self._name!r} cannot honour it: {refused[name]}")
         if self.solver == "auto" and "inversion" in refused:
             raise InputError(f"solver: 'auto' chooses for inversions, and method {self._name!r} makes none; name one")
+        if self.frames == CHUNKS and self.mask is not None and not _stands_still(self.mask):
+            raise InputError(f"mask: {self.mask} moves, and frames in chunks have one mask; give a picture")
         if self.smooth is not None and self.smoothing is None and self.lora is None:
             raise InputError("smooth: says on which ways the field is smoothed; give how, too")
         if self.lora is not None and self.smooth not in (None, "both") and "inversion" in refused:
@@ -227,6 +230,11 @@ def rows_of(whole: Inversion, start: int, stop: int) -> Inversion:
 def mask_of(path: str | Path, model: Any) -> Tensor:
     """The largest share of white behind each place of a sample, of a picture or, for a video, of its frames."""
     return editing.mask_for(model, media.read_mask(path, model))
+
+
+def _stands_still(path: str) -> bool:
+    """Whether a mask is a single picture."""
+    return Path(path).suffix.lower() not in VIDEOS and not Path(path).is_dir()
 
 
 def _with_lora(model: Any, path: str) -> Any:

@@ -7,6 +7,7 @@ sheet of pictures.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor
 
 from .._internal import files
-from .._internal.kinds import kind_of
-from ..datasets import media
+from .._internal.kinds import frame_rate, kind_of
+from ..datasets import films, media
+from ..datasets.sources import CHUNKS
 from ..errors import InputError
 from .jobs import Job
 from .run import Run
@@ -88,6 +90,8 @@ def export(run: Run, path: str | Path, decode: Callable[[Tensor], Any] | None = 
     decode = decode or _as_they_are
     if path.suffix.lower() == ".npy":
         _write_array(run, path, decode)
+    elif _is_film(run, path):
+        films.write(path, films.joined(_chunks(run, decode)), frame_rate(model) if how["fps"] is None else how["fps"])
     elif path.suffix:
         media.write(path, _whole(run, path, decode), **how)
     else:
@@ -97,6 +101,20 @@ def export(run: Run, path: str | Path, decode: Callable[[Tensor], Any] | None = 
             for k in range(one.start, one.stop):
                 _remove_earlier(path, k)
     return path
+
+
+def _is_film(run: Run, path: Path) -> bool:
+    """Whether the samples are chunks of one film, which is to be written as such; an array holds the chunks."""
+    if getattr(run.job, "frames", None) != CHUNKS or path.suffix.lower() in media.ARRAYS:
+        return False
+    return any("frame" in part.tensors for _, part in islice(run.stretches(), 1))
+
+
+def _chunks(run: Run, decode: Callable[[Tensor], Any]) -> Iterator[tuple[int, Tensor]]:
+    """The first frames of the chunks, and the chunks."""
+    for _, part in run.stretches():
+        for k, first in enumerate(part.tensors["frame"].tolist()):
+            yield first, decode(run.job.samples(part)[k : k + 1])[0].cpu()
 
 
 def _remove_earlier(folder: Path, k: int) -> None:

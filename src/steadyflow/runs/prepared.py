@@ -19,6 +19,7 @@ from .._integrate import Progress
 from .._version import __version__
 from ..datasets import contents, media
 from ..datasets.contents import Piece
+from ..datasets.films import Film
 from ..datasets.sources import Read
 from ..errors import InputError, MissingExtraError, StorageError
 from ..loading import identity
@@ -191,6 +192,8 @@ class Prepared:
 
     def _part(self, block: Block) -> Part:
         part = self.job.part(self.job.call(block))
+        if isinstance(self.data, Film) and "x" in part.tensors:  # where chunks lie in their film, to join them by
+            part.tensors["frame"] = torch.tensor(self.data.starts[block.start : block.stop])
         if self.known is not None and "files" in self.known:
             self._check_files(str(self.known["files"]))
         return part

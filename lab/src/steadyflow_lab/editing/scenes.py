@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import cast
 
 import torch
 from safetensors.torch import load_file
@@ -20,7 +21,7 @@ from torch.nn import functional
 from steadyflow.diffusers import PipelineModel
 
 from ..datasets.scenes import COLOURS, DIGITS, PLACES, SIDE, SIZES, Scenes, caption, scenes
-from ..models import WEIGHTS, load_scenes
+from ..models import WEIGHTS, load
 from ..scenes_judge import SceneJudge, Seen
 
 KINDS = ("digit", "colour", "place", "remove")
@@ -76,7 +77,7 @@ def judge() -> SceneJudge:
 @cache
 def scene_model() -> PipelineModel:
     """Load the pipeline that is edited with, once per process."""
-    return load_scenes()
+    return cast(PipelineModel, load("scenes"))
 
 
 @cache
