@@ -1,6 +1,7 @@
 """Programs as they are: inference mode, autocast, copies, threads, offloading, moves, compilation, seeds."""
 
 import copy
+import importlib
 import pickle
 import threading
 import warnings
@@ -13,7 +14,7 @@ diffusers = pytest.importorskip("diffusers")
 import pipelines  # noqa: E402
 import steadyflow as sf  # noqa: E402
 from steadyflow.diffusers import SteadyFlowScheduler, SteadyScheduler  # noqa: E402
-from steadyflow.loading import fingerprint  # noqa: E402
+from steadyflow.loading import fingerprint, load_model  # noqa: E402
 
 VP = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 SCHEDULED = [
@@ -277,3 +278,13 @@ def test_a_warning_free_import_and_run():
         scheduler = SteadyScheduler(solver="ees25", **VP)
         scheduler.set_timesteps(3)
         to_the_end(scheduler, torch.zeros(1, 1, 2, 2))
+
+
+def test_a_pipeline_that_a_function_makes_is_moved_to_the_device_that_was_asked_for(tmp_path, monkeypatch):
+    pipe, _, side = pipelines.in_mode("StableDiffusionPipeline")
+    (tmp_path / "makes_a_pipeline.py").write_text("def model():\n    return made\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("makes_a_pipeline").made = sf.from_diffusers(pipe, height=side, width=side)
+    assert load_model("makes_a_pipeline:model").pipe.device.type == "cpu"
+    moved = load_model("makes_a_pipeline:model", "meta")
+    assert {p.device.type for part in (moved.pipe.unet, moved.pipe.vae) for p in part.parameters()} == {"meta"}

@@ -51,7 +51,7 @@ def load_model(
     """
     name, place = os.fspath(name), device_of(device)
     model = _find(name, {key: call_value(key, value) for key, value in (call or {}).items()}, place)
-    return model if place == torch.device("cpu") or _pipeline(model) is not None else _moved(model, place)
+    return model if place == torch.device("cpu") else _moved(model, place)
 
 
 _NOT_OF_CALLS = {
@@ -134,6 +134,12 @@ def _moved(model: Denoiser, device: torch.device) -> Denoiser:
     """The model with its network on a device."""
     if isinstance(model, MixtureDenoiser):
         return model  # goes where the states are
+    pipe = _pipeline(model)
+    if pipe is not None:
+        here: torch.device = getattr(pipe, "_execution_device", pipe.device)
+        if here.type != device.type:  # a pipeline that a function or an extension package has loaded
+            pipe.to(device)
+        return model
     if isinstance(model.net, nn.Module):
         model.net.to(device)
         return model
