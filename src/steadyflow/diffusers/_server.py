@@ -230,6 +230,11 @@ class Server:
         """The number of the pipeline's states."""
         return len(self.sizes)
 
+    def ready(self, request: Request, rows: int) -> None:
+        """Open the call that answers a number of samples, so that the next query does nothing but answer."""
+        with self._lock:
+            self._line_for(request, rows)
+
     def answer(self, request: Request, x: Tensor, t: float) -> Tensor:
         """What the pipeline hands its scheduler at a state and a time.
 

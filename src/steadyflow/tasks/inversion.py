@@ -95,14 +95,25 @@ class Inversion(Solution):
         given = given.changed(index=self.index, seed=self.seed or 0, noise=self.noise or "brownian")
         return self._run(model, given)
 
-    def _checked(self, model: Denoiser | None, guidance: float | Tensor | None) -> Denoiser:
-        model = model or self.model
-        if model is None:
-            raise InputError("decode: a saved inversion holds no model; give the one that made it")
+    def check_path(self, model: Denoiser) -> None:
+        """Check that a model is on the path of the inversion.
+
+        Args:
+            model: The model.
+
+        Raises:
+            InputError: It is not.
+        """
         if model.schedule.spec() != self.schedule:
             raise InputError(
                 f"decode: the model's path is {model.schedule}, but the inversion was made on {self.schedule}"
             )
+
+    def _checked(self, model: Denoiser | None, guidance: float | Tensor | None) -> Denoiser:
+        model = model or self.model
+        if model is None:
+            raise InputError("decode: a saved inversion holds no model; give the one that made it")
+        self.check_path(model)
         return model if guidance is None else model.with_guidance(guidance)
 
     def _run(self, model: Denoiser, options: Resolved) -> Solution:

@@ -22,6 +22,7 @@ from ...noise import SOURCES
 from ...solvers.state import concat_states, slice_state
 from ...tasks.inversion import Inversion, decode_options, run_inversion
 from ..base import Edit, EditMethod, EditRequest, finished
+from .calls import repeated
 from .pair import Keep, Pair, Restoring, Storing, doubled, half, is_served, network_of
 from .sharing import Features, Rule, Sharing
 from .tap import Site, check_network, sites_of
@@ -82,6 +83,8 @@ class Injected(EditMethod):
                     raise InputError(f"{name}: the source's own states are not there with store=True; leave it out")
             if options.auto is not None or options.controller is not None:
                 raise InputError("store: is for steps that are known before; name a solver and a number of steps")
+        if request.inversion is not None:
+            request = replace(request, source=source_of(request.inversion, request.target))
         if self.store or is_served(request.source):
             check_plain(request.source)
         size, n = options.batch_size, len(request.x)
@@ -89,14 +92,13 @@ class Injected(EditMethod):
             return self._edit(request)
         for model in (request.source, request.target):
             model.check_batch(n)
-        return _joined([self._edit(_part(request, start, min(start + size, n))) for start in range(0, n, size)])
+        parts = [self._edit(_part(request, start, min(start + size, n))) for start in range(0, n, size)]
+        return _joined(parts, request.source)
 
     def _edit(self, request: EditRequest) -> Edit:
         options = request.options.changed(batch_size=None)
         sharing, source, target = self._shared(request), request.source, request.target
         inversion, spent = request.inversion, 0
-        for model in {id(m): m for m in (source, target) if is_served(m)}.values():
-            model(request.x, target.schedule.t_max)  # so that its pipeline is opened before anyone looks into it
         if self.store:
             sharing.times = options.rising(source).reversed().times
         if inversion is None:
@@ -104,6 +106,8 @@ class Injected(EditMethod):
             inversion, spent = replace(inversion, model=source), inversion.nfe
         sharing.times = inversion.grid.reversed().times
         if self.store:
+            seed, kind = inversion.seed or 0, SOURCES[inversion.noise or options.noise]
+            sharing.order = repeated(inversion, target, lambda x: kind.of(x, seed, range(len(x))))
             back = inversion.decode(Restoring.of(target, sharing), **decode_options(options))
         else:
             back = self._beside(request, inversion, sharing)
@@ -119,7 +123,7 @@ class Injected(EditMethod):
         if self.blend is not None:
             words = differing(*tokens_of(request, "blend"))
             blend = Blend(words, self.blend, shape)
-        return Sharing(
+        sharing = Sharing(
             sites=sites,
             rules=self.rules(request, sites),
             times=(),
@@ -127,6 +131,8 @@ class Injected(EditMethod):
             features=self.features(network),
             blend=blend,
         )
+        sharing.check()
+        return sharing
 
     def _beside(self, request: EditRequest, inversion: Inversion, sharing: Sharing) -> Solution:
         """Generate beside the source's own way back."""
@@ -137,16 +143,15 @@ class Injected(EditMethod):
         if request.mask is not None:
             corrections.append(Keep(request.mask.to))
         pair = Pair.of(request.source, request.target, sharing)
-        rows = range(inversion.index, inversion.index + n)
-        noise = SOURCES[inversion.noise or options.noise].of(
-            torch.cat([inversion.latent] * 2), inversion.seed or 0, [*rows, *rows]
-        )
+        rows, kind = range(inversion.index, inversion.index + n), SOURCES[inversion.noise or options.noise]
+        seed, both = inversion.seed or 0, torch.cat([inversion.latent] * 2)
         callback = options.callback
         if callback is not None:
-            seen = callback
+            seen, own = callback, kind.of(inversion.latent, seed, rows)
 
             def outside(info: StepInfo) -> None:
-                seen(info._replace(x=info.x[n:], state=half(info.state, n)))
+                before, state = half(info.before, n), half(info.state, n)
+                seen(info._replace(x=info.x[n:], model=request.target, noise=own, before=before, state=state))
 
             callback = outside
         found = integrate(
@@ -155,7 +160,7 @@ class Injected(EditMethod):
             inversion.solver.way_back(pair.schedule, inversion.grid),
             inversion.solver,
             state=doubled(inversion.state),
-            noise=noise,
+            noise=kind.of(both, seed, [*rows, *rows]),
             corrections=corrections,
             callback=callback,
             record=options.record,
@@ -166,9 +171,24 @@ class Injected(EditMethod):
         return replace(found, state=half(found.state, n), trajectory=kept, seed=inversion.seed, index=inversion.index)
 
 
+def source_of(inversion: Inversion, target: Denoiser) -> Denoiser:
+    """The model that leads an inversion back along its way up.
+
+    Args:
+        inversion: The inversion, which may have been read from a file.
+        target: The model of the edit.
+    """
+    inversion.check_path(target)
+    if inversion.model is not None:
+        return inversion.model
+    condition = inversion.condition
+    plain = replace(target, condition=None, guidance=1.0, scale=None)
+    return plain if condition is None else plain.with_condition(condition).with_guidance(inversion.guidance)
+
+
 def check_plain(model: Denoiser) -> None:
     """Raise `InputError` for a source with guidance, where its branches cannot be told apart."""
-    if model.guides:
+    if model.guides and model.condition is not None:
         raise InputError(
             f"source_guidance: got {model.guidance}; what is stored, or taken inside a served pipeline, is that of one "
             "branch, so that the way up is without guidance; give 1.0"
@@ -177,6 +197,8 @@ def check_plain(model: Denoiser) -> None:
 
 def tokens_of(request: EditRequest, name: str) -> tuple[Tokens, Tokens]:
     """The tokens of the source's prompt and of the target's."""
+    if request.inversion is not None:
+        raise InputError(f"{name}: needs the words of both prompts, and an inversion that is given has no words")
     source, target = request.prompts
     read = getattr(request.target, "tokens", None)
     if read is None or not is_words(target) or not (source is None or is_words(source)):
@@ -188,10 +210,12 @@ def tokens_of(request: EditRequest, name: str) -> tuple[Tokens, Tokens]:
 
 
 def word_of(model: Denoiser, word: str) -> Sequence[int]:
-    """The tokens of a word, without those that stand around every prompt."""
+    """The tokens of a word, without those that stand around every prompt. Raises `InputError` if it has none."""
     read = cast(Any, model).tokens
     empty, found = list(read("")[0]), list(read(word)[0])
-    front = next(k for k, (a, b) in enumerate(zip(empty, found, strict=True)) if a != b)
+    front = next((k for k, (a, b) in enumerate(zip(empty, found, strict=True)) if a != b), None)
+    if front is None:
+        raise InputError(f"emphasis: got {word!r}, which has no tokens")
     inside = found[front:]
     stop = empty[front] if front < len(empty) else None
     return inside[: inside.index(stop)] if stop in inside else inside
@@ -209,15 +233,15 @@ def _part(request: EditRequest, start: int, stop: int) -> EditRequest:
         x=request.x[start:stop],
         source=request.source.slice(start, stop),
         target=request.target.slice(start, stop),
-        mask=mask[start:stop] if mask is not None and len(mask) > 1 else mask,
+        mask=mask[start:stop] if mask is not None and mask.ndim == request.x.ndim and len(mask) > 1 else mask,
         options=request.options.changed(index=request.options.index + start),
         inversion=inversion,
         prompts=cast(Any, prompts),
     )
 
 
-def _joined(parts: Sequence[Edit]) -> Edit:
-    """One edit of successive batches."""
+def _joined(parts: Sequence[Edit], source: Denoiser) -> Edit:
+    """One edit of successive batches, of a source under the conditions of them all."""
     tracks = [part.trajectory for part in parts]
     known = [track for track in tracks if track is not None]
     inversions = [part.inversion for part in parts if part.inversion is not None]
@@ -227,5 +251,5 @@ def _joined(parts: Sequence[Edit]) -> Edit:
         nfe=max(part.nfe for part in parts),
         distance=torch.cat([part.distance for part in parts]),
         trajectory=Trajectory(known[0].times, torch.cat([one.x for one in known], 1)) if known else None,
-        inversion=Inversion.concatenate(inversions),
+        inversion=replace(Inversion.concatenate(inversions), condition=source.condition, model=source),
     )

@@ -21,6 +21,7 @@ prompt.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
@@ -33,7 +34,7 @@ from ..base import EditRequest, register
 from .injected import Injected, tokens_of, word_of
 from .pair import is_served
 from .sharing import Features, Rule
-from .tap import Kind, Site
+from .tap import Kind, Site, has_levels
 from .words import word_map
 
 Shares = tuple[float, float]
@@ -51,7 +52,8 @@ class PromptToPrompt(Injected):
     Args:
         cross_share: For which share of the steps, from the noisy end, cross attention is the source's.
         self_share: For which share the coarse self attention is.
-        coarse: What is coarse: attention over at most this share as many tokens as a sample has places.
+        coarse: What is coarse: attention over at most this share as many tokens as a sample has places. Only UNets have
+            attention at several resolutions; in other networks all of it counts as coarse.
         layers: From which share of the layers to which.
         emphasis: Words of the target that are attended to more (or less), such as {"fluffy": 3.0}.
     """
@@ -68,6 +70,10 @@ class PromptToPrompt(Injected):
         _check_shares(self, "cross_share", "self_share")
         object.__setattr__(self, "layers", _window("layers", self.layers))
         object.__setattr__(self, "coarse", number("coarse", self.coarse))
+        if not self.coarse >= 0.0:
+            raise InputError(f"coarse: got {self.coarse}, expected a share, 0 or more")
+        if self.emphasis is not None:
+            _check_emphasis(self.emphasis)
 
     def rules(self, request: EditRequest, sites: Sequence[Site]) -> list[Rule]:
         if is_served(request.target) and request.target.guides:
@@ -76,7 +82,8 @@ class PromptToPrompt(Injected):
                 "a served pipeline is not known; edit at guidance 1.0, or with 'plug-and-play'"
             )
         alike: dict[Kind, str] = {"self": "qk", "joint": "qk"}
-        rules = [Rule(alike, layers=self.layers, steps=(0.0, self.self_share), coarse=self.coarse, both=False)]
+        coarse = self.coarse if has_levels(sites) else None
+        rules = [Rule(alike, layers=self.layers, steps=(0.0, self.self_share), coarse=coarse, both=False)]
         if any(site.kind == "cross" for site in sites) and self.cross_share > 0.0:
             source, target = tokens_of(request, "cross_share")
             emphasis = dict(self.emphasis or {})
@@ -185,6 +192,16 @@ def _check_shares(method: Any, *names: str) -> None:
         if not 0.0 <= value <= 1.0:
             raise InputError(f"{name}: got {value}, expected a share in [0, 1]")
         object.__setattr__(method, name, value)
+
+
+def _check_emphasis(emphasis: object) -> None:
+    if not isinstance(emphasis, Mapping):
+        raise InputError(f"emphasis: got {emphasis!r}, expected weights by words, such as {{'fluffy': 3.0}}")
+    for word, weight in cast("Mapping[object, object]", emphasis).items():
+        if not isinstance(word, str):
+            raise InputError(f"emphasis: got {word!r}, expected a word")
+        if not math.isfinite(number("emphasis", weight)):
+            raise InputError(f"emphasis: got {weight}, expected a number")
 
 
 def _window(name: str, given: object) -> Shares:

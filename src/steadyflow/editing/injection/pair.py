@@ -49,8 +49,10 @@ class Pair(Denoiser):
             raise InputError("method: attention is shared at one time for the whole batch")
         here, there = x.chunk(2)
         if is_served(self.source) or self.source.condition is None or self.target.condition is None:
+            make_ready(self.source, here)
             with self.sharing.taking(t) as taken:
                 first = self.source(here, t)
+            make_ready(self.target, there)
             with self.sharing.giving(t, taken):
                 second = self.target(there, t)
             outputs = [first.output, second.output]
@@ -105,6 +107,7 @@ class Storing(Denoiser):
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Prediction:
         assert isinstance(t, float)
+        make_ready(self.inner, x)
         with self.sharing.taking(t) as taken:
             found = self.inner(x, t)
         self.sharing.keep(t, taken)
@@ -112,11 +115,12 @@ class Storing(Denoiser):
 
 
 class Restoring(Storing):
-    """A model of the edit that is given what a source has left behind, at the nearest time."""
+    """A model of the edit that is given what a source has left behind, call by call."""
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Prediction:
         assert isinstance(t, float)
-        with self.sharing.giving(t, self.sharing.near(t)):
+        make_ready(self.inner, x)
+        with self.sharing.giving(t, self.sharing.next(t)):
             return self.inner(x, t)
 
 
@@ -133,6 +137,13 @@ def _guided(model: Denoiser, x: Tensor, parts: Any) -> Tensor:
 def is_served(model: Denoiser) -> bool:
     """Whether a pipeline's own call answers for the model, which cannot be asked for two conditions at once."""
     return hasattr(model, "server")
+
+
+def make_ready(model: Denoiser, x: Tensor) -> None:
+    """Open a served pipeline's call before anyone looks into its network, which runs while it is opened."""
+    if is_served(model):
+        served = cast(Any, model)
+        served.server.ready(served.request, len(x))
 
 
 def network_of(model: Denoiser) -> nn.Module:

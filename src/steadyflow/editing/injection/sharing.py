@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+import math
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
@@ -49,6 +50,23 @@ class Taken(NamedTuple):
     v: Tensor | None
     mask: Tensor | None
 
+    @classmethod
+    def of(cls, site: Site, call: Call, places: int | None, parts: Collection[str] = "qkv") -> Taken:
+        """Take parts of a call, of the picture's tokens alone.
+
+        Args:
+            site: The attention.
+            call: What the source asks it.
+            places: The tokens of a picture, where they are known.
+            parts: Which of "q", "k" and "v".
+        """
+        span = [site.picture(value.shape[2], places) for value in call[:3]]
+        q, k, v = (
+            value[:, :, where] if name in parts else None
+            for name, value, where in zip("qkv", call[:3], span, strict=True)
+        )
+        return cls(q, k, v, call.mask if k is not None else None)
+
 
 Found = dict[int | str, "Taken | Tensor"]
 """What one call of the source has shown, by the number of the attention or the name of the features."""
@@ -69,13 +87,21 @@ class Sharing:
     """How many places a sample has."""
     features: Features | None = None
     blend: Blend | None = None
-    kept: dict[float, list[Found]] = field(default_factory=dict[float, "list[Found]"])
-    """What was stored on the way up, of each time in the order of the calls."""
-    given: dict[float, int] = field(default_factory=dict[float, int])
-    """How many calls of each time were answered on the way down."""
+    kept: list[tuple[float, Found]] = field(default_factory=list[tuple[float, "Found"]])
+    """What the calls on the way up have shown, with their times."""
+    order: Sequence[int] = ()
+    """For each call on the way down, the number of that on the way up which it repeats."""
+    given: int = 0
+    """How many calls on the way down were answered."""
 
     def __post_init__(self):
         self._where = [self._chosen(rule) for rule in self.rules]
+
+    def check(self) -> None:
+        """Raise `InputError` unless there is something that may be taken."""
+        if not any(self._where) and self.features is None and self.blend is None:
+            kinds = ", ".join(sorted({site.kind for site in self.sites}))
+            raise InputError(f"method: takes nothing from the attention of this network, which is {kinds} attention")
 
     def keep(self, t: float, found: Found) -> None:
         """Store what a call on the way up has shown.
@@ -84,25 +110,26 @@ class Sharing:
             t: The time of the call.
             found: What `taking` gave.
         """
-        near = min(self.kept, key=lambda time: abs(time - t), default=t)
-        self.kept.setdefault(near if abs(near - t) <= _SAME * (1.0 + abs(t)) else t, []).append(found)
+        self.kept.append((t, found))
 
-    def near(self, t: float) -> Found:
-        """What a call on the way down is given: of the nearest time, the last that was stored and not yet given.
+    def next(self, t: float) -> Found:
+        """What the next call on the way down is given: what the call that it repeats has shown, else the nearest.
 
-        An exactly reversible solver asks at the same times on its way down, at each in the opposite order.
+        Args:
+            t: The time of the call.
         """
-        near = min(self.kept, key=lambda time: abs(time - t))
-        calls, done = self.kept[near], self.given.get(near, 0)
-        self.given[near] = done + 1
-        return calls[-1 - done % len(calls)]
+        k = self.order[self.given] if self.given < len(self.order) else -1
+        self.given += 1
+        if not 0 <= k < len(self.kept) or abs(self.kept[k][0] - t) > _SAME * (1.0 + abs(t)):
+            k = min(range(len(self.kept)), key=lambda j: (abs(self.kept[j][0] - t), -j))
+        return self.kept[k][1]
 
     def _chosen(self, rule: Rule) -> set[int]:
         found: set[int] = set()
         for kind in {*rule.take, *(("cross",) if rule.words is not None else ())}:
             ours = [site.number for site in self.sites if site.kind == kind]
-            begin, end = (round(share * len(ours)) for share in rule.layers)
-            found |= set(ours[begin:end])
+            begin, end = rule.layers
+            found |= set(ours[-_ceil(-begin * len(ours)) : _ceil(end * len(ours))])
         return found
 
     def _on(self, steps: tuple[float, float], t: float) -> bool:
@@ -111,7 +138,8 @@ class Sharing:
         begin, end = (_ceil(share * n) for share in steps)
         top = float("inf") if begin <= 0 else self.times[min(begin, n)]
         bottom = -float("inf") if end >= n else self.times[end]
-        return bottom < t <= top
+        near = _SAME * (1.0 + abs(t))
+        return bottom + near < t <= top + near
 
     def active(self, t: float) -> list[tuple[Site, list[Rule]]]:
         """The attentions that take something at a time, and by which rules."""
@@ -123,16 +151,19 @@ class Sharing:
         self,
         site: Site,
         call: Call,
-        source: Taken,
+        source: Taken | Call,
         rules: Mapping[int, Sequence[Rule]],
         conditional: bool,
         places: int | None,
     ) -> Tensor:
+        active = rules.get(site.number, ())
+        if isinstance(source, Call):
+            source = Taken.of(site, source, places) if active else Taken(None, None, None, None)
         return _edited(
             site,
             call,
             source,
-            rules.get(site.number, ()),
+            active,
             conditional=conditional,
             places=places,
             sample_places=self.places,
@@ -159,7 +190,7 @@ class Sharing:
                 [
                     one.answer()
                     if source is None
-                    else self._answer(site, one, Taken(*calls[source][:4]), rules, k == conditional, places)
+                    else self._answer(site, one, calls[source], rules, k == conditional, places)
                     for k, (one, source) in enumerate(zip(calls, blocks, strict=True))
                 ]
             )
@@ -169,7 +200,7 @@ class Sharing:
             return torch.cat([part if s is None else parts[s] for part, s in zip(parts, blocks, strict=True)])
 
         with ExitStack() as stack:
-            stack.enter_context(tapped([s for s in self.sites if s.number in rules or s.number in watched], answer))
+            stack.enter_context(tapped(self.sites, rules.keys() | watched, answer))
             if self.features is not None and self._on(self.features.steps, t):
                 stack.enter_context(replaced(self.features.modules, change))
             yield
@@ -184,15 +215,15 @@ class Sharing:
             if site.number in found:
                 raise InputError(
                     f"method: {site.name} of the network was asked twice for one query (guidance in two calls, or rows "
-                    "one by one), and what belongs to which sample is not known; it cannot be injected into"
+                    "one by one), and what belongs to which sample is not known; it cannot be injected into, unless it "
+                    "was for several samples, by batch_size=1"
                 )
             parts = {part for rule in rules[site.number] for part in _parts(site, rule)}
-            q, k, v = ((value if name in parts else None) for name, value in zip("qkv", call[:3], strict=True))
-            found[site.number] = Taken(q, k, v, call.mask if k is not None else None)
+            found[site.number] = Taken.of(site, call, places, parts)
             return call.answer()
 
         with ExitStack() as stack:
-            stack.enter_context(tapped([site for site in self.sites if site.number in rules], answer))
+            stack.enter_context(tapped(self.sites, rules, answer))
             if self.features is not None and self._on(self.features.steps, t):
                 for number, module in enumerate(self.features.modules):
 
@@ -224,7 +255,7 @@ class Sharing:
             )
 
         with ExitStack() as stack:
-            stack.enter_context(tapped([site for site in self.sites if site.number in rules], answer))
+            stack.enter_context(tapped(self.sites, rules, answer))
             if self.features is not None and self._on(self.features.steps, t):
                 for number, module in enumerate(self.features.modules):
                     source = given.get(f"features {number}")
@@ -275,20 +306,19 @@ def _edited(
         tokens = places if site.kind == "joint" and places is not None else call.q.shape[2]
         if rule.coarse is not None and tokens > rule.coarse * sample_places:
             continue
-        span = site.picture(call, places)
         for part in _parts(site, rule):
-            call = call._replace(**{part: _with(getattr(call, part), getattr(source, part), span)})
-            if part == "k":
+            call = call._replace(**{part: _with(site, getattr(call, part), getattr(source, part), places)})
+            if part == "k" and site.kind == "self":
                 call = call._replace(mask=source.mask)
     return call.answer()
 
 
-def _with(own: Tensor, theirs: Tensor, span: slice) -> Tensor:
-    """Tokens with some of them another's."""
-    if span == slice(None):
+def _with(site: Site, own: Tensor, theirs: Tensor, places: int | None) -> Tensor:
+    """Tokens of which those of the picture are another's."""
+    if site.kind != "joint":
         return theirs
     made = own.clone()
-    made[:, :, span] = theirs[:, :, span]
+    made[:, :, site.picture(own.shape[2], places)] = theirs
     return made
 
 
@@ -302,4 +332,5 @@ def _blocks(call: Call, blocks: int) -> list[Call]:
 
 
 def _ceil(value: float) -> int:
-    return -int(-value // 1)
+    """The next whole number, where the value is not one already up to rounding."""
+    return math.ceil(value - _SAME)

@@ -8,7 +8,8 @@ are not touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
@@ -22,12 +23,22 @@ from ...errors import InputError
 Kind = Literal["self", "cross", "joint"]
 
 _ATTENTION = "scaled_dot_product_attention"
-_BEFORE_IMAGE = ("Flux", "Qwen", "Cog", "AuraFlow", "Chroma", "Bria", "LongCat", "Ovis", "Krea", "EasyAnimate")
+_BEFORE_IMAGE = (
+    "FluxTransformer", "Flux2Transformer", "QwenImageTransformer", "CogVideoX", "CogView3Plus", "CogView4", "AuraFlow",
+    "Chroma", "BriaTransformer", "BriaFiboTransformer", "LongCatImage", "OvisImage", "Krea2", "EasyAnimate", "GlmImage",
+)  # fmt: skip
 """Networks, by the start of their class's name, that put the tokens of the prompt before those of the picture."""
-_AFTER_IMAGE = ("SD3", "Hunyuan", "HiDream", "Mochi", "JoyImage", "Ernie", "Motif")
+_AFTER_IMAGE = ("SD3", "HunyuanVideo", "HunyuanImage", "HiDream", "Mochi", "ErnieImage", "MotifVideo")
 """Those that put them after."""
-_ASIDE = ("refiner", "context_embedder", "pooler", "caption", "text_model", "text_encoder")
+_ASIDE = ("refiner", "context_embedder", "pooler", "caption", "text_fusion", "text_model", "text_encoder")
 """Parts of a network whose attention is over the prompt alone."""
+_CROSS = ("attn2", "cross", "_to_")
+"""Parts of the names of attentions to something else, such as LTX-2's audio_attn2 and audio_to_video_attn."""
+_HIDDEN = ("hidden_states", "norm_hidden_states")
+_BESIDE = ("encoder_hidden_states", "norm_encoder_hidden_states")
+"""What joint attention calls the tokens of the picture, and those of the prompt where they come apart from them."""
+_PROMPTS = ("encoder_hidden_states", "cap_feats", "clip_text", "input_ids", "text_bth")
+"""What networks call the prompt that they are given."""
 
 
 class Call(NamedTuple):
@@ -58,18 +69,18 @@ class Site:
     prompt_first: bool = False
     """Of joint attention: whether the tokens of the prompt come before those of the picture."""
 
-    def picture(self, call: Call, places: int | None) -> slice:
+    def picture(self, tokens: int, places: int | None) -> slice:
         """Which tokens of a call belong to the picture.
 
         Args:
-            call: The call.
+            tokens: How many tokens there are.
             places: How many tokens a picture is for this network; only joint attention has others beside them.
         """
         if self.kind != "joint":
             return slice(None)
         if places is None:
             raise InputError(f"method: which tokens of {self.name} belong to the picture is not known")
-        return slice(call.q.shape[2] - places, None) if self.prompt_first else slice(0, places)
+        return slice(tokens - places, None) if self.prompt_first else slice(0, places)
 
 
 Answer = Callable[[Site, Call, int | None], Tensor]
@@ -85,49 +96,70 @@ def sites_of(network: nn.Module) -> list[Site]:
     Raises:
         InputError: There are none.
     """
-    owner = type(network).__name__
+    owner = _owner(network)
+    names = tuple(one.__name__ for one in type(owner).__mro__)
     found: list[tuple[tuple[int, int], str, nn.Module, Kind]] = []
     modules = cast("Iterator[tuple[str, nn.Module]]", network.named_modules())
     for order, (name, module) in enumerate(modules):
         if any(part in name for part in _ASIDE) or not _attends(module):
             continue
-        found.append(((_stage(name), order), name, module, _kind(owner, name, module)))
+        found.append(((_stage(name), order), name, module, _kind(names, name, module)))
     if not found:
         raise InputError(
-            f"method: {owner} has no attention to inject into; expected modules with `to_q`, `to_k` and `to_v`, as in "
-            "the UNets and transformers of diffusers"
+            f"method: {type(network).__name__} has no attention to inject into; expected modules with `to_q`, `to_k` "
+            "and `to_v`, as in the UNets and transformers of diffusers"
         )
     found.sort(key=lambda one: one[0])
-    first = _prompt_first(owner, {kind for _, _, _, kind in found})
+    first = _prompt_first(owner, names, {kind for _, _, _, kind in found})
     return [Site(k, name, module, kind, first) for k, (_, name, module, kind) in enumerate(found)]
+
+
+def _owner(network: nn.Module) -> nn.Module:
+    """The network of diffusers inside one of a user's own, or the network itself."""
+    inside = (module for module in network.modules() if type(module).__module__.startswith("diffusers.models"))
+    return next((module for module in inside if hasattr(module, "config")), network)
+
+
+def _is(names: Sequence[str], starts: tuple[str, ...]) -> bool:
+    """Whether a network is of some classes, or derived from one of them."""
+    return any(name.startswith(starts) for name in names)
 
 
 def _attends(module: nn.Module) -> bool:
     return hasattr(module, "to_q") or hasattr(module, "to_qkv") or hasattr(module, "to_qkv_mlp_proj")
 
 
+_STAGES = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
+"""A UNet's parts, which are not listed in the order in which they run."""
+
+
 def _stage(name: str) -> int:
-    """Of a UNet's parts, which are not listed in the order in which they run."""
-    return {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}.get(name.split(".")[0], 0)
+    return next((_STAGES[part] for part in name.split(".") if part in _STAGES), 0)
 
 
-def _kind(owner: str, name: str, module: nn.Module) -> Kind:
-    if getattr(module, "add_k_proj", None) is not None and "Wan" not in owner:
+def has_levels(sites: Sequence[Site]) -> bool:
+    """Whether attention is at several resolutions, as in UNets."""
+    return any(part in _STAGES for site in sites for part in site.name.split("."))
+
+
+def _kind(names: Sequence[str], name: str, module: nn.Module) -> Kind:
+    called = any(part in name.split(".")[-1] for part in _CROSS)
+    if getattr(module, "add_k_proj", None) is not None and not called:
         return "joint"
-    if getattr(module, "is_cross_attention", False) or name.split(".")[-1] == "attn2":
-        crosses = getattr(module, "is_cross_attention", None)
-        dual = owner.startswith("SD3")  # whose second attention is over the picture alone
+    crosses = getattr(module, "is_cross_attention", None)
+    if crosses or called:
+        dual = _is(names, ("SD3",))  # whose second attention is over the picture alone
         return "self" if dual or crosses is False else "cross"
-    joint = owner.startswith((*_BEFORE_IMAGE, *_AFTER_IMAGE))
-    return "joint" if joint else "self"
+    return "joint" if _is(names, (*_BEFORE_IMAGE, *_AFTER_IMAGE)) else "self"
 
 
-def _prompt_first(owner: str, kinds: set[Kind]) -> bool:
-    if owner.startswith(_BEFORE_IMAGE):
+def _prompt_first(owner: nn.Module, names: Sequence[str], kinds: set[Kind]) -> bool:
+    if _is(names, _BEFORE_IMAGE):
         return True
-    if "joint" in kinds and not owner.startswith(_AFTER_IMAGE):
+    hidden = kinds == {"self"} and any(name in inspect.signature(owner.forward).parameters for name in _PROMPTS)
+    if hidden or ("joint" in kinds and not _is(names, _AFTER_IMAGE)):
         raise InputError(
-            f"method: in which order {owner} puts the tokens of the prompt and of the picture is not known, so that "
+            f"method: in which order {names[0]} puts the tokens of the prompt and of the picture is not known, so that "
             "they cannot be told apart"
         )
     return False
@@ -166,11 +198,12 @@ def _call(
 
 
 @contextmanager
-def tapped(sites: Sequence[Site], answer: Answer) -> Generator[None]:
+def tapped(sites: Sequence[Site], chosen: Collection[int], answer: Answer) -> Generator[None]:
     """Let a function answer for some attentions, wherever the network runs within.
 
     Args:
-        sites: The attentions.
+        sites: All attentions of the network.
+        chosen: The numbers of those for which the function answers.
         answer: What answers.
 
     Raises:
@@ -180,12 +213,14 @@ def tapped(sites: Sequence[Site], answer: Answer) -> Generator[None]:
     listening: dict[int, list[_Listening]] = {site.number: [] for site in sites}
     places: list[int] = []  # of the picture; single streams are told by the double ones before them
 
+    def count(module: nn.Module, args: Any, kwargs: Any) -> None:
+        given = {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
+        hidden, beside = (next((given[n] for n in names if n in given), None) for names in (_HIDDEN, _BESIDE))
+        if isinstance(hidden, Tensor) and isinstance(beside, Tensor):
+            places[:] = [hidden.shape[1]]
+
     def opener(site: Site) -> Callable[..., None]:
-        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-            hidden = kwargs.get("hidden_states", args[0] if args else None)
-            beside = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
-            if site.kind == "joint" and isinstance(hidden, Tensor) and isinstance(beside, Tensor):
-                places[:] = [hidden.shape[1]]
+        def enter(module: nn.Module, args: Any) -> None:
             mode = _Listening(site, answer, places[0] if places else None)
             mode.__enter__()
             listening[site.number].append(mode)
@@ -206,8 +241,12 @@ def tapped(sites: Sequence[Site], answer: Answer) -> Generator[None]:
 
     handles: list[Any] = []
     try:
-        for site in sites:
-            handles.append(site.module.register_forward_pre_hook(opener(site), with_kwargs=True))
+        for site in sites if chosen else ():
+            if site.kind == "joint":
+                handles.append(site.module.register_forward_pre_hook(count, with_kwargs=True))
+            if site.number not in chosen:
+                continue
+            handles.append(site.module.register_forward_pre_hook(opener(site)))
             handles.append(site.module.register_forward_hook(closer(site), always_call=True))
         yield
     finally:

@@ -68,7 +68,8 @@ Tokens = Sequence[Sequence[int]]
 def word_map(source: Tokens, target: Tokens, emphasis: Tokens | None = None, weights: Sequence[float] = ()) -> WordMap:
     """Align the tokens of prompts: equal ones stand for each other, and so do runs of others between them.
 
-    Where two such runs have unequal lengths, the map of the source's is spread evenly over the target's.
+    Where two such runs have unequal lengths, the map of the source's is spread evenly over the target's. What fills up
+    a prompt after its end stands for what does so in the same place of the other.
 
     Args:
         source: The source's tokens.
@@ -76,8 +77,8 @@ def word_map(source: Tokens, target: Tokens, emphasis: Tokens | None = None, wei
         emphasis: Words, as tokens, that count more or less.
         weights: How much, of each of those.
     """
-    n = max(len(source), len(target))
-    places = torch.zeros(n, len(target[0]), len(source[0]))
+    n, length = max(len(source), len(target)), len(source[0])
+    places = torch.zeros(n, len(target[0]), length)
     counts = torch.ones(n, len(target[0]))
     for row in range(n):
         here, there = source[row % len(source)], target[row % len(target)]
@@ -86,10 +87,13 @@ def word_map(source: Tokens, target: Tokens, emphasis: Tokens | None = None, wei
                 places[row, range(j0, j1), range(i0, i1)] = 1.0
             elif tag == "replace":
                 places[row, j0:j1, i0:i1] = 1.0 / (j1 - j0)
+        end, begun = _inside(here), _inside(there)
+        for j in range(begun, len(there)):
+            places[row, j, min(end if j == begun else max(end + 1, j), length - 1)] = 1.0
         for word, weight in zip(emphasis or (), weights, strict=True):
             found = [k for k in range(len(there) - len(word) + 1) if list(there[k : k + len(word)]) == list(word)]
             if not found:
-                raise InputError("emphasis: a word of it is not in the target's prompt")
+                raise InputError(f"emphasis: the tokens {list(word)} of a word of it are not in the target's prompt")
             for k in found:
                 counts[row, k : k + len(word)] = weight
     return WordMap(places, counts)
@@ -113,7 +117,14 @@ def differing(source: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
 
 
 def _changes(source: Sequence[int], target: Sequence[int]) -> Sequence[tuple[str, int, int, int, int]]:
+    """The runs of tokens that are equal or not, as `difflib` gives them, before what fills up the prompts."""
+    source, target = source[: _inside(source)], target[: _inside(target)]
     return difflib.SequenceMatcher(None, source, target, autojunk=False).get_opcodes()
+
+
+def _inside(tokens: Sequence[int]) -> int:
+    """How many tokens come before the last one, which is repeated to fill up a prompt."""
+    return next((k + 1 for k in reversed(range(len(tokens))) if tokens[k] != tokens[-1]), 0)
 
 
 @dataclass
@@ -168,7 +179,7 @@ class Blend:
 
 def _attention(site: Site, call: Call, words: Tensor, places: int | None) -> Tensor:
     """How much each token of the picture attends to some words, mean over the heads: (B, tokens)."""
-    span = site.picture(call, places)
+    span = site.picture(call.q.shape[2], places)
     first = 0 if site.kind != "joint" or site.prompt_first else (places or 0)
     values = call.k.new_zeros((len(call.k), call.k.shape[1], call.k.shape[2], 1))
     last = min(first + words.shape[1], call.k.shape[2])
