@@ -168,7 +168,8 @@ class Injected(EditMethod):
         )
         kept = found.trajectory
         kept = None if kept is None else Trajectory(kept.times, kept.x[:, n:])
-        return replace(found, state=half(found.state, n), trajectory=kept, seed=inversion.seed, index=inversion.index)
+        told = {"seed": inversion.seed, "noise": inversion.noise} if found.solver.properties.stochastic else {}
+        return replace(found, state=half(found.state, n), trajectory=kept, index=inversion.index, **told)
 
 
 def source_of(inversion: Inversion, target: Denoiser) -> Denoiser:
