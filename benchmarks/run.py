@@ -2,7 +2,7 @@
 
     python benchmarks/run.py [name ...] [-- ARGUMENT ...]
 
-Without names all are run but the long ones (few_calls, tuning, tuning_pictures, many_inputs, kills, faults, fuzz and
+Without names all are run but the long ones (few_calls, tuning, tuning_pictures, many_inputs, video_edits, kills, faults, fuzz and
 versions), and gradients_on_device, which needs an accelerator. The sections
 of benchmarks that are not run stay as they are. Arguments after -- are those of the scripts, such as --read FILE.
 """
@@ -27,7 +27,7 @@ SCRIPTS = {"kills": "kill_runs", "faults": "faults", "fuzz": "fuzz", "versions":
 LONG = {name: FOLDER.parent / "scripts" / f"{file}.py" for name, file in SCRIPTS.items()}
 LONG |= {
     name: PATHS.pop(name)
-    for name in ("few_calls", "tuning", "tuning_pictures", "many_inputs", "gradients_on_device")
+    for name in ("few_calls", "tuning", "tuning_pictures", "many_inputs", "gradients_on_device", "video_edits")
     if name in PATHS
 }
 HEAD = "# Results\n\nWhat the scripts of this folder printed; `make benchmarks` makes it anew.\n"

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import steadyflow as sf
-from steadyflow import metrics, solvers
+from steadyflow import editing, metrics, solvers
 from steadyflow.metrics.statistics import Estimate, average
 
 from ..datasets.mnist import mnist
@@ -47,7 +47,13 @@ METHODS: tuple[Method, ...] = (
     ("inversion", {"solver": solvers.get("rex-midpoint", **AUTO)}),
     ("direct", {}),
     ("flow-edit", {}),
+    ("flow-align", {}),
     ("rf-inversion", {}),
+    *(
+        (method, {"solver": solver})
+        for method in ("masactrl", "plug-and-play", "value-injection")
+        for solver in ("ees25", solvers.get("rex-midpoint", **AUTO))
+    ),
 )
 REFERENCES = ("unedited", "truth")
 
@@ -251,11 +257,16 @@ def study(
         rows += summary(name, look(job, videos))
     for method in methods:
         found = [
-            edited_by(model, job, part, CHUNK * k, method, nfe=nfe, guidance=guidance)
+            edited_by(model, job, part, CHUNK * k, method, nfe=_each_way(method, nfe), guidance=guidance)
             for k, part in enumerate(latents.split(CHUNK))
         ]
         rows += summary(label(method), look(job, torch.cat(found)))
     return rows
+
+
+def _each_way(method: Method, nfe: int) -> int:
+    """The evaluations each way that make an edit as dear as one there and back: beside its source it has a third."""
+    return 2 * nfe // 3 if isinstance(editing.get(method[0]), editing.injection.Injected) else nfe
 
 
 def summary(name: str, seen: Seen) -> list[Row]:
