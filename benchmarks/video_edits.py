@@ -1,8 +1,8 @@
-"""Edits of held-out videos by the bundled pipeline of moving digits:  python benchmarks/video_edits.py [--n N] [--nfe N]
+"""Edits of held-out videos by the pipeline of moving digits:  python benchmarks/video_edits.py [--n N] [--nfe N]
 
 What of the asked change is there in every frame, what became of the rest, and whether it holds still: see
-`steadyflow_lab.editing.moving`, whose columns these are. Evaluations are equal: an edit beside its source has two thirds
-of the others' each way. Half an hour of one core.
+`steadyflow_lab.editing.moving`, whose columns these are. Evaluations are equal: an edit beside its source has two
+thirds of the others' each way. Half an hour of one core.
 """
 
 import argparse
