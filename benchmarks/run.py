@@ -2,9 +2,9 @@
 
     python benchmarks/run.py [name ...] [-- ARGUMENT ...]
 
-Without names all are run but the long ones (few_calls, tuning, tuning_pictures, many_inputs, video_edits, kills, faults,
-fuzz and versions), and gradients_on_device, which needs an accelerator. The sections of benchmarks that are not run
-stay as they are. Arguments after -- are those of the scripts, such as --read FILE.
+Without names all are run but the long ones (few_calls, tuning, tuning_pictures, many_inputs, video_edits, kills,
+faults, fuzz and versions), and gradients_on_device, which needs an accelerator. The sections of benchmarks that are not
+run stay as they are. Arguments after -- are those of the scripts, such as --read FILE.
 """
 
 import os
