@@ -8,7 +8,7 @@ background's error is exact.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -148,6 +148,47 @@ def _budgets(way: Way) -> Sequence[int]:
     if way.group == "injection":
         return range(BUDGET // 3, 0, -1)
     return range(BUDGET // 2, 0, -1)
+
+
+_LAYERS = ((0.0, 1.0), (0.0, 0.5), (0.33, 1.0), (0.5, 1.0), (0.67, 1.0))
+_SHARES = (0.2, 0.4, 0.6, 0.8)
+CHOICES: tuple[Way, ...] = tuple(
+    Way(
+        f"{method}, layers {layers[0]:g} to {layers[1]:g}, {share:g}",
+        method,
+        {"layers": layers, **given},
+        ("ees25", {}),
+    )
+    for method, option in (
+        ("prompt-to-prompt", "self_share"),
+        ("plug-and-play", "attention_share"),
+        ("masactrl", "steps"),
+        ("value-injection", "share"),
+    )
+    for layers in _LAYERS
+    for share in _SHARES
+    for given in ({option: (round(1.0 - share, 2), 1.0) if option == "steps" else share},)
+)
+"""Which layers and which share of the steps, of each way that injects; masactrl's are the last steps, not the first."""
+
+
+def choices(bench: Bench) -> Finding:
+    """Try layers and shares of the steps on pictures that the comparison of the ways does not have."""
+    guidances = (2.0, 4.0)
+    tried = CHOICES[::7] if bench.size.quick else CHOICES
+    own = replace(bench, size=replace(bench.size, seed=bench.size.seed + 100))
+    rows = study(own, tried, guidances)
+    ranked = sorted(rows, key=_score, reverse=True)
+    cells = [
+        [f"`{row.way}`", f"{row.guidance:g}", _percent(row.success()), shown(row.background(), "{:.3f}")]
+        for row in ranked
+    ]
+    note = (
+        f"{bench.size.images} held-out scenes of another seed, {BUDGET} evaluations an edit, ees25; by success less ten "
+        "times the background's error."
+    )
+    title = "Layers and steps of injection, on scenes"
+    return Finding("scenes-choices", title, [], ["way", "w", "success", "background"], cells, note)
 
 
 def piece(n: int, seed: int, item: tuple[Way, float, int]) -> tuple[SceneEdits, int]:
