@@ -184,8 +184,8 @@ def choices(bench: Bench) -> Finding:
         for row in ranked
     ]
     note = (
-        f"{bench.size.images} held-out scenes of another seed, {BUDGET} evaluations an edit, ees25; by success less ten "
-        "times the background's error."
+        f"{bench.size.images} held-out scenes of another seed, {BUDGET} evaluations an edit, ees25; by success less "
+        "ten times the background's error."
     )
     title = "Layers and steps of injection, on scenes"
     return Finding("scenes-choices", title, [], ["way", "w", "success", "background"], cells, note)
