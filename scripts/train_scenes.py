@@ -64,8 +64,12 @@ vae = AutoencoderKL(
 )  # fmt: skip
 
 
+LOOSE = [(18, 18), (46, 18), (32, 32), (18, 46), (46, 46)]  # the codec is to know no places
+
+
 def vae_loss(parts, generator):
-    images = scenes("train", 24, generator).images.contiguous(memory_format=torch.channels_last)
+    drawn = scenes("train", 24, generator, middles=LOOSE, jitter=2)
+    images = drawn.images.contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
         posterior = parts[0].encode(images).latent_dist
         back = parts[0].decode(posterior.sample(generator)).sample.float()
@@ -137,17 +141,28 @@ def pool():
     return held
 
 
+def squares():
+    """Where the digit lies, of each size and place, as weights over latents that are 8 there and 1 elsewhere."""
+    axis, made = torch.arange(16) * 4.0 + 2.0, torch.ones(len(SIZES), len(PLACES), 1, 16, 16)
+    for k, side in enumerate(SIZES.values()):
+        for j, (x, y) in enumerate(PLACES.values()):
+            reach = 0.6 * side
+            made[k, j, 0] += 7.0 * ((axis - y).abs() <= reach)[:, None] * ((axis - x).abs() <= reach)
+    return made
+
+
 def captions(facts, generator):
-    """One in ten is empty, two in ten leave out what they like."""
+    """One in ten is empty, two in ten leave out what they like; and which of them say size and place."""
     kinds, left = torch.rand(len(facts), generator=generator), torch.rand(len(facts), 4, generator=generator) < 0.4
-    told = []
+    told, placed = [], []
     for kind, row, without in zip(kinds.tolist(), facts.tolist(), left.tolist(), strict=True):
         rest = [None if kind < 0.3 and gone else value for value, gone in zip(row[1:], without, strict=True)]
         told.append("" if kind < 0.1 else caption(row[0], *rest))
-    return told
+        placed.append(kind >= 0.1 and row[0] < len(DIGITS) and None not in rest[1:3])
+    return told, torch.tensor(placed)
 
 
-pictures = pool()
+pictures, emphasis = pool(), squares()
 
 
 def flow_loss(parts, generator):
@@ -155,7 +170,9 @@ def flow_loss(parts, generator):
     n = options.batch
     rows = torch.randint(len(pictures["latents"]), (n,), generator=generator)
     clean = pictures["latents"][rows].float()
-    ids = words(captions(pictures["facts"][rows], generator), padding="max_length", return_tensors="pt").input_ids
+    facts = pictures["facts"][rows]
+    told, placed = captions(facts, generator)
+    ids = words(told, padding="max_length", return_tensors="pt").input_ids
     middles, anywhere = torch.randn(n, generator=generator).sigmoid(), torch.rand(n, generator=generator)
     u = torch.where(torch.rand(n, generator=generator) < 0.7, middles, anywhere)
     noise = torch.randn(clean.shape, generator=generator)
@@ -167,7 +184,9 @@ def flow_loss(parts, generator):
     states = torch.cat([states, states.new_zeros(n, zeros, states.shape[-1])], 1)
     pooled = torch.cat([out.text_embeds for out in read], -1)
     seen = network((1 - t) * clean + t * noise, states, pooled, 1000.0 * u).sample
-    return functional.mse_loss(seen, noise - clean)
+    # the digit counts more than its ground; as the caption says where, what is learned stays the conditional mean
+    weight = torch.where(placed[:, None, None, None], emphasis[facts[:, 2], facts[:, 3]], 1.0)
+    return (weight * (seen - (noise - clean)).square()).mean() / weight.mean()
 
 
 learned = torch.nn.ModuleList([transformer, encoder(), encoder()])

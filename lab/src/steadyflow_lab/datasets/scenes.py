@@ -5,6 +5,7 @@ photograph with at most one digit, of one of two sizes, at one of five places. T
 photographs that models are trained on are not those that are held out.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -24,9 +25,9 @@ COLOURS = {
 SIZES = {"small": 22, "large": 30}
 """Sides of the digits' squares, pixels."""
 PLACES = {
-    "top left": (18, 18), "top right": (46, 18), "centre": (32, 32), "bottom left": (18, 46), "bottom right": (46, 46),
+    "top left": (16, 16), "top right": (48, 16), "centre": (32, 32), "bottom left": (16, 48), "bottom right": (48, 48),
 }  # fmt: skip
-"""Middles of the squares, x then y; a digit may lie two pixels off."""
+"""Middles of the squares, x then y; a digit may lie a pixel off."""
 GROUNDS = {
     "bricks": ("brick", 0.4), "grass": ("grass", 0.4), "pebbles": ("gravel", 0.4), "coffee": ("coffee", 0.45),
     "fur": ("chelsea", 0.6), "stars": ("hubble_deep_field", 0.4), "cells": ("immunohistochemistry", 0.5),
@@ -34,7 +35,6 @@ GROUNDS = {
 }  # fmt: skip
 """What a picture lies over: the photograph of scikit-image, and the scale at which it is cropped."""
 _TRAINED = 0.62  # the share of a photograph's width that models are trained on
-_JITTER = 2
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,15 @@ def draw(digits: Tensor, colours: Tensor, size: Tensor, centres: Tensor, grounds
     return grounds * (1.0 - cover) + colours[:, :, None, None] * cover, cover
 
 
-def scenes(part: Part, n: int, generator: torch.Generator, *, empty: float = 0.1) -> Scenes:
+def scenes(
+    part: Part,
+    n: int,
+    generator: torch.Generator,
+    *,
+    empty: float = 0.1,
+    middles: Sequence[tuple[int, int]] = tuple(PLACES.values()),
+    jitter: int = 1,
+) -> Scenes:
     """Draw pictures.
 
     Args:
@@ -147,6 +155,8 @@ def scenes(part: Part, n: int, generator: torch.Generator, *, empty: float = 0.1
         n: How many.
         generator: The source of random numbers.
         empty: The share without a digit.
+        middles: Where the middles of the places lie.
+        jitter: How many pixels a digit may lie off.
     """
     known, labels = mnist(part)
     rows = torch.randint(len(known), (n,), generator=generator)
@@ -154,9 +164,9 @@ def scenes(part: Part, n: int, generator: torch.Generator, *, empty: float = 0.1
     size = torch.randint(len(SIZES), (n,), generator=generator)
     place = torch.randint(len(PLACES), (n,), generator=generator)
     none = torch.rand(n, generator=generator) < empty
-    shift = torch.randint(-_JITTER, _JITTER + 1, (n, 2), generator=generator)
+    shift = torch.randint(-jitter, jitter + 1, (n, 2), generator=generator)
     grounds = _crops(ground, part != "train", generator)
-    centres = torch.tensor(list(PLACES.values()))[place] + shift
+    centres = torch.tensor(middles)[place] + shift
     sides = torch.tensor(list(SIZES.values()))[size]
     colour = _legible(grounds, sides, centres, torch.rand(n, len(COLOURS), generator=generator))
     inks = torch.tensor(list(COLOURS.values()))[colour]

@@ -129,7 +129,7 @@ def _masks(pictures: Scenes, wanted: Tensor, kinds: Sequence[str]) -> Tensor:
         side = list(SIZES.values())[int(wanted[k, 2])]
         for place in (int(pictures.place[k]), int(wanted[k, 3])):
             x, y = list(PLACES.values())[place]
-            reach = 1.4 * side / 2 + _MARGIN  # with the two pixels by which a digit may lie off
+            reach = 1.4 * side / 2 + _MARGIN  # with the pixel by which a digit may lie off
             inside = ((axis - x).abs() <= reach)[None, :] & ((axis - y).abs() <= reach)[:, None]
             squares[k, 0] |= inside
     return squares
