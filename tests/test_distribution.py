@@ -124,12 +124,13 @@ def test_origin_and_licence_travel_with_the_wheel_and_lead_to_scripts_that_are_t
         names = wheel.namelist()
         pages = [name for name in names if name.endswith("ORIGIN.md")]
         licences = [name for name in names if name.endswith("licenses/LICENSE")]
-        text = wheel.read(pages[0]).decode()
+        texts = [wheel.read(name).decode() for name in pages]
         assert all(stat.S_IMODE(one.external_attr >> 16) & 0o444 == 0o444 for one in wheel.infolist())
     assert {"dist-info" in name for name in pages} == {True, False}  # with the licences, and beside the weights
     assert len(licences) == 1
-    scripts = {word.strip("`") for word in text.split() if word.startswith("`scripts/")}
+    scripts = {word.strip("`") for text in texts for word in text.split() if word.startswith("`scripts/")}
     assert scripts
+    text = "".join(texts)
     assert all((ROOT / script).is_file() for script in scripts)
     assert "Apache-2.0" in text
     assert "CC BY 4.0" in text
