@@ -320,7 +320,10 @@ def test_an_edit_to_the_same_prompt_is_the_reconstruction(name, model, x):
     assert edit.distance.max() < 1e-9
 
 
-@pytest.mark.parametrize("solver", EXACT)
+LONG = ("rex-dopri5", "rex-tsit5", "rex-bogacki-shampine", "rex-ssprk3", "rex-rk4")
+
+
+@pytest.mark.parametrize("solver", [pytest.param(s, marks=pytest.mark.slow if s in LONG else ()) for s in EXACT])
 def test_what_is_made_anew_is_what_is_stored(solver, model, x):
     """Of every exactly reversible solver; the second copy of the latent retraces its way up."""
     options = {"source": "a cat", "guidance": 2.0, "solver": solver, "steps": 3, "seed": 5}
