@@ -166,6 +166,12 @@ def run(
     return replace(found, state=state, grid=times, trajectory=seen_states)
 
 
+def within(options: Resolved, nfe: int) -> Resolved:
+    """The options with as many evaluations, at least one, where neither steps nor the times themselves are given."""
+    given = options.steps is not None or isinstance(options.grid, Grid)
+    return options if given else options.changed(nfe=max(1, nfe))
+
+
 def check_euler(request: EditRequest, why: str) -> Solver[Any]:
     """Euler's method. Raises `InputError` for another one, or for a controller, where a method counts steps."""
     options = request.options

@@ -36,8 +36,8 @@ from .. import noise
 from .._internal.given import number, whole
 from ..denoisers.base import Denoiser
 from ..errors import InputError
-from ..grids import Grid
-from ._fields import NO_INVERSION, check_counted, check_euler, clock, field_of, run, solver_of, velocity
+from ..tasks._options import Resolved
+from ._fields import NO_INVERSION, check_counted, check_euler, clock, field_of, run, solver_of, velocity, within
 from .base import Edit, EditMethod, EditRequest, finished, register
 
 _REFUSES = {
@@ -49,7 +49,13 @@ _Change = Callable[[Tensor, Tensor, Tensor, float, slice], Tensor]
 
 
 def _along(
-    request: EditRequest, method: EditMethod, change: _Change, *, average: int, models: tuple[Denoiser, Denoiser]
+    request: EditRequest,
+    method: EditMethod,
+    change: _Change,
+    *,
+    options: Resolved,
+    average: int,
+    models: tuple[Denoiser, Denoiser],
 ) -> Edit:
     """Follow a field of the edit with fresh noise at every evaluation; where a mask is 0 nothing moves.
 
@@ -57,15 +63,14 @@ def _along(
         request: What was asked for.
         method: The method.
         change: The field.
+        options: Those of the request, as `_settled`.
         average: How many noises it is averaged over.
         models: Those that are evaluated for each noise.
 
     Returns:
         The edit.
     """
-    options, x, mask = request.options, request.x, request.mask
-    solver, schedule = solver_of(request), request.source.schedule
-    options = options if options.steps is not None else options.changed(nfe=_budget(request, average))
+    x, mask, schedule = request.x, request.mask, request.source.schedule
 
     def net(z: Tensor, tau: float, rows: slice) -> Tensor:
         mine = x[rows]
@@ -84,13 +89,18 @@ def _along(
         return total * (weights[rows] if each else weights)
 
     model = field_of(net, average * sum(one.cost for one in models))
-    found = run(model, schedule, options.falling(request.source), solver, options, x)
+    found = run(model, schedule, options.falling(request.source), options.method, options, x)
     return finished(request, method, found, nfe=found.nfe)
 
 
-def _budget(request: EditRequest, average: int) -> int | None:
-    """The evaluations of each field that are left for each noise; None where the grid is given."""
-    return None if isinstance(request.options.grid, Grid) else max(1, request.options.budget // average)
+def _settled(request: EditRequest, average: int) -> Resolved:
+    """The options, with the evaluations of each field that are left for each noise.
+
+    Raises:
+        InputError: The solver does not follow a field of flow coordinates.
+    """
+    solver_of(request)
+    return within(request.options, request.options.budget // average)
 
 
 @register
@@ -116,13 +126,13 @@ class FlowEdit(EditMethod):
         object.__setattr__(self, "average", whole("average", self.average, 1))
 
     def edit(self, request: EditRequest) -> Edit:
-        source, target = request.source, request.target
+        source, target, options = request.source, request.target, _settled(request, self.average)
 
         def change(z: Tensor, x: Tensor, drawn: Tensor, tau: float, rows: slice) -> Tensor:
             noisy = (1.0 - tau) * x + tau * drawn
             return velocity(target, noisy + (z - x), tau, rows) - velocity(source, noisy, tau, rows)
 
-        return _along(request, self, change, average=self.average, models=(source, target))
+        return _along(request, self, change, options=options, average=self.average, models=(source, target))
 
 
 @register
@@ -153,14 +163,11 @@ class FlowAlign(EditMethod):
             raise InputError(f"zeta: got {self.zeta}, expected a number in [0, 1)")
 
     def edit(self, request: EditRequest) -> Edit:
-        solver_of(request)
-        check_counted(request.options)
+        options = _settled(request, self.average)
+        check_counted(options)
         source, target = request.source, request.target
         if source.condition is not None and target.guides:
             target = target.with_negative(source.condition)
-        options = request.options
-        if options.steps is None:
-            options = options.changed(nfe=_budget(request, self.average))
         widths = _widths(clock(source.schedule, options.falling(source)).times)
 
         def change(z: Tensor, x: Tensor, drawn: Tensor, tau: float, rows: slice) -> Tensor:
@@ -170,7 +177,7 @@ class FlowAlign(EditMethod):
             apart = (moved - noisy) - tau * (there - here)  # of the two estimates of the data
             return there - here + (self.zeta / widths(tau)) * apart
 
-        return _along(request, self, change, average=self.average, models=(source, target))
+        return _along(request, self, change, options=options, average=self.average, models=(source, target))
 
 
 def _widths(times: Sequence[float]) -> Callable[[float], float]:
@@ -227,9 +234,7 @@ class DVRF(EditMethod):
 
     def edit(self, request: EditRequest) -> Edit:
         check_euler(request, "this method takes steps of descent, one evaluation each")
-        source, target, options = request.source, request.target, request.options
-        if options.steps is None:
-            options = options.changed(nfe=_budget(request, self.average))
+        source, target, options = request.source, request.target, _settled(request, self.average)
         times = clock(source.schedule, options.falling(source)).times
         rates = dict(zip(times, self.rates(times), strict=False))
         number_of = {tau: k for k, tau in enumerate(times)}
@@ -242,7 +247,7 @@ class DVRF(EditMethod):
             slope = velocity(target, moved, tau, rows) - velocity(source, noisy, tau, rows)
             return (rates[tau] / widths(tau)) * (slope + (1.0 - eta) * (z - x))
 
-        return _along(request, self, change, average=self.average, models=(source, target))
+        return _along(request, self, change, options=options, average=self.average, models=(source, target))
 
     def rates(self, times: Sequence[float]) -> list[float]:
         """The length of each step.

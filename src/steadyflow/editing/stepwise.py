@@ -31,8 +31,7 @@ from .._internal.given import number, whole
 from ..coordinates import FLOW
 from ..denoisers.base import Denoiser
 from ..errors import InputError
-from ..grids import Grid
-from ._fields import NO_INVERSION, Carried, Field, check_euler, clock, field_of, run, velocity
+from ._fields import NO_INVERSION, Carried, Field, check_euler, clock, field_of, run, velocity, within
 from .base import Edit, EditMethod, EditRequest, finished, register
 
 Measure = Literal["absolute", "signed"]
@@ -56,11 +55,9 @@ class _Way:
         Raises:
             InputError: The solver is not Euler's, or a controller chooses the steps.
         """
-        self.solver, options = check_euler(request, _CARRIES), request.options
-        if options.steps is None and not isinstance(options.grid, Grid):
-            options = options.changed(nfe=max(1, (2 * options.budget - more) // calls))
-        self.options, self.request = options, request
-        self.grid = options.falling(request.source)
+        self.solver, self.request = check_euler(request, _CARRIES), request
+        self.options = within(request.options, (2 * request.options.budget - more) // calls)
+        self.grid = self.options.falling(request.source)
         self.times = clock(request.source.schedule, self.grid.reversed()).times
         self.number = {tau: k for k, tau in enumerate(self.times)}
         """Of the step up that begins at a time."""
@@ -69,6 +66,10 @@ class _Way:
         """The width of the step up that begins at a time."""
         k = self.number[tau]
         return self.times[k + 1] - self.times[k]
+
+    def width_down(self, tau: float) -> float:
+        """The width of the step down that begins at a time."""
+        return tau - self.times[self.number[tau] - 1]
 
     def up(self, field: Field) -> Solution:
         """Follow a field from the sources to the noisy end."""
@@ -210,7 +211,7 @@ class PMI(EditMethod):
 
         def down(u: Tensor, tau: float, rows: slice) -> Tensor:
             found = velocity(target, u, tau, rows)
-            width = way.width(way.times[way.number[tau] - 1])
+            width = way.width_down(tau)
             total = width * found if tau == way.times[-1] else held.get(rows) + width * found
             held.set(rows, total)
             mean = _unit(total)
@@ -266,7 +267,7 @@ class DNAEdit(EditMethod):
             return found
 
         def down(u: Tensor, tau: float, rows: slice) -> Tensor:
-            k, width = way.number[tau], tau - way.times[way.number[tau] - 1]
+            k, width = way.number[tau], way.width_down(tau)
             away, before = found_there[rows.start or 0, k]
             there = velocity(target, u + away, tau, rows)
             reference = (start[rows] if k == steps else held.get(rows)) - width * (there - before)
@@ -316,12 +317,10 @@ class ByFlowOpt(EditMethod):
 
         x, field = rising.x, field_of(net, target.cost)
         found = way.down(field, x)
-        spent += found.nfe
         for _ in range(self.iterations):
             x = x - self.rate * (top / bottom) * (found.x - request.x)
             found = way.down(field, x)
-            spent += found.nfe
-        return finished(request, self, found, nfe=spent)
+        return finished(request, self, found, nfe=spent + (self.iterations + 1) * found.nfe)
 
 
 def _emptied(model: Denoiser) -> Denoiser:
