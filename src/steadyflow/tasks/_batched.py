@@ -71,13 +71,14 @@ def run_batched(
         runs[0],
         state=concat_states([run.state for run in runs]),
         nfe=max(run.nfe for run in runs),
-        trajectory=_joined([run.trajectory for run in runs]),
+        trajectory=joined_trajectories([run.trajectory for run in runs]),
         seed=options.seed if stochastic else None,
         noise=options.noise if stochastic else None,
         index=options.index,
     )
 
 
-def _joined(parts: list[Trajectory | None]) -> Trajectory | None:
+def joined_trajectories(parts: list[Trajectory | None]) -> Trajectory | None:
+    """The recorded states of a whole batch from those of its parts; None where nothing was recorded."""
     known = [part for part in parts if part is not None]
     return Trajectory(known[0].times, torch.cat([part.x for part in known], dim=1)) if known else None

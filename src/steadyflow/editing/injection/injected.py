@@ -20,6 +20,7 @@ from ...denoisers.base import Denoiser, is_words
 from ...errors import InputError
 from ...noise import SOURCES
 from ...solvers.state import concat_states, slice_state
+from ...tasks._batched import joined_trajectories
 from ...tasks.inversion import Inversion, decode_options, run_inversion
 from ..base import Edit, EditMethod, EditRequest, finished
 from .calls import repeated
@@ -243,14 +244,12 @@ def _part(request: EditRequest, start: int, stop: int) -> EditRequest:
 
 def _joined(parts: Sequence[Edit], source: Denoiser) -> Edit:
     """One edit of successive batches, of a source under the conditions of them all."""
-    tracks = [part.trajectory for part in parts]
-    known = [track for track in tracks if track is not None]
     inversions = [part.inversion for part in parts if part.inversion is not None]
     return replace(
         parts[0],
         state=concat_states([part.state for part in parts]),
         nfe=max(part.nfe for part in parts),
         distance=torch.cat([part.distance for part in parts]),
-        trajectory=Trajectory(known[0].times, torch.cat([one.x for one in known], 1)) if known else None,
+        trajectory=joined_trajectories([part.trajectory for part in parts]),
         inversion=replace(Inversion.concatenate(inversions), condition=source.condition, model=source),
     )

@@ -6,8 +6,9 @@ anew where they are needed, and none is stored.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Self, cast
+from typing import Any, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from ...errors import InputError
 from ...prediction import Prediction
 from ...solvers.state import concat_states, flatten_state, slice_state
 from .sharing import Sharing
+
+S = TypeVar("S")
+"""A solver's state."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +133,7 @@ def _as(model: Denoiser) -> dict[str, Any]:
     return {one.name: getattr(model, one.name) for one in fields(Denoiser)}
 
 
-def _guided(model: Denoiser, x: Tensor, parts: Any) -> Tensor:
+def _guided(model: Denoiser, x: Tensor, parts: Sequence[Tensor]) -> Tensor:
     """The output of a model from those of its branches."""
     return parts[0] if len(parts) == 1 else torch.lerp(parts[0], parts[1], model.weight(x))
 
@@ -167,12 +171,12 @@ def network_of(model: Denoiser) -> nn.Module:
     )
 
 
-def doubled(state: Any) -> Any:
+def doubled(state: S) -> S:
     """A solver's state of the source twice: once to lead back, and once to be edited."""
     return concat_states([state, state])
 
 
-def half(state: Any, n: int) -> Any:
+def half(state: S, n: int) -> S:
     """The edit's half of a state of 2 n samples."""
     return slice_state(state, n, 2 * n)
 
@@ -181,8 +185,8 @@ def half(state: Any, n: int) -> Any:
 class Keep:
     """A correction that makes an edit its source outside a mask, with everything that the solver carries."""
 
-    weights: Any
-    """Called with the samples: where the edit may differ, in [0, 1]."""
+    weights: Callable[[Tensor], Tensor]
+    """Given the samples: where the edit may differ, in [0, 1]."""
 
     def __call__(self, info: StepInfo) -> Any:
         n = len(info.x) // 2

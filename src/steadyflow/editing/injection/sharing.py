@@ -141,33 +141,33 @@ class Sharing:
         near = _SAME * (1.0 + abs(t))
         return bottom + near < t <= top + near
 
-    def active(self, t: float) -> list[tuple[Site, list[Rule]]]:
-        """The attentions that take something at a time, and by which rules."""
-        on = [(rule, where) for rule, where in zip(self.rules, self._where, strict=True) if self._on(rule.steps, t)]
-        found = [(site, [rule for rule, where in on if site.number in where]) for site in self.sites]
-        return [(site, rules) for site, rules in found if rules]
+    def active(self, t: float) -> dict[int, list[Rule]]:
+        """The rules that act at a time, by the number of the attention; none where nothing is taken."""
+        found: dict[int, list[Rule]] = {}
+        for rule, where in zip(self.rules, self._where, strict=True):
+            for number in where if self._on(rule.steps, t) else ():
+                found.setdefault(number, []).append(rule)
+        return found
 
     def _answer(
-        self,
-        site: Site,
-        call: Call,
-        source: Taken | Call,
-        rules: Mapping[int, Sequence[Rule]],
-        conditional: bool,
-        places: int | None,
+        self, site: Site, call: Call, source: Taken, rules: Sequence[Rule], conditional: bool, places: int | None
     ) -> Tensor:
-        active = rules.get(site.number, ())
-        if isinstance(source, Call):
-            source = Taken.of(site, source, places) if active else Taken(None, None, None, None)
-        return _edited(
-            site,
-            call,
-            source,
-            active,
-            conditional=conditional,
-            places=places,
-            sample_places=self.places,
-        )
+        """The answer of an attention of the edit with what it takes of the source's."""
+        for rule in rules:
+            if not (conditional or rule.both):
+                continue
+            if site.kind == "cross" and rule.words is not None:
+                return rule.words.answer(call, cast(Tensor, source.q), cast(Tensor, source.k), source.mask)
+            if site.kind == "self" and call.k.shape[2] != call.q.shape[2]:
+                continue  # a network of one's own, whose names do not tell that this is cross attention
+            tokens = places if site.kind == "joint" and places is not None else call.q.shape[2]
+            if rule.coarse is not None and tokens > rule.coarse * self.places:
+                continue
+            for part in _parts(site, rule):
+                call = call._replace(**{part: _with(site, getattr(call, part), getattr(source, part), places)})
+                if part == "k" and site.kind == "self":
+                    call = call._replace(mask=source.mask)
+        return call.answer()
 
     @contextmanager
     def together(self, t: float, blocks: Sequence[int | None], conditional: int) -> Generator[None]:
@@ -178,7 +178,7 @@ class Sharing:
             blocks: Of each block, from which other one it takes what is the source's; None for the source's own.
             conditional: The number of the block of the edit under its condition.
         """
-        rules = {site.number: rules for site, rules in self.active(t)}
+        rules = self.active(t)
         watched: set[int] = set() if self.blend is None else self.blend.watches(self.sites)
         own = blocks[conditional]
 
@@ -186,14 +186,14 @@ class Sharing:
             calls = _blocks(call, len(blocks))
             if self.blend is not None and site.number in watched and own is not None:
                 self.blend.see(site, calls[own], calls[conditional], places)
-            return torch.cat(
-                [
-                    one.answer()
-                    if source is None
-                    else self._answer(site, one, calls[source], rules, k == conditional, places)
-                    for k, (one, source) in enumerate(zip(calls, blocks, strict=True))
-                ]
-            )
+            acting, answers = rules.get(site.number, []), list[Tensor]()
+            for k, (one, source) in enumerate(zip(calls, blocks, strict=True)):
+                if source is None or not acting:
+                    answers.append(one.answer())
+                else:
+                    taken = Taken.of(site, calls[source], places)
+                    answers.append(self._answer(site, one, taken, acting, k == conditional, places))
+            return torch.cat(answers)
 
         def change(output: Tensor) -> Tensor:
             parts = output.chunk(len(blocks))
@@ -209,7 +209,7 @@ class Sharing:
     def taking(self, t: float) -> Generator[Found]:
         """Run a network on the source's rows alone, and give what the edit takes of them."""
         found: Found = {}
-        rules = {site.number: rules for site, rules in self.active(t)}
+        rules = self.active(t)
 
         def answer(site: Site, call: Call, places: int | None) -> Tensor:
             if site.number in found:
@@ -243,7 +243,7 @@ class Sharing:
             given: What `taking` gave. Of several blocks of samples in a call, the last is taken to be that under the
                 condition.
         """
-        rules = {site.number: rules for site, rules in self.active(t) if site.number in given}
+        rules = {number: rules for number, rules in self.active(t).items() if number in given}
 
         def answer(site: Site, call: Call, places: int | None) -> Tensor:
             source = given[site.number]
@@ -251,7 +251,10 @@ class Sharing:
             rows = next(len(part) for part in source[:3] if part is not None)
             calls = _blocks(call, max(1, len(call.q) // rows))
             return torch.cat(
-                [self._answer(site, one, source, rules, k == len(calls) - 1, places) for k, one in enumerate(calls)]
+                [
+                    self._answer(site, one, source, rules[site.number], k == len(calls) - 1, places)
+                    for k, one in enumerate(calls)
+                ]
             )
 
         with ExitStack() as stack:
@@ -275,44 +278,6 @@ def _parts(site: Site, rule: Rule) -> str:
     return rule.take.get(site.kind, "")
 
 
-def _edited(
-    site: Site,
-    call: Call,
-    source: Taken,
-    rules: Sequence[Rule],
-    *,
-    conditional: bool,
-    places: int | None,
-    sample_places: int,
-) -> Tensor:
-    """The answer of an attention of the edit with what it takes of the source's.
-
-    Args:
-        site: The attention.
-        call: What the edit asks it.
-        source: What the source asked it.
-        rules: Those that act here.
-        conditional: Whether this is the branch under the condition.
-        places: The tokens of a picture, where they are known.
-        sample_places: The places of a sample.
-    """
-    for rule in rules:
-        if not (conditional or rule.both):
-            continue
-        if site.kind == "cross" and rule.words is not None:
-            return rule.words.answer(call, cast(Tensor, source.q), cast(Tensor, source.k), source.mask)
-        if site.kind == "self" and call.k.shape[2] != call.q.shape[2]:
-            continue  # a network of one's own, whose names do not tell that this is cross attention
-        tokens = places if site.kind == "joint" and places is not None else call.q.shape[2]
-        if rule.coarse is not None and tokens > rule.coarse * sample_places:
-            continue
-        for part in _parts(site, rule):
-            call = call._replace(**{part: _with(site, getattr(call, part), getattr(source, part), places)})
-            if part == "k" and site.kind == "self":
-                call = call._replace(mask=source.mask)
-    return call.answer()
-
-
 def _with(site: Site, own: Tensor, theirs: Tensor, places: int | None) -> Tensor:
     """Tokens of which those of the picture are another's."""
     if site.kind != "joint":
@@ -324,10 +289,9 @@ def _with(site: Site, own: Tensor, theirs: Tensor, places: int | None) -> Tensor
 
 def _blocks(call: Call, blocks: int) -> list[Call]:
     """A call cut into blocks of its rows."""
-    masks = [call.mask] * blocks if call.mask is None or len(call.mask) == 1 or call.mask.ndim < 3 else None
     parts = [part.chunk(blocks) for part in call[:3]]
-    masks = list(call.mask.chunk(blocks)) if masks is None and call.mask is not None else masks
-    assert masks is not None
+    each = call.mask is not None and call.mask.ndim > 2 and len(call.mask) > 1
+    masks = call.mask.chunk(blocks) if call.mask is not None and each else [call.mask] * blocks
     return [Call(q, k, v, mask, call.options) for q, k, v, mask in zip(*parts, masks, strict=True)]
 
 
