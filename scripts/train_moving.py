@@ -73,9 +73,8 @@ def vae_loss(parts, generator, batch, frames):
     videos = moving("train", batch, generator, empty=0.02).videos
     at = torch.randint(FRAMES - frames + 1, (), generator=generator).item()
     videos = videos[:, :, at : at + frames].contiguous(memory_format=torch.channels_last_3d)
-    with torch.autocast("cpu", torch.bfloat16):
-        posterior = parts[0].encode(videos).latent_dist
-        back = parts[0].decode(posterior.sample(generator)).sample.float()
+    posterior = parts[0].encode(videos).latent_dist
+    back = parts[0].decode(posterior.sample(generator)).sample.float()
     edges = sum(functional.l1_loss(back.diff(dim=k), videos.diff(dim=k)) for k in (-1, -2))
     kl = posterior.kl().float().mean() / posterior.mean[0].numel()
     return functional.l1_loss(back, videos) + 4.0 * functional.mse_loss(back, videos) + 0.5 * edges + 1e-4 * kl
@@ -152,9 +151,8 @@ def pool():
     with torch.no_grad():
         for _ in range(options.pool // 100):
             part = moving("train", 100, generator, empty=0.04)
-            with torch.autocast("cpu", torch.bfloat16):
-                videos = part.videos.contiguous(memory_format=torch.channels_last_3d)
-                posterior = vae.encode(videos).latent_dist
+            videos = part.videos.contiguous(memory_format=torch.channels_last_3d)
+            posterior = vae.encode(videos).latent_dist
             means.append(((posterior.mean - middle.view(-1, 1, 1, 1)) / spread.view(-1, 1, 1, 1)).half())
             spreads.append((posterior.std / spread.view(-1, 1, 1, 1)).half())
             facts.append(torch.stack([part.digit, part.colour, part.direction], 1))

@@ -26,16 +26,20 @@ parser.add_argument("--out", default="lab/src/steadyflow_lab/weights/scenes")
 parser.add_argument("--judge", default="lab/src/steadyflow_lab/weights/scenes-judge.safetensors")
 parser.add_argument("--work", default="build/scenes")
 parser.add_argument("--steps", type=int, default=16000)
-parser.add_argument("--vae-steps", type=int, default=1800)
+parser.add_argument("--vae-steps", type=int, default=1600)
+parser.add_argument("--vae-batch", type=int, default=10)
 parser.add_argument("--judge-steps", type=int, default=2500)
+parser.add_argument("--text-steps", type=int, default=1000)
 parser.add_argument("--batch", type=int, default=32)
 parser.add_argument("--pool", type=int, default=40000)
 parser.add_argument("--seed", type=int, default=0)
-parser.add_argument("--part", choices=["vae", "transformer", "judge", "all"], default="all")
+parser.add_argument("--part", choices=["judge", "text", "vae", "transformer", "all"], default="all")
 options = parser.parse_args()
 work, out = Path(options.work), Path(options.out)
 work.mkdir(parents=True, exist_ok=True)
 torch.manual_seed(options.seed)
+NAMES = ([*DIGITS, "nothing"], COLOURS, SIZES, PLACES, GROUNDS)
+MUCH = [len(names) for names in NAMES]
 LENGTH = 12  # the longest caption has eight words and two commas, between the two ends
 
 
@@ -43,8 +47,7 @@ def judge_loss(parts, generator):
     pictures = scenes("judge", options.batch, generator)
     noisy = pictures.images + 0.05 * torch.randn(pictures.images.shape, generator=generator)
     there = pictures.digit < len(DIGITS)
-    with torch.autocast("cpu", torch.bfloat16):
-        seen = parts[0](noisy.contiguous(memory_format=torch.channels_last))
+    seen = parts[0](noisy.contiguous(memory_format=torch.channels_last))
     loss = functional.cross_entropy(seen.digit.float(), pictures.digit)
     for name in ("colour", "size", "place"):
         loss = loss + functional.cross_entropy(getattr(seen, name).float()[there], getattr(pictures, name)[there])
@@ -57,6 +60,76 @@ if options.part in ("judge", "all"):
     if options.part == "judge":
         raise SystemExit
 
+words = tokenizer(
+    {word for names in (DIGITS, COLOURS, SIZES, PLACES, GROUNDS) for name in names for word in name.split()}
+    | {"a", "over", "nothing", ","},
+    LENGTH,
+)
+
+
+def encoder():
+    return CLIPTextModelWithProjection(
+        CLIPTextConfig(
+            vocab_size=len(words), hidden_size=64, intermediate_size=128, num_attention_heads=4, num_hidden_layers=2,
+            max_position_embeddings=LENGTH, bos_token_id=0, eos_token_id=1, pad_token_id=1, projection_dim=64,
+        )
+    )  # fmt: skip
+
+
+def captions(facts, generator):
+    """Captions, and of every fact what they say; how many there are of its kind where they say nothing.
+
+    One in ten is empty, two in ten leave out what they like.
+    """
+    kinds, left = torch.rand(len(facts), generator=generator), torch.rand(len(facts), 4, generator=generator) < 0.4
+    told, said = [], []
+    for kind, row, without in zip(kinds.tolist(), facts.tolist(), left.tolist(), strict=True):
+        rest = [None if kind < 0.3 and gone else value for value, gone in zip(row[1:], without, strict=True)]
+        told.append("" if kind < 0.1 else caption(row[0], *rest))
+        heard = [None] * 5 if kind < 0.1 else [row[0], *rest]
+        if row[0] == len(DIGITS):
+            heard[1:4] = [None] * 3
+        said.append([much if value is None else value for value, much in zip(heard, MUCH, strict=True)])
+    return told, torch.tensor(said)
+
+
+def read(encoders, told, zeros=0):
+    """What the pipeline gives to its transformer of texts: the states of their tokens, and one embedding of each.
+
+    The pipeline appends as many zeros to the states as its max_sequence_length says.
+    """
+    ids = words(told, padding="max_length", return_tensors="pt").input_ids
+    found = [text(ids, output_hidden_states=True) for text in encoders]
+    states = torch.cat([out.hidden_states[-2] for out in found], -1)
+    return functional.pad(states, (0, 0, 0, zeros)), torch.cat([out.text_embeds for out in found], -1)
+
+
+def reading_loss(parts, generator):
+    """How well linear maps of its embedding tell what a caption says."""
+    facts = torch.stack([torch.randint(len(names), (128,), generator=generator) for names in NAMES], 1)
+    told, said = captions(facts, generator)
+    pooled = functional.layer_norm(read(parts[:2], told)[1], (128,))
+    return sum(functional.cross_entropy(head(pooled), truth) for head, truth in zip(parts[2:], said.T, strict=True))
+
+
+# the text encoders learn to read before the transformer learns to draw: together, digits are not told apart for long
+heads = [torch.nn.Linear(128, much + 1) for much in MUCH]
+reading = torch.nn.ModuleList([encoder(), encoder(), *heads])
+reading = learn(work, "text", reading, reading_loss, options.text_steps, 2e-3, seed=options.seed)
+with torch.no_grad():
+    generator = torch.Generator().manual_seed(options.seed)
+    facts = torch.stack([torch.randint(len(names), (4000,), generator=generator) for names in NAMES], 1)
+    told, said = captions(facts, generator)
+    pooled = read(reading[:2], told)[1]
+    found = [head(functional.layer_norm(pooled, (128,))).argmax(1) for head in reading[2:]]
+    legible = [(seen == truth).float().mean().item() for seen, truth in zip(found, said.T, strict=True)]
+    for text in reading[:2]:
+        text.text_projection.weight /= pooled.std()
+first, second = reading[:2]
+print(f"read off captions: {legible}", flush=True)
+if options.part == "text":
+    raise SystemExit
+
 vae = AutoencoderKL(
     sample_size=64, block_out_channels=(16, 32, 64), down_block_types=["DownEncoderBlock2D"] * 3,
     up_block_types=["UpDecoderBlock2D"] * 3, layers_per_block=1, latent_channels=8, norm_num_groups=8,
@@ -68,11 +141,10 @@ LOOSE = [(18, 18), (46, 18), (32, 32), (18, 46), (46, 46)]  # the codec is to kn
 
 
 def vae_loss(parts, generator):
-    drawn = scenes("train", 24, generator, middles=LOOSE, jitter=2)
+    drawn = scenes("train", options.vae_batch, generator, middles=LOOSE, jitter=2)
     images = drawn.images.contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cpu", torch.bfloat16):
-        posterior = parts[0].encode(images).latent_dist
-        back = parts[0].decode(posterior.sample(generator)).sample.float()
+    posterior = parts[0].encode(images).latent_dist
+    back = parts[0].decode(posterior.sample(generator)).sample.float()
     edges = functional.l1_loss(back.diff(dim=-1), images.diff(dim=-1)) + functional.l1_loss(
         back.diff(dim=-2), images.diff(dim=-2)
     )
@@ -91,22 +163,6 @@ vae.register_to_config(scaling_factor=1.0 / spread, shift_factor=middle)
 print(f"codec rmse {codec**0.5:.4f}, mean {middle:.3f}, std {spread:.3f}", flush=True)
 if options.part == "vae":
     raise SystemExit
-
-words = tokenizer(
-    {word for names in (DIGITS, COLOURS, SIZES, PLACES, GROUNDS) for name in names for word in name.split()}
-    | {"a", "over", "nothing", ","},
-    LENGTH,
-)
-
-
-def encoder():
-    return CLIPTextModelWithProjection(
-        CLIPTextConfig(
-            vocab_size=len(words), hidden_size=64, intermediate_size=128, num_attention_heads=4, num_hidden_layers=2,
-            max_position_embeddings=LENGTH, bos_token_id=0, eos_token_id=1, pad_token_id=1, projection_dim=64,
-        )
-    )  # fmt: skip
-
 
 transformer = SD3Transformer2DModel(
     sample_size=16, patch_size=2, in_channels=8, out_channels=8, num_layers=6, attention_head_dim=32,
@@ -131,8 +187,7 @@ def pool():
     with torch.no_grad():
         for _ in range(options.pool // 500):
             part = scenes("train", 500, generator)
-            with torch.autocast("cpu", torch.bfloat16):
-                posterior = vae.encode(part.images.contiguous(memory_format=torch.channels_last)).latent_dist
+            posterior = vae.encode(part.images.contiguous(memory_format=torch.channels_last)).latent_dist
             drawn = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
             latents.append(((drawn.float() - middle) / spread).half())
             facts.append(torch.stack([part.digit, part.colour, part.size, part.place, part.ground], 1))
@@ -151,48 +206,38 @@ def squares():
     return made
 
 
-def captions(facts, generator):
-    """One in ten is empty, two in ten leave out what they like; and which of them say size and place."""
-    kinds, left = torch.rand(len(facts), generator=generator), torch.rand(len(facts), 4, generator=generator) < 0.4
-    told, placed = [], []
-    for kind, row, without in zip(kinds.tolist(), facts.tolist(), left.tolist(), strict=True):
-        rest = [None if kind < 0.3 and gone else value for value, gone in zip(row[1:], without, strict=True)]
-        told.append("" if kind < 0.1 else caption(row[0], *rest))
-        placed.append(kind >= 0.1 and row[0] < len(DIGITS) and None not in rest[1:3])
-    return told, torch.tensor(placed)
-
-
 pictures, emphasis = pool(), squares()
 
 
 def flow_loss(parts, generator):
-    network, first, second = parts
     n = options.batch
     rows = torch.randint(len(pictures["latents"]), (n,), generator=generator)
     clean = pictures["latents"][rows].float()
     facts = pictures["facts"][rows]
-    told, placed = captions(facts, generator)
-    ids = words(told, padding="max_length", return_tensors="pt").input_ids
-    middles, anywhere = torch.randn(n, generator=generator).sigmoid(), torch.rand(n, generator=generator)
+    told, said = captions(facts, generator)
+    middles, anywhere = (torch.randn(n, generator=generator) + 0.3).sigmoid(), torch.rand(n, generator=generator)
     u = torch.where(torch.rand(n, generator=generator) < 0.7, middles, anywhere)
     noise = torch.randn(clean.shape, generator=generator)
     t = u[:, None, None, None]
-    # the pipeline appends as many zeros as its max_sequence_length says: few here, and at times its own default
-    zeros = 256 if torch.rand((), generator=generator) < 0.04 else 1
-    read = [text(ids, output_hidden_states=True) for text in (first, second)]
-    states = torch.cat([out.hidden_states[-2] for out in read], -1)
-    states = torch.cat([states, states.new_zeros(n, zeros, states.shape[-1])], 1)
-    pooled = torch.cat([out.text_embeds for out in read], -1)
-    seen = network((1 - t) * clean + t * noise, states, pooled, 1000.0 * u).sample
+    with torch.no_grad():  # few zeros here, and at times the pipeline's own default
+        states, pooled = read((first, second), told, 256 if torch.rand((), generator=generator) < 0.04 else 1)
+    seen = parts[0]((1 - t) * clean + t * noise, states, pooled, 1000.0 * u).sample
     # the digit counts more than its ground; as the caption says where, what is learned stays the conditional mean
+    placed = (said[:, 2] < len(SIZES)) & (said[:, 3] < len(PLACES))
     weight = torch.where(placed[:, None, None, None], emphasis[facts[:, 2], facts[:, 3]], 1.0)
     return (weight * (seen - (noise - clean)).square()).mean() / weight.mean()
 
 
-learned = torch.nn.ModuleList([transformer, encoder(), encoder()])
-transformer, first, second = learn(
-    work, "transformer", learned, flow_loss, options.steps, 1e-3, seed=options.seed, every=250
-)
+transformer = learn(
+    work,
+    "transformer",
+    torch.nn.ModuleList([transformer]),
+    flow_loss,
+    options.steps,
+    1e-3,
+    seed=options.seed,
+    every=250,
+)[0]
 if options.part == "transformer":
     raise SystemExit
 
