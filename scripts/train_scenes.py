@@ -8,6 +8,7 @@ finished lies in WORK, and is not done again; training that was stopped goes on.
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 import steadyflow as sf
-from steadyflow_lab.datasets.scenes import COLOURS, DIGITS, GROUNDS, PLACES, SIZES, caption, scenes
+from steadyflow_lab.datasets.scenes import COLOURS, DIGITS, GROUNDS, PLACES, SIDE, SIZES, caption, scenes
 from steadyflow_lab.scenes_judge import SceneJudge
 
 parser = argparse.ArgumentParser()
@@ -26,8 +27,9 @@ parser.add_argument("--out", default="lab/src/steadyflow_lab/weights/scenes")
 parser.add_argument("--judge", default="lab/src/steadyflow_lab/weights/scenes-judge.safetensors")
 parser.add_argument("--work", default="build/scenes")
 parser.add_argument("--steps", type=int, default=16000)
-parser.add_argument("--vae-steps", type=int, default=1600)
-parser.add_argument("--vae-batch", type=int, default=10)
+parser.add_argument("--crops-steps", type=int, default=7000)
+parser.add_argument("--vae-steps", type=int, default=500)
+parser.add_argument("--vae-batch", type=int, default=8)
 parser.add_argument("--judge-steps", type=int, default=2500)
 parser.add_argument("--text-steps", type=int, default=1000)
 parser.add_argument("--batch", type=int, default=32)
@@ -140,11 +142,13 @@ vae = AutoencoderKL(
 LOOSE = [(18, 18), (46, 18), (32, 32), (18, 46), (46, 46)]  # the codec is to know no places
 
 
-def vae_loss(parts, generator):
+def vae_loss(parts, generator, side):
+    """The loss over squares of so many pixels, which hold part of a digit more often than not."""
     drawn = scenes("train", options.vae_batch, generator, middles=LOOSE, jitter=2)
-    images = drawn.images.contiguous(memory_format=torch.channels_last)
+    x, y = torch.randint((SIDE - side) // 4 + 1, (2,), generator=generator).mul(4).tolist()
+    images = drawn.images[:, :, y : y + side, x : x + side].contiguous(memory_format=torch.channels_last)
     posterior = parts[0].encode(images).latent_dist
-    back = parts[0].decode(posterior.sample(generator)).sample.float()
+    back = parts[0].decode(posterior.sample(generator)).sample
     edges = functional.l1_loss(back.diff(dim=-1), images.diff(dim=-1)) + functional.l1_loss(
         back.diff(dim=-2), images.diff(dim=-2)
     )
@@ -153,7 +157,9 @@ def vae_loss(parts, generator):
 
 
 vae = torch.nn.ModuleList([vae]).to(memory_format=torch.channels_last)
-vae = learn(work, "vae", vae, vae_loss, options.vae_steps, 2e-3, seed=options.seed)[0]
+small, whole = partial(vae_loss, side=SIDE // 2), partial(vae_loss, side=SIDE)
+vae = learn(work, "vae-crops", vae, small, options.crops_steps, 2e-3, seed=options.seed).requires_grad_(True)
+vae = learn(work, "vae", vae, whole, options.vae_steps, 5e-4, seed=options.seed)[0]
 with torch.no_grad():
     held = scenes("test", 512, torch.Generator().manual_seed(options.seed))
     posterior = vae.encode(held.images).latent_dist

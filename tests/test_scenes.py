@@ -10,7 +10,7 @@ pytest.importorskip("diffusers")
 import steadyflow as sf
 from steadyflow_lab.datasets.mnist import PARTS, mnist
 from steadyflow_lab.datasets.scenes import COLOURS, DIGITS, GROUNDS, PLACES, SIZES, caption, draw, scenes
-from steadyflow_lab.editing import pareto
+from steadyflow_lab.editing import pareto, ways
 from steadyflow_lab.editing.scenes import KINDS, SceneEdits, codec_error, judge, looked_at, scene_model, scene_task
 from steadyflow_lab.models import WEIGHTS
 
@@ -152,10 +152,9 @@ def test_what_is_seen_of_an_edit_is_exact(task):
 
 
 @trained
-def test_every_way_of_the_study_spends_no_more_than_its_budget(monkeypatch):
-    monkeypatch.setattr(pareto, "BUDGET", 24)
-    for way in pareto.WAYS:
-        edited, nfe = pareto.edit_scenes(way, 2.0, 2, 3, 0, 2)
+def test_every_way_of_the_study_spends_no_more_than_its_budget():
+    for way in {way.label: way for way in (*ways.WAYS, *ways.FEW_WAYS)}.values():
+        edited, nfe = ways.edit_scenes(way, 2.0, 2, 3, 0, 2, budget=24)
         assert edited.shape == (2, 8, 16, 16)
         assert 12 <= nfe <= 24, way.label
 

@@ -145,6 +145,9 @@ def draw(finding: Finding, figure: Any) -> None:
     """Draw the finding's curves with their intervals on a matplotlib figure."""
     axes = figure.subplots()
     for line in finding.curves:
+        if line.label.startswith("_"):  # what the others are seen against; it has no entry in the legend
+            axes.plot(line.x, line.y, "-", lw=0.8, color="0.8", zorder=0)
+            continue
         axes.plot(line.x, line.y, "o-", ms=3, label=line.label)
         if line.low is not None and line.high is not None:
             axes.fill_between(line.x, line.low, line.high, alpha=0.2)

@@ -1,8 +1,8 @@
 """Which way of editing changes what was asked for, and keeps the rest: all of them on scenes, at equal evaluations.
 
-Each way edits the same held-out pictures (`scenes`) for the same number of evaluations of the network in all, ways up
-and down and copies of the source together, the two branches of guidance as one. Success is what the judge reads; the
-background's error is exact.
+Each way (`ways`) edits the same held-out pictures (`scenes`) for the same number of evaluations of the network in all,
+ways up and down and copies of the source together, the two branches of guidance as one. Success is what the judge
+reads; the background's error is exact.
 """
 
 from __future__ import annotations
@@ -14,75 +14,18 @@ from typing import Any
 
 import torch
 
-import steadyflow as sf
-from steadyflow import editing, solvers
-from steadyflow.errors import InputError, NonFiniteError
 from steadyflow.metrics.statistics import Estimate, average, wilson
 
 from ..datasets.scenes import SIZES
-from ..findings import EMPTY, FAILS, HOLDS, OPEN, PARTLY, Claim, Curve, Finding, shown
+from ..findings import EMPTY, FAILS, HOLDS, OPEN, PARTLY, Claim, Finding, curve, shown
 from ..studies import Bench
 from .methods import paired_rates
-from .scenes import KINDS, SceneEdits, codec_error, looked_at, scene_model, scene_task
+from .scenes import KINDS, SceneEdits, codec_error, looked_at, scene_task
+from .ways import BUDGET, CHOICES, FEW, FEW_WAYS, INJECTED, QUICK, WAYS, Way, edit_scenes
 
-BUDGET = 96
-"""Evaluations of the network for an edit, all ways together."""
 CHUNK = 24
 """Pictures of a cell."""
-GUIDANCES = (1.0, 2.0, 4.0, 7.0, 10.0)
-FREE = 0.01
-"""A background error that no one sees, of a range of 1."""
-
-
-@dataclass(frozen=True)
-class Way:
-    """A way of editing, with everything but the guidance."""
-
-    label: str
-    method: str
-    options: dict[str, Any]
-    """Those of the method."""
-    solver: tuple[str, dict[str, Any]] | None = None
-    """Of methods that take any."""
-
-    @property
-    def group(self) -> str:
-        """What kind of way it is."""
-        if self.method in ("inversion", "direct"):
-            return "inversion"
-        return "injection" if self.method in _INJECTED else "no inversion"
-
-
-_INJECTED = ("prompt-to-prompt", "plug-and-play", "masactrl", "value-injection")
-_AUTO: dict[str, Any] = {"coordinates": "flow", "coupling": "auto"}
-SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddim": ("ddim", {}),
-    "rk4": ("rk4", {}),
-    "ees25": ("ees25", {}),
-    "ees27": ("ees27", {}),
-    "rex-euler": ("rex-euler", {"coordinates": "flow"}),
-    "rex-midpoint": ("rex-midpoint", {"coordinates": "flow"}),
-    "rex-midpoint, auto": ("rex-midpoint", _AUTO),
-}
-"""DDIM, a classical method, the near-reversible ones, two exact ones with their published couplings, and ours.
-
-Exact ones in the coordinates of noise do not start from the noisy end of a flow model, where alpha is 0."""
-WAYS: tuple[Way, ...] = (
-    *(Way(f"inversion, {name}", "inversion", {}, solver) for name, solver in SOLVERS.items()),
-    Way("direct, ees25", "direct", {}, SOLVERS["ees25"]),
-    *(
-        Way(name, name, {})
-        for name in (
-            "flow-edit", "flow-align", "dvrf", "rf-inversion", "uni-edit", "pmi", "dna-edit", "flow-opt", "noise-maps",
-        )
-    ),
-    *(
-        Way(f"{method}, {name}", method, {}, SOLVERS[name])
-        for method in _INJECTED
-        for name in ("ddim", "ees25", "rex-midpoint, auto")
-    ),
-)  # fmt: skip
-QUICK = tuple(way for way in WAYS if way.label in ("inversion, ees25", "flow-edit", "masactrl, ees25"))
+GUIDANCES = (1.0, 2.5, 5.0, 10.0)
 
 
 @dataclass(frozen=True)
@@ -105,96 +48,46 @@ class Row:
         return average(errors if chosen is None else errors[list(chosen)])
 
 
-def edit_scenes(way: Way, guidance: float, n: int, seed: int, start: int, stop: int) -> tuple[torch.Tensor, int]:
-    """Edit some of the pictures: the latents, and the evaluations that were made.
-
-    Args:
-        way: How.
-        guidance: Towards the target; the source is without.
-        n: The pictures of the task.
-        seed: Of the task.
-        start: The first that is edited.
-        stop: One past the last.
-    """
-    task, model = scene_task(n, seed), scene_model()
-    method = editing.get(way.method, **way.options)
-    words: dict[str, Any] = {"guidance": guidance, "source_guidance": 1.0, "progress": False, "index": start}
-    if way.solver is not None:
-        words["solver"] = solvers.get(way.solver[0], **way.solver[1])
-    for nfe in _budgets(way):
-        try:
-            found = sf.edit(
-                model,
-                task.latents[start:stop],
-                task.targets[start:stop],
-                source=task.sources[start:stop],
-                method=method,
-                nfe=nfe,
-                **words,
-            )
-        except NonFiniteError:
-            return torch.full_like(task.latents[start:stop], torch.inf), BUDGET
-        except InputError as error:
-            if "nfe" in str(error):
-                continue
-            raise
-        if found.nfe <= BUDGET:
-            return found.x, found.nfe
-    raise ValueError(f"{way.label}: no number of evaluations each way fits the budget of {BUDGET}")
-
-
-def _budgets(way: Way) -> Sequence[int]:
-    """The numbers of evaluations each way that are tried, falling: a copy of the source takes a third of the whole."""
-    if way.group == "injection":
-        return range(BUDGET // 3, 0, -1)
-    return range(BUDGET // 2, 0, -1)
-
-
-_LAYERS = ((0.0, 1.0), (0.0, 0.5), (0.33, 1.0), (0.5, 1.0), (0.67, 1.0))
-_SHARES = (0.2, 0.4, 0.6, 0.8)
-CHOICES: tuple[Way, ...] = tuple(
-    Way(
-        f"{method}, layers {layers[0]:g} to {layers[1]:g}, {share:g}",
-        method,
-        {"layers": layers, **given},
-        ("ees25", {}),
-    )
-    for method, option in (
-        ("prompt-to-prompt", "self_share"),
-        ("plug-and-play", "attention_share"),
-        ("masactrl", "steps"),
-        ("value-injection", "share"),
-    )
-    for layers in _LAYERS
-    for share in _SHARES
-    for given in ({option: (round(1.0 - share, 2), 1.0) if option == "steps" else share},)
-)
-"""Which layers and which share of the steps, of each way that injects; masactrl's are the last steps, not the first."""
-
-
 def choices(bench: Bench) -> Finding:
     """Try layers and shares of the steps on pictures that the comparison of the ways does not have."""
-    guidances = (2.0, 4.0)
     tried = CHOICES[::7] if bench.size.quick else CHOICES
-    own = replace(bench, size=replace(bench.size, seed=bench.size.seed + 100))
-    rows = study(own, tried, guidances)
+    size = replace(bench.size, images=min(48, bench.size.images), seed=bench.size.seed + 100)
+    rows = study(replace(bench, size=size), tried, (2.5,))
     ranked = sorted(rows, key=_score, reverse=True)
     cells = [
         [f"`{row.way}`", f"{row.guidance:g}", _percent(row.success()), shown(row.background(), "{:.3f}")]
         for row in ranked
     ]
     note = (
-        f"{bench.size.images} held-out scenes of another seed, {BUDGET} evaluations an edit, ees25; by success less "
+        f"{size.images} held-out scenes of another seed, {BUDGET} evaluations an edit, ees25; by success less "
         "ten times the background's error."
     )
     title = "Layers and steps of injection, on scenes"
     return Finding("scenes-choices", title, [], ["way", "w", "success", "background"], cells, note)
 
 
-def piece(n: int, seed: int, item: tuple[Way, float, int]) -> tuple[SceneEdits, int]:
+def few(bench: Bench) -> Finding:
+    """Compare solvers of plain inversion, a tuned one among them, where calls are few."""
+    ways, guidances = (FEW_WAYS[-1:], (2.5,)) if bench.size.quick else (FEW_WAYS, GUIDANCES)
+    rows = study(bench, ways, guidances, FEW)
+    cells = [
+        [f"`{row.way}`", f"{row.guidance:g}", _percent(row.success()), shown(row.background(), "{:.3f}"), str(row.nfe)]
+        for row in rows
+    ]
+    by = {(row.way, row.guidance): row for row in rows}
+    note = (
+        f"{bench.size.images} held-out scenes, {FEW} evaluations an edit in all; the tuned solver was fitted to round "
+        "trips of other pictures (`scripts/tune_scenes.py`)."
+    )
+    heads = ["way", "w", "success", "background", "evaluations"]
+    claims = [] if bench.size.quick else [_tuned(by)]
+    return Finding("scenes-few", "Few evaluations, on scenes", claims, heads, cells, note)
+
+
+def piece(n: int, seed: int, budget: int, item: tuple[Way, float, int]) -> tuple[SceneEdits, int]:
     """Edit and judge a chunk of the pictures."""
     way, guidance, start = item
-    edited, nfe = edit_scenes(way, guidance, n, seed, start, min(start + CHUNK, n))
+    edited, nfe = edit_scenes(way, guidance, n, seed, start, min(start + CHUNK, n), budget)
     return looked_at(scene_task(n, seed), edited, start), nfe
 
 
@@ -203,18 +96,19 @@ def read_piece(fields: Any) -> tuple[SceneEdits, int]:
     return SceneEdits(**fields[0]), int(fields[1])
 
 
-def study(bench: Bench, ways: Sequence[Way], guidances: Sequence[float]) -> list[Row]:
+def study(bench: Bench, ways: Sequence[Way], guidances: Sequence[float], budget: int = BUDGET) -> list[Row]:
     """Edit the pictures in every way at every guidance; each chunk is kept as it comes.
 
     Args:
         bench: How many pictures, and where the cells are kept.
         ways: The ways.
         guidances: Towards the target.
+        budget: Evaluations of an edit in all.
     """
     n, seed = bench.size.images, bench.size.seed
     items = [(way, w, start) for way in ways for w in guidances for start in range(0, n, CHUNK)]
     cells = [(f"{_plain(way.label)}-{w:g}-{start:03d}", (way, w, start)) for way, w, start in items]
-    found = bench.cells("editing-pareto", partial(piece, n, seed), cells, read_piece, budget=BUDGET)
+    found = bench.cells(f"editing-pareto-{budget}", partial(piece, n, seed, budget), cells, read_piece)
     parts: dict[tuple[str, float], list[tuple[SceneEdits, int]]] = {}
     for (way, w, _), one in zip(items, found, strict=True):
         parts.setdefault((way.label, w), []).append(one)
@@ -286,15 +180,14 @@ def figure(bench: Bench) -> Finding:
         if bench.size.quick
         else [_near(by, guidances), _without(by, guidances), _aligned(by, guidances), _leads(rows)]
     )
-    shown_ways = dict.fromkeys([*(row.way for row in front(rows)), "inversion, ddim", "inversion, ees25", "flow-edit"])
+    named = list(dict.fromkeys([*(row.way for row in front(rows)), "inversion, ddim", "inversion, ees25", "flow-edit"]))
     curves = [
-        Curve(
-            label,
-            [by[label, w].background().value for w in guidances],
-            [by[label, w].success().value for w in guidances],
+        curve(
+            way.label if way.label in named[:8] else f"_{way.label}",
+            [by[way.label, w].background().value for w in guidances],
+            [by[way.label, w].success() for w in guidances],
         )
-        for label in list(shown_ways)[:9]
-        if (label, guidances[0]) in by
+        for way in ways
     ]
     axes = ("error of the background", "success")
     return Finding(
@@ -347,6 +240,22 @@ def _near(by: dict[tuple[str, float], Row], guidances: Sequence[float]) -> Claim
     )
 
 
+def _tuned(by: dict[tuple[str, float], Row]) -> Claim:
+    """Whether a tuned solver keeps more background than the best plain one at few calls."""
+    others = [way.label for way in FEW_WAYS if way.label != "inversion, tuned"]
+    pairs = [("inversion, tuned", other) for other in others]
+    words, better, worse = _compared(by, pairs, GUIDANCES)
+    total = len(pairs) * len(GUIDANCES)
+    return Claim(
+        "tuned, few calls",
+        f"a solver tuned for round trips keeps more background than every plain one at {FEW} evaluations",
+        "ours",
+        f"less error in {better} of {total} settings, more in {worse}. Paired differences in success and in error: "
+        + "; ".join(words),
+        HOLDS if better == total else FAILS if not better else PARTLY,
+    )
+
+
 def _without(by: dict[tuple[str, float], Row], guidances: Sequence[float]) -> Claim:
     """What reversibility is worth at all where features are injected: against DDIM."""
     words, better, worse, total = _against(by, guidances, "ddim")
@@ -361,7 +270,7 @@ def _without(by: dict[tuple[str, float], Row], guidances: Sequence[float]) -> Cl
 
 def _against(by: dict[tuple[str, float], Row], guidances: Sequence[float], other: str) -> tuple[str, int, int, int]:
     """Every way that injects with ees25, against the same with another solver."""
-    pairs = [(f"{method}, ees25", f"{method}, {other}") for method in _INJECTED]
+    pairs = [(f"{method}, ees25", f"{method}, {other}") for method in INJECTED]
     words, better, worse = _compared(by, pairs, guidances)
     return "; ".join(words), better, worse, len(pairs) * len(guidances)
 
