@@ -226,7 +226,7 @@ def flow_loss(parts, generator):
     noise = torch.randn(clean.shape, generator=generator)
     t = u[:, None, None, None]
     with torch.no_grad():  # few zeros here, and at times the pipeline's own default
-        states, pooled = read((first, second), told, 256 if torch.rand((), generator=generator) < 0.04 else 1)
+        states, pooled = read((first, second), told, 256 if torch.rand((), generator=generator) < 0.03 else 1)
     seen = parts[0]((1 - t) * clean + t * noise, states, pooled, 1000.0 * u).sample
     # the digit counts more than its ground; as the caption says where, what is learned stays the conditional mean
     placed = (said[:, 2] < len(SIZES)) & (said[:, 3] < len(PLACES))
@@ -240,7 +240,7 @@ transformer = learn(
     torch.nn.ModuleList([transformer]),
     flow_loss,
     options.steps,
-    1e-3,
+    1.5e-3,
     seed=options.seed,
     every=250,
 )[0]

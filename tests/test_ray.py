@@ -296,9 +296,9 @@ def test_workers_are_at_least_one():
         runs.Ray(workers=0)
 
 
-@pytest.mark.parametrize(("kind", "moment"), [("driver", 0.2), ("driver", 0.7), ("ray driver", 0.4), ("worker", 0.3)])
-def test_a_killed_process_loses_nothing(cluster, tmp_path, reference, kind, moment):
-    found = kill_runs.trial(kind, moment + random.uniform(0.0, 0.2), tmp_path / "run", reference, cluster)
+@pytest.mark.parametrize("kind", ["driver", "ray driver", "worker"])
+def test_a_killed_process_loses_nothing(cluster, tmp_path, reference, kind):
+    found = kill_runs.trial(kind, random.uniform(0.1, 0.9), tmp_path / "run", reference, cluster)
     assert found.good, found
 
 
