@@ -2,7 +2,7 @@
 
 A flow model of moving digits (`steadyflow_lab.datasets.moving`) in the form of Wan: a causal VAE of videos, a UMT5 text
 encoder with its tokenizer, and a transformer, saved in diffusers' own format; and the judge of frames, which is trained
-on digits that the pipeline has not seen. Some eighty minutes on one core. What is finished lies in WORK, and is not
+on digits that the pipeline has not seen. Some fifty minutes on one core. What is finished lies in WORK, and is not
 done again; training that was stopped goes on.
 """
 
@@ -31,7 +31,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--out", default="lab/src/steadyflow_lab/weights/moving")
 parser.add_argument("--judge", default="lab/src/steadyflow_lab/weights/moving-judge.safetensors")
 parser.add_argument("--work", default="build/moving")
-parser.add_argument("--steps", type=int, default=9000)
+parser.add_argument("--steps", type=int, default=5000)
 parser.add_argument("--stills-steps", type=int, default=500)
 parser.add_argument("--vae-steps", type=int, default=1500)
 parser.add_argument("--judge-steps", type=int, default=1200)

@@ -130,11 +130,6 @@ def test_a_table_has_a_line_for_each_kind_of_edit_with_intervals():
 # --- the model
 
 
-trained = pytest.mark.skipif(
-    not (WEIGHTS / "moving" / "training.json").is_file(), reason="scripts/train_moving.py has not made the pipeline"
-)
-
-
 @pytest.fixture(scope="module")
 def model():
     pytest.importorskip("diffusers")
@@ -145,7 +140,6 @@ def model():
         yield found
 
 
-@trained
 def test_the_bundled_files_are_small_and_say_how_they_were_made():
     files = [p for p in (WEIGHTS / "moving").rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) < 6_000_000
@@ -153,7 +147,6 @@ def test_the_bundled_files_are_small_and_say_how_they_were_made():
     assert told["quality"]["judge on held-out digits"] > 0.9
 
 
-@trained
 def test_the_codec_keeps_held_out_videos(model):
     x = drawn(4).videos
     back = model.decode(model.encode(x))
@@ -161,7 +154,6 @@ def test_the_codec_keeps_held_out_videos(model):
     assert metrics.rmse(back, x).mean() < 0.12
 
 
-@trained
 def test_zeros_after_a_prompt_are_what_the_model_was_trained_with(model):
     """One token of zeros with the logarithm of their number on its logit is all those that the pipeline appends."""
     import math
@@ -194,7 +186,6 @@ def test_zeros_after_a_prompt_are_what_the_model_was_trained_with(model):
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-@trained
 @pytest.mark.slow
 def test_the_study_edits_by_every_method(model):
     rows = study.study(n=4, nfe=8, model=model)

@@ -23,6 +23,7 @@ LAB = {
         "mixture25-near",
         "mixture25-short",
         "mixture25-8d",
+        "moving",
         "triangles",
         "triangles-20",
         "triangles-40",
