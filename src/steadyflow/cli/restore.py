@@ -227,11 +227,10 @@ def _operator(
 
 def _check_size(mask: Path, shape: tuple[int, ...]) -> None:
     """Refuse a mask of another size than the picture."""
-    from PIL import Image
-
+    from .._internal.pictures import pillow
     from ..errors import InputError
 
-    with Image.open(mask) as opened:
+    with pillow().open(mask) as opened:
         width, height = opened.size
     if (height, width) != tuple(shape[-2:]):
         raise InputError(

@@ -98,8 +98,8 @@ def findings(*, imports: bool = False) -> Iterator[Finding]:
         imports: Whether also to import the packages of extras that are installed.
     """
     try:
-        about = metadata.metadata(NAME)
-        python, lines = about.get("Requires-Python", ""), metadata.requires(NAME) or []
+        python = metadata.metadata(NAME)["Requires-Python"] or ""
+        lines = metadata.requires(NAME) or []
     except metadata.PackageNotFoundError:
         python, lines = None, []
     yield _python(python or "")
