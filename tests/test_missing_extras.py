@@ -7,8 +7,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 import steadyflow as sf
+from steadyflow.datasets import arrays
 from steadyflow.doctor.versions import FOR_DEVELOPMENT, MODULES, parse
 
 ROOT = Path(__file__).parents[1]
@@ -79,7 +81,9 @@ def distribution(module):
 def told(tmp_path_factory):
     """What each entry says, in a child of a process that has loaded no optional package, with its module hidden."""
     program = f"""
-import os, sys, traceback, torch, steadyflow as sf
+import os, sys, torch, steadyflow as sf
+import steadyflow.cli.app, steadyflow.editing, steadyflow.interop, steadyflow.runs  # once for all children
+sf.load('digits')
 for k, (module, _, code) in enumerate({ENTRIES!r}):
     sys.stdout.flush()
     if os.fork():
@@ -96,11 +100,7 @@ for k, (module, _, code) in enumerate({ENTRIES!r}):
     os._exit(0)
 """
     folder = tmp_path_factory.mktemp("missing")
-    import torch
-
-    torch.save(None, folder / "weights")
-    from steadyflow.datasets import arrays
-
+    (folder / "weights").write_bytes(b"")
     arrays.write(folder / "x.npy", torch.zeros(1, 1, 8, 8))
     arrays.write(folder / "x.png", torch.ones(1, 1, 8, 8))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=folder)
