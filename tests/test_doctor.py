@@ -139,6 +139,16 @@ def test_folders_that_cannot_be_written_to_are_faults_where_they_are_needed(tmp_
         assert "is no folder" in found["hub"].says
 
 
+def test_without_any_temporary_folder_the_examination_goes_on(monkeypatch):
+    def none():
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.gettempdir", none)
+    found = {one.name: one for one in folders.findings()}
+    assert found["temporary"].status == "fail"
+    assert "No usable temporary directory" in found["temporary"].says
+
+
 def test_the_cache_of_the_hub_is_where_the_hub_has_it(tmp_path, monkeypatch):
     constants = pytest.importorskip("huggingface_hub.constants")
     cases = [{}, {"XDG_CACHE_HOME": "/a"}, {"HF_HOME": "/b"}, {"HF_HUB_CACHE": "/c", "HF_HOME": "/b"}]

@@ -26,6 +26,7 @@ _LEAST = 2**28
 
 def findings() -> Iterator[Finding]:
     """Look at each folder."""
+    temporary = None
     try:
         temporary = tempfile.gettempdir()
     except OSError as error:
@@ -33,14 +34,15 @@ def findings() -> Iterator[Finding]:
         yield Finding("folders", "temporary", "fail", says, "set TMPDIR to a folder that can be written to")
     else:
         yield _written("temporary", Path(temporary), "fail", "TMPDIR", "what goes to pipes and streams")
-    yield _written("working", Path.cwd(), "note", "", "results without a folder of their own")
+    yield _written("working", Path("."), "note", "", "results without a folder of their own")
     if installed("huggingface-hub") is not None:
         status: Status = "note" if offline() else "fail"
         yield _written("hub", hub(), status, "HF_HOME", "pipelines that are fetched by name")
     if installed("matplotlib") is not None:
         yield _written("matplotlib", _matplotlib(), "note", "MPLCONFIGDIR", "its list of fonts")
-    if installed("ray") is not None:
-        place = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray")
+    above = os.environ.get("RAY_TMPDIR") or temporary
+    if installed("ray") is not None and above is not None:
+        place = Path(above, "ray")
         yield _written("ray", place, "fail", "RAY_TMPDIR", "runs with --engine ray")
     if os.environ.get(registry.FOLDER):
         yield _tuned(Path(os.environ[registry.FOLDER]))
@@ -68,7 +70,7 @@ def _written(name: str, path: Path, otherwise: Status, variable: str, purpose: s
         variable: The environment variable that moves it.
         purpose: What is written there.
     """
-    figures = {"path": str(path)}
+    figures = {"path": os.path.realpath(path)}
     remedy = f"set {variable} to another folder" if variable else "give --out and --run folders elsewhere"
     try:
         check_writable(path, name, folder=True)
@@ -76,7 +78,7 @@ def _written(name: str, path: Path, otherwise: Status, variable: str, purpose: s
         return Finding("folders", name, otherwise, f"{error}; for {purpose}", remedy, figures)
     nearest = next(there for there in (path, *path.absolute().parents) if there.is_dir())
     free = shutil.disk_usage(nearest).free
-    says = f"{path}, {free / 2**30:.1f} GiB free, for {purpose}"
+    says = f"{figures['path']}, {free / 2**30:.1f} GiB free, for {purpose}"
     if free < _LEAST:
         return Finding("folders", name, otherwise, f"{says}: nearly full", f"free some space, or {remedy}", figures)
     return Finding("folders", name, "pass", says, figures={**figures, "free": free})
