@@ -123,6 +123,7 @@ ELSEWHERE = {
     "--batch-size": "how many are computed together; the results are equal",
     "--checkpoint": "where the state of the work is kept; the results are equal",
     "--device": "where the model runs; there is one device here",
+    "--imports": "whether an examination also imports all extras",
     "--help": "what there is",
 }
 """Flags that change no results by their nature; the tests below check what they do."""
@@ -293,7 +294,7 @@ def test_every_flag_changes_something_or_is_refused_by_its_name(name, invoke):
 
 def test_the_walk_goes_over_every_command_and_every_flag():
     walked = {words[0] for words in BASES.values()}
-    others = {"solvers", "runs show", "runs export"}
+    others = {"solvers", "runs show", "runs export", "doctor"}
     assert set(commands()) == walked | others
     there = {flag for command in commands().values() for flag in flags(command)}
     assert there == (set(COMMON) | set(ELSEWHERE)) - {"--help"}

@@ -62,12 +62,36 @@ def test_the_lab_uses_of_the_private_rooms_only_those_that_it_may():
     assert {name.split(".")[0] for name in private} <= {"_internal", "_integrate", "_version"}
 
 
+OPTIONAL_ROOMS = ("diffusers", "interop", "kdiffusion", "runs")
+"""Whose names are asked for by those who have what they need."""
+
+
 def test_importing_loads_none_of_the_optional_packages_and_starts_no_thread():
-    code = "import sys, threading, steadyflow; print([m for m in sys.modules]); assert threading.active_count() == 1"
+    """Nor does asking for any name that needs no extra."""
+    names = [name for name in sf.__all__ if sf._LAZY.get(name, name) not in OPTIONAL_ROOMS]
+    code = f"""
+import sys, threading
+import steadyflow
+for name in {names!r}: getattr(steadyflow, name)
+print([m for m in sys.modules])
+assert threading.active_count() == 1"""
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "'torch'" in loaded
     heavy = ("matplotlib", "diffusers", "sklearn", "skimage", "transformers", "jinja2", "typer", "PIL", "av", "scipy")
     heavy += ("sbi", "onnxruntime")
     assert [name for name in heavy if f"'{name}'" in loaded] == []
+
+
+def test_names_are_imported_when_they_are_asked_for():
+    """So that help, versions and completion need not wait for torch."""
+    code = """
+import sys
+import steadyflow, steadyflow.cli
+assert "torch" not in sys.modules and "numpy" not in sys.modules
+assert not hasattr(steadyflow, "nothing")
+assert steadyflow.tasks.sample is steadyflow.sample
+assert "torch" in sys.modules"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 MISSING = {
@@ -195,12 +219,14 @@ def test_every_public_name_exists_is_documented_and_is_used_in_an_example():
 
 
 def test_an_editor_sees_every_public_name():
+    """What type checkers are shown is what is imported when it is asked for."""
     assert set(sf.__all__) <= set(dir(sf))
-    tree = ast.parse((SOURCE / "__init__.py").read_text())
-    imported = {
-        alias.asname or alias.name for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for alias in n.names
-    }
-    assert set(sf.__all__) <= imported  # in plain sight, or for type checkers alone
+    shown = {}
+    for node in ast.walk(ast.parse((SOURCE / "__init__.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            shown |= {alias.name: node.module for alias in node.names}
+    assert set(shown) == set(sf.__all__)
+    assert {name: module for name, module in shown.items() if module not in (None, "_version")} == sf._LAZY
 
 
 def test_all_solver_classes_can_be_imported():

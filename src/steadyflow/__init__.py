@@ -10,64 +10,33 @@ edited = inversion.decode(model.with_condition(8), guidance=3.0)
 
 from typing import TYPE_CHECKING
 
-from . import (
-    coordinates,
-    corrections,
-    datasets,
-    denoisers,
-    diagnostics,
-    editing,
-    grids,
-    jacobians,
-    metrics,
-    models,
-    noise,
-    operators,
-    schedules,
-    solvers,
-    steering,
-)
-from ._integrate import Adjoint, AdjointRecord, PIDController, Solution, StepInfo, Stepper, Trajectory, integrate
 from ._version import __version__
-from .denoisers import Denoiser, GaussianMixture
-from .diagnostics import Diagnosis, diagnose, log_likelihood
-from .editing import Edit, edit
-from .errors import (
-    BrokenExtraError,
-    ConvergenceError,
-    CorruptFileError,
-    InputError,
-    MissingExtraError,
-    NonFiniteError,
-    NotInvertibleError,
-    SingularTimeError,
-    SteadyflowError,
-    StorageError,
-    UnknownNameError,
-)
-from .grids import Grid
-from .jacobians import FlowMap
-from .models import load
-from .prediction import Clip, Prediction
-from .schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosine, VPLinear, VPScaledLinear
-from .solvers import DDIM, DDPM, EES25, EES27, RK4, DPMpp2M, Euler, Heun, Midpoint, Rex, Solver, UniPC
-from .steering import Steered, steer
-from .tasks import (
-    Auto,
-    Choice,
-    Inversion,
-    Options,
-    Reconstruction,
-    choose_solver,
-    gits,
-    invert,
-    reconstruct,
-    sample,
-)
-from .tuning import tune
 
-if TYPE_CHECKING:  # what is imported when it is first asked for, as it needs diffusers or is seldom wanted
-    from . import diffusers, interop, kdiffusion, runs
+if TYPE_CHECKING:  # at run time by `__getattr__` below: torch takes seconds, and help and completion need none of it
+    from . import (
+        coordinates,
+        corrections,
+        datasets,
+        denoisers,
+        diagnostics,
+        diffusers,
+        editing,
+        grids,
+        interop,
+        jacobians,
+        kdiffusion,
+        metrics,
+        models,
+        noise,
+        operators,
+        runs,
+        schedules,
+        solvers,
+        steering,
+    )
+    from ._integrate import Adjoint, AdjointRecord, PIDController, Solution, StepInfo, Stepper, Trajectory, integrate
+    from .denoisers import Denoiser, GaussianMixture
+    from .diagnostics import Diagnosis, diagnose, log_likelihood
     from .diffusers import (
         SteadyFlowInverseScheduler,
         SteadyFlowScheduler,
@@ -75,6 +44,21 @@ if TYPE_CHECKING:  # what is imported when it is first asked for, as it needs di
         SteadyScheduler,
         from_diffusers,
     )
+    from .editing import Edit, edit
+    from .errors import (
+        BrokenExtraError,
+        ConvergenceError,
+        CorruptFileError,
+        InputError,
+        MissingExtraError,
+        NonFiniteError,
+        NotInvertibleError,
+        SingularTimeError,
+        SteadyflowError,
+        StorageError,
+        UnknownNameError,
+    )
+    from .grids import Grid
     from .interop import (
         describe_onnx,
         from_edm,
@@ -84,28 +68,53 @@ if TYPE_CHECKING:  # what is imported when it is first asked for, as it needs di
         from_sbi,
         from_torchcfm,
     )
+    from .jacobians import FlowMap
     from .kdiffusion import sample_steady
+    from .models import load
+    from .prediction import Clip, Prediction
+    from .schedules import VE, RectifiedFlow, Schedule, Tabulated, VPCosine, VPLinear, VPScaledLinear
+    from .solvers import DDIM, DDPM, EES25, EES27, RK4, DPMpp2M, Euler, Heun, Midpoint, Rex, Solver, UniPC
+    from .steering import Steered, steer
+    from .tasks import (
+        Auto,
+        Choice,
+        Inversion,
+        Options,
+        Reconstruction,
+        choose_solver,
+        gits,
+        invert,
+        reconstruct,
+        sample,
+    )
+    from .tuning import tune
 
-_LAZY = {
-    "SteadyFlowInverseScheduler": "diffusers",
-    "SteadyFlowScheduler": "diffusers",
-    "SteadyInverseScheduler": "diffusers",
-    "SteadyScheduler": "diffusers",
-    "describe_onnx": "interop",
-    "from_diffusers": "diffusers",
-    "from_edm": "interop",
-    "from_flow_matching": "interop",
-    "from_kdiffusion": "interop",
-    "from_onnx": "interop",
-    "from_sbi": "interop",
-    "from_torchcfm": "interop",
-    "sample_steady": "kdiffusion",
-    "diffusers": "",
-    "interop": "",
-    "kdiffusion": "",
-    "runs": "",
+_HOMES = {
+    "_integrate": "Adjoint AdjointRecord PIDController Solution StepInfo Stepper Trajectory integrate",
+    "denoisers": "Denoiser GaussianMixture",
+    "diagnostics": "Diagnosis diagnose log_likelihood",
+    "diffusers": (
+        "SteadyFlowInverseScheduler SteadyFlowScheduler SteadyInverseScheduler SteadyScheduler from_diffusers"
+    ),
+    "editing": "Edit edit",
+    "errors": (
+        "BrokenExtraError ConvergenceError CorruptFileError InputError MissingExtraError NonFiniteError "
+        "NotInvertibleError SingularTimeError SteadyflowError StorageError UnknownNameError"
+    ),
+    "grids": "Grid",
+    "interop": "describe_onnx from_edm from_flow_matching from_kdiffusion from_onnx from_sbi from_torchcfm",
+    "jacobians": "FlowMap",
+    "kdiffusion": "sample_steady",
+    "models": "load",
+    "prediction": "Clip Prediction",
+    "schedules": "VE RectifiedFlow Schedule Tabulated VPCosine VPLinear VPScaledLinear",
+    "solvers": "DDIM DDPM EES25 EES27 RK4 DPMpp2M Euler Heun Midpoint Rex Solver UniPC",
+    "steering": "Steered steer",
+    "tasks": "Auto Choice Inversion Options Reconstruction choose_solver gits invert reconstruct sample",
+    "tuning": "tune",
 }
-"""What is imported when it is first asked for, and the module that has it."""
+"""The modules of the names above; both are imported when a name is first asked for."""
+_LAZY = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
     "DDIM",
@@ -208,12 +217,15 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'steadyflow' has no attribute {name!r}")
-    from importlib import import_module
+    from importlib import import_module, util
 
-    module = _LAZY[name]
-    return getattr(import_module(f"{__name__}.{module}"), name) if module else import_module(f"{__name__}.{name}")
+    if name in _LAZY:
+        found = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+        globals()[name] = found
+        return found
+    if not name.startswith("__") and util.find_spec(f"{__name__}.{name}") is not None:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module 'steadyflow' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -83,10 +83,12 @@ class MissingExtraError(SteadyflowError, ImportError):
         package: The package that is missing.
         extra: The extra of steadyflow that installs it.
         purpose: What the package is needed for, as the subject of "... needs <package>".
+        beside: Packages of no extra that are to be installed as well.
     """
 
-    def __init__(self, package: str, extra: str, purpose: str):
-        super().__init__(f"{purpose} needs {package}; install it with: pip install 'steadyflow[{extra}]'")
+    def __init__(self, package: str, extra: str, purpose: str, beside: Iterable[str] = ()):
+        install = " ".join(["pip install", f"'steadyflow[{extra}]'", *beside])
+        super().__init__(f"{purpose} needs {package}; install it with: {install}")
 
 
 class BrokenExtraError(SteadyflowError, ImportError):

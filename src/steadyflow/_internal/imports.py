@@ -10,7 +10,7 @@ from ..errors import BrokenExtraError, MissingExtraError, SteadyflowError
 
 
 @contextmanager
-def needing(package: str, *modules: str, extra: str, purpose: str) -> Iterator[None]:
+def needing(package: str, *modules: str, extra: str, purpose: str, beside: tuple[str, ...] = ()) -> Iterator[None]:
     """Import optional packages in the body of a `with`, and nothing else.
 
     Args:
@@ -18,6 +18,7 @@ def needing(package: str, *modules: str, extra: str, purpose: str) -> Iterator[N
         *modules: The modules that the body imports, such as "PIL".
         extra: The extra of steadyflow that installs it.
         purpose: What it is needed for, as the subject of "... needs <package>".
+        beside: Packages that the body imports and no extra installs.
 
     Raises:
         MissingExtraError: One of the modules, or a package that holds it, is not there.
@@ -29,7 +30,7 @@ def needing(package: str, *modules: str, extra: str, purpose: str) -> Iterator[N
         raise
     except Exception as error:  # whatever a package's own import raises
         if any(is_missing(error, module) for module in modules):
-            raise MissingExtraError(package, extra, purpose) from error
+            raise MissingExtraError(package, extra, purpose, beside) from error
         raise BrokenExtraError(package, purpose, error) from error
 
 

@@ -1,4 +1,4 @@
-"""The command line: `steadyflow sample | invert | reconstruct | edit | restore | diagnose | tune | solvers | runs`.
+"""The command line: `steadyflow sample | invert | reconstruct | edit | restore | diagnose | tune | ...`.
 
 It parses, calls the verbs, and prints. Errors that steadyflow raises on purpose are printed in one line, with exit
 status 1; `--debug` before the command shows where they came from.
@@ -12,6 +12,7 @@ import typer
 from .._version import __version__
 from ..errors import SteadyflowError
 from .diagnose import diagnose
+from .doctor import doctor
 from .edit import edit
 from .extensions import WithExtensions
 from .invert import invert
@@ -68,6 +69,7 @@ app.command(
 app.command(epilog="Example: steadyflow diagnose --n 16 --solver ddim --steps 50 --verify --out diagnosis")(diagnose)
 app.command(epilog="Example: steadyflow tune --nfe 8 --out fast.json, then steadyflow sample --solver fast.json")(tune)
 app.command(epilog="Example: steadyflow solvers --plot regions.png --names ees25,rex-euler")(solvers)
+app.command(epilog="Example: steadyflow doctor")(doctor)
 app.add_typer(runs, name="runs")
 
 

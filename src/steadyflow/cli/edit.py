@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from . import completion
 from . import options as o
 from .runs import RunLocation, perform, report
 
@@ -28,7 +29,8 @@ def edit(
         typer.Option(
             help="inversion (the default), direct, rf-inversion, flow-edit, flow-align, dvrf, "
             "prompt-to-prompt, plug-and-play, masactrl, value-injection, noise-maps, uni-edit, pmi, dna-edit or "
-            "flow-opt; with options as in uni-edit:omega=3,empty=false or rf-inversion:window=0/0.4."
+            "flow-opt; with options as in uni-edit:omega=3,empty=false or rf-inversion:window=0/0.4.",
+            autocompletion=completion.method,
         ),
     ] = None,
     share: Annotated[
@@ -62,7 +64,11 @@ def edit(
     smooth: Annotated[float | None, typer.Option(help="Average the field over neighbours of this radius.")] = None,
     lora: Annotated[Path | None, typer.Option("--smooth-lora", help="Smooth Diffusion's LoRA, or another.")] = None,
     smooth_when: Annotated[
-        str | None, typer.Option(help="On which ways to smooth: both (the default), inversion or generation.")
+        str | None,
+        typer.Option(
+            help="On which ways to smooth: both (the default), inversion or generation.",
+            autocompletion=completion.one_of("both", "inversion", "generation"),
+        ),
     ] = None,
     solver: o.Solver = None,
     coordinates: o.Coordinates = None,

@@ -16,6 +16,9 @@ from ..errors import InputError
 class WithExtensions(TyperGroup):
     """Our own commands, and those of installed packages."""
 
+    _completing = False
+    """Whether names of commands are being completed."""
+
     def list_commands(self, ctx: Any) -> list[str]:
         ours = super().list_commands(ctx)
         return [*ours, *(name for name in extensions.registered(extensions.COMMANDS) if name not in ours)]
@@ -24,13 +27,29 @@ class WithExtensions(TyperGroup):
         found = super().get_command(ctx, cmd_name)
         if found is not None:
             return found
+        if self._completing:
+            return _command(cmd_name, _unopened)
         made = extensions.find(extensions.COMMANDS, cmd_name)
         if made is not None:
             return _command(cmd_name, made)
+        if ctx.resilient_parsing:  # behind an unknown command nothing is completed
+            return None
         hint = extensions.hint(extensions.COMMANDS, cmd_name)
         if hint:
             raise InputError(f"command: {hint}")
         return None
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Complete names of commands; those of installed packages are not imported for it."""
+        self._completing = True
+        try:
+            return super().shell_complete(ctx, incomplete)
+        finally:
+            self._completing = False
+
+
+def _unopened() -> None:
+    """A command of an installed package."""
 
 
 def _command(name: str, made: Any) -> Any:

@@ -11,12 +11,15 @@ from typing import Annotated, Any
 
 import typer
 
+from . import completion
+
 Model = Annotated[
     str,
     typer.Option(
         help="A bundled model ('digits', 'ink'), 'mixture' (25 exact modes), one that an installed package adds, a "
         "saved .safetensors model, a diffusers pipeline (its folder, or its name on the hub), or module:function of "
-        "your own."
+        "your own.",
+        autocompletion=completion.models,
     ),
 ]
 Call = Annotated[
@@ -26,7 +29,7 @@ Call = Annotated[
         "given several times."
     ),
 ]
-Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, ...")]
+Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, ...", autocompletion=completion.device)]
 Double = Annotated[bool, typer.Option("--double", help="Work in float64 instead of float32.")]
 
 Input = Annotated[
@@ -46,7 +49,8 @@ Frames = Annotated[
     str | None,
     typer.Option(
         help="Which frames of videos to take: start:stop or start:stop:stride; the first ones. Or chunks: all of one "
-        "film, as consecutive samples of the model's length, which --out joins again."
+        "film, as consecutive samples of the model's length, which --out joins again.",
+        autocompletion=completion.one_of("chunks"),
     ),
 ]
 Number = Annotated[
@@ -71,11 +75,16 @@ Solver = Annotated[
     str | None,
     typer.Option(
         help="A solver's name (see `steadyflow solvers`), the file of a tuned one (.json), or auto, which tries a few "
-        "on the first samples. ees25, but for methods of editing with one of their own."
+        "on the first samples. ees25, but for methods of editing with one of their own.",
+        autocompletion=completion.solver_or_auto,
     ),
 ]
 Coordinates = Annotated[
-    str | None, typer.Option(help="flow, noise or data, for Runge-Kutta solvers and Rex; the solver's own.")
+    str | None,
+    typer.Option(
+        help="flow, noise or data, for Runge-Kutta solvers and Rex; the solver's own.",
+        autocompletion=completion.coordinates,
+    ),
 ]
 Steps = Annotated[int | None, typer.Option(help="Solver steps each way, instead of --nfe.")]
 Nfe = Annotated[int | None, typer.Option(help="Model evaluations each way; 48.")]
@@ -84,7 +93,8 @@ Grid = Annotated[
     typer.Option(
         help="uniform, quadratic, log-snr, polyexponential, karras, kl-optimal, beta, sgm-uniform, linear-quadratic, "
         "bong-tangent, ays-sd15, ays-sdxl or ays-svd; with options as in karras:rho=5 or beta:alpha=0.5,beta=0.7. "
-        "quadratic, but for methods of editing as above."
+        "quadratic, but for methods of editing as above.",
+        autocompletion=completion.grid,
     ),
 ]
 Strength = Annotated[
@@ -99,7 +109,11 @@ TimeMax = Annotated[float | None, typer.Option("--t-max", help="The path time at
 Seed = Annotated[int | None, typer.Option(help="Of the noise that is drawn; 0.")]
 Index = Annotated[int | None, typer.Option(help="The index of the first sample, which addresses its noise; 0.")]
 Noise = Annotated[
-    str | None, typer.Option(help="For stochastic solvers, brownian (one path for all grids, the default) or white.")
+    str | None,
+    typer.Option(
+        help="For stochastic solvers, brownian (one path for all grids, the default) or white.",
+        autocompletion=completion.one_of("brownian", "white"),
+    ),
 ]
 BatchSize = Annotated[int | None, typer.Option(help="How many samples are computed together; 64.")]
 
@@ -118,7 +132,13 @@ Run = Annotated[
     Path | None,
     typer.Option(help="A folder to work in: in shards, resumable by the same command, on one core unless --engine."),
 ]
-Engine = Annotated[str | None, typer.Option(help="With --run, 'local', or 'ray' for all cores or a cluster.")]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        help="With --run, 'local', or 'ray' for all cores or a cluster.",
+        autocompletion=completion.one_of("local", "ray"),
+    ),
+]
 Address = Annotated[str | None, typer.Option(help="With --engine ray, the cluster, such as 'auto'.")]
 Workers = Annotated[int | None, typer.Option(help="With --engine ray, at most so many workers.")]
 Shard = Annotated[int | None, typer.Option(help="With --run, samples per file, a multiple of --batch-size.")]
@@ -133,7 +153,8 @@ CheckInputs = Annotated[
     str | None,
     typer.Option(
         help="With --run, how inputs are compared with those that the run began with: content (the default), by "
-        "hashes of all of it; or times, by names, sizes and times alone."
+        "hashes of all of it; or times, by names, sizes and times alone.",
+        autocompletion=completion.one_of("content", "times"),
     ),
 ]
 RecomputeChanged = Annotated[

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from . import completion
 from . import options as o
 
 TASKS = ("inpaint", "deblur", "superres")
@@ -23,7 +24,10 @@ def restore(
     ] = None,
     task: Annotated[
         str,
-        typer.Option(help="What happened to the picture: inpaint (parts are missing, see --mask), deblur, superres."),
+        typer.Option(
+            help="What happened to the picture: inpaint (parts are missing, see --mask), deblur, superres.",
+            autocompletion=completion.one_of(*TASKS),
+        ),
     ] = "inpaint",
     model: o.Model = "digits",
     call: o.Call = None,
@@ -60,7 +64,11 @@ def restore(
     ] = False,
     resize: o.Resize = False,
     method: Annotated[
-        str, typer.Option(help="mmps (moment matching), pigdm, dps or ddrm; docs/inverse.md says what each costs.")
+        str,
+        typer.Option(
+            help="mmps (moment matching), pigdm, dps or ddrm; docs/inverse.md says what each costs.",
+            autocompletion=completion.one_of("mmps", "pigdm", "dps", "ddrm"),
+        ),
     ] = "mmps",
     iterations: Annotated[int | None, typer.Option(help="For mmps: rounds of its linear solver; 3 by default.")] = None,
     zeta: Annotated[float | None, typer.Option(help="For dps: the strength; 1 by default.")] = None,
@@ -76,7 +84,11 @@ def restore(
     ] = None,
     samples: Annotated[int, typer.Option(help="How many samples to draw.")] = 4,
     solver: Annotated[
-        str | None, typer.Option(help="A solver's name (see `steadyflow solvers`); by default ddpm, for ddrm ddim.")
+        str | None,
+        typer.Option(
+            help="A solver's name (see `steadyflow solvers`); by default ddpm, for ddrm ddim.",
+            autocompletion=completion.solver,
+        ),
     ] = None,
     coordinates: o.Coordinates = None,
     steps: o.Steps = None,
@@ -215,11 +227,10 @@ def _operator(
 
 def _check_size(mask: Path, shape: tuple[int, ...]) -> None:
     """Refuse a mask of another size than the picture."""
-    from PIL import Image
-
+    from .._internal.pictures import pillow
     from ..errors import InputError
 
-    with Image.open(mask) as opened:
+    with pillow().open(mask) as opened:
         width, height = opened.size
     if (height, width) != tuple(shape[-2:]):
         raise InputError(

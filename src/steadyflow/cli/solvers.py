@@ -6,12 +6,16 @@ from typing import Annotated
 
 import typer
 
+from . import completion
 from .options import Json, check_place, print_json, table
 
 
 def solvers(
     plot: Annotated[Path | None, typer.Option(help="Draw the stability regions into this file.")] = None,
-    names: Annotated[str | None, typer.Option(help="Which solvers, separated by commas; all by default.")] = None,
+    names: Annotated[
+        str | None,
+        typer.Option(help="Which solvers, separated by commas; all by default.", autocompletion=completion.solvers),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List the solvers with their facts, or draw their stability regions."""

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from . import completion
 from . import options as o
 
 _MOST = 4096
@@ -20,7 +21,11 @@ def tune(
     model: o.Model = "digits",
     call: o.Call = None,
     task: Annotated[
-        str, typer.Option(help="sample, or round-trip: both ways fitted together on samples, for inversion.")
+        str,
+        typer.Option(
+            help="sample, or round-trip: both ways fitted together on samples, for inversion.",
+            autocompletion=completion.one_of("sample", "round-trip"),
+        ),
     ] = "sample",
     input: o.Input = None,
     resize: o.Resize = False,
@@ -43,7 +48,11 @@ def tune(
         ),
     ] = None,
     against: Annotated[
-        str | None, typer.Option(help="The plain solvers to compare with, separated by commas; all by default.")
+        str | None,
+        typer.Option(
+            help="The plain solvers to compare with, separated by commas; all by default.",
+            autocompletion=completion.plain_solvers,
+        ),
     ] = None,
     fine: Annotated[int | None, typer.Option(help="Model evaluations of the fine solves; 200.")] = None,
     t_min: o.TimeMin = None,
@@ -52,7 +61,8 @@ def tune(
         str | None,
         typer.Option(
             help="back-propagation, or differences for models that gradients do not pass, the first that works; none "
-            "for least squares alone."
+            "for least squares alone.",
+            autocompletion=completion.one_of("back-propagation", "differences", "none"),
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the starts and of the fit; 0.")] = None,

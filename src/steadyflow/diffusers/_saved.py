@@ -37,7 +37,9 @@ def load_pipeline(
         CorruptFileError: The folder holds no complete pipeline.
     """
     dtype, device = floating(dtype), device_of(device)
-    with needing("diffusers", "diffusers", "transformers", extra="diffusers", purpose="loading pipelines"):
+    with needing(
+        "diffusers and transformers", "diffusers", "transformers", extra="diffusers", purpose="loading pipelines"
+    ):
         import transformers  # noqa: F401
         from diffusers.pipelines import pipeline_utils
     try:

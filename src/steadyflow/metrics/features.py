@@ -255,7 +255,14 @@ def lpips(x: Tensor, y: Tensor, *, net: Literal["alex", "vgg", "squeeze"] = "squ
     Raises:
         MissingExtraError: torchmetrics is not installed, or torchvision, whose weights it needs.
     """
-    with needing("torchmetrics with torchvision", "torchmetrics", "torchvision", extra="metrics", purpose="LPIPS"):
+    with needing(
+        "torchmetrics with torchvision",
+        "torchmetrics",
+        "torchvision",
+        extra="metrics",
+        purpose="LPIPS",
+        beside=("torchvision",),
+    ):
         import torchvision  # noqa: F401  # pyright: ignore[reportMissingImports]
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
     measure = LearnedPerceptualImagePatchSimilarity(net_type=net, reduction="none")
@@ -277,8 +284,14 @@ def inception_features(images: Tensor, path: str | None = None) -> Tensor:
     Raises:
         MissingExtraError: torchmetrics or torch-fidelity is not installed.
     """
-    needed = ("torchmetrics", "torch_fidelity")
-    with needing("torchmetrics with torch-fidelity", *needed, extra="metrics", purpose="Inception features"):
+    with needing(
+        "torchmetrics with torch-fidelity",
+        "torchmetrics",
+        "torch_fidelity",
+        extra="metrics",
+        purpose="Inception features",
+        beside=("torch-fidelity",),
+    ):
         import torch_fidelity  # noqa: F401  # pyright: ignore[reportMissingImports]
         from torchmetrics.image.fid import NoTrainInceptionV3
     network = NoTrainInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=path)

@@ -32,7 +32,7 @@ def count_shapes(images: Tensor, *, contrast: float = 0.25, depth: float = 1.0) 
         InputError: The images have another shape or are not finite, or an option is out of range.
         MissingExtraError: scikit-image is not installed.
     """
-    with needing("scikit-image", "scipy", "skimage", extra="data", purpose="counting shapes"):
+    with needing("scikit-image and SciPy", "scipy", "skimage", extra="data", purpose="counting shapes"):
         from scipy.ndimage import distance_transform_edt, label
         from skimage.morphology import h_maxima
     if images.ndim != 4 or images.shape[1] != 1 or not bool(images.isfinite().all()):
