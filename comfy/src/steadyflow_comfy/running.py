@@ -73,8 +73,9 @@ class Asked:
                 )
             self.asked_empty = True
         guider, extra = self._guiders[cast(int, self._empty) if label is None else int(label[0])]
-        self.last = guider(x, sigma, **extra).to(x.dtype)
-        return self.last
+        denoised: Tensor = guider(x, sigma, **extra).to(x.dtype)
+        self.last = denoised
+        return denoised
 
 
 class _Inside(host.samplers.Sampler):
