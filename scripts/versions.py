@@ -128,7 +128,7 @@ def extras() -> dict[str, list[str]]:
 
 def declared() -> Iterator[tuple[str, str]]:
     """(name, lowest version) of every requirement of both distributions, their extras and their build."""
-    for folder in (ROOT, ROOT / "lab"):
+    for folder in (ROOT, ROOT / "lab", ROOT / "comfy"):
         given = project(folder)
         options = given.get("optional-dependencies", {}).values()
         for requirement in itertools.chain(given["dependencies"], *options):

@@ -432,6 +432,21 @@ def test_derivatives_are_refused_where_they_would_be_zero(derivative, size):
         derivative(MODEL.with_condition(0), x)
 
 
+@pytest.mark.parametrize("size", [2, 20000])
+def test_weights_that_were_made_for_inference_have_derivatives_too(size):
+    """As programs load them that only generate: nothing can be kept of them for a way back."""
+    with torch.inference_mode():
+        kept = torch.tensor([[0.5, -0.3], [0.2, 0.9]], dtype=torch.float64)
+    x = torch.randn(size // 2, 2, dtype=torch.float64)
+    found = [
+        sf.FlowMap(sf.Denoiser(lambda x, t, w=w: torch.tanh(x @ w), sf.VPCosine(), prediction="sample"), GIVEN, "ddim")
+        .jvp(x, torch.ones_like(x))
+        for w in (kept, kept.clone())
+    ]  # fmt: skip
+    torch.testing.assert_close(*found)
+    assert float(found[0].abs().max()) > 0.0
+
+
 @pytest.mark.parametrize("path", [sf.VPLinear(), sf.RectifiedFlow()], ids=["vp", "flow"])
 @pytest.mark.parametrize("method", ALONG_FIELDS)
 def test_whoever_looks_at_an_edit_along_a_field_sees_the_datas_path(method, path):

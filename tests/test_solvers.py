@@ -467,6 +467,33 @@ def test_options_out_of_range_are_refused(name, option):
         solvers.get(name, **option)
 
 
+def test_options_behind_a_name_are_read_by_the_types_of_the_solver():
+    for text, wanted in {
+        "euler": sf.Euler(), "ddim:eta=0.5": sf.DDIM(eta=0.5), "ees25:coordinates=noise,x=0.2": sf.EES25("noise", 0.2),
+        "rex-rk4:coupling=auto": solvers.get("rex-rk4", coupling="auto"),
+        "edict:alternate=false": solvers.get("edict", alternate=False),
+        "dpmpp-2m-sde:eta=0.3": solvers.get("dpmpp-2m-sde", eta=0.3),
+    }.items():  # fmt: skip
+        name, options = solvers.parse(text)
+        assert solvers.get(name, **options) == wanted
+    for name in solvers.registry.built_in():
+        assert solvers.parse(name) == (name, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ddim:et=1", "no option 'et'; it takes eta, inverse_time"),
+        ("ddim:eta=much", "eta: got 'much', expected a number"),
+        ("ddim:eta", "expected a name with options"), ("dim", "did you mean 'ddim'"), ("tuned", "unknown solver"),
+        ("fast.json", "unknown solver"),
+    ],
+)  # fmt: skip
+def test_options_that_cannot_be_read_are_refused(text, words):
+    with pytest.raises(sf.InputError, match=words):
+        solvers.parse(text)
+
+
 @pytest.mark.parametrize("name", ["heun", "rk4", "tsit5"])
 def test_stages_at_clean_data_keep_the_order_up_to_the_end_of_flow_paths(name):
     """A step that ends at sigma = 0 asks flow and v models there, instead of ending with a step of first order."""

@@ -137,8 +137,7 @@ class FlowMap:
         check_state("z", z, self.model.shape)
         check_state("u", u, tuple(z.shape[1:]))
         norms = [norm(u)]
-        values, changes = [z], [u]
-        x, change = z, u
+        values, changes, x, change = [z], [u], z, u
         times = [self.grid.times[0]]
         for function in self._functions():
             values, changes = _forward(function, values, changes)
@@ -303,12 +302,16 @@ class _StepFunction:
 
 
 def _forward(run: _Function, values: Sequence[Tensor], changes: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """The function's values, and its derivative along the changes; large states take the way without a graph."""
+    """The values, and the derivative along the changes; large states take the way without a graph."""
     check_derivatives()
     with sdpa_kernel(SDPBackend.MATH):  # fused attention has neither a forward nor a second derivative
-        if values[0].numel() > _LARGE:
-            return _forward_mode(run, values, changes)
-        return _twice_transposed(run, values, changes)
+        try:
+            if values[0].numel() <= _LARGE:
+                return _twice_transposed(run, values, changes)
+        except RuntimeError as error:  # weights that were made under torch.inference_mode() bear no graph
+            if "Inference tensors cannot be saved" not in str(error):
+                raise
+        return _forward_mode(run, values, changes)
 
 
 def _forward_mode(

@@ -13,7 +13,7 @@ from .er_sde import *  # noqa: F403
 from .fixed_point import *  # noqa: F403
 from .hybrid import *  # noqa: F403
 from .multistep import *  # noqa: F403
-from .registry import from_spec, get, names, register
+from .registry import from_spec, get, names, parse, register
 from .res import *  # noqa: F403
 from .reversible import *  # noqa: F403
 from .rex import *  # noqa: F403
@@ -40,6 +40,7 @@ __all__ = [
     "from_spec",
     "get",
     "names",
+    "parse",
     "register",
     "solver_state",
     "steps_for",

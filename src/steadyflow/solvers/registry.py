@@ -8,10 +8,11 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
+from .._internal import named
 from ..errors import MALFORMED, CorruptFileError, InputError, StorageError, UnknownNameError
 from .base import Solver
 
@@ -126,6 +127,34 @@ def get(solver: str | os.PathLike[str] | Solver[Any], **options: Any) -> Solver[
         raise
     except MALFORMED as error:
         raise InputError(f"solver {solver!r}: {error}") from error
+
+
+def parse(text: str) -> tuple[str, dict[str, Any]]:
+    """Return the name of a solver and its options, from "ddim" or "ees25:coordinates=noise,x=0.1", for `get`.
+
+    Args:
+        text: A registered name, and after a colon the options, separated by commas: numbers, true or false, words, and
+            tuples with a slash between their entries.
+
+    Raises:
+        UnknownNameError: No registered solver has that name.
+        InputError: The text is malformed, the solver does not have an option, or a value is of another type.
+    """
+    name = named.name_of(text)
+    if not isinstance(name, str) or name not in _MAKERS or name in _UNLISTED:
+        raise UnknownNameError("solver", name, built_in())
+    maker = _MAKERS[name]
+    accepted = inspect.signature(maker).parameters
+    types = get_type_hints(maker.func if isinstance(maker, partial) else maker)
+    options: dict[str, Any] = {}
+    for option, value in named.options_of("solver", text, "ees25:coordinates=noise,x=0.1").items():
+        if option not in accepted:
+            raise InputError(f"solver {name!r}: no option {option!r}; it takes {', '.join(accepted) or 'none'}")
+        try:
+            options[option] = named.value_of(value, types[option])
+        except ValueError as error:
+            raise InputError(f"solver {name!r}: {option}: got {value!r}, {error}") from error
+    return name, options
 
 
 def _file_of(name: str) -> str | None:
