@@ -2,7 +2,7 @@
 
 A flow model of the scenes (`steadyflow_lab.datasets.scenes`) in the form of Stable Diffusion 3: a VAE, two CLIP text
 encoders with their tokenizer, and a transformer with joint attention, saved in diffusers' own format; and the judge,
-which is trained on digits and parts of photographs that the pipeline has not seen. Some two hours on two cores. What is
+which is trained on digits and parts of photographs that the pipeline has not seen. Some two hours on one core. What is
 finished lies in WORK, and is not done again; training that was stopped goes on.
 """
 
@@ -26,7 +26,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--out", default="lab/src/steadyflow_lab/weights/scenes")
 parser.add_argument("--judge", default="lab/src/steadyflow_lab/weights/scenes-judge.safetensors")
 parser.add_argument("--work", default="build/scenes")
-parser.add_argument("--steps", type=int, default=16000)
+parser.add_argument("--steps", type=int, default=9000)
 parser.add_argument("--crops-steps", type=int, default=7000)
 parser.add_argument("--vae-steps", type=int, default=500)
 parser.add_argument("--vae-batch", type=int, default=8)
@@ -251,7 +251,7 @@ pipe = StableDiffusion3Pipeline(
     vae=vae, transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0), text_encoder=first,
     text_encoder_2=second, text_encoder_3=None, tokenizer=words, tokenizer_2=words, tokenizer_3=None,
 )  # fmt: skip
-n = 400
+n = 200
 generator = torch.Generator().manual_seed(options.seed + 1)
 wanted = scenes("test", n, generator, empty=0.1)
 prompts = [wanted.caption(k) for k in range(n)]
@@ -288,7 +288,8 @@ transformer.half(), vae.half()  # the text encoders stay float32, as transformer
 pipe.save_pretrained(out)
 for number in ("", "_2"):
     for_transformers_4(out, number)
-save_file(judge.half().state_dict(), options.judge, {"format": "pt"})
+judged = {name: value.contiguous() for name, value in judge.half().state_dict().items()}
+save_file(judged, options.judge, {"format": "pt"})
 told = {name: value for name, value in vars(options).items() if name not in ("out", "judge", "work", "part")}
 weights = {"vae": "float16", "transformer": "float16", "text_encoder": "float32", "judge": "float16"}
 facts = {"options": told, "quality": quality, "weights": weights}

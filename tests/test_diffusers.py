@@ -15,6 +15,7 @@ from steadyflow.diffusers import (  # noqa: E402
     SteadyFlowScheduler,
     SteadyInverseScheduler,
     SteadyScheduler,
+    load_pipeline,
 )
 
 FLOWS = ("sd3", "flux")
@@ -290,6 +291,21 @@ def test_a_saved_pipeline_keeps_its_scheduler(pipes, tmp_path):
     assert named == ["steadyflow.diffusers.schedulers", "SteadyScheduler"]
     assert SteadyScheduler.__module__ == "steadyflow.diffusers.schedulers"
     assert again.scheduler.solver == sf.solvers.get("rex-midpoint", coupling=0.99)
+
+
+def test_a_pipeline_saved_without_a_part_is_loaded_without_it(pipes, tmp_path):
+    """Stable Diffusion 3 without its third text encoder, which diffusers loads only if told that there is none."""
+    pipe, _ = pipes["sd3"]
+    parts = {**pipe.components, "text_encoder_3": None, "tokenizer_3": None}
+    diffusers.StableDiffusion3Pipeline(**parts).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="text_encoder_3"):
+        diffusers.StableDiffusion3Pipeline.from_pretrained(tmp_path)
+    model = load_pipeline(tmp_path, height=16, width=16)
+    assert model.pipe.text_encoder_3 is None
+    assert model.with_condition("a cat").condition["prompt_embeds"].shape[0] == 1
+    (tmp_path / "model_index.json").write_text("[1")
+    with pytest.raises(sf.CorruptFileError, match="no pipeline"):
+        load_pipeline(tmp_path)
 
 
 def test_image_to_image_starts_at_a_whole_step(pipes):

@@ -24,6 +24,7 @@ LAB = {
         "mixture25-short",
         "mixture25-8d",
         "moving",
+        "scenes",
         "triangles",
         "triangles-20",
         "triangles-40",

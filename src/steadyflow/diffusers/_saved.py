@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from .._internal import strict_json
 from .._internal.given import device_of, floating
 from .._internal.imports import needing
 from ..errors import BrokenExtraError, CorruptFileError
@@ -46,7 +47,8 @@ def load_pipeline(
         with _quiet():
             # diffusers before 0.42 knows the word by its old name only
             word = "dtype" if hasattr(pipeline_utils, "_resolve_dtype") else "torch_dtype"
-            pipe = pipeline_utils.DiffusionPipeline.from_pretrained(str(path), **{word: dtype}).to(device, dtype)
+            given = {word: dtype, **_left_out(Path(path))}
+            pipe = pipeline_utils.DiffusionPipeline.from_pretrained(str(path), **given).to(device, dtype)
     except (ImportError, RuntimeError) as error:  # of what a single pipeline needs; diffusers hides it in the second
         if isinstance(error, RuntimeError) and "Failed to import" not in str(error):
             raise
@@ -57,6 +59,20 @@ def load_pipeline(
         if isinstance(part, torch.nn.Module):
             part.eval().requires_grad_(False)
     return from_diffusers(pipe, **options)
+
+
+def _left_out(folder: Path) -> dict[str, None]:
+    """The parts that a pipeline was saved without, such as Stable Diffusion 3's third text encoder.
+
+    diffusers writes them down, and asks for them again when the pipeline is loaded, unless it is told that there are
+    none.
+    """
+    try:
+        index = strict_json.loads((folder / "model_index.json").read_bytes())
+    except OSError:  # a name on the hub, or no pipeline, which diffusers says
+        return {}
+    parts = index if isinstance(index, dict) else {}
+    return {name: None for name, value in parts.items() if value == [None, None]}
 
 
 @contextmanager
