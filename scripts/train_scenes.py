@@ -3,7 +3,8 @@
 A flow model of the scenes (`steadyflow_lab.datasets.scenes`) in the form of Stable Diffusion 3: a VAE, two CLIP text
 encoders with their tokenizer, and a transformer with joint attention, saved in diffusers' own format; and the judge,
 which is trained on digits and parts of photographs that the pipeline has not seen. Some two hours on one core. What is
-finished lies in WORK, and is not done again; training that was stopped goes on.
+finished lies in WORK, and is not done again; training that was stopped goes on. With --begin FOLDER the codec, the text
+encoders and the judge stay as they are, and the transformer is trained for so many steps more.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from learning import for_transformers_4, learn, tokenizer
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
@@ -35,11 +36,17 @@ parser.add_argument("--text-steps", type=int, default=1000)
 parser.add_argument("--batch", type=int, default=32)
 parser.add_argument("--pool", type=int, default=40000)
 parser.add_argument("--seed", type=int, default=0)
+parser.add_argument(
+    "--begin", help="the folder of a pipeline made by this script, whose transformer is trained further"
+)
 parser.add_argument("--part", choices=["judge", "text", "vae", "transformer", "all"], default="all")
 options = parser.parse_args()
 work, out = Path(options.work), Path(options.out)
 work.mkdir(parents=True, exist_ok=True)
 torch.manual_seed(options.seed)
+begun = None
+if options.begin is not None:
+    begun = StableDiffusion3Pipeline.from_pretrained(options.begin, text_encoder_3=None, tokenizer_3=None)
 NAMES = ([*DIGITS, "nothing"], COLOURS, SIZES, PLACES, GROUNDS)
 MUCH = [len(names) for names in NAMES]
 LENGTH = 12  # the longest caption has eight words and two commas, between the two ends
@@ -58,7 +65,11 @@ def judge_loss(parts, generator):
 
 if options.part in ("judge", "all"):
     judge = torch.nn.ModuleList([SceneJudge()]).to(memory_format=torch.channels_last)
-    judge = learn(work, "judge", judge, judge_loss, options.judge_steps, 2e-3, seed=options.seed)[0]
+    if begun is None:
+        judge = learn(work, "judge", judge, judge_loss, options.judge_steps, 2e-3, seed=options.seed)
+    else:
+        judge[0].load_state_dict({name: value.float() for name, value in load_file(options.judge).items()})
+    judge = judge[0]
     if options.part == "judge":
         raise SystemExit
 
@@ -115,20 +126,23 @@ def reading_loss(parts, generator):
 
 
 # the text encoders learn to read before the transformer learns to draw: together, digits are not told apart for long
-heads = [torch.nn.Linear(128, much + 1) for much in MUCH]
-reading = torch.nn.ModuleList([encoder(), encoder(), *heads])
-reading = learn(work, "text", reading, reading_loss, options.text_steps, 2e-3, seed=options.seed)
-with torch.no_grad():
-    generator = torch.Generator().manual_seed(options.seed)
-    facts = torch.stack([torch.randint(len(names), (4000,), generator=generator) for names in NAMES], 1)
-    told, said = captions(facts, generator)
-    pooled = read(reading[:2], told)[1]
-    found = [head(functional.layer_norm(pooled, (128,))).argmax(1) for head in reading[2:]]
-    legible = [(seen == truth).float().mean().item() for seen, truth in zip(found, said.T, strict=True)]
-    for text in reading[:2]:
-        text.text_projection.weight /= pooled.std()
-first, second = reading[:2]
-print(f"read off captions: {legible}", flush=True)
+if begun is None:
+    heads = [torch.nn.Linear(128, much + 1) for much in MUCH]
+    reading = torch.nn.ModuleList([encoder(), encoder(), *heads])
+    reading = learn(work, "text", reading, reading_loss, options.text_steps, 2e-3, seed=options.seed)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(options.seed)
+        facts = torch.stack([torch.randint(len(names), (4000,), generator=generator) for names in NAMES], 1)
+        told, said = captions(facts, generator)
+        pooled = read(reading[:2], told)[1]
+        found = [head(functional.layer_norm(pooled, (128,))).argmax(1) for head in reading[2:]]
+        legible = [(seen == truth).float().mean().item() for seen, truth in zip(found, said.T, strict=True)]
+        for text in reading[:2]:
+            text.text_projection.weight /= pooled.std()
+    first, second = reading[:2]
+    print(f"read off captions: {legible}", flush=True)
+else:
+    first, second = begun.text_encoder, begun.text_encoder_2
 if options.part == "text":
     raise SystemExit
 
@@ -156,14 +170,20 @@ def vae_loss(parts, generator, side):
     return functional.l1_loss(back, images) + functional.mse_loss(back, images) + 0.5 * edges + 1e-4 * kl
 
 
+if begun is not None:
+    vae.load_state_dict(begun.vae.state_dict())
 vae = torch.nn.ModuleList([vae]).to(memory_format=torch.channels_last)
 small, whole = partial(vae_loss, side=SIDE // 2), partial(vae_loss, side=SIDE)
-vae = learn(work, "vae-crops", vae, small, options.crops_steps, 2e-3, seed=options.seed).requires_grad_(True)
-vae = learn(work, "vae", vae, whole, options.vae_steps, 5e-4, seed=options.seed)[0]
+if begun is None:
+    vae = learn(work, "vae-crops", vae, small, options.crops_steps, 2e-3, seed=options.seed).requires_grad_(True)
+    vae = learn(work, "vae", vae, whole, options.vae_steps, 5e-4, seed=options.seed)
+vae = vae[0].eval().requires_grad_(False)
 with torch.no_grad():
     held = scenes("test", 512, torch.Generator().manual_seed(options.seed))
     posterior = vae.encode(held.images).latent_dist
     middle, spread = posterior.mean.mean().item(), posterior.mean.std().item()
+    if begun is not None:
+        middle, spread = begun.vae.config.shift_factor, 1.0 / begun.vae.config.scaling_factor
     codec = (vae.decode(posterior.mean).sample - held.images).square().mean().item()
 vae.register_to_config(scaling_factor=1.0 / spread, shift_factor=middle)
 print(f"codec rmse {codec**0.5:.4f}, mean {middle:.3f}, std {spread:.3f}", flush=True)
@@ -181,6 +201,8 @@ for block in transformer.transformer_blocks:  # every block begins as the identi
         torch.nn.init.zeros_(part.bias)
 for part in (transformer.norm_out.linear, transformer.proj_out):
     torch.nn.init.zeros_(part.weight)
+if begun is not None:
+    transformer.load_state_dict(begun.transformer.state_dict())
 
 
 def pool():
@@ -240,7 +262,7 @@ transformer = learn(
     torch.nn.ModuleList([transformer]),
     flow_loss,
     options.steps,
-    1.5e-3,
+    1.5e-3 if begun is None else 1e-3,
     seed=options.seed,
     every=250,
 )[0]
@@ -293,4 +315,6 @@ save_file(judged, options.judge, {"format": "pt"})
 told = {name: value for name, value in vars(options).items() if name not in ("out", "judge", "work", "part")}
 weights = {"vae": "float16", "transformer": "float16", "text_encoder": "float32", "judge": "float16"}
 facts = {"options": told, "quality": quality, "weights": weights}
+if begun is not None:
+    facts["begun with"] = json.loads((Path(options.begin) / "training.json").read_text(encoding="utf-8"))
 (out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
