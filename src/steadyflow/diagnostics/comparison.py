@@ -1,55 +1,64 @@
 """`compare`: what a variant of a model or of a sampler costs, against the exact journey of the plain model.
 
 A quantised or half-precision network, cached features, fewer calls, a tiled decoder: each changes the sample a little,
-and one distance between two runs does not say why. With z the start, G the exact generation map of the plain model,
-x^ what the variant returns, and x_P and x_64 the runs of the plain model under the variant's sampler in the working
-precision and in float64,
+and one distance between two runs does not say why. Let z be the start, G the exact generation map of the plain model,
+x^ what the variant returns, x_P what the plain model returns under the variant's sampler, and x_64 the same in float64.
+The error x^ - G(z) is divided by these three runs, and by where in them it arises.
 
-    x^ - G(z) = (x^ - x_P)            change of the model
-              + (x_P - x_64)          rounding in the working precision
-              + (x_64 - G(z))         discretisation
+Let y_k be the states that a run visits at the times t_k, phi_k the exact flow from t_k to t_{k+1}, and E_k that from
+t_k to the end. Then
 
-holds exactly. Where each part arises is found along the run. Let y_k be the states that a run visits at the times t_k,
-phi_k the exact flow from t_k to t_{k+1}, and E_k that from t_k to the end. Then
+    l_k = s_k (y_{k+1} - phi_k(y_k)),    c_k = E_{k+1}(y_{k+1}) - E_{k+1}(phi_k(y_k)),    sum_k c_k = y_K - G(z):
 
-    l_k = y_{k+1} - phi_k(y_k),    c_k = E_{k+1}(y_{k+1}) - E_k(y_k),    sum_k c_k = x^ - G(z):
+l_k is the error that step k makes, c_k what the exact flow makes of it by the end, and the sum telescopes, as
+E_{k+1}(phi_k(y_k)) = E_k(y_k): without a linearisation, and whatever the solver keeps of its past. s_k is how large the
+path's state of unit variance is at the end, over how large it is after step k, so that l_k is in the units of the
+samples on every path (1 on variance-preserving ones). With L the sum of the l_k of a run, the terms are
 
-l_k is the error that step k makes, c_k what the exact flow makes of it by the end, and the sum telescopes, without a
-linearisation, whatever the solver keeps of its past. The l_k and c_k of the run of x_P, taken from those of x^, leave
-the change of the model, step by step. The terms reported are the sums of the l_k, and what the flow adds to them:
+    model          = L(x^) - L(x_P)
+    rounding       = L(x_P) - L(x_64)
+    discretisation = L(x_64)
+    amplification  = x^ - G(z) - L(x^)      what the exact flow adds to the errors that the steps make
 
-    model = sum l_k(x^) - sum l_k(x_P),    discretisation = sum l_k(x_P) - rounding,    amplification = the rest.
+and the l_k and c_k of the three runs, subtracted alike, say at which step each arises. The sampler feeds back on the
+variant's states, not on the plain run's, so that "model" holds what that changes of the sampler's error as well.
 
-As for `diagnose` (see `budget`), each term is reported by its part along the whole error, so that the terms add up.
+With a codec, the terms are carried to images by the decoder's derivative half way between x^ and G(z), "codec" is what
+the variant's own decoder changes of its images, and "amplification" holds the decoder's curvature, too. As for
+`diagnose` (see `budget`), each term is reported by its part along the whole error, so that the terms add up.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
 
-from .._integrate import PIDController, Solution, integrate, progress_bar
+from .._integrate import Solution, integrate, progress_bar
 from .._internal import strict_json
+from .._internal.given import number
 from .._internal.tensors import rms
 from ..denoisers.base import Denoiser
-from ..errors import ConvergenceError, InputError
+from ..errors import InputError, NonFiniteError
 from ..grids import Grid
-from ..solvers import registry
 from ..solvers.base import Solver
-from ..tasks._options import Options, Resolved
-from ..tasks.sampling import settled
+from ..tasks._options import Options
+from . import _caches, comparison_figure
+from ._compared import models, planned
+from ._exact_flow import Arisen, ExactFlow
 from .budget import Codec, along, in_precision, pushed
 
 COMPARED = ("model", "discretisation", "rounding", "amplification", "codec")
 """The names of the terms of a comparison; one without a codec has no "codec"."""
-_REFERENCE = registry.get("dopri5")
-_LOOSE = 1e-5
-"""The largest tolerance of a reference solve, unless one is given."""
-_TENSORS = ("error", "plain", "change", "uncertainty", "made", "reached")
-_NO_MEANING = ("noise", "batch_size", "corrections", "callback", "record", "adjoint")
+_RUNS = ("model", "rounding", "discretisation")
+"""The parts of an error that arise in the steps: the difference of each of the three runs from what comes next."""
+_LOOSE, _TIGHT = 1e-5, 1e-10
+"""The largest and the smallest tolerance of the reference solves, unless one is given."""
+_TENSORS = ("error", "plain", "change", "uncertainty")
+_NOTHING = 1e-300
 
 
 @dataclass(frozen=True)
@@ -68,50 +77,104 @@ class Comparison:
     """The uncertainty of the end of the exact journey, shape (B,)."""
     times: tuple[float, ...]
     """Path times from which the K steps of the variant's run begin; a reading of the clean estimate counts as one."""
-    made: Tensor
-    """What the change of the model made within each step, shape (K, B), in the units of the model's samples; of a
-    variant that has the plain model, what its sampler made."""
-    reached: Tensor
+    made: dict[str, Tensor]
+    """What each step made of "model", "discretisation" and "rounding", in the units of the samples, shape (K, B)."""
+    reached: dict[str, Tensor]
     """What the exact flow makes of that by the end, shape (K, B)."""
     x: Tensor
     """The variant's samples, shape (B, ...)."""
     exact: Tensor
     """The ends of the exact journeys, float64, shape (B, ...)."""
+    precision: torch.dtype
+    """The precision in which the network of the exact journeys computed."""
     nfe: int
     """Evaluations of the plain model per sample that the comparison cost."""
 
     @property
-    def step(self) -> int:
-        """The step, from 1, at which most of what `reached` the end arose, by the median over the samples."""
-        return 1 + int(self.reached.median(1).values.argmax())
+    def main(self) -> str:
+        """Which of "model", "discretisation" and "rounding" changes the samples most, by the median over them."""
+        return max(_RUNS, key=lambda name: self.reached[name].sum(0).median().item())
+
+    def step(self, term: str | None = None) -> int:
+        """The step, from 1, in which most of what a term changes of the samples arises, by the median over them.
+
+        Args:
+            term: "model", "discretisation" or "rounding"; by default the change of the model, and the main one where
+                the variant has the plain model.
+
+        Raises:
+            InputError: It is none of the three.
+        """
+        term = self._term(term)
+        return 1 + int(self.reached[term].median(1).values.argmax())
+
+    def share(self, term: str | None = None) -> float:
+        """The share of that step in what all steps change.
+
+        Args:
+            term: As for `step`.
+        """
+        found = self.reached[self._term(term)].median(1).values
+        return (found.max() / found.sum().clamp_min(_NOTHING)).item()
+
+    def _term(self, term: str | None) -> str:
+        if term is None:
+            return "model" if bool((self.reached["model"] > 0).any()) else self.main
+        if term not in _RUNS:
+            raise InputError(f"term: got {term!r}, expected one of {', '.join(_RUNS)}")
+        return term
 
     def figures(self) -> dict[str, Any]:
         """Everything that is a number, ready for JSON: None for a number that is not finite."""
-        tensors = {name: getattr(self, name).tolist() for name in _TENSORS}
-        terms = {name: term.tolist() for name, term in self.terms.items()}
-        return strict_json.plain({**tensors, "terms": terms, "times": self.times, "step": self.step, "nfe": self.nfe})
+        found: dict[str, Any] = {name: getattr(self, name).tolist() for name in _TENSORS}
+        for name in ("terms", "made", "reached"):
+            found[name] = {term: value.tolist() for term, value in getattr(self, name).items()}
+        found["step"] = {name: self.step(name) for name in _RUNS}
+        found |= {"times": self.times, "precision": str(self.precision).removeprefix("torch."), "nfe": self.nfe}
+        return strict_json.plain(found)
 
     def summary(self) -> str:
-        """The comparison as text: the errors, the budget, and the step at which most arises."""
-        error, plain = self.error.median().item(), self.plain.median().item()
+        """The comparison as text: the errors, the budget, and the steps at which the terms arise."""
+        error, plain, change = (one.median().item() for one in (self.error, self.plain, self.change))
+        unsure = self.uncertainty.mean().item()
         lines = [
             f"distance from the exact journey (rms, median): variant {error:.3g}, plain {plain:.3g}",
-            f"distance from the plain model under the same sampler: {self.change.median().item():.3g}",
-            f"the budget, mean over the samples, sums to {self.error.mean().item():.3g} "
-            f"+- {self.uncertainty.mean().item():.1g}",
-            *(f"  {name:<14} {term.mean().item():+.3g}" for name, term in self.terms.items()),
+            f"distance from the plain model under the same sampler: {change:.3g}",
+            f"the budget, mean over the samples, sums to {self.error.mean().item():.3g} +- {unsure:.1g}",
         ]
-        if not bool((self.reached > 0).any()):
-            return "\n".join(lines)
-        found = self.reached.median(1).values
-        share = (found[self.step - 1] / found.sum().clamp_min(1e-300)).item()
-        grown = self.reached[self.step - 1] / self.made[self.step - 1].clamp_min(1e-300)
-        what = "the change of the model" if bool((self.terms["model"] != 0).any()) else "the error of the sampler"
-        lines.append(
-            f"most of {what} arises at step {self.step} of {len(found)} (t = {self.times[self.step - 1]:.3g}): "
-            f"{share:.0%} of it, which grows {grown.median().item():.3g} times by the end"
-        )
+        for name, term in self.terms.items():
+            where = self._where(name) if name in _RUNS and bool((self.reached[name] > 0).any()) else ""
+            lines.append(f"  {name:<14} {term.mean().item():+.3g}{where}")
+        if self.precision != torch.float64:
+            lines.append(
+                f"the exact journey is that of the network in {str(self.precision).removeprefix('torch.')}, whose "
+                "rounding it has: give the plain model in float64 as `precise`"
+            )
         return "\n".join(lines)
+
+    def _where(self, name: str) -> str:
+        """At which step a term arises, in words."""
+        k = self.step(name) - 1
+        grown = (self.reached[name][k] / self.made[name][k].clamp_min(_NOTHING)).median().item()
+        return (
+            f"  {self.share(name):.0%} in step {k + 1} of {len(self.times)}, from t = {self.times[k]:.3g}; "
+            f"times {grown:.2g} by the end"
+        )
+
+    def draw(self, path: str | Path) -> Path:
+        """Draw the budget as bars, and the error by step, into a file.
+
+        Args:
+            path: The file, of a kind that matplotlib writes.
+
+        Returns:
+            The path.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+            StorageError: The file cannot be written.
+        """
+        return comparison_figure.draw(self, path)
 
 
 def compare(
@@ -125,6 +188,7 @@ def compare(
     end: Literal["clean", "path"] | None = None,
     codec: Codec | None = None,
     other_codec: Codec | None = None,
+    precise: Denoiser | None = None,
     tolerance: float | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
@@ -132,7 +196,9 @@ def compare(
 ) -> Comparison:
     """Measure what a variant of a model or of a sampler costs, as a budget against the exact journey of the plain one.
 
-    Both start from the same noise. With K steps it costs two adaptive solves of the plain model a step, in float64.
+    Both start from the same noise. With K steps it costs up to 3 K adaptive solves of the plain model, in float64. The
+    variant is asked by its own run alone, in its order; what a cache of its network holds is forgotten before and
+    after.
 
     Args:
         model: The plain model, under a condition if it has one.
@@ -144,142 +210,121 @@ def compare(
         end: "clean" data, or the state at the end of the "path", as `sample` takes it.
         codec: Decodes samples of both to images, whose differences are then reported.
         other_codec: That of the variant, such as a decoder that works in tiles.
+        precise: The plain model in float64, whose journey is the exact one. By default a copy of its network where that
+            is a torch module; other networks keep their precision, that of a pipeline included.
         tolerance: The tolerance of the reference solves; by default a thousandth of the error found, within
-            [1e-10, 1e-5].
+            [1e-10, 1e-5], and no less than the rounding of the network.
         dtype: Of the latents that are drawn, and of both runs.
         device: Of the latents that are drawn.
-        **options: Those of the plain run; see `Options`.
+        **options: Those of the plain run; see `Options`. What draws noise, looks at a run or changes it has no meaning
+            here.
 
     Returns:
         The budget of the variant's error, and the steps at which it arises.
 
     Raises:
         InputError: An argument does not fit, or a solver draws noise.
+        NonFiniteError: A run diverged; it says whose.
         ConvergenceError: A reference solve failed.
     """
     if other is None and not changed and other_codec is None:
         raise InputError("compare: give another model, changed options or another codec to compare with")
     if other_codec is not None and codec is None:
         raise InputError("other_codec: only valid with codec, that of the plain model")
-    if (n is None) == (x is None):
-        raise InputError("compare: give either n (how many to draw) or x (starting latents)")
-    plain = model if guidance is None else model.with_guidance(guidance)
-    variant = plain if other is None else other if guidance is None else other.with_guidance(guidance)
-    if variant.shape != plain.shape:
-        raise InputError(f"other: has samples of shape {variant.shape}, but the plain model's are {plain.shape}")
-    chosen = Resolved.of(options, compare, refused=_NO_MEANING, defaults={"solver": "auto"})
-    chosen, grid, start, _ = settled(plain, chosen, n, x, None, end, dtype, device)
-    method, way = chosen.method, grid
-    if changed:
-        its = Resolved.of(
-            {**_without(options, changed), "solver": chosen.solver, **changed}, compare, refused=_NO_MEANING
+    if tolerance is not None and not 0.0 < number("tolerance", tolerance) < 1.0:
+        raise InputError(f"tolerance: got {tolerance}, expected a number between 0 and 1")
+    plain, variant, precise = models(model, other, precise, guidance)
+    precise = in_precision(plain, torch.float64) if precise is None else precise
+    with torch.no_grad():
+        plan = planned(plain, n, x, end, dtype, device, options, changed or {})
+        start, way, solver = plan.start, plan.its_grid, plan.its_solver
+        _caches.reset(variant)
+        run = _run("the variant's run", variant, start, way, solver)
+        _caches.reset(variant)
+        same = run if variant is plain else _run("the plain model's run", plain, start, way, solver)
+        own = same if plan.alike else _run("the plain run", plain, start, plan.grid, plan.solver)
+        fine = _run("the plain model's run in float64", precise, start.double(), way, solver)
+        flow = ExactFlow(precise, way, tolerance or _LOOSE)
+        unsure = _settle(flow, run, start, tolerance, precise)
+        bar = progress_bar(plan.progress, way.steps, unit="step")
+        arisen = flow.follow([_states(one) for one in (run, same, fine)], bar)
+        bar.close()
+        shown = _shown(codec, other_codec, run, same, own, arisen)
+        local = dict(zip(_RUNS, arisen.sums, strict=True))
+        if codec is not None:
+            middle = (0.5 * (run.x.double() + arisen.exact)).to(run.x.dtype)
+            local = {name: pushed(codec, middle, vector) for name, vector in local.items()}
+            local["codec"] = shown.codec
+            unsure = pushed(codec, middle, unsure)
+        local["amplification"] = shown.error - torch.stack(list(local.values())).sum(0)
+        runs = {id(one): one for one in (same, own, fine)}.values()
+        return Comparison(
+            error=rms(shown.error),
+            plain=rms(shown.plain),
+            change=rms(shown.change),
+            terms={name: along(local[name], shown.error) for name in COMPARED if name in local},
+            uncertainty=rms(unsure),
+            times=(*way.times[:-1], *(way.times[-1:] if way.clean else ())),
+            made=dict(zip(_RUNS, arisen.made, strict=True)),
+            reached=dict(zip(_RUNS, arisen.reached, strict=True)),
+            x=run.x,
+            exact=arisen.exact,
+            precision=_precision(precise),
+            nfe=flow.nfe + sum(one.nfe for one in runs),
         )
-        its, way, _, _ = settled(plain, its, None, start, None, end, dtype, device)
-        method = its.method
-    for name, one in (("solver", chosen.method), ("changed", method)):
-        if one.properties.stochastic:
-            raise InputError(f"{name}: {one.name!r} draws noise, and has no exact journey to be compared with")
-    if way.times[0] != grid.times[0]:
-        raise InputError(f"changed: starts at t = {way.times[0]:g}, the plain run at {grid.times[0]:g}")
-    if chosen.controller is not None:
-        raise InputError("steps: a comparison is of a fixed number of steps, not of adaptive ones")
-    quiet: dict[str, Any] = {"progress": False, "record": "all"}
-    run = integrate(variant, start, way, method, **quiet)
-    same = run if variant is plain else integrate(plain, start, way, method, **quiet)
-    precise = in_precision(plain, torch.float64)
-    double = integrate(precise, start.double(), way, method, progress=False)
-    own = same if method == chosen.method and way == grid else integrate(plain, start, grid, chosen.method, **quiet)
-    reference = _Reference(precise, way, _LOOSE)
+
+
+def _run(who: str, model: Denoiser, x: Tensor, grid: Grid, solver: Solver[Any]) -> Solution:
+    """A run with all of its states."""
+    try:
+        return integrate(model, x, grid, solver, record="all", progress=False)
+    except NonFiniteError as error:
+        raise NonFiniteError(f"compare: {who}: {error}") from error
+
+
+def _states(run: Solution) -> Tensor:
+    """The states of a run, float64, shape (K + 1, B, ...)."""
+    assert run.trajectory is not None
+    return run.trajectory.x.double()
+
+
+def _precision(model: Denoiser) -> torch.dtype:
+    """The precision in which a model computes from a float64 state."""
+    return model.dtype or torch.float64
+
+
+def _settle(flow: ExactFlow, run: Solution, start: Tensor, tolerance: float | None, precise: Denoiser) -> Tensor:
+    """Set the tolerance of the reference where none is given, and return the uncertainty of its end."""
+    x = start.double()
     if tolerance is None:
-        loosely = reference.journey(start.double())
-        off = rms(run.x.double() - loosely).median().item()
-        tolerance = min(max(1e-3 * off, 1e-10), _LOOSE)
-    reference.tolerance = tolerance
-    exact = reference.journey(start.double())
-    unsure = rms(exact - _Reference(precise, way, 10.0 * tolerance).journey(start.double()))
-    bar = progress_bar(chosen.progress, way.steps * (1 + (same is not run)), unit="step")
-    its_steps = reference.steps(run, bar)
-    plain_steps = its_steps if same is run else reference.steps(same, bar)
-    bar.close()
-    rounding = same.x.double() - double.x
-    made, reached = its_steps
-    local = {
-        "model": made.sum(0) - plain_steps[0].sum(0),
-        "discretisation": plain_steps[0].sum(0) - rounding,
-        "rounding": rounding,
-    }
-    error = run.x.double() - exact
-    shown, plainly, apart = error, own.x.double() - exact, run.x.double() - same.x.double()
-    if codec is not None:
-        local = {name: pushed(codec, same.x, vector) for name, vector in local.items()}
-        images = codec.decode(run.x).double()
-        wanted = codec.decode(exact.to(run.x.dtype)).double()
-        its = images if other_codec is None else other_codec.decode(run.x).double()
-        local["codec"] = its - images
-        shown, plainly = its - wanted, codec.decode(own.x).double() - wanted
-        apart = its - codec.decode(same.x).double()
-    local["amplification"] = shown - torch.stack(list(local.values())).sum(0)
-    size = rms(shown)
-    terms = {name: along(local[name], shown) for name in COMPARED if name in local}
-    if same is not run:
-        made, reached = made - plain_steps[0], reached - plain_steps[1]
-    return Comparison(
-        error=size,
-        plain=rms(plainly),
-        change=rms(apart),
-        terms=terms,
-        uncertainty=unsure,
-        times=(*way.times[:-1], *([way.times[-1]] if way.clean else [])),
-        made=torch.stack([rms(one) for one in made]),
-        reached=torch.stack([rms(one) for one in reached]),
-        x=run.x,
-        exact=exact,
-        nfe=reference.nfe + same.nfe + double.nfe + own.nfe,
-    )
+        rounding = torch.finfo(_precision(precise)).eps
+        flow.tolerance = max(_LOOSE, rounding)
+        off = rms(run.x.double() - flow.end(x)).median().item()
+        tolerance = min(max(1e-3 * off, _TIGHT, rounding), flow.tolerance)
+    flow.tolerance = 10.0 * tolerance
+    coarse = flow.end(x)
+    flow.tolerance = tolerance
+    return coarse - flow.end(x)
 
 
-def _without(options: Options, changed: Options) -> dict[str, Any]:
-    """The options of the plain run that the variant's do not stand in place of: steps and nfe for each other."""
-    pairs = ({"steps", "nfe"},)
-    gone = {name for pair in pairs if pair & changed.keys() for name in pair}
-    return {name: value for name, value in options.items() if name not in gone}
+@dataclass(frozen=True)
+class _Shown:
+    """Differences between what the runs return, in the model's samples or in the codec's images, shape (B, ...)."""
+
+    error: Tensor
+    plain: Tensor
+    change: Tensor
+    codec: Tensor
 
 
-class _Reference:
-    """The exact flow of a model from the times of a grid."""
-
-    def __init__(self, model: Denoiser, grid: Grid, tolerance: float):
-        self.model, self.grid, self.tolerance, self.nfe = model, grid, tolerance, 0
-
-    def journey(self, x: Tensor, k: int = 0) -> Tensor:
-        """From the grid's time k to its end."""
-        times = self.grid.times
-        if k == len(times) - 1 and not self.grid.clean:
-            return x
-        ends = (times[k],) if k == len(times) - 1 else (times[k], times[-1])
-        return self._solved(x, Grid(ends, clean=self.grid.clean))
-
-    def steps(self, run: Solution, bar: Any) -> tuple[Tensor, Tensor]:
-        """The error that each step of a run makes, and what becomes of it by the end, each of shape (K, B, ...)."""
-        assert run.trajectory is not None
-        states, times = run.trajectory.x.double(), self.grid.times
-        made, reached, before = list[Tensor](), list[Tensor](), self.journey(states[0])
-        for k in range(len(states) - 1):
-            last = k == len(states) - 2
-            after = states[k + 1] if last else self.journey(states[k + 1], k + 1)
-            there = before if last else self._solved(states[k], Grid(times[k : k + 2]))
-            made.append(states[k + 1] - there)
-            reached.append(after - before)
-            before = after
-            bar.update()
-        return torch.stack(made), torch.stack(reached)
-
-    def _solved(self, x: Tensor, grid: Grid) -> Tensor:
-        solver: Solver[Any] = _REFERENCE
-        try:
-            control = None if len(grid) == 1 else PIDController(self.tolerance, self.tolerance, max_steps=5000)
-            found = integrate(self.model, x, grid, solver, controller=control, progress=False)
-        except ConvergenceError as error:
-            raise ConvergenceError(f"compare: the reference solve failed ({error}); give a larger tolerance") from error
-        self.nfe += found.nfe
-        return found.x
+def _shown(
+    codec: Codec | None, other_codec: Codec | None, run: Solution, same: Solution, own: Solution, arisen: Arisen
+) -> _Shown:
+    """What the runs return, compared."""
+    ends = [run.x, arisen.exact.to(run.x.dtype), same.x, own.x]
+    if codec is None:
+        its, wanted, plain, usual = run.x.double(), arisen.exact, same.x.double(), own.x.double()
+        return _Shown(its - wanted, usual - wanted, its - plain, torch.zeros_like(its))
+    by_plain, wanted, plain, usual = (codec.decode(x).double() for x in ends)
+    its = by_plain if other_codec is None else other_codec.decode(run.x).double()
+    return _Shown(its - wanted, usual - wanted, its - plain, its - by_plain)
