@@ -30,7 +30,7 @@ from . import (
 from ._integrate import Adjoint, AdjointRecord, PIDController, Solution, StepInfo, Stepper, Trajectory, integrate
 from ._version import __version__
 from .denoisers import Denoiser, GaussianMixture
-from .diagnostics import Diagnosis, diagnose, log_likelihood
+from .diagnostics import Comparison, Diagnosis, compare, diagnose, log_likelihood
 from .editing import Edit, edit
 from .errors import (
     BrokenExtraError,
@@ -120,6 +120,7 @@ __all__ = [
     "BrokenExtraError",
     "Choice",
     "Clip",
+    "Comparison",
     "ConvergenceError",
     "CorruptFileError",
     "DPMpp2M",
@@ -165,6 +166,7 @@ __all__ = [
     "VPScaledLinear",
     "__version__",
     "choose_solver",
+    "compare",
     "coordinates",
     "corrections",
     "datasets",
