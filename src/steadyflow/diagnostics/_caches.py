@@ -8,6 +8,7 @@ that it has a cache by a method `reset_cache`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -20,10 +21,16 @@ def keeps_state(model: Denoiser) -> bool:
     return any(True for _ in _resets(model))
 
 
-def reset(model: Denoiser) -> None:
-    """Let a model's network forget all calls."""
-    for forget in _resets(model):
-        forget()
+@contextmanager
+def afresh(model: Denoiser) -> Iterator[None]:
+    """Let a model's network forget all calls before and after a run."""
+    try:
+        for forget in _resets(model):
+            forget()
+        yield
+    finally:
+        for forget in _resets(model):
+            forget()
 
 
 def _resets(model: Denoiser) -> Iterator[Callable[[], Any]]:

@@ -13,6 +13,7 @@ from .._internal.given import device_of
 from ..denoisers.base import Denoiser
 from ..errors import InputError
 from ..grids import Grid
+from ..schedules import Schedule
 from ..solvers.base import Solver
 from ..solvers.tuned import Tuned
 from ..tasks._elsewhere import warn_elsewhere
@@ -137,7 +138,7 @@ def planned(
             raise InputError(f"{name}: {one.name!r} draws noise, and has no exact journey to be compared with")
         if isinstance(one, Tuned):
             warn_elsewhere(one, model)
-    _check_ends(grid, way)
+    _check_ends(model.schedule, grid, way)
     return Planned(start, grid, chosen.method, way, its.method, chosen.progress)
 
 
@@ -157,16 +158,26 @@ def _replaced(changed: Options) -> dict[str, None]:
         names |= {*_SPACED}
     if solver is not None and Resolved(solver=solver).auto is None and Resolved(solver=solver).method.has_own_grid:
         names |= {*_SPACED, "grid"} - {"nfe"}
-    return {name: None for name in names - changed.keys()}
+    return dict.fromkeys(names - changed.keys())
 
 
-def _check_ends(grid: Grid, way: Grid) -> None:
-    """Raise `InputError` unless two grids lead from one time to one end."""
-    ends = [(one.times[0], one.times[-1]) for one in (grid, way)]
-    if grid.clean != way.clean or not all(math.isclose(*pair, rel_tol=1e-9) for pair in zip(*ends, strict=True)):
-        words = [f"from t = {a:g} to {b:g}" + (" and the clean estimate" * one.clean)
-                 for (a, b), one in zip(ends, (grid, way), strict=True)]  # fmt: skip
-        raise InputError(
-            f"changed: the variant's run goes {words[1]}, the plain one {words[0]}; give t_min and t_max with which "
-            "both are equal"
-        )
+def _check_ends(schedule: Schedule, grid: Grid, way: Grid) -> None:
+    """Raise `InputError` unless two grids lead from one time to one end.
+
+    A grid that ends without noise, as those of tuned solvers do, has the end of one that reads the clean estimate.
+    """
+    (top, last, data), (its_top, its_last, its_data) = (
+        (one.times[0], one.times[-1], one.clean or schedule.at(one.times[-1]).sigma == 0.0) for one in (grid, way)
+    )
+    same_end = grid.clean == way.clean and math.isclose(last, its_last, rel_tol=1e-9)
+    if math.isclose(top, its_top, rel_tol=1e-9) and (same_end or (data and its_data and grid.clean != way.clean)):
+        return
+    raise InputError(
+        f"changed: the variant's run goes {_words(way)}, the plain one {_words(grid)}; give t_min and t_max with which "
+        "both are equal"
+    )
+
+
+def _words(grid: Grid) -> str:
+    """Where a grid leads, in words."""
+    return f"from t = {grid.times[0]:g} to {grid.times[-1]:g}" + " and the clean estimate" * grid.clean

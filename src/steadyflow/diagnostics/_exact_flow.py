@@ -1,4 +1,4 @@
-"""The exact flow of a model from the times of a grid, and what the steps of runs over that grid add to it."""
+"""The exact flow of a model from the times of a grid, and what the steps of a run over that grid add to it."""
 
 from __future__ import annotations
 
@@ -21,18 +21,17 @@ _SOLVER = registry.get("dopri5")
 
 
 @dataclass(frozen=True)
-class Arisen:
-    """Where the differences between runs from one start arise, and what becomes of them. Of R runs there are R parts:
-    the difference of each run from the next, and of the last from the exact journey."""
+class StepErrors:
+    """The errors that the steps of a run make, and what becomes of them."""
 
     exact: Tensor
-    """The ends of the exact journeys, float64, shape (B, ...)."""
-    sums: tuple[Tensor, ...]
-    """Of each part, the sum of what the steps made, shape (B, ...)."""
-    made: tuple[Tensor, ...]
-    """Of each part, the root mean square of what each of the K steps made, shape (K, B)."""
-    reached: tuple[Tensor, ...]
-    """Of each part, that of what the exact flow makes of it by the end, shape (K, B)."""
+    """The end of the exact journey from the run's start, float64, shape (B, ...)."""
+    total: Tensor
+    """The sum of what the steps make, shape (B, ...)."""
+    made: Tensor
+    """The root mean square of what each of the K steps makes, shape (K, B)."""
+    reached: Tensor
+    """That of what the exact flow makes of it by the end, shape (K, B)."""
 
 
 class ExactFlow:
@@ -51,33 +50,25 @@ class ExactFlow:
 
     def end(self, x: Tensor) -> Tensor:
         """The end of the exact journey from the grid's first time."""
-        return self._after([x], 0)[0]
+        return self._after(x, 0)
 
-    def follow(self, runs: Sequence[Tensor], bar: Any) -> Arisen:
-        """Find where the differences between runs arise.
+    def errors(self, states: Sequence[Tensor], bar: Any) -> StepErrors:
+        """Find the errors of a run's steps.
 
         Args:
-            runs: The float64 states that each visits, shape (K + 1, B, ...), from one start.
+            states: The float64 states that it visits, each of shape (B, ...).
             bar: Is told of every step.
         """
-        sums: list[Tensor] = []
-        made, reached = list[list[Tensor]](), list[list[Tensor]]()
-        exact = before = list[Tensor]()
+        ends, made, total = list[Tensor](), list[Tensor](), torch.zeros_like(states[0])
         for k, scale in enumerate(self._scales()):
-            there = self._within([run[k] for run in runs], k)
-            ends = self._after(there, k + 1)
-            if k:
-                reached.append(_parts(ends, before))
-            exact, before = exact or ends, ends
-            new = _parts([run[k + 1] for run in runs], there)
-            new = [part * scale for part in new]
-            made.append([rms(part) for part in new])
-            sums = [part + one for part, one in zip(sums, new, strict=True)] if sums else new
+            there = self._within(states[k], k)
+            ends.append(self._after(there, k + 1))
+            new = scale * (states[k + 1] - there)
+            total = total + new
+            made.append(rms(new))
             bar.update()
-        reached.append(_parts([run[-1] for run in runs], before))
-        sizes = [[rms(part) for part in parts] for parts in reached]
-        by_part = [tuple(torch.stack(steps) for steps in zip(*found, strict=True)) for found in (made, sizes)]
-        return Arisen(exact[0], tuple(sums), by_part[0], by_part[1])
+        reached = [rms(after - before) for before, after in zip(ends, [*ends[1:], states[-1]], strict=True)]
+        return StepErrors(ends[0], total, torch.stack(made), torch.stack(reached))
 
     def _scales(self) -> list[float]:
         """How large a state of unit variance is at the end of the grid, over how large it is after each step."""
@@ -85,45 +76,27 @@ class ExactFlow:
         sizes = [*(math.hypot(level.alpha, level.sigma) for level in levels), *([1.0] if self.grid.clean else [])]
         return [sizes[-1] / size for size in sizes]
 
-    def _within(self, xs: list[Tensor], k: int) -> list[Tensor]:
+    def _within(self, x: Tensor, k: int) -> Tensor:
         """The exact flow over step k."""
-        times, clean = self.grid.times[k : k + 2], self.grid.clean
-        return self._solved(xs, Grid(times, clean=clean and len(times) == 1))
+        times = self.grid.times[k : k + 2]
+        return self._solved(x, Grid(times, clean=len(times) == 1))
 
-    def _after(self, xs: list[Tensor], k: int) -> list[Tensor]:
+    def _after(self, x: Tensor, k: int) -> Tensor:
         """The exact flow from the state before step k to the end."""
         times, clean = self.grid.times[k:], self.grid.clean
         if len(times) + clean < 2:
-            return xs
-        return self._solved(xs, Grid((*times[:1], *times[1:][-1:]), clean=clean))
+            return x
+        return self._solved(x, Grid((*times[:1], *times[1:][-1:]), clean=clean))
 
-    def _solved(self, xs: list[Tensor], grid: Grid) -> list[Tensor]:
-        """The exact flow over a grid, of which only the ends count, from several states.
-
-        All take the steps that the first needs, so that what the solve leaves out cancels from their differences; equal
-        states are solved for once.
-        """
-        found: list[Tensor] = []
+    def _solved(self, x: Tensor, grid: Grid) -> Tensor:
+        """The exact flow over a grid, of which only the ends count."""
         control = None if len(grid) == 1 else PIDController(self.tolerance, self.tolerance, max_steps=5000)
-        for k, x in enumerate(xs):
-            equal = next((j for j in range(k) if torch.equal(x, xs[j])), None)
-            if equal is not None:
-                found.append(found[equal])
-                continue
-            try:
-                run = integrate(self.model, x, grid, _SOLVER, controller=control, progress=False)
-            except (ConvergenceError, NonFiniteError) as error:
-                raise ConvergenceError(
-                    f"compare: the reference solve of the plain model failed ({error}); give a larger tolerance, or "
-                    "the plain model in float64 as `precise`"
-                ) from error
-            grid, control = run.grid, None
-            found.append(run.x)
-            self.nfe += run.nfe
-        return found
-
-
-def _parts(runs: list[Tensor], exact: list[Tensor]) -> list[Tensor]:
-    """The differences of runs from what is exact for each, as parts."""
-    off = [x - y for x, y in zip(runs, exact, strict=True)]
-    return [*(one - following for one, following in zip(off, off[1:], strict=False)), off[-1]]
+        try:
+            run = integrate(self.model, x, grid, _SOLVER, controller=control, progress=False)
+        except (ConvergenceError, NonFiniteError) as error:
+            raise ConvergenceError(
+                f"compare: the reference solve of the plain model failed ({error}); give a larger tolerance, or the "
+                "plain model in float64 as `precise`"
+            ) from error
+        self.nfe += run.nfe
+        return run.x

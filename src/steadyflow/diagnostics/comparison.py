@@ -3,25 +3,30 @@
 A quantised or half-precision network, cached features, fewer calls, a tiled decoder: each changes the sample a little,
 and one distance between two runs does not say why. Let z be the start, G the exact generation map of the plain model,
 x^ what the variant returns, x_P what the plain model returns under the variant's sampler, and x_64 the same in float64.
-The error x^ - G(z) is divided by these three runs, and by where in them it arises.
+Then
 
-Let y_k be the states that a run visits at the times t_k, phi_k the exact flow from t_k to t_{k+1}, and E_k that from
-t_k to the end. Then
+    x^ - G(z) = (x^ - x_P)          model
+              + (x_P - x_64)        rounding
+              + (x_64 - G(z))       discretisation and amplification
 
-    l_k = s_k (y_{k+1} - phi_k(y_k)),    c_k = E_{k+1}(y_{k+1}) - E_{k+1}(phi_k(y_k)),    sum_k c_k = y_K - G(z):
+holds exactly. In which step each part arises is found without a linearisation, too.
 
-l_k is the error that step k makes, c_k what the exact flow makes of it by the end, and the sum telescopes, as
-E_{k+1}(phi_k(y_k)) = E_k(y_k): without a linearisation, and whatever the solver keeps of its past. s_k is how large the
-path's state of unit variance is at the end, over how large it is after step k, so that l_k is in the units of the
-samples on every path (1 on variance-preserving ones). With L the sum of the l_k of a run, the terms are
+Model and rounding, by runs that change hands: let D_k be the end of the run whose first k steps are the variant's, and
+whose others the plain model makes from the whole state that the solver has then, its history included. D_0 is x_P and
+D_K is x^, so that the changes D_k - D_{k-1} sum to x^ - x_P; each is 0 where the network has answered as the plain one
+does, whatever the solver keeps of its past. Rounding is divided in the same way, with the run of x_P and float64 in
+place of the variant and the plain model.
 
-    model          = L(x^) - L(x_P)
-    rounding       = L(x_P) - L(x_64)
-    discretisation = L(x_64)
-    amplification  = x^ - G(z) - L(x^)      what the exact flow adds to the errors that the steps make
+Discretisation, by the exact flow: let y_k be the states of the float64 run at the times t_k, phi_k the exact flow from
+t_k to t_{k+1}, and E_k that from t_k to the end. With
 
-and the l_k and c_k of the three runs, subtracted alike, say at which step each arises. The sampler feeds back on the
-variant's states, not on the plain run's, so that "model" holds what that changes of the sampler's error as well.
+    l_k = s_k (y_{k+1} - phi_k(y_k)),    c_k = E_{k+1}(y_{k+1}) - E_{k+1}(phi_k(y_k)),    sum_k c_k = x_64 - G(z),
+
+l_k is the error that step k makes and c_k what the exact flow makes of it by the end; the sum telescopes, as
+E_{k+1}(phi_k(y_k)) = E_k(y_k). s_k is how large the path's state of unit variance is at the end, over how large it is
+after step k, so that l_k is in the units of the samples on every path. "discretisation" is the sum of the l_k, and
+"amplification" what the exact flow adds to it. The errors of a solver with a memory are those of its steps with that
+memory: a leapfrog that oscillates makes some in every step.
 
 With a codec, the terms are carried to images by the decoder's derivative half way between x^ and G(z), "codec" is what
 the variant's own decoder changes of its images, and "amplification" holds the decoder's curvature, too. As for
@@ -30,6 +35,8 @@ the variant's own decoder changes of its images, and "amplification" holds the d
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -37,27 +44,26 @@ from typing import Any, Literal, Unpack
 import torch
 from torch import Tensor
 
-from .._integrate import Solution, integrate, progress_bar
+from .._integrate import Progress, progress_bar
 from .._internal import strict_json
 from .._internal.given import number
 from .._internal.tensors import rms
 from ..denoisers.base import Denoiser
-from ..errors import InputError, NonFiniteError
-from ..grids import Grid
-from ..solvers.base import Solver
+from ..errors import InputError
 from ..tasks._options import Options
 from . import _caches, comparison_figure
 from ._compared import models, planned
-from ._exact_flow import Arisen, ExactFlow
+from ._exact_flow import ExactFlow
+from ._exchanged import exchanged, recorded
 from .budget import Codec, along, in_precision, pushed
 
 COMPARED = ("model", "discretisation", "rounding", "amplification", "codec")
 """The names of the terms of a comparison; one without a codec has no "codec"."""
-_RUNS = ("model", "rounding", "discretisation")
-"""The parts of an error that arise in the steps: the difference of each of the three runs from what comes next."""
+_PARTS = ("model", "rounding", "discretisation")
+"""The parts of an error that are found step by step; that of the discretisation has its amplification."""
 _LOOSE, _TIGHT = 1e-5, 1e-10
 """The largest and the smallest tolerance of the reference solves, unless one is given."""
-_TENSORS = ("error", "plain", "change", "uncertainty")
+_TENSORS = ("error", "plain", "change", "uncertainty", "made")
 _NOTHING = 1e-300
 
 
@@ -77,10 +83,11 @@ class Comparison:
     """The uncertainty of the end of the exact journey, shape (B,)."""
     times: tuple[float, ...]
     """Path times from which the K steps of the variant's run begin; a reading of the clean estimate counts as one."""
-    made: dict[str, Tensor]
-    """What each step made of "model", "discretisation" and "rounding", in the units of the samples, shape (K, B)."""
+    made: Tensor
+    """The errors that the steps make with the plain network in float64, shape (K, B), in the units of the samples."""
     reached: dict[str, Tensor]
-    """What the exact flow makes of that by the end, shape (K, B)."""
+    """What each step changes of the sample by the end, shape (K, B), through "model", "rounding" and "discretisation":
+    the last is what the exact flow makes of `made`."""
     x: Tensor
     """The variant's samples, shape (B, ...)."""
     exact: Tensor
@@ -93,7 +100,7 @@ class Comparison:
     @property
     def main(self) -> str:
         """Which of "model", "discretisation" and "rounding" changes the samples most, by the median over them."""
-        return max(_RUNS, key=lambda name: self.reached[name].sum(0).median().item())
+        return max(_PARTS, key=lambda name: self.reached[name].sum(0).median().item())
 
     def step(self, term: str | None = None) -> int:
         """The step, from 1, in which most of what a term changes of the samples arises, by the median over them.
@@ -120,16 +127,16 @@ class Comparison:
     def _term(self, term: str | None) -> str:
         if term is None:
             return "model" if bool((self.reached["model"] > 0).any()) else self.main
-        if term not in _RUNS:
-            raise InputError(f"term: got {term!r}, expected one of {', '.join(_RUNS)}")
+        if term not in _PARTS:
+            raise InputError(f"term: got {term!r}, expected one of {', '.join(_PARTS)}")
         return term
 
     def figures(self) -> dict[str, Any]:
         """Everything that is a number, ready for JSON: None for a number that is not finite."""
         found: dict[str, Any] = {name: getattr(self, name).tolist() for name in _TENSORS}
-        for name in ("terms", "made", "reached"):
+        for name in ("terms", "reached"):
             found[name] = {term: value.tolist() for term, value in getattr(self, name).items()}
-        found["step"] = {name: self.step(name) for name in _RUNS}
+        found["step"] = {name: self.step(name) for name in _PARTS}
         found |= {"times": self.times, "precision": str(self.precision).removeprefix("torch."), "nfe": self.nfe}
         return strict_json.plain(found)
 
@@ -143,7 +150,7 @@ class Comparison:
             f"the budget, mean over the samples, sums to {self.error.mean().item():.3g} +- {unsure:.1g}",
         ]
         for name, term in self.terms.items():
-            where = self._where(name) if name in _RUNS and bool((self.reached[name] > 0).any()) else ""
+            where = self._where(name) if name in _PARTS and bool((self.reached[name] > 0).any()) else ""
             lines.append(f"  {name:<14} {term.mean().item():+.3g}{where}")
         if self.precision != torch.float64:
             lines.append(
@@ -153,13 +160,13 @@ class Comparison:
         return "\n".join(lines)
 
     def _where(self, name: str) -> str:
-        """At which step a term arises, in words."""
+        """In which step a term arises, in words."""
         k = self.step(name) - 1
-        grown = (self.reached[name][k] / self.made[name][k].clamp_min(_NOTHING)).median().item()
-        return (
-            f"  {self.share(name):.0%} in step {k + 1} of {len(self.times)}, from t = {self.times[k]:.3g}; "
-            f"times {grown:.2g} by the end"
-        )
+        where = f"  {self.share(name):.0%} in step {k + 1} of {len(self.times)}, from t = {self.times[k]:.3g}"
+        if name != "discretisation":
+            return where
+        grown = (self.reached[name][k] / self.made[k].clamp_min(_NOTHING)).median().item()
+        return f"{where}, which the exact flow makes {grown:.2g} times as large"
 
     def draw(self, path: str | Path) -> Path:
         """Draw the budget as bars, and the error by step, into a file.
@@ -196,9 +203,9 @@ def compare(
 ) -> Comparison:
     """Measure what a variant of a model or of a sampler costs, as a budget against the exact journey of the plain one.
 
-    Both start from the same noise. With K steps it costs up to 3 K adaptive solves of the plain model, in float64. The
-    variant is asked by its own run alone, in its order; what a cache of its network holds is forgotten before and
-    after.
+    Both start from the same noise. With K steps it costs about K adaptive solves of the plain model in float64, and K
+    runs of it that begin at each of the steps. The variant is asked by its own run alone, in its order; what a cache of
+    its network holds is forgotten before and after.
 
     Args:
         model: The plain model, under a condition if it has one.
@@ -237,55 +244,54 @@ def compare(
     precise = in_precision(plain, torch.float64) if precise is None else precise
     with torch.no_grad():
         plan = planned(plain, n, x, end, dtype, device, options, changed or {})
-        start, way, solver = plan.start, plan.its_grid, plan.its_solver
-        _caches.reset(variant)
-        run = _run("the variant's run", variant, start, way, solver)
-        _caches.reset(variant)
-        same = run if variant is plain else _run("the plain model's run", plain, start, way, solver)
-        own = same if plan.alike else _run("the plain run", plain, start, plan.grid, plan.solver)
-        fine = _run("the plain model's run in float64", precise, start.double(), way, solver)
-        flow = ExactFlow(precise, way, tolerance or _LOOSE)
-        unsure = _settle(flow, run, start, tolerance, precise)
-        bar = progress_bar(plan.progress, way.steps, unit="step")
-        arisen = flow.follow([_states(one) for one in (run, same, fine)], bar)
-        bar.close()
-        shown = _shown(codec, other_codec, run, same, own, arisen)
-        local = dict(zip(_RUNS, arisen.sums, strict=True))
+        start, sampler = plan.start, (plan.its_grid, plan.its_solver)
+        with _caches.afresh(variant):
+            run = recorded("the variant's run", variant, start, *sampler)
+        same = run if variant is plain else recorded("the plain model's run", plain, start, *sampler)
+        own = same if plan.alike else recorded("the plain run", plain, start, plan.grid, plan.solver)
+        fine = recorded("the plain model's run in float64", precise, start.double(), *sampler)
+        flow = ExactFlow(precise, plan.its_grid, tolerance or _LOOSE)
+        unsure = _settle(flow, run.end, start, tolerance, precise)
+        with _shown_bar(plan.progress, 3 * plan.its_grid.steps) as bar:
+            changed_by, spent = exchanged(run, same, bar)
+            rounded_by, spent_too = exchanged(same, fine, bar)
+            steps = flow.errors(fine.samples, bar)
+        ends = [one.solution.x for one in (run, same, own)]
+        shown = _shown(codec, other_codec, ends, steps.exact)
+        local = {"model": run.end - same.end, "rounding": same.end - fine.end, "discretisation": steps.total}
         if codec is not None:
-            middle = (0.5 * (run.x.double() + arisen.exact)).to(run.x.dtype)
+            middle = (0.5 * (run.end + steps.exact)).to(start.dtype)
             local = {name: pushed(codec, middle, vector) for name, vector in local.items()}
             local["codec"] = shown.codec
             unsure = pushed(codec, middle, unsure)
         local["amplification"] = shown.error - torch.stack(list(local.values())).sum(0)
-        runs = {id(one): one for one in (same, own, fine)}.values()
+        own_runs = {id(one): one.solution.nfe for one in (same, own, fine)}
+        times = plan.its_grid.times
         return Comparison(
             error=rms(shown.error),
             plain=rms(shown.plain),
             change=rms(shown.change),
             terms={name: along(local[name], shown.error) for name in COMPARED if name in local},
             uncertainty=rms(unsure),
-            times=(*way.times[:-1], *(way.times[-1:] if way.clean else ())),
-            made=dict(zip(_RUNS, arisen.made, strict=True)),
-            reached=dict(zip(_RUNS, arisen.reached, strict=True)),
-            x=run.x,
-            exact=arisen.exact,
+            times=times if plan.its_grid.clean else times[:-1],
+            made=steps.made,
+            reached={"model": changed_by, "rounding": rounded_by, "discretisation": steps.reached},
+            x=run.solution.x,
+            exact=steps.exact,
             precision=_precision(precise),
-            nfe=flow.nfe + sum(one.nfe for one in runs),
+            nfe=flow.nfe + spent + spent_too + sum(own_runs.values()),
         )
 
 
-def _run(who: str, model: Denoiser, x: Tensor, grid: Grid, solver: Solver[Any]) -> Solution:
-    """A run with all of its states."""
+@contextmanager
+def _shown_bar(progress: Progress, total: int) -> Iterator[Any]:
+    """A progress bar of steps, which is closed unless it is the caller's."""
+    bar = progress_bar(progress, total, unit="step")
     try:
-        return integrate(model, x, grid, solver, record="all", progress=False)
-    except NonFiniteError as error:
-        raise NonFiniteError(f"compare: {who}: {error}") from error
-
-
-def _states(run: Solution) -> Tensor:
-    """The states of a run, float64, shape (K + 1, B, ...)."""
-    assert run.trajectory is not None
-    return run.trajectory.x.double()
+        yield bar
+    finally:
+        if bar is not progress:
+            bar.close()
 
 
 def _precision(model: Denoiser) -> torch.dtype:
@@ -293,13 +299,13 @@ def _precision(model: Denoiser) -> torch.dtype:
     return model.dtype or torch.float64
 
 
-def _settle(flow: ExactFlow, run: Solution, start: Tensor, tolerance: float | None, precise: Denoiser) -> Tensor:
+def _settle(flow: ExactFlow, end: Tensor, start: Tensor, tolerance: float | None, precise: Denoiser) -> Tensor:
     """Set the tolerance of the reference where none is given, and return the uncertainty of its end."""
     x = start.double()
     if tolerance is None:
         rounding = torch.finfo(_precision(precise)).eps
         flow.tolerance = max(_LOOSE, rounding)
-        off = rms(run.x.double() - flow.end(x)).median().item()
+        off = rms(end - flow.end(x)).median().item()
         tolerance = min(max(1e-3 * off, _TIGHT, rounding), flow.tolerance)
     flow.tolerance = 10.0 * tolerance
     coarse = flow.end(x)
@@ -317,14 +323,11 @@ class _Shown:
     codec: Tensor
 
 
-def _shown(
-    codec: Codec | None, other_codec: Codec | None, run: Solution, same: Solution, own: Solution, arisen: Arisen
-) -> _Shown:
-    """What the runs return, compared."""
-    ends = [run.x, arisen.exact.to(run.x.dtype), same.x, own.x]
+def _shown(codec: Codec | None, other_codec: Codec | None, ends: list[Tensor], exact: Tensor) -> _Shown:
+    """What the variant, the plain model under its sampler and the plain run return, compared."""
     if codec is None:
-        its, wanted, plain, usual = run.x.double(), arisen.exact, same.x.double(), own.x.double()
-        return _Shown(its - wanted, usual - wanted, its - plain, torch.zeros_like(its))
-    by_plain, wanted, plain, usual = (codec.decode(x).double() for x in ends)
-    its = by_plain if other_codec is None else other_codec.decode(run.x).double()
+        its, plain, usual = (end.double() for end in ends)
+        return _Shown(its - exact, usual - exact, its - plain, torch.zeros_like(its))
+    by_plain, plain, usual, wanted = (codec.decode(end).double() for end in (*ends, exact.to(ends[0].dtype)))
+    its = by_plain if other_codec is None else other_codec.decode(ends[0]).double()
     return _Shown(its - wanted, usual - wanted, its - plain, its - by_plain)

@@ -69,17 +69,18 @@ def draw_budget(found: Comparison, axes: Axes) -> None:
 
 
 def draw_steps(found: Comparison, axes: Axes) -> None:
-    """Draw what each step adds to each term by the end, as medians over the samples.
+    """Draw what each step changes of the sample by the end, as medians over the samples.
 
     Args:
         found: The comparison.
         axes: The matplotlib axes to draw on.
     """
-    steps = np.arange(1, len(found.times) + 1)
-    for name, reached in found.reached.items():
-        if not bool((reached > 0).any()):
+    steps, lines = np.arange(1, len(found.times) + 1), dict(found.reached)
+    lines["discretisation, before the exact flow"] = found.made
+    for name, values in lines.items():
+        if not bool((values > 0).any()):
             continue
-        for values, style, label in ((reached, "o-", f"{name}, by the end"), (found.made[name], "o:", f"{name}, made")):
-            axes.semilogy(steps, values.median(1).values.cpu().numpy(), style, color=_COLOURS[name], ms=3, label=label)
-    axes.set(xlabel="step", ylabel="median over the samples (rms)")
+        colour, style = _COLOURS[name.partition(",")[0]], "o:" if "," in name else "o-"
+        axes.semilogy(steps, values.median(1).values.cpu().numpy(), style, color=colour, ms=3, label=name)
+    axes.set(xlabel="step", ylabel="what it changes of the sample (rms, median)")
     axes.legend(frameon=False, fontsize=8, ncol=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
