@@ -1,4 +1,5 @@
-"""The command line: `steadyflow sample | invert | reconstruct | edit | restore | diagnose | tune | solvers | runs`.
+"""The command line: `steadyflow sample | invert | reconstruct | edit | restore | diagnose | compare | tune |
+solvers | runs`.
 
 It parses, calls the verbs, and prints. Errors that steadyflow raises on purpose are printed in one line, with exit
 status 1; `--debug` before the command shows where they came from.
@@ -11,6 +12,7 @@ import typer
 
 from .._version import __version__
 from ..errors import SteadyflowError
+from .compare import compare
 from .diagnose import diagnose
 from .edit import edit
 from .extensions import WithExtensions
@@ -66,6 +68,7 @@ app.command(
     epilog="Example: steadyflow restore holed.png --task inpaint --mask hole.png --model digits --out restored.png"
 )(restore)
 app.command(epilog="Example: steadyflow diagnose --n 16 --solver ddim --steps 50 --verify --out diagnosis")(diagnose)
+app.command(epilog="Example: steadyflow compare --label 3 --nfe 16 --other-nfe 8 --out comparison")(compare)
 app.command(epilog="Example: steadyflow tune --nfe 8 --out fast.json, then steadyflow sample --solver fast.json")(tune)
 app.command(epilog="Example: steadyflow solvers --plot regions.png --names ees25,rex-euler")(solvers)
 app.add_typer(runs, name="runs")
