@@ -292,6 +292,23 @@ def test_a_step_cache_of_diffusers_changes_every_second_call():
         sf.compare(cached, plain, **words)
 
 
+def test_a_cache_that_asks_which_call_of_a_step_is_made_is_told_so():
+    """diffusers' first block cache, with both branches of guidance in one call."""
+    hooks = pytest.importorskip("diffusers.hooks")
+    if not hasattr(hooks, "FirstBlockCacheConfig"):
+        pytest.skip("this diffusers has none")
+    import pipelines
+
+    size = {"height": 8, "width": 8, "max_sequence_length": 77}
+    plain = sf.from_diffusers(pipelines.build("flux"), "a cat", **size)
+    pipe = pipelines.build("flux")
+    pipe.transformer.enable_cache(hooks.FirstBlockCacheConfig(threshold=1e9))  # always the first answer's remainder
+    cached = sf.from_diffusers(pipe, "a cat", **size)
+    found = sf.compare(plain, cached, n=1, solver="ddim", steps=3, guidance=2.0, tolerance=1e-3)
+    assert bool((found.reached["model"][0] == 0).all())
+    assert bool((found.reached["model"][1:] > 0).all())
+
+
 # ---- what is refused, and what goes wrong
 
 

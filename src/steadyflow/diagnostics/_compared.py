@@ -80,11 +80,6 @@ def models(
                 f"{name}: its network keeps something from call to call (a cache?), so that it has no exact journey; "
                 "give a copy of it without"
             )
-    if other is not None and _caches.keeps_state(other) and hasattr(other, "server"):
-        raise InputError(
-            "other: a served pipeline asks its networks once before every run, which a cache would remember; compare "
-            "the cached network as a model of its own"
-        )
     if guidance is not None:
         model = model.with_guidance(guidance)
         other = None if other is None else other.with_guidance(guidance)

@@ -28,9 +28,9 @@ after step k, so that l_k is in the units of the samples on every path. "discret
 "amplification" what the exact flow adds to it. The errors of a solver with a memory are those of its steps with that
 memory: a leapfrog that oscillates makes some in every step.
 
-With a codec, the terms are carried to images by the decoder's derivative half way between x^ and G(z), "codec" is what
-the variant's own decoder changes of its images, and "amplification" holds the decoder's curvature, too. As for
-`diagnose` (see `budget`), each term is reported by its part along the whole error, so that the terms add up.
+With a codec, the terms are differences of the images to which G(z), G(z) + sum_k l_k, x_64, x_P and x^ decode, and
+"codec" is what the variant's own decoder changes of the last. As for `diagnose` (see `budget`), each term is reported
+by its part along the whole error, so that the terms add up.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, Unpack, cast
 
 import torch
 from torch import Tensor
@@ -55,10 +56,12 @@ from . import _caches, comparison_figure
 from ._compared import models, planned
 from ._exact_flow import ExactFlow
 from ._exchanged import exchanged, recorded
-from .budget import Codec, along, in_precision, pushed
+from .budget import Codec, along, in_precision
 
 COMPARED = ("model", "discretisation", "rounding", "amplification", "codec")
 """The names of the terms of a comparison; one without a codec has no "codec"."""
+_BETWEEN = ("discretisation", "amplification", "rounding", "model")
+"""The terms that lead from the exact journey's end to the variant's sample, in their order."""
 _PARTS = ("model", "rounding", "discretisation")
 """The parts of an error that are found step by step; that of the discretisation has its amplification."""
 _LOOSE, _TIGHT = 1e-5, 1e-10
@@ -256,23 +259,22 @@ def compare(
             changed_by, spent = exchanged(run, same, bar)
             rounded_by, spent_too = exchanged(same, fine, bar)
             steps = flow.errors(fine.samples, bar)
-        ends = [one.solution.x for one in (run, same, own)]
-        shown = _shown(codec, other_codec, ends, steps.exact)
-        local = {"model": run.end - same.end, "rounding": same.end - fine.end, "discretisation": steps.total}
+        seen = _Eye(codec, start.dtype)
+        marks = (steps.exact, steps.exact + steps.total, fine.end, same.end, run.end)
+        images = [seen(mark) for mark in marks]
+        its = images[-1] if other_codec is None else _Eye(other_codec, start.dtype)(run.end)
+        local = dict(zip(_BETWEEN, (after - before for before, after in pairwise(images)), strict=True))
         if codec is not None:
-            middle = (0.5 * (run.end + steps.exact)).to(start.dtype)
-            local = {name: pushed(codec, middle, vector) for name, vector in local.items()}
-            local["codec"] = shown.codec
-            unsure = pushed(codec, middle, unsure)
-        local["amplification"] = shown.error - torch.stack(list(local.values())).sum(0)
+            local["codec"] = its - images[-1]
+        error = its - images[0]
         own_runs = {id(one): one.solution.nfe for one in (same, own, fine)}
         times = plan.its_grid.times
         return Comparison(
-            error=rms(shown.error),
-            plain=rms(shown.plain),
-            change=rms(shown.change),
-            terms={name: along(local[name], shown.error) for name in COMPARED if name in local},
-            uncertainty=rms(unsure),
+            error=rms(error),
+            plain=rms(seen(own.end) - images[0]),
+            change=rms(its - images[-2]),
+            terms={name: along(local[name], error) for name in COMPARED if name in local},
+            uncertainty=rms(seen(steps.exact + unsure) - images[0]),
             times=times if plan.its_grid.clean else times[:-1],
             made=steps.made,
             reached={"model": changed_by, "rounding": rounded_by, "discretisation": steps.reached},
@@ -314,20 +316,17 @@ def _settle(flow: ExactFlow, end: Tensor, start: Tensor, tolerance: float | None
 
 
 @dataclass(frozen=True)
-class _Shown:
-    """Differences between what the runs return, in the model's samples or in the codec's images, shape (B, ...)."""
+class _Eye:
+    """Shows samples as the codec's images, or as they are; both in float64."""
 
-    error: Tensor
-    plain: Tensor
-    change: Tensor
-    codec: Tensor
+    codec: Codec | None
+    dtype: torch.dtype
+    """Of the samples that the codec is given."""
 
-
-def _shown(codec: Codec | None, other_codec: Codec | None, ends: list[Tensor], exact: Tensor) -> _Shown:
-    """What the variant, the plain model under its sampler and the plain run return, compared."""
-    if codec is None:
-        its, plain, usual = (end.double() for end in ends)
-        return _Shown(its - exact, usual - exact, its - plain, torch.zeros_like(its))
-    by_plain, plain, usual, wanted = (codec.decode(end).double() for end in (*ends, exact.to(ends[0].dtype)))
-    its = by_plain if other_codec is None else other_codec.decode(ends[0]).double()
-    return _Shown(its - wanted, usual - wanted, its - plain, its - by_plain)
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.codec is None:
+            return x
+        shown = self.codec.decode(x.to(self.dtype))
+        if not isinstance(cast(object, shown), Tensor):
+            raise InputError(f"codec: decodes to {type(shown).__name__}, expected one tensor; compare without a codec")
+        return shown.double()

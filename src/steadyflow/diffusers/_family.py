@@ -159,7 +159,7 @@ class Family(ABC):
         return net
 
     def _in_cache_context(self) -> AbstractContextManager[Any]:
-        """What diffusers' step caches ask for: which of a step's calls this is. Both branches of guidance are in one."""
+        """What diffusers' step caches ask for: which of a step's calls this is. Guidance has both branches in one."""
         if getattr(self.net, "is_cache_enabled", False) and hasattr(self.net, "cache_context"):
             return self.net.cache_context("cond_uncond")
         return nullcontext()
