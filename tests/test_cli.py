@@ -174,6 +174,9 @@ def test_demo_prints_one_table_and_writes_one_self_contained_report(call, tmp_pa
     (("edit", "--target", "8", "--method", "dvrf:eta=0.5", "--eta", "0.4"), "eta is given twice"),
     (("edit", "--target", "8", "--method", "pmi", "--share", "0.5"), "no option 'share'; it takes proximity, "),
     (("edit", "--target", "8", "--method", "pmi", "--seed", "5"), "seed: would change nothing"),
+    (("compare", "--n", "2"), "compare: give another model, changed options or another codec"),
+    (("compare", "--n", "2", "--other-dtype", "int8"), "other_dtype: got 'int8', expected one of float32, bfloat16"),
+    (("compare", "--model", "mixture", "--other-dtype", "float16"), "other_dtype: the network of 'mixture' is no"),
     (("diagnose", "--contractivity", "--verify"), "verify: not valid with --contractivity"),
 ])  # fmt: skip
 def test_mistakes_are_told_in_one_line_without_a_traceback(arguments, message, call):
@@ -230,7 +233,7 @@ def test_pictures_survive_writing_and_reading_to_half_a_level(tmp_path):
     assert (arrays.read(tmp_path / "x.png", (3, 5, 7)) - x).abs().max() <= 0.5 / 127.5 + 1e-6
 
 
-COMMANDS = ("", "sample", "invert", "reconstruct", "edit", "diagnose", "solvers", "doctor", "demo", "lab", "lab run",
+COMMANDS = ("", "sample", "invert", "reconstruct", "edit", "diagnose", "compare", "solvers", "doctor", "demo", "lab", "lab run",
             "runs", "runs show", "runs export", "lab run piebench", "lab run instability", "lab run hallucination",
             "lab run reconstruction", "lab run stein", "lab run editing")  # fmt: skip
 

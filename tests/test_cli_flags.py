@@ -86,6 +86,12 @@ COMMON = {
     "--tolerance": ["1e-3"],
     "--verify": [],
     "--contractivity": [],
+    "--other": [OTHER],
+    "--other-dtype": ["bfloat16"],
+    "--other-solver": ["midpoint"],
+    "--other-steps": ["5"],
+    "--other-nfe": ["7"],
+    "--other-grid": ["karras"],
     "--names": ["ddim,ees25"],
     "--judge": ["12"],
     "--prompts": ["prompts.txt"],
@@ -134,6 +140,7 @@ WORDS = {
     "--smooth-when": ["smooth"],
     "--smooth-lora": ["lora"],
     "--from": ["inversion"],
+    "--other-nfe": ["nfe"],
 }
 """Where a flag is another word of the library."""
 
@@ -152,6 +159,8 @@ BASES = {
     "reconstruct, auto": ["reconstruct", *DATA, "--solver", "auto", "--nfe", "6"],
     "diagnose": ["diagnose", *DATA, "--n", "2"],
     "diagnose, contractivity": ["diagnose", *DATA, "--contractivity"],
+    "compare": ["compare", "--n", "2", "--label", "1", "--other-steps", "2"],
+    "compare, by model": ["compare", "--n", "2", "--other", OTHER],
     **{f"edit, {name}": ["edit", *EDIT, "--method", name] for name in PLAIN},
     "edit": ["edit", *EDIT],
     "edit, without a source": ["edit", "--input", "x.npy", "--target", "1"],
@@ -170,6 +179,8 @@ OTHER_VALUES = {
     ("reconstruct, of pictures", "--input"): ["small"],
     ("edit, flow-edit", "--method"): ["direct"],
     ("diagnose", "--n"): ["1"],
+    **{(name, "--n"): ["1"] for name in ("compare", "compare, by model")},
+    ("compare, by model", "--other"): ["mixture"],
     ("tune", "--n"): ["12"],
     ("tune", "--nfe"): ["3"],
     ("sample, stochastic", "--solver"): ["dpmpp-2m-sde"],
@@ -235,7 +246,7 @@ def invoke(place, monkeypatch):
         for path in place.glob("out.*"):
             path.unlink()
         kind = "json" if arguments[0] == "tune" else "npy"
-        out = [] if arguments[0] in ("diagnose", "solvers") else ["--out", f"out.{kind}"]
+        out = [] if arguments[0] in ("compare", "diagnose", "solvers") else ["--out", f"out.{kind}"]
         done = CliRunner().invoke(app, [*arguments, *out, "--json"])
         if isinstance(done.exception, sf.SteadyflowError):
             return str(done.exception), None

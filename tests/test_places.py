@@ -168,6 +168,7 @@ COMMANDS = {
     "diagnose": ["diagnose", *INPUT],
     "restore": ["restore", "x.npy", *MODEL, "--task", "deblur"],
     "diagnose, contractivity": ["diagnose", *INPUT, "--contractivity"],
+    "compare": ["compare", *MODEL, "--other-steps", "2"],
     "tune": ["tune", *MODEL, "--nfe", "4"],
     "solvers": ["solvers"],
     "runs export": ["runs", "export", "run"],

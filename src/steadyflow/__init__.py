@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # at run time by `__getattr__` below: torch takes seconds, an
     )
     from ._integrate import Adjoint, AdjointRecord, PIDController, Solution, StepInfo, Stepper, Trajectory, integrate
     from .denoisers import Denoiser, GaussianMixture
-    from .diagnostics import Diagnosis, diagnose, log_likelihood
+    from .diagnostics import Comparison, Diagnosis, compare, diagnose, log_likelihood
     from .diffusers import (
         SteadyFlowInverseScheduler,
         SteadyFlowScheduler,
@@ -92,7 +92,7 @@ if TYPE_CHECKING:  # at run time by `__getattr__` below: torch takes seconds, an
 _HOMES = {
     "_integrate": "Adjoint AdjointRecord PIDController Solution StepInfo Stepper Trajectory integrate",
     "denoisers": "Denoiser GaussianMixture",
-    "diagnostics": "Diagnosis diagnose log_likelihood",
+    "diagnostics": "Comparison Diagnosis compare diagnose log_likelihood",
     "diffusers": (
         "SteadyFlowInverseScheduler SteadyFlowScheduler SteadyInverseScheduler SteadyScheduler from_diffusers"
     ),
@@ -129,6 +129,7 @@ __all__ = [
     "BrokenExtraError",
     "Choice",
     "Clip",
+    "Comparison",
     "ConvergenceError",
     "CorruptFileError",
     "DPMpp2M",
@@ -174,6 +175,7 @@ __all__ = [
     "VPScaledLinear",
     "__version__",
     "choose_solver",
+    "compare",
     "coordinates",
     "corrections",
     "datasets",

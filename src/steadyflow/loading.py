@@ -32,7 +32,11 @@ PIPELINES = ("ink",)
 
 
 def load_model(
-    name: str | os.PathLike[str], device: torch.device | str = "cpu", call: Mapping[str, Any] | None = None
+    name: str | os.PathLike[str],
+    device: torch.device | str = "cpu",
+    call: Mapping[str, Any] | None = None,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> Denoiser:
     """Load a model.
 
@@ -42,15 +46,16 @@ def load_model(
             own.
         device: The device of its network, such as "cpu" or "cuda".
         call: Arguments of a pipeline's call by name, such as a size; texts are read as `call_value` says.
+        dtype: The precision of a pipeline's networks; float32 by default.
 
     Raises:
         UnknownNameError: The name is none of these.
         InputError: The function cannot be found or returns something else, the model cannot be moved, or is no pipeline
-            and there are arguments of a call.
+            and there are arguments of a call or a precision.
         CorruptFileError: The files are damaged.
     """
     name, place = os.fspath(name), device_of(device)
-    model = _find(name, {key: call_value(key, value) for key, value in (call or {}).items()}, place)
+    model = _find(name, {key: call_value(key, value) for key, value in (call or {}).items()}, place, dtype)
     return model if place == torch.device("cpu") else _moved(model, place)
 
 
@@ -96,11 +101,13 @@ def call_value(name: str, value: Any) -> Any:
     return arrays.open_picture(Path(value))
 
 
-def _find(name: str, call: dict[str, Any], device: torch.device) -> Denoiser:
+def _find(name: str, call: dict[str, Any], device: torch.device, dtype: torch.dtype | None) -> Denoiser:
     folder = pipeline_folder(name) if name in PIPELINES else Path(name)
     is_pipeline = folder.is_dir() or ("/" in name and folder.suffix != ".safetensors" and ":" not in name)
     if call and not is_pipeline:
         raise InputError(f"call: got {next(iter(call))}, but only pipelines take arguments of a call, {name!r} is none")
+    if dtype is not None and not is_pipeline:
+        raise InputError(f"dtype: only pipelines are loaded in another precision, {name!r} is none")
     if name == "mixture":
         return GaussianMixture.grid().denoiser(VPLinear())
     module, colon, function = name.partition(":")
@@ -109,7 +116,8 @@ def _find(name: str, call: dict[str, Any], device: torch.device) -> Denoiser:
     if is_pipeline:
         from .diffusers import load_pipeline
 
-        found = load_pipeline(folder if folder.is_dir() else name, device=device, **call)
+        precision = torch.float32 if dtype is None else dtype
+        found = load_pipeline(folder if folder.is_dir() else name, dtype=precision, device=device, **call)
         return dataclasses.replace(found, name=name) if name in PIPELINES else found
     return load(name)
 

@@ -11,6 +11,7 @@ import typer
 
 from .._version import __version__
 from ..errors import SteadyflowError
+from .compare import compare
 from .diagnose import diagnose
 from .doctor import doctor
 from .edit import edit
@@ -67,6 +68,7 @@ app.command(
     epilog="Example: steadyflow restore holed.png --task inpaint --mask hole.png --model digits --out restored.png"
 )(restore)
 app.command(epilog="Example: steadyflow diagnose --n 16 --solver ddim --steps 50 --verify --out diagnosis")(diagnose)
+app.command(epilog="Example: steadyflow compare --label 3 --nfe 16 --other-nfe 8 --out comparison")(compare)
 app.command(epilog="Example: steadyflow tune --nfe 8 --out fast.json, then steadyflow sample --solver fast.json")(tune)
 app.command(epilog="Example: steadyflow solvers --plot regions.png --names ees25,rex-euler")(solvers)
 app.command(epilog="Example: steadyflow doctor")(doctor)

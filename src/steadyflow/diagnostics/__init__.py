@@ -3,6 +3,7 @@
 from ..jacobians import FlowMap
 from . import amplification, detectors, stability_region
 from .budget import Budget, Codec, in_precision
+from .comparison import COMPARED, Comparison, compare
 from .critical_window import CriticalWindow, critical_window
 from .diagnosis import Diagnosis, Verification, diagnose
 from .eigenvalues import Stiffness, stiffness
@@ -13,8 +14,10 @@ from .scheme_figure import scheme_figure
 
 __all__ = [
     "CAUSES",
+    "COMPARED",
     "Budget",
     "Codec",
+    "Comparison",
     "Contractivity",
     "CriticalWindow",
     "Diagnosis",
@@ -25,6 +28,7 @@ __all__ = [
     "Stiffness",
     "Verification",
     "amplification",
+    "compare",
     "contractivity",
     "critical_window",
     "detectors",

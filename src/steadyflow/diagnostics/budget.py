@@ -209,7 +209,7 @@ def budget(
         unknown = {}
     if codec is not None:
         middle = there.to(x.dtype) if edit else x
-        vectors = {name: _pushed(codec, middle, vector) for name, vector in vectors.items()}
+        vectors = {name: pushed(codec, middle, vector) for name, vector in vectors.items()}
         vectors["codec"] = (codec.decode(x) - images).double()
     wanted = _edited(images, x, there, codec) if edit else images.double()
     error = shown.double() - wanted
@@ -218,7 +218,7 @@ def budget(
     names = [name for name in names if name != "guidance" or not edit]
     total_vector = torch.stack(list(vectors.values())).sum(0)
     total = rms(total_vector)
-    parts = {name: _along(vector, total_vector) for name, vector in vectors.items()}
+    parts = {name: along(vector, total_vector) for name, vector in vectors.items()}
     coefficient = tangent.norms[-1] / tangent.norms[0].clamp_min(1e-300)
     parts["amplification"] = parts["inversion"] * (1.0 - 1.0 / coefficient.clamp_min(1e-300))
     parts["inversion"] = parts["inversion"] - parts["amplification"]
@@ -320,7 +320,7 @@ def _is_linear(middle: Tangent, start: Tangent, total: Tensor) -> Tensor:
     return change.square() <= 0.1 * total * whole
 
 
-def _pushed(codec: Codec, x: Tensor, vector: Tensor) -> Tensor:
+def pushed(codec: Codec, x: Tensor, vector: Tensor) -> Tensor:
     """A difference in the model's space as one between images, by the decoder's derivative."""
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), forward_ad.dual_level():  # fused attention has no derivative
         tangent = forward_ad.unpack_dual(codec.decode(forward_ad.make_dual(x, vector.to(x.dtype)))).tangent
@@ -328,9 +328,9 @@ def _pushed(codec: Codec, x: Tensor, vector: Tensor) -> Tensor:
     return tangent.double()
 
 
-def _along(vector: Tensor, whole: Tensor) -> Tensor:
+def along(vector: Tensor, whole: Tensor) -> Tensor:
     """The root mean square of the vector's part along the whole."""
     return dot(vector, whole) / vector[0].numel() / rms(whole).clamp_min(1e-300)
 
 
-__all__ = ["TERMS", "Budget", "Codec", "budget", "exact_edit", "in_precision"]
+__all__ = ["TERMS", "Budget", "Codec", "along", "budget", "exact_edit", "in_precision", "pushed"]

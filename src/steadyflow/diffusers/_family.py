@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -151,10 +152,17 @@ class Family(ABC):
                     f"condition: lacks the embedding {missing[0]!r}; this network takes {', '.join(self.names)}"
                 )
             self._use(adapter)
-            output = network(x, time, condition or {})
+            with self._in_cache_context():
+                output = network(x, time, condition or {})
             return without_variance(output, x) if self.learned_variance else output
 
         return net
+
+    def _in_cache_context(self) -> AbstractContextManager[Any]:
+        """What diffusers' step caches ask for: which of a step's calls this is. Guidance has both branches in one."""
+        if getattr(self.net, "is_cache_enabled", False) and hasattr(self.net, "cache_context"):
+            return self.net.cache_context("cond_uncond")
+        return nullcontext()
 
     def load_lora(self, path: str, weight_name: str | None, scale: float) -> str:
         """Load a LoRA beside the network, switched off.
