@@ -233,9 +233,9 @@ def test_pictures_survive_writing_and_reading_to_half_a_level(tmp_path):
     assert (arrays.read(tmp_path / "x.png", (3, 5, 7)) - x).abs().max() <= 0.5 / 127.5 + 1e-6
 
 
-COMMANDS = ("", "sample", "invert", "reconstruct", "edit", "diagnose", "compare", "solvers", "doctor", "demo", "lab", "lab run",
-            "runs", "runs show", "runs export", "lab run piebench", "lab run instability", "lab run hallucination",
-            "lab run reconstruction", "lab run stein", "lab run editing")  # fmt: skip
+COMMANDS = ("", "sample", "invert", "reconstruct", "edit", "diagnose", "compare", "solvers", "doctor", "demo", "lab",
+            "lab run", "runs", "runs show", "runs export", "lab run piebench", "lab run instability",
+            "lab run hallucination", "lab run reconstruction", "lab run stein", "lab run editing")  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
