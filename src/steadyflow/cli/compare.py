@@ -58,7 +58,7 @@ def compare(
         o.check_place("out", out, folder=True)
     words = o.given(guidance=guidance, steps=steps, nfe=nfe, grid=grid, strength=strength, t_min=t_min, t_max=t_max)
     words |= o.given(seed=seed, index=index, tolerance=tolerance)
-    changed = o.given(solver=other_solver, steps=other_steps, nfe=other_nfe, grid=other_grid)
+    changed: Any = o.given(solver=other_solver, steps=other_steps, nfe=other_nfe, grid=other_grid)
     chosen = o.solver_spec(solver, coordinates)
     if chosen is not None:
         words["solver"] = registry.from_spec(chosen) if isinstance(chosen, dict) else chosen

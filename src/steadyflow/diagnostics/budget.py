@@ -185,8 +185,8 @@ def budget(
     z, z_open, _ = exact.solve(start, rising=True)
     again, again_open, run = exact_back.solve(found)
     offset = found - z
-    along = FlowMap(exact_back.model, run.grid, _REFERENCE)
-    tangent, at_start = along.carry(z + 0.5 * offset, offset), along.carry(z, offset)
+    flow = FlowMap(exact_back.model, run.grid, _REFERENCE)
+    tangent, at_start = flow.carry(z + 0.5 * offset, offset), flow.carry(z, offset)
     products = 3 * 2 * run.nfe  # of two evaluations per step each
     nfe = 2 * (inversion.nfe + precise.nfe) + exact.nfe + products + spent
 
@@ -197,7 +197,7 @@ def budget(
         "regeneration": precise_returned - again,
         "rounding": returned.double() - precise_returned,
     }
-    unknown = {"inversion": rms(along.jvp(z, z_open)), "regeneration": rms(again_open)}
+    unknown = {"inversion": rms(flow.jvp(z, z_open)), "regeneration": rms(again_open)}
     there = start
     if not same or edit:
         there, there_open, _ = exact_back.solve(z)
@@ -209,7 +209,7 @@ def budget(
         unknown = {}
     if codec is not None:
         middle = there.to(x.dtype) if edit else x
-        vectors = {name: pushed(codec, middle, vector) for name, vector in vectors.items()}
+        vectors = {name: _pushed(codec, middle, vector) for name, vector in vectors.items()}
         vectors["codec"] = (codec.decode(x) - images).double()
     wanted = _edited(images, x, there, codec) if edit else images.double()
     error = shown.double() - wanted
@@ -320,7 +320,7 @@ def _is_linear(middle: Tangent, start: Tangent, total: Tensor) -> Tensor:
     return change.square() <= 0.1 * total * whole
 
 
-def pushed(codec: Codec, x: Tensor, vector: Tensor) -> Tensor:
+def _pushed(codec: Codec, x: Tensor, vector: Tensor) -> Tensor:
     """A difference in the model's space as one between images, by the decoder's derivative."""
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), forward_ad.dual_level():  # fused attention has no derivative
         tangent = forward_ad.unpack_dual(codec.decode(forward_ad.make_dual(x, vector.to(x.dtype)))).tangent
@@ -333,4 +333,4 @@ def along(vector: Tensor, whole: Tensor) -> Tensor:
     return dot(vector, whole) / vector[0].numel() / rms(whole).clamp_min(1e-300)
 
 
-__all__ = ["TERMS", "Budget", "Codec", "along", "budget", "exact_edit", "in_precision", "pushed"]
+__all__ = ["TERMS", "Budget", "Codec", "along", "budget", "exact_edit", "in_precision"]

@@ -263,7 +263,8 @@ def compare(
         marks = (steps.exact, steps.exact + steps.total, fine.end, same.end, run.end)
         images = [seen(mark) for mark in marks]
         its = images[-1] if other_codec is None else _Eye(other_codec, start.dtype)(run.end)
-        local = dict(zip(_BETWEEN, (after - before for before, after in pairwise(images)), strict=True))
+        between = [after - before for before, after in pairwise(images)]
+        local: dict[str, Tensor] = dict(zip(_BETWEEN, between, strict=True))
         if codec is not None:
             local["codec"] = its - images[-1]
         error = its - images[0]
