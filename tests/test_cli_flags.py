@@ -159,7 +159,7 @@ BASES = {
     "reconstruct, auto": ["reconstruct", *DATA, "--solver", "auto", "--nfe", "6"],
     "diagnose": ["diagnose", *DATA, "--n", "2"],
     "diagnose, contractivity": ["diagnose", *DATA, "--contractivity"],
-    "compare": ["compare", "--n", "2", "--label", "1", "--other-steps", "2"],
+    "compare": ["compare", "--n", "2", "--label", "1", "--other-steps", "4"],
     "compare, by model": ["compare", "--n", "2", "--other", OTHER],
     **{f"edit, {name}": ["edit", *EDIT, "--method", name] for name in PLAIN},
     "edit": ["edit", *EDIT],

@@ -309,6 +309,16 @@ def test_a_cache_that_asks_which_call_of_a_step_is_made_is_told_so():
     assert bool((found.reached["model"][1:] > 0).all())
 
 
+def test_the_precision_of_a_served_pipeline_is_told():
+    pytest.importorskip("diffusers")
+    import pipelines
+
+    with sf.from_diffusers(pipelines.build("sd"), "a cat", served=True) as served:
+        found = sf.compare(served, changed={"steps": 2}, n=1, solver="ddim", steps=3, tolerance=1e-2)
+    assert found.precision == torch.float32
+    assert "the exact journey is that of the network in float32" in found.summary()
+
+
 # ---- what is refused, and what goes wrong
 
 

@@ -298,8 +298,8 @@ def _shown_bar(progress: Progress, total: int) -> Iterator[Any]:
 
 
 def _precision(model: Denoiser) -> torch.dtype:
-    """The precision in which a model computes from a float64 state."""
-    return model.dtype or torch.float64
+    """The precision in which a model computes from a float64 state: that of its network, or of its pipeline."""
+    return model.dtype or getattr(getattr(model, "pipe", None), "dtype", torch.float64)
 
 
 def _settle(flow: ExactFlow, end: Tensor, start: Tensor, tolerance: float | None, precise: Denoiser) -> Tensor:

@@ -23,6 +23,9 @@ _COLOURS = {
     "codec": "#8c8c8c",
 }
 
+_NOTHING = 1e-12
+"""The share of the largest value below which one is rounding."""
+
 
 def draw(found: Comparison, path: str | Path) -> Path:
     """Draw a comparison into a file.
@@ -64,6 +67,7 @@ def draw_budget(found: Comparison, axes: Axes) -> None:
     for name, values, fill in (("variant", found.error, "black"), ("plain", found.plain, "none")):
         axes.plot(rows, values.cpu().numpy(), "D", color="black", mfc=fill, ms=4, label=name)
     axes.axhline(0, color="#444", lw=0.6)
+    axes.set_xticks(rows[:: 1 + len(rows) // 16])
     axes.set(xlabel="sample", ylabel="distance from the exact journey (rms)")
     axes.legend(frameon=False, fontsize=8, ncol=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
@@ -80,7 +84,10 @@ def draw_steps(found: Comparison, axes: Axes) -> None:
     for name, values in lines.items():
         if not bool((values > 0).any()):
             continue
+        middle = values.median(1).values.cpu().numpy()
+        middle = np.where(middle > _NOTHING * middle.max(), middle, np.nan)  # a logarithm shows no zeros
         colour, style = _COLOURS[name.partition(",")[0]], "o:" if "," in name else "o-"
-        axes.semilogy(steps, values.median(1).values.cpu().numpy(), style, color=colour, ms=3, label=name)
+        axes.semilogy(steps, middle, style, color=colour, ms=3, label=name)
+    axes.set_xticks(steps[:: 1 + len(steps) // 16])
     axes.set(xlabel="step", ylabel="what it changes of the sample (rms, median)")
     axes.legend(frameon=False, fontsize=8, ncol=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
