@@ -98,7 +98,14 @@ def options():
 
 
 def test_every_option_with_a_list_of_words_completes_the_words_that_its_help_names():
-    known = {*sf.solvers.names(), *sf.grids.names(), *editing.names(), *sf.models.names(), "mixture"}
+    known = {
+        *sf.solvers.names(),
+        *sf.grids.names(),
+        *editing.names(),
+        *sf.models.names(),
+        *loading.PIPELINES,
+        "mixture",
+    }
     seen = set()
     for name, option, context in options():
         flag, found = option.opts[0], [item.value for item in option.shell_complete(context, "")]

@@ -40,7 +40,11 @@ def test_what_is_kept_comes_out_again(paper, figure):
     """Deterministic figures that take a second in their full form."""
     kept = read_findings(PAPERS[paper], RESULTS)[figure]
     again = PAPERS[paper].figures[figure](Bench(PAPERS[paper].full))
-    assert again.rows == kept.rows
+    for row, before in zip(again.rows, kept.rows, strict=True):
+        for cell, old in zip(row, before, strict=True):
+            assert (
+                cell == old or abs(float(cell) - float(old)) < 1e-12
+            )  # rounding, which differs from one CPU to another
     assert again.claims == kept.claims
 
 

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from . import completion
 from . import options as o
 
 
@@ -11,15 +12,29 @@ def compare(
     model: o.Model = "digits",
     call: o.Call = None,
     other: Annotated[
-        str | None, typer.Option(help="The variant, as --model takes it; the same model by default.")
+        str | None,
+        typer.Option(
+            help="The variant, as --model takes it; the same model by default.", autocompletion=completion.models
+        ),
     ] = None,
     other_dtype: Annotated[
-        str | None, typer.Option(help="The precision of the variant's network: float32, bfloat16 or float16.")
+        str | None,
+        typer.Option(
+            help="The precision of the variant's network: float32, bfloat16 or float16.",
+            autocompletion=completion.one_of("float32", "bfloat16", "float16"),
+        ),
     ] = None,
-    other_solver: Annotated[str | None, typer.Option(help="The solver of the variant's run; that of both.")] = None,
+    other_solver: Annotated[
+        str | None,
+        typer.Option(
+            help="The solver of the variant's run; by default that of the plain one.", autocompletion=completion.solver
+        ),
+    ] = None,
     other_steps: Annotated[int | None, typer.Option(help="Solver steps of the variant's run.")] = None,
     other_nfe: Annotated[int | None, typer.Option(help="Model evaluations of the variant's run.")] = None,
-    other_grid: Annotated[str | None, typer.Option(help="The grid of the variant's run.")] = None,
+    other_grid: Annotated[
+        str | None, typer.Option(help="The grid of the variant's run.", autocompletion=completion.grid)
+    ] = None,
     n: o.Number = None,
     label: o.Label = None,
     prompt: o.Prompt = None,
