@@ -55,7 +55,7 @@ def tensors(run):
 
 
 @pytest.mark.parametrize(
-    "task", [task if task in ("sample", "edit") else pytest.param(task, marks=pytest.mark.slow) for task in JOBS]
+    "task", [task if task == "edit" else pytest.param(task, marks=pytest.mark.slow) for task in JOBS]
 )
 def test_results_are_the_same_bits_for_any_workers_and_shards(cluster, tmp_path, task):
     job = JOBS[task]
@@ -296,12 +296,13 @@ def test_workers_are_at_least_one():
         runs.Ray(workers=0)
 
 
-@pytest.mark.parametrize("kind", ["driver", "ray driver", "worker"])
+@pytest.mark.parametrize("kind", ["driver", pytest.param("ray driver", marks=pytest.mark.slow), "worker"])
 def test_a_killed_process_loses_nothing(cluster, tmp_path, reference, kind):
     found = kill_runs.trial(kind, random.uniform(0.1, 0.9), tmp_path / "run", reference, cluster)
     assert found.good, found
 
 
+@pytest.mark.slow
 def test_a_killed_node_loses_nothing(cluster, tmp_path, reference):
     found = kill_runs.trial("node", random.uniform(0.1, 0.6), tmp_path / "run", reference, cluster)
     assert found.good, found
