@@ -3,7 +3,7 @@
 import copy
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -79,6 +79,39 @@ def learn(
     save_file({name: value.clone().contiguous() for name, value in averaged.state_dict().items()}, done)  # tied too
     going.unlink(missing_ok=True)
     return averaged
+
+
+def captions(
+    facts: Tensor,
+    caption: Callable[..., str],
+    much: Sequence[int],
+    digit: int,
+    left_out: float,
+    generator: torch.Generator,
+) -> tuple[list[str], Tensor]:
+    """Captions, and of every fact what they say; how many there are of its kind where they say nothing.
+
+    One in ten is empty, two in ten leave out what they like but for the first fact.
+
+    Args:
+        facts: What is shown, (n, facts): which digit, and all else.
+        caption: Of one row of facts, in which None is left out.
+        much: How many there are of each kind of fact.
+        digit: How many facts are about the digit, which captions of no digit do not have.
+        left_out: How often a fact is left out where some are.
+        generator: The source of random numbers.
+    """
+    n, kinds_of = facts.shape
+    kinds, left = torch.rand(n, generator=generator), torch.rand(n, kinds_of - 1, generator=generator) < left_out
+    told, said = [], []
+    for kind, row, without in zip(kinds.tolist(), facts.tolist(), left.tolist(), strict=True):
+        rest = [None if kind < 0.3 and gone else value for value, gone in zip(row[1:], without, strict=True)]
+        told.append("" if kind < 0.1 else caption(row[0], *rest))
+        heard: list[int | None] = [None] * kinds_of if kind < 0.1 else [row[0], *rest]
+        if row[0] == much[0] - 1:  # the last kind of digit is that there is none
+            heard[1:digit] = [None] * (digit - 1)
+        said.append([count if value is None else value for value, count in zip(heard, much, strict=True)])
+    return told, torch.tensor(said)
 
 
 def tokenizer(words: Iterable[str], length: int) -> CLIPTokenizer:

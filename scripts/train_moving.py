@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
-from learning import learn, whole_words
+from learning import captions, learn, whole_words
 from safetensors.torch import save_file
 from torch.nn import functional
 from transformers import UMT5Config, UMT5EncoderModel
@@ -125,21 +125,7 @@ text = UMT5EncoderModel(
 )  # fmt: skip
 NAMES = ([*DIGITS, "nothing"], COLOURS, DIRECTIONS)
 MUCH = [len(names) for names in NAMES]
-
-
-def captions(facts, generator):
-    """Captions, and of every fact what they say; how many there are of its kind where they say nothing.
-
-    One in ten is empty, two in ten leave out what they like.
-    """
-    kinds, left = torch.rand(len(facts), generator=generator), torch.rand(len(facts), 2, generator=generator) < 0.6
-    told, said = [], []
-    for kind, row, without in zip(kinds.tolist(), facts.tolist(), left.tolist(), strict=True):
-        rest = [None if kind < 0.3 and gone else value for value, gone in zip(row[1:], without, strict=True)]
-        told.append("" if kind < 0.1 else caption(row[0], *rest))
-        heard = [None] * 3 if kind < 0.1 else [row[0], None, None] if row[0] == len(DIGITS) else [row[0], *rest]
-        said.append([much if value is None else value for value, much in zip(heard, MUCH, strict=True)])
-    return told, torch.tensor(said)
+told_of = partial(captions, caption=caption, much=MUCH, digit=3, left_out=0.6)
 
 
 def read(encoder, told):
@@ -153,7 +139,7 @@ def read(encoder, told):
 def reading_loss(parts, generator):
     """How well linear maps of the mean of its tokens tell what a caption says."""
     facts = torch.stack([torch.randint(much, (128,), generator=generator) for much in MUCH], 1)
-    told, said = captions(facts, generator)
+    told, said = told_of(facts, generator=generator)
     states = read(parts[0], told)[:, :-1]
     mean = states.sum(1) / (states.abs().sum(-1, keepdim=True) > 0).sum(1)
     return sum(functional.cross_entropy(head(mean), truth) for head, truth in zip(parts[1:], said.T, strict=True))
@@ -221,7 +207,7 @@ def flow_loss(parts, generator):
     noise = torch.randn(clean.shape, generator=generator)
     t = u[:, None, None, None, None]
     with torch.no_grad():
-        states = read(text, captions(videos["facts"][rows], generator)[0])
+        states = read(text, told_of(videos["facts"][rows], generator=generator)[0])
     seen = parts[0]((1 - t) * clean + t * noise, 1000.0 * u, states).sample
     return functional.mse_loss(seen, noise - clean)
 

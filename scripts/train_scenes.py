@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-from learning import for_transformers_4, learn, tokenizer
+from learning import captions, for_transformers_4, learn, tokenizer
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
@@ -49,6 +49,7 @@ if options.begin is not None:
     begun = StableDiffusion3Pipeline.from_pretrained(options.begin, text_encoder_3=None, tokenizer_3=None)
 NAMES = ([*DIGITS, "nothing"], COLOURS, SIZES, PLACES, GROUNDS)
 MUCH = [len(names) for names in NAMES]
+told_of = partial(captions, caption=caption, much=MUCH, digit=4, left_out=0.4)
 LENGTH = 12  # the longest caption has eight words and two commas, between the two ends
 
 
@@ -89,23 +90,6 @@ def encoder():
     )  # fmt: skip
 
 
-def captions(facts, generator):
-    """Captions, and of every fact what they say; how many there are of its kind where they say nothing.
-
-    One in ten is empty, two in ten leave out what they like.
-    """
-    kinds, left = torch.rand(len(facts), generator=generator), torch.rand(len(facts), 4, generator=generator) < 0.4
-    told, said = [], []
-    for kind, row, without in zip(kinds.tolist(), facts.tolist(), left.tolist(), strict=True):
-        rest = [None if kind < 0.3 and gone else value for value, gone in zip(row[1:], without, strict=True)]
-        told.append("" if kind < 0.1 else caption(row[0], *rest))
-        heard = [None] * 5 if kind < 0.1 else [row[0], *rest]
-        if row[0] == len(DIGITS):
-            heard[1:4] = [None] * 3
-        said.append([much if value is None else value for value, much in zip(heard, MUCH, strict=True)])
-    return told, torch.tensor(said)
-
-
 def read(encoders, told, zeros=0):
     """What the pipeline gives to its transformer of texts: the states of their tokens, and one embedding of each.
 
@@ -120,7 +104,7 @@ def read(encoders, told, zeros=0):
 def reading_loss(parts, generator):
     """How well linear maps of its embedding tell what a caption says."""
     facts = torch.stack([torch.randint(len(names), (128,), generator=generator) for names in NAMES], 1)
-    told, said = captions(facts, generator)
+    told, said = told_of(facts, generator=generator)
     pooled = functional.layer_norm(read(parts[:2], told)[1], (128,))
     return sum(functional.cross_entropy(head(pooled), truth) for head, truth in zip(parts[2:], said.T, strict=True))
 
@@ -133,7 +117,7 @@ if begun is None:
     with torch.no_grad():
         generator = torch.Generator().manual_seed(options.seed)
         facts = torch.stack([torch.randint(len(names), (4000,), generator=generator) for names in NAMES], 1)
-        told, said = captions(facts, generator)
+        told, said = told_of(facts, generator=generator)
         pooled = read(reading[:2], told)[1]
         found = [head(functional.layer_norm(pooled, (128,))).argmax(1) for head in reading[2:]]
         legible = [(seen == truth).float().mean().item() for seen, truth in zip(found, said.T, strict=True)]
@@ -242,7 +226,7 @@ def flow_loss(parts, generator):
     rows = torch.randint(len(pictures["latents"]), (n,), generator=generator)
     clean = pictures["latents"][rows].float()
     facts = pictures["facts"][rows]
-    told, said = captions(facts, generator)
+    told, said = told_of(facts, generator=generator)
     middles, anywhere = (torch.randn(n, generator=generator) + 0.3).sigmoid(), torch.rand(n, generator=generator)
     u = torch.where(torch.rand(n, generator=generator) < 0.7, middles, anywhere)
     noise = torch.randn(clean.shape, generator=generator)
