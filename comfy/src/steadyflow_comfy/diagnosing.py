@@ -9,11 +9,11 @@ from torch import Tensor
 
 from steadyflow import Diagnosis, InputError, diagnose
 
-from .inverting import WAY
-from .latents import Latent, refuse_mask
+from .inverting import WAY, there_and_back
+from .latents import Latent
 from .paths import way_down
 from .running import Scene, within
-from .sampling import CATEGORY, solver_of
+from .sampling import CATEGORY
 
 
 class Diagnose:
@@ -50,9 +50,7 @@ class Diagnose:
             tolerance: Of the reference solutions.
             target: The model under what an edit is to show.
         """
-        solver = solver_of(sampler)
-        solver.check_invertible()
-        refuse_mask(latent, "a diagnosis")
+        solver = there_and_back(sampler, latent, "a diagnosis")
         if not tolerance > 0.0:
             raise InputError(f"tolerance: got {tolerance}, expected a positive number")
         words: dict[str, Any] = {} if target is None else {"target": 1}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steadyflow import InputError, Inversion, invert, reconstruct
+from steadyflow import InputError, Inversion, Solver, invert, reconstruct
 from steadyflow.solvers.state import flatten_state
 
 from .latents import Latent, latent_like, refuse_mask
@@ -19,6 +19,24 @@ from .sampling import CATEGORY, solver_of
 
 WAY: dict[str, Any] = {"sampler": ("SAMPLER",), "sigmas": ("SIGMAS",), "latent": ("LATENT",)}
 """The inputs that say what way is gone, and from where; the sigmas fall, whatever the way."""
+
+
+def there_and_back(sampler: object, latent: Latent, what: str) -> Solver[Any]:
+    """The solver of a SAMPLER for a way there and back, which honours no mask.
+
+    Args:
+        sampler: One of this pack's.
+        latent: The LATENT.
+        what: What is asked for, in words.
+
+    Raises:
+        InputError: The sampler is another program's, or the latent has a mask.
+        NotInvertibleError: The solver has no inverse.
+    """
+    solver = solver_of(sampler)
+    solver.check_invertible()
+    refuse_mask(latent, what)
+    return solver
 
 
 @dataclass(frozen=True)
@@ -82,9 +100,7 @@ class Invert:
             sigmas: The levels of the way back, falling.
             latent: The latent.
         """
-        solver = solver_of(sampler)
-        solver.check_invertible()
-        refuse_mask(latent, "an inversion")
+        solver = there_and_back(sampler, latent, "an inversion")
 
         def work(scene: Scene, grid: Any) -> tuple[Inversion, Tensor]:
             seen = scene.progress(guider, grid.steps)
@@ -163,9 +179,7 @@ class Reconstruct:
             sigmas: The levels of the way back, falling.
             latent: The latent.
         """
-        solver = solver_of(sampler)
-        solver.check_invertible()
-        refuse_mask(latent, "a reconstruction")
+        solver = there_and_back(sampler, latent, "a reconstruction")
 
         def work(scene: Scene, grid: Any) -> Any:
             seen = scene.progress(guider, 2 * grid.steps)
