@@ -1,18 +1,17 @@
 """Running a solver over a grid: the loop, the stepper, and adaptive steps."""
 
 from .adjoint import Adjoint, AdjointKind, AdjointRecord, adjoint_of
+from .bars import Progress, progress_bar, shown_bar
 from .conditioning import ModelCorrection, conditioned
 from .controllers import PIDController
 from .loop import (
     Callback,
     Correction,
-    Progress,
     Record,
     StepInfo,
     check_state,
     check_state_type,
     integrate,
-    progress_bar,
     unrecorded,
 )
 from .solution import Solution, Trajectory
@@ -45,5 +44,6 @@ __all__ = [
     "level_at",
     "plan",
     "progress_bar",
+    "shown_bar",
     "unrecorded",
 ]

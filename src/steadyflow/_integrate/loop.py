@@ -14,14 +14,11 @@ steps unless recording is asked for.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Iterable
-from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .._internal.autograd import gradients
 from .._internal.given import whole
@@ -34,6 +31,7 @@ from ..schedules import Schedule
 from ..solvers.base import Solver, Step
 from ..solvers.state import flatten_state
 from .adjoint import Adjoint, AdjointKind, adjoint_of, check_adjoint, check_gradients
+from .bars import Progress, progress_bar
 from .conditioning import conditioned
 from .controllers import PIDController
 from .graph_tape import GraphTape
@@ -89,14 +87,6 @@ class StepInfo(NamedTuple):
             raise InputError("steps: this correction counts the steps that are left; give their number")
         return self.total - self.done
 
-
-if TYPE_CHECKING:
-    Bar = tqdm[Any]
-else:
-    Bar = tqdm  # which takes no parameters where the program runs
-
-Progress = bool | None | Bar
-"""Show a bar (True), never (False), on long work at a terminal (None); or a bar of the caller's to advance."""
 
 Callback = Callable[[StepInfo], None]
 """Called once after every step; looks, and changes nothing."""
@@ -371,18 +361,3 @@ def check_state_type(dtype: object) -> torch.dtype:
     if dtype not in _STATES:
         raise InputError(f"dtype: got {dtype!r}, expected torch.float32 or torch.float64")
     return cast(torch.dtype, dtype)
-
-
-def progress_bar(progress: Progress, total: int | None, unit: str = "step") -> Bar:
-    """A progress bar: shown after two seconds on a terminal, at once if asked for, never if refused."""
-    if isinstance(progress, tqdm):
-        return progress
-    if not (sys.stderr.isatty() if progress is None else progress):
-        return _hidden()
-    return tqdm(total=total, delay=2.0 if progress is None else 0.0, unit=unit, leave=False)
-
-
-@cache
-def _hidden() -> Bar:
-    """The bar of work that shows none; a new one each time would take as long as a step."""
-    return tqdm(disable=True)

@@ -10,14 +10,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._integrate import PIDController, integrate
+from .._integrate import PIDController, Solution, integrate
 from .._internal.tensors import rms
 from ..denoisers.base import Denoiser
 from ..errors import ConvergenceError, NonFiniteError
 from ..grids import Grid
 from ..solvers import registry
 
-_SOLVER = registry.get("dopri5")
+REFERENCE = registry.get("dopri5")
+"""The method of reference solves."""
+
+
+def adaptive(model: Denoiser, x: Tensor, grid: Grid, tolerance: float) -> Solution:
+    """An adaptive solve between the ends of a grid, or the reading of the clean estimate where it has one time.
+
+    Args:
+        model: The model.
+        x: The start, shape (B, ...).
+        grid: The grid, of which only the ends count.
+        tolerance: Relative and absolute.
+
+    Raises:
+        ConvergenceError: It needs too many steps.
+        NonFiniteError: It diverged.
+    """
+    control = None if len(grid) == 1 else PIDController(tolerance, tolerance, max_steps=5000)
+    return integrate(model, x, grid, REFERENCE, controller=control, progress=False)
 
 
 @dataclass(frozen=True)
@@ -90,9 +108,8 @@ class ExactFlow:
 
     def _solved(self, x: Tensor, grid: Grid) -> Tensor:
         """The exact flow over a grid, of which only the ends count."""
-        control = None if len(grid) == 1 else PIDController(self.tolerance, self.tolerance, max_steps=5000)
         try:
-            run = integrate(self.model, x, grid, _SOLVER, controller=control, progress=False)
+            run = adaptive(self.model, x, grid, self.tolerance)
         except (ConvergenceError, NonFiniteError) as error:
             raise ConvergenceError(
                 f"compare: the reference solve of the plain model failed ({error}); give a larger tolerance, or the "

@@ -38,20 +38,19 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .._integrate import PIDController, Solution, integrate
+from .._integrate import Solution
 from .._internal.tensors import dot, rms
 from ..denoisers.base import Denoiser
 from ..errors import ConvergenceError, InputError
 from ..grids import Grid
 from ..jacobians.maps import FlowMap, Tangent
 from ..metrics.images import rmse
-from ..solvers import registry
 from ..solvers.base import Solver
 from ..tasks import invert
+from ._exact_flow import REFERENCE, adaptive
 
 TERMS = ("codec", "guidance", "inversion", "amplification", "regeneration", "rounding")
 """The names of the terms of a budget; one without a codec has no "codec"."""
-_REFERENCE = registry.get("dopri5")
 _EXPLAINED = 0.5
 """The share of an error that the budget may leave unexplained where the linear theory is said to hold."""
 _LOOSE = 1e-5
@@ -185,7 +184,7 @@ def budget(
     z, z_open, _ = exact.solve(start, rising=True)
     again, again_open, run = exact_back.solve(found)
     offset = found - z
-    flow = FlowMap(exact_back.model, run.grid, _REFERENCE)
+    flow = FlowMap(exact_back.model, run.grid, REFERENCE)
     tangent, at_start = flow.carry(z + 0.5 * offset, offset), flow.carry(z, offset)
     products = 3 * 2 * run.nfe  # of two evaluations per step each
     nfe = 2 * (inversion.nfe + precise.nfe) + exact.nfe + products + spent
@@ -300,8 +299,7 @@ class _Exact:
     def _run(self, x: Tensor, rising: bool, tolerance: float) -> Solution:
         ends = (self.grid.times[-1], self.grid.times[0]) if rising else (self.grid.times[0], self.grid.times[-1])
         try:
-            control = PIDController(tolerance, tolerance, max_steps=5000)
-            run = integrate(self.model, x, Grid(ends), _REFERENCE, controller=control, progress=False)
+            run = adaptive(self.model, x, Grid(ends), tolerance)
         except ConvergenceError as error:
             raise ConvergenceError(
                 f"diagnose: the reference solve failed ({error}); give a larger tolerance"

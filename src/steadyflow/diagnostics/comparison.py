@@ -35,8 +35,6 @@ by its part along the whole error, so that the terms add up.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -45,7 +43,7 @@ from typing import Any, Literal, Unpack, cast
 import torch
 from torch import Tensor
 
-from .._integrate import Progress, progress_bar
+from .._integrate import shown_bar
 from .._internal import strict_json
 from .._internal.given import number
 from .._internal.tensors import rms
@@ -255,7 +253,7 @@ def compare(
         fine = recorded("the plain model's run in float64", precise, start.double(), *sampler)
         flow = ExactFlow(precise, plan.its_grid, tolerance or _LOOSE)
         unsure = _settle(flow, run.end, start, tolerance, precise)
-        with _shown_bar(plan.progress, 3 * plan.its_grid.steps) as bar:
+        with shown_bar(plan.progress, 3 * plan.its_grid.steps) as bar:
             changed_by, spent = exchanged(run, same, bar)
             rounded_by, spent_too = exchanged(same, fine, bar)
             steps = flow.errors(fine.samples, bar)
@@ -284,17 +282,6 @@ def compare(
             precision=_precision(precise),
             nfe=flow.nfe + spent + spent_too + sum(own_runs.values()),
         )
-
-
-@contextmanager
-def _shown_bar(progress: Progress, total: int) -> Iterator[Any]:
-    """A progress bar of steps, which is closed unless it is the caller's."""
-    bar = progress_bar(progress, total, unit="step")
-    try:
-        yield bar
-    finally:
-        if bar is not progress:
-            bar.close()
 
 
 def _precision(model: Denoiser) -> torch.dtype:

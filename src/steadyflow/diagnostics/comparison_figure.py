@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .._internal import plots
 
@@ -49,6 +51,23 @@ def draw(found: Comparison, path: str | Path) -> Path:
     return Path(path)
 
 
+def stacked(terms: Mapping[str, Tensor], colours: Mapping[str, str], axes: Axes) -> None:
+    """Draw terms as stacked bars, one per sample; parts below zero are stacked downwards, and zeros are left out.
+
+    Args:
+        terms: By name, each of shape (B,).
+        colours: By name.
+        axes: The matplotlib axes to draw on.
+    """
+    up = down = torch.zeros_like(next(iter(terms.values())))
+    for name, term in terms.items():
+        if not bool((term != 0).any()):
+            continue
+        base = torch.where(term >= 0, up, down).cpu().numpy()
+        axes.bar(range(len(term)), term.cpu().numpy(), bottom=base, color=colours[name], label=name, width=0.8)
+        up, down = up + term.clamp_min(0), down + term.clamp_max(0)
+
+
 def draw_budget(found: Comparison, axes: Axes) -> None:
     """Draw the terms as stacked bars, one per sample, with the errors of both as marks.
 
@@ -57,13 +76,7 @@ def draw_budget(found: Comparison, axes: Axes) -> None:
         axes: The matplotlib axes to draw on.
     """
     rows = np.arange(len(found.error))
-    up, down = torch.zeros_like(found.error), torch.zeros_like(found.error)
-    for name, term in found.terms.items():
-        if not bool((term != 0).any()):
-            continue
-        base = torch.where(term >= 0, up, down)
-        axes.bar(rows, term.cpu().numpy(), bottom=base.cpu().numpy(), color=_COLOURS[name], label=name, width=0.8)
-        up, down = up + term.clamp_min(0), down + term.clamp_max(0)
+    stacked(found.terms, _COLOURS, axes)
     for name, values, fill in (("variant", found.error, "black"), ("plain", found.plain, "none")):
         axes.plot(rows, values.cpu().numpy(), "D", color="black", mfc=fill, ms=4, label=name)
     axes.axhline(0, color="#444", lw=0.6)

@@ -14,7 +14,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from .._integrate import check_state, progress_bar
+from .._integrate import check_state, shown_bar
 from .._internal import strict_json
 from .._internal.tensors import rms
 from ..denoisers.base import Condition, Denoiser
@@ -214,8 +214,7 @@ def diagnose(
     ends = None if whole and named else (times.times[-1], times.times[0])
     setting = Setting(method, times.steps, grid, guidance=guidance, ends=ends, edits=there is not None)
     _, back = setting.models(model, there)
-    bar = progress_bar(resolved.progress, 2 + verify, unit="part")
-    try:
+    with shown_bar(resolved.progress, 2 + verify, unit="part") as bar:
         try:
             words = {"solver": method, "grid": times, "back": back, "codec": codec, "tolerance": tolerance}
             found = budget(model, images, **words, edit=there is not None)
@@ -230,9 +229,6 @@ def diagnose(
             result = replace(result, verified=result.verify())
             bar.update()
         return result
-    finally:
-        if bar is not resolved.progress:
-            bar.close()
 
 
 _NO_MEANING = ("seed", "index", "noise", "batch_size", "corrections", "callback", "record", "adjoint")

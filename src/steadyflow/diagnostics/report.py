@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from .._internal import html, plots
 from . import CAUSES, Diagnosis
 from ._shown import shown
+from .comparison_figure import stacked
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -144,13 +144,7 @@ def draw_budget(found: Diagnosis, axes: Axes) -> None:
         axes: The matplotlib axes to draw on.
     """
     rows = range(len(found.measured))
-    up, down = torch.zeros_like(found.total), torch.zeros_like(found.total)
-    for name, term in found.terms.items():
-        if not bool((term != 0).any()):
-            continue
-        base = torch.where(term >= 0, up, down)
-        axes.bar(rows, np.asarray(term), bottom=np.asarray(base), color=_COLOURS[name], label=name, width=0.8)
-        up, down = up + term.clamp_min(0), down + term.clamp_max(0)
+    stacked(found.terms, _COLOURS, axes)
     for linear, fill in ((True, "black"), (False, "none")):
         chosen = [k for k in rows if bool(found.linear[k]) == linear]
         if chosen:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import noise
 from .._integrate import Solution
-from .._integrate.loop import Bar
+from .._integrate.bars import Bar
 from .._internal.tensors import broadcast, rms
 from ..denoisers.base import Denoiser
 from ..errors import InputError, NonFiniteError

@@ -22,7 +22,7 @@ from .._integrate import (
     Solution,
     check_state,
     check_state_type,
-    progress_bar,
+    shown_bar,
 )
 from .._internal import files
 from .._internal.autograd import check_derivatives
@@ -233,12 +233,8 @@ def steer(
         callback=callback,
     )
     work = Rounds(plan, before)
-    bar = progress_bar(chosen.progress, rounds, unit="round")
-    try:
+    with shown_bar(chosen.progress, rounds, unit="round") as bar:
         return work.go(rounds, bar)
-    finally:
-        if bar is not chosen.progress:
-            bar.close()
 
 
 def _redone(adjoint: Adjoint, schedule: Schedule, found: Solution) -> int:

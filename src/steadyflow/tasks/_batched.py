@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._integrate import Solution, Trajectory, conditioned, integrate, progress_bar
+from .._integrate import Solution, Trajectory, conditioned, integrate, shown_bar
 from ..denoisers.base import Denoiser
 from ..errors import InputError
 from ..grids import Grid
@@ -41,9 +41,8 @@ def run_batched(
         model.check_batch(n)  # before it is cut up
     if controller is not None and len(chunks) > 1:
         raise InputError("batch_size: a controller chooses one grid for the whole batch; leave batch_size out")
-    bar = progress_bar(options.progress, None if controller is not None else len(chunks) * grid.steps)
-    runs: list[Solution] = []
-    try:
+    total, runs = None if controller is not None else len(chunks) * grid.steps, list[Solution]()
+    with shown_bar(options.progress, total) as bar:
         for start in chunks:
             stop = min(start + size, n)
             rows = range(options.index + start, options.index + stop)
@@ -63,9 +62,6 @@ def run_batched(
                     adjoint=options.adjoint,
                 )
             )
-    finally:
-        if bar is not options.progress:
-            bar.close()
     stochastic = solver.properties.stochastic
     return replace(
         runs[0],

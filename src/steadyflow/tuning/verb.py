@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import grids, solvers
-from .._integrate import Progress, check_state, check_state_type, progress_bar
+from .._integrate import Progress, check_state, check_state_type, shown_bar
 from .._internal import strict_json
 from .._internal.given import device_of, number, whole
 from ..coordinates import FLOW
@@ -128,13 +128,9 @@ def tune(
     about = [mark, ground.answer(), task, ground.described(), sizes, fine, derivatives, named, budgets]
     journal = Journal(checkpoint, about)
     total = estimate(budgets, n=sizes[FIT], judge=sizes[JUDGE], fine=fine, task=task) if calls is None else calls
-    bar = progress_bar(progress, total, unit="call")
-    try:
+    with shown_bar(progress, total, unit="call") as bar:
         work = _TASKS[task](ground, sizes, fine, derivatives, plain, Budget(calls, minutes, bar), journal)
         entries = tuple(work.entry(budget) for budget in budgets)
-    finally:
-        if bar is not progress:
-            bar.close()
     low, high = ground.guidance
     own = model.guidance if targets is not None else low
     return Tuned(
