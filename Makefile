@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE = 1
 
 .PHONY: demo test families lint docs benchmarks picture table clean
 
-demo: $(VENV)/.lab  ## the main job on real input: table on the terminal, report in demo/report.html
+demo: $(VENV)/.lab  ## one picture edited with solvers side by side: table, diagnosis, and demo/report.html
 	$(BIN)/steadyflow demo --out demo
 
 test: $(VENV)/.dev lint  ## ruff, pyright and the test suite
@@ -28,7 +28,7 @@ docs: $(VENV)/.docs  ## the documentation site, in site/
 benchmarks: $(VENV)/.dev  ## all published figures, into benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/run.py
 
-picture: $(VENV)/.lab  ## the picture of the README
+picture: $(VENV)/.lab  ## the picture and the table of the README
 	$(BIN)/python scripts/readme_picture.py
 
 table: $(VENV)/.lab  ## the table of solvers in docs/solvers.md, from the registry
@@ -38,7 +38,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.lab: $(VENV)/bin/python $(PROJECTS)
-	$(PIP) -e . -e ./lab
+	$(PIP) -e ".[diffusers]" -e ./lab
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python $(PROJECTS)

@@ -1,32 +1,27 @@
-"""Make the picture of the README, docs/images/roundtrip.png, from the demonstration itself."""
+"""Make the picture of the README, docs/images/demo.png, and the table below it, from the demonstration itself.
 
+The table goes between `<!-- demonstration -->` and `<!-- end -->` in README.md.
+"""
+
+import re
 from pathlib import Path
 
 from steadyflow._internal import plots
-from steadyflow.datasets.arrays import sheet
-from steadyflow_lab.demo import study
-from steadyflow_lab.report import draw_curves
+from steadyflow_lab import demo, report
 
-result = study(100)
-shown = result.shown["rk4"]
-figure = plots.figure(10, 4)
-left, right = figure.subplots(1, 2, width_ratios=[1, 1.15])
-draw_curves(result, left)
-left.set_title("100 unseen digits, there and back")
-count = 10
-rows = [
-    ("source", result.source),
-    ("latent", shown.latent / 3),
-    ("back", shown.reconstruction),
-    *((f"edit, w = {w:g}", x) for w, x in shown.edits.items() if w < 7),
-]
-for k, (name, x) in enumerate(rows):
-    strip = right.inset_axes((0.16, 1 - (k + 1) / len(rows), 0.84, 0.92 / len(rows)))
-    strip.imshow(sheet(x[:count], columns=count), cmap="gray", aspect="equal")
-    strip.set_axis_off()
-    right.text(0.14, 1 - (k + 0.54) / len(rows), name, ha="right", va="center")
-right.set_axis_off()
-right.set_title(f"rk4, {result.nfe_shown} evaluations each way")
-path = Path("docs/images/roundtrip.png")
+result = demo.study(explain=False, progress=print)
+figure = plots.figure(1.45 * (1 + len(result.shown)), 1.55 * (2 + len(result.guidances)))
+report.draw_overview(result, figure, report.chosen(result))
+path = Path("docs/images/demo.png")
 plots.save(figure, path, dpi=110)
+heads, cells = demo.table(result)
+lines = [heads[:-1], ["---"] * (len(heads) - 1), *(row[:-1] for row in cells)]
+table = "\n".join(f"| {' | '.join(cell.replace('max |x|', 'max abs(x)') for cell in line)} |" for line in lines)
+readme = Path("README.md")
+text = readme.read_text(encoding="utf-8")
+readme.write_text(
+    re.sub(r"(<!-- demonstration -->\n).*?(<!-- end -->)", rf"\1\n{table}\n\n\2", text, flags=re.DOTALL),
+    encoding="utf-8",
+)
 print(path)
+print(demo.sentence(result))

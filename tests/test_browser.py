@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import steadyflow as sf
+from steadyflow.datasets import digits
 from steadyflow.diagnostics import report
 from steadyflow_lab import demo
 from steadyflow_lab import report as demo_report
@@ -33,8 +34,9 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    study = demo.study(6, names=("ddim", "rk4", "ees25"), budgets=(24, 48), guidances=(1.0, 3.0))
-    return demo_report.write(study, tmp_path_factory.mktemp("report") / "report.html")
+    images, labels = (part[:6] for part in digits("held-out"))
+    subject = demo.Subject(sf.load("digits"), images, labels, (labels + 5) % 10, ["another digit"] * 6)
+    return demo_report.write(demo.study(subject, nfe=12), tmp_path_factory.mktemp("report") / "report.html")
 
 
 def find(browser, selector):
@@ -55,10 +57,11 @@ def test_the_report_needs_nothing_from_elsewhere_and_says_nothing_on_the_console
 def test_tables_are_sorted_by_a_click_and_back_by_another(browser, page):
     browser.get(page.as_uri())
     heads = find(browser, "table.sortable th")
-    column = [head.text for head in heads].index("error median")
+    column = [head.text for head in heads].index("edit 7.5")
 
     def values():
-        return [float(row.find_elements("css selector", "td")[column].text) for row in find(browser, "tbody tr")]
+        cells = [row.find_elements("css selector", "td")[column].text for row in find(browser, "tbody tr")]
+        return [float(cell.removesuffix("%")) / (100 if "%" in cell else 1) for cell in cells]
 
     before = values()
     heads[column].click()
@@ -77,9 +80,9 @@ def test_two_solvers_of_the_readers_choice_stand_side_by_side(browser, page):
     def seen():
         return [part.get_attribute("data-choice") for part in find(browser, "section") if part.is_displayed()]
 
-    assert seen() == ["ddim", "ees25"]
+    assert seen() == ["ddim", "rex, automatic coupling"]
     first.select_by_visible_text("rk4")
-    assert seen() == ["rk4", "ees25"]
+    assert seen() == ["rk4", "rex, automatic coupling"]
     second.select_by_visible_text("rk4")
     assert seen() == ["rk4"]
 
@@ -104,7 +107,7 @@ def test_printing_shows_every_solver(browser, page):
 def test_without_scripts_everything_is_there(browser, page):
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     browser.get(page.as_uri())
-    assert len([part for part in find(browser, "section") if part.is_displayed()]) == 3
+    assert len([part for part in find(browser, "section") if part.is_displayed()]) == 5
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
 

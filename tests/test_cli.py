@@ -143,15 +143,6 @@ def test_the_help_names_every_method_of_editing_and_those_that_have_an_option():
         assert sorted(re.split(", | and ", ", ".join(clauses))) == sorted(have), flag
 
 
-def test_demo_prints_one_table_and_writes_one_self_contained_report(call, tmp_path):
-    status, out, _ = call("demo", "--n", 6, "--out", tmp_path / "demo")
-    assert status == 0
-    assert len([line for line in out.splitlines() if line.startswith(("ddim", "midpoint", "rk4", "ees2"))]) == 15
-    page = (tmp_path / "demo" / "report.html").read_text()
-    assert page.count("<img") == page.count('src="data:image/png;base64,') == page.count('alt="') == 28
-    assert not re.search(r'(src|href)="(?!data:)', page)
-
-
 @pytest.mark.parametrize(("arguments", "message"), [
     (("sample", "--solver", "ees52"), "unknown solver 'ees52': did you mean 'ees2"),
     (("sample", "--steps", "0"), "steps: got 0"),

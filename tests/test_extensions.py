@@ -116,7 +116,7 @@ def test_the_commands_of_the_lab_are_an_application_and_a_function_with_an_epilo
 def test_the_command_line_has_the_commands_of_the_lab(call):
     status, out, _ = call("--help")
     assert status == 0
-    assert re.search(r"\bdemo\b.*reconstruct", out)
+    assert re.search(r"\bdemo\b.*side by side", out)
     assert re.search(r"\blab\b.*experiments", out)
 
 

@@ -182,7 +182,7 @@ SUFFIX |= {"restore": ".npy"}
 SUFFIX |= {"tune": ".json", "solvers": ".png"}
 WRITTEN = ("--out", "--save", "--plot", "--checkpoint", "--folder")
 READ = ("--input", "--mask", "--smooth-lora", "--from", "--prompts", "--judge-prompts", "--data", "--images")
-READ += ("--captions",)
+READ += ("--captions", "--image", "--tuned")
 LATER = ("--run",)
 """Folders of runs, which are made, and locked, before the work."""
 
@@ -203,7 +203,7 @@ def everything():
     own = typer.main.get_command(app)
     yield from path_options(own)
     yield from path_options(typer.main.get_group(lab.lab), "lab ")
-    yield "demo", "--out"
+    yield from (("demo", flag) for flag in ("--out", "--image", "--tuned"))
 
 
 def outputs():

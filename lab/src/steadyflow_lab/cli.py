@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from steadyflow.cli import options as o
 from steadyflow.cli.options import Json, bar, check_place, print_json, table
 
 from .reconstruction_command import EPILOG, reconstruction
@@ -27,29 +28,102 @@ _EXAMPLE = "Example: steadyflow lab run hallucination --figure 5 --quick --out r
 
 def demo(
     out: Annotated[Path, typer.Option(help="The folder for the report.")] = Path("demo"),
-    n: Number = 100,
-    as_json: Json = False,
+    model: Annotated[
+        str,
+        typer.Option(help="What edits: a diffusers pipeline (its folder, or its name on the hub), or another model."),
+    ] = "scenes",
+    call: o.Call = None,
+    image: Annotated[
+        Path | None, typer.Option(help="A picture of yours, instead of held-out ones of the bundled pipeline.")
+    ] = None,
+    resize: o.Resize = False,
+    source: Annotated[str | None, typer.Option(help="What the picture shows: a prompt, or a class.")] = None,
+    target: Annotated[str | None, typer.Option(help="What it is to become.")] = None,
+    guidance: Annotated[
+        list[float] | None, typer.Option(help="Of the edits; may be given several times. 2.5 and 7.5.")
+    ] = None,
+    nfe: Annotated[int, typer.Option(help="Evaluations each way; four times as many in the fine solve.")] = 24,
+    tuned: Annotated[
+        Path | None, typer.Option(help="The file of a solver tuned for the model (`steadyflow tune`), to compare too.")
+    ] = None,
+    n: Annotated[int | None, typer.Option("--n", help="How many of the bundled pipeline's own pictures; 8.")] = None,
+    diagnosis: Annotated[
+        bool, typer.Option("--diagnosis/--no-diagnosis", help="Whether to ask why DDIM does not return the picture.")
+    ] = True,
+    device: o.Device = "cpu",
+    as_json: o.Json = False,
 ) -> None:
-    """Invert, reconstruct and edit real held-out digits with five solvers; print a table, write a report."""
+    """Edit pictures weakly and strongly with solvers side by side: print a table, write a report with the pictures.
+
+    Without options the pictures are held-out ones of the bundled pipeline. With --model, --image and --target it is a
+    picture of yours, in a pipeline of yours.
+    """
     from steadyflow._internal import plots
 
     from . import demo as demonstration
     from . import report
 
     plots.require()
-    check_place("out", out, folder=True)
-    with bar("setting", len(demonstration.SOLVERS) * len(demonstration.BUDGETS)) as advance:
-        result = demonstration.study(n, progress=advance)
+    o.check_place("out", out, folder=True)
+    subject = _subject(model, call, image, resize, source, target, n, device)
+    words: dict[str, Any] = {"nfe": nfe, "tuned": None if tuned is None else str(tuned), "explain": diagnosis}
+    words |= {} if guidance is None else {"guidances": guidance}
+    with bar("part") as advance:
+        result = demonstration.study(subject, progress=advance, **words)
     path = report.write(result, out / "report.html")
     if as_json:
-        print_json([dataclasses.asdict(row) for row in result.rows])
+        figures: dict[str, Any] = {"solvers": [dataclasses.asdict(row) for row in result.rows]}
+        if result.diagnosis is not None:
+            figures["diagnosis"] = result.diagnosis.figures()
+        print_json(figures)
         return
+    typer.echo(f"{demonstration.title(result)}. {demonstration.sentence(result)}\n")
     typer.echo(table(*demonstration.table(result), left=(0,)))
+    if result.diagnosis is not None:
+        typer.echo(f"\nWhy DDIM does not return the picture:\n{result.diagnosis.summary()}")
+    judged = "done: edits that a classifier takes for what was asked; around: what\nchanged outside of them; "
+    judged, n = "" if result.subject.judge is None else judged, len(result.pictures)
     typer.echo(
-        f"\nerror: rms of reconstruction less source, on [-1, 1]; edited: share recognised as the target digit;\n"
-        f"kept: median distance of the edit from its source; nfe: evaluations each way.\n"
-        f"{n} held-out digits, {result.seconds:.0f} s. Report: {path}"
+        "\nround trip: what comes back, less the picture; edit: the edit, less that of a fine solve, at each\n"
+        f"guidance; {judged}{'' if n == 1 else f'medians over {n} pictures; '}root mean squares of a\n"
+        f"picture's range; nfe: evaluations each way. {result.seconds:.0f} s. The pictures are in {path}"
     )
+
+
+def _subject(
+    model: str,
+    call: list[str] | None,
+    image: Path | None,
+    resize: bool,
+    source: str | None,
+    target: str | None,
+    n: int | None,
+    device: str,
+) -> Any:
+    """What is edited: the bundled scenes, or a picture of the user's."""
+    from steadyflow.datasets.sources import open_source
+    from steadyflow.errors import InputError
+    from steadyflow.loading import load_model
+
+    from . import demo as demonstration
+
+    if image is None:
+        others = {"model": model != "scenes", "call": call, "resize": resize, "source": source, "target": target}
+        for name, value in others.items():
+            if value:
+                raise InputError(f"{name}: goes with --image, a picture of yours")
+        if device != "cpu":
+            raise InputError("device: the bundled pipeline runs on the CPU; give --image and a model")
+        return demonstration.scenes(8 if n is None else n)
+    if target is None:
+        raise InputError("target: say what the picture is to become, as a prompt or a class")
+    if n is not None:
+        raise InputError("n: the picture is one; --n is for the bundled ones")
+    denoiser = load_model(model, device, o.call_of(call))
+    before, after = o.condition(denoiser, "source", source), o.condition(denoiser, "target", target)
+    x, _ = open_source(denoiser, str(image), 1, resize).rows(0, 1)
+    words = f"from {source or 'whatever it shows'} to {target}"
+    return demonstration.Subject(denoiser, x, before, after, [words])
 
 
 demo.epilog = "Example: steadyflow demo --out demo"  # pyright: ignore[reportFunctionMemberAccess]

@@ -1,44 +1,50 @@
 """The HTML report of the demonstration: one file, pictures inside, nothing fetched."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.nn import functional
 
-from steadyflow import grids, noise
 from steadyflow._internal import html, plots
-from steadyflow.diagnostics import stability_region, stiffness
-from steadyflow.models import load
+from steadyflow._internal.pictures import sheet
+from steadyflow.diagnostics import CAUSES, Diagnosis
+from steadyflow.diagnostics.report import draw_budget
 
-from .demo import Study, table
+from .demo import FINE, Study, sentence, table, title
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>steadyflow: round trips and edits of real digits</title>
+<title>steadyflow: {{ title }}</title>
 <style>{{ style }}</style></head><body>
-<h1>Round trips and edits of {{ n }} held-out real digits</h1>
-<p>Each digit was inverted under its own label and generated again: the <em>error</em> is the root mean square of
-what came back less what was sent, on a scale from -1 to 1. From the same latent it was generated under another
-label with guidance w: <em>edited</em> is the share that a classifier of real digits takes for the target,
-<em>kept</em> the median distance to the source. Evaluations are counted each way.</p>
+<h1>{{ title }}</h1>
+<p>{{ sentence }}</p>
+<figure><img alt="A grid of pictures: one line for each solver, with a picture that came back and its edits"
+src="data:image/png;base64,{{ overview }}"><figcaption>One picture, {{ words }}. Every solver had {{ nfe }} evaluations
+of the network each way{% if fewer %}, the tuned one {{ fewer }}{% endif %}; w is the guidance.</figcaption></figure>
+<h2>Why DDIM does not return the picture, and what does</h2>
+{% if cause %}<p><strong>{{ cause }}.</strong> {{ advice }}</p>
+<pre>{{ call }}</pre>
+<p>{{ verified }}</p>
+<figure><img alt="Stacked bars: for each picture, the terms of its error, with the measured error as a mark"
+src="data:image/png;base64,{{ budget }}"><figcaption>The error of DDIM's round trip for {{ diagnosed }}, divided into
+what causes it: steps up that miss the exact latent (inversion), what the way down makes of that (amplification), steps
+down (regeneration), and rounding. In the units of the model's samples.</figcaption></figure>
+{% else %}<p>Not asked for (--no-diagnosis).</p>{% endif %}
 <h2>Figures</h2>
 <div class="scroll"><table class="sortable">
 <thead><tr>{% for head in heads %}<th scope="col">{{ head }}</th>{% endfor %}</tr></thead>
-<tbody>{% for row in cells %}<tr{% if loop.index0 % budgets == 0 %} class="first"{% endif %}>
-{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</tbody></table></div>
-<h2>Error against evaluations</h2>
-<figure><img alt="Reconstruction error of each solver against evaluations each way, both axes logarithmic"
-src="data:image/png;base64,{{ curves }}"><figcaption>Median over the digits; the bars reach the 95th
-percentile. Lower is better.</figcaption></figure>
-<h2>Stability</h2>
-<figure><img alt="Regions of the complex plane in which each solver is stable, with marks where the digits model puts z"
-src="data:image/png;base64,{{ regions }}"><figcaption>Where a step does not amplify (dashed: scaled to one evaluation).
-The ticks above the axis show where the model puts z = step times eigenvalue on a grid of 12 steps, plainly and under
-guidance 7.5: a solver whose region does not hold them amplifies errors. The exactly reversible ones contract almost
-nothing.</figcaption></figure>
-<h2>Pictures, at {{ nfe }} evaluations each way</h2>
-<figure><img class="digits" alt="{{ source.alt }}" src="data:image/png;base64,{{ source.png }}">
-<figcaption>{{ source.caption }}</figcaption></figure>
+<tbody>{% for row in cells %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</tbody></table>
+</div>
+<p>{% if several %}Medians over {{ n }}, in{% else %}In{% endif %} per cent of the range of a picture (root mean
+square). <em>round trip</em>: the picture that came back, less the picture as the model's decoder shows it.
+<em>edit</em>: the edit, less that of a fine solve (RK4 with {{ fine }} evaluations each way), at each guidance.
+{% if judged %}<em>done</em>: how many edits a classifier of held-out pictures takes for what was asked.
+<em>around</em>: what changed outside of the pixels that the edit concerns; guidance itself changes some of that, with
+any solver.{% endif %} <em>max |x|</em>: the largest number of any state on the way.</p>
+<h2>All pictures</h2>
 <div class="compare" data-label="Solver">
 {% for name, strips in solvers %}<section data-choice="{{ name }}"><h3>{{ name }}</h3>
 {% for strip in strips %}<figure><img class="digits" alt="{{ strip.alt }}" src="data:image/png;base64,{{ strip.png }}">
@@ -52,70 +58,125 @@ nothing.</figcaption></figure>
 
 
 def write(result: Study, path: str | Path) -> Path:
-    """Write the report of a study to one self-contained HTML file and return its path."""
+    """Write the report of a demonstration to one self-contained HTML file.
+
+    Args:
+        result: What the demonstration gave.
+        path: The file.
+
+    Returns:
+        The path.
+    """
     heads, cells = table(result)
+    n, calls = len(result.pictures), result.rows[0].nfe
     return html.write(
         path,
         _PAGE,
-        n=len(result.source),
+        title=title(result),
+        sentence=sentence(result),
+        overview=overview(result),
+        words=result.subject.words[chosen(result)],
+        nfe=calls,
+        fewer=", ".join(str(row.nfe) for row in result.rows if row.nfe != calls),
         heads=heads,
         cells=cells,
-        budgets=len({row.nfe for row in result.rows}) or 1,
-        curves=_curves(result),
-        regions=_regions(),
-        nfe=result.nfe_shown,
-        source=_strip("Source: digits that the model has not seen.", "source", result.source),
+        n="one picture" if n == 1 else f"{n} pictures",
+        several=n > 1,
+        fine=FINE * calls,
+        judged=result.subject.judge is not None,
         solvers=[(name, _strips(result, name)) for name in result.shown],
         seconds=f"{result.seconds:.0f}",
+        **_diagnosed(result.diagnosis),
     )
 
 
-def _strip(caption: str, name: str, x: Tensor, count: int = 16) -> dict[str, str]:
-    return {"alt": f"{len(x[:count])} digits, {name}", "caption": caption, "png": html.strip(x[:count], columns=8)}
+def _diagnosed(found: Diagnosis | None) -> dict[str, Any]:
+    """What the page says of the diagnosis; empty texts without one."""
+    names = ("cause", "advice", "call", "verified", "budget", "diagnosed")
+    if found is None:
+        return dict.fromkeys(names, "")
+    figure = plots.figure(7.5, 3.4)
+    draw_budget(found, figure.subplots())
+    tried = ""
+    if found.verified is not None:
+        after = found.verified.error.median().item()
+        tried = f"Tried: the median error is {after:.2g} then, {found.verified.gain:.0f} times lower."
+    n = len(found.measured)
+    texts = (CAUSES[found.cause], found.recommendation.text.partition(". ")[2], found.recommendation.call, tried)
+    return dict(zip(names, (*texts, html.png(figure), "one picture" if n == 1 else f"{n} pictures"), strict=True))
 
 
-def _strips(result: Study, solver: str, count: int = 16) -> list[dict[str, str]]:
-    wanted = " ".join(str(int(v)) for v in result.targets[:count])
-    shown = result.shown[solver]
-    latent = shown.latent / shown.latent.abs().max()
-    strips = [
-        _strip("Latent: what the inversion found, scaled to the picture's range.", f"latent of {solver}", latent),
-        _strip("Reconstruction from the latent.", f"reconstruction by {solver}", shown.reconstruction),
-    ]
-    for w, x in shown.edits.items():
-        caption = f"Edited at guidance {w:g}, towards {wanted}."
-        strips.append(_strip(caption, f"edit by {solver} at guidance {w:g}", x))
-    return strips
+def chosen(result: Study) -> int:
+    """The picture that is shown first: the one whose strong edit the exactly reversible solver spoils most.
+
+    Of several that are equally spoiled it is the first.
+
+    Args:
+        result: What the demonstration gave.
+    """
+    w = result.strongest
+    exact, near = (result.shown[name].edits[w] for name in ("rex, exactly reversible", "ees25, near-reversible"))
+    fine = result.fine.edits[w]
+    off = [(x - fine).square().flatten(1).mean(1) for x in (exact, near)]
+    return int((off[0] - off[1]).argmax())
 
 
-def draw_curves(result: Study, axes: Any) -> None:
-    """Draw reconstruction error against evaluations on matplotlib axes, one line per solver."""
-    for name in dict.fromkeys(row.solver for row in result.rows):
-        rows = [row for row in result.rows if row.solver == name]
-        nfe, median = [row.nfe for row in rows], [row.error_median for row in rows]
-        above = [row.error_p95 - row.error_median for row in rows]
-        axes.errorbar(nfe, median, yerr=[[0.0] * len(rows), above], marker="o", capsize=3, label=name)
-    ticks = sorted({row.nfe for row in result.rows})
-    axes.set(xscale="log", yscale="log", xlabel="evaluations each way", ylabel="reconstruction error (rms)")
-    axes.minorticks_off()
-    axes.set_xticks(ticks, [str(t) for t in ticks])
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+def draw_overview(result: Study, figure: Any, k: int) -> None:
+    """Draw one picture, what each solver brings back, and its edits, on a matplotlib figure.
+
+    Args:
+        result: What the demonstration gave.
+        figure: The figure, of about 2 by 1 per solver.
+        k: Which of the pictures.
+    """
+    names = ["a fine solve", *result.shown]
+    columns = ["picture", "came back", *(f"edited, w = {w:g}" for w in result.guidances)]
+    grid = figure.subplots(len(columns), len(names), squeeze=False)
+    for column, name in enumerate(names):
+        made = result.fine if name == names[0] else result.shown[name]
+        pictures = [result.pictures, made.back, *made.edits.values()]
+        for row, picture in enumerate(pictures):
+            axes = grid[row][column]
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if row == 0 and column > 0:
+                axes.set_axis_off()
+                label = name.replace(", ", ",\n").replace(" for", "\nfor")
+                axes.text(0.5, 0.1, label, ha="center", va="bottom", fontsize=9)
+                continue
+            axes.imshow(sheet(picture[k : k + 1], columns=1), cmap="gray", interpolation="nearest")
+            if row == 1 and column == 0:
+                axes.set_title(name, fontsize=9)
+            if column == 0:
+                axes.set_ylabel(columns[row], fontsize=9)
 
 
-def _curves(result: Study) -> str:
-    figure = plots.figure(7.5, 4.2)
-    draw_curves(result, figure.subplots())
+def overview(result: Study) -> str:
+    """The comparison of one picture as a PNG in base64 text.
+
+    Args:
+        result: What the demonstration gave.
+    """
+    figure = plots.figure(1.45 * (1 + len(result.shown)), 1.55 * (2 + len(result.guidances)))
+    draw_overview(result, figure, chosen(result))
     return html.png(figure)
 
 
-def _regions() -> str:
-    """Draw the stability map, with the digits model's own z in the noise coordinates for eight drawn digits."""
-    model = load("digits").with_condition(list(range(8)))
-    grid = grids.make("quadratic", model.schedule, 12)
-    start = noise.initial(0, range(8), (1, 8, 8)) * model.schedule.sigma(grid.times[0])
-    places = {
-        f"w = {w:g}": stiffness(model.with_guidance(w), start, grid, solver="ddim", iterations=6) for w in (1.0, 7.5)
-    }
-    names = ["ddim", "midpoint", "rk4", "ees25", "ees27", "rex-euler", "rex-midpoint", "edict", "bdia", "alf"]
-    return html.png(stability_region.figure(names, stiffness=places, resolution=51))
+def _strips(result: Study, solver: str, count: int = 16) -> list[dict[str, str]]:
+    shown = result.shown[solver]
+    strips = [
+        ("The pictures.", "source", result.pictures),
+        ("What came back.", f"round trip by {solver}", shown.back),
+        *((f"Edited at guidance {w:g}.", f"edits by {solver} at guidance {w:g}", x) for w, x in shown.edits.items()),
+    ]
+    made = []
+    for caption, name, x in strips:
+        alt, png = f"{len(x[:count])} pictures, {name}", html.strip(_large(x[:count]), columns=8)
+        made.append({"alt": alt, "caption": caption, "png": png})
+    return made
+
+
+def _large(x: Tensor) -> Tensor:
+    """Pictures of at most 256 pixels, as many of them are shown."""
+    side = max(x.shape[-2:])
+    return x if side <= 256 else functional.interpolate(x, scale_factor=256 / side, mode="area")
