@@ -23,6 +23,12 @@ from .methods import paired_rates
 from .scenes import KINDS, SceneEdits, codec_error, looked_at, scene_task
 from .ways import BUDGET, CHOICES, FEW, FEW_WAYS, INJECTED, QUICK, WAYS, Way, edit_scenes
 
+TASK = 96
+"""Pictures of the task, of which the first are edited."""
+SCENES = 48
+"""How many are edited in every way."""
+TRIED = 24
+"""How many layers and shares of the steps are tried on: pictures of another seed."""
 CHUNK = 24
 """Pictures of a cell."""
 GUIDANCES = (1.0, 2.5, 5.0, 10.0)
@@ -42,25 +48,28 @@ class Row:
         hits = self.seen.done if chosen is None else [self.seen.done[k] for k in chosen]
         return wilson(sum(hits), len(hits))
 
-    def background(self, chosen: Sequence[int] | None = None) -> Estimate:
-        """Give the mean error of the background with its interval, of some of the pictures."""
-        errors = torch.tensor(self.seen.background, dtype=torch.float64)
-        return average(errors if chosen is None else errors[list(chosen)])
+    def background(self) -> Estimate:
+        """Give the mean error of the background with its interval."""
+        return average(torch.tensor(self.seen.background, dtype=torch.float64))
+
+    def both(self, chosen: Sequence[int]) -> str:
+        """Say what the success and the error of some of the pictures are."""
+        errors = [self.seen.background[k] for k in chosen]
+        return f"{self.success(chosen).value:.0%}, {sum(errors) / max(1, len(errors)):.3f}"
 
 
 def choices(bench: Bench) -> Finding:
     """Try layers and shares of the steps on pictures that the comparison of the ways does not have."""
-    tried = CHOICES[::7] if bench.size.quick else CHOICES
-    size = replace(bench.size, images=min(48, bench.size.images), seed=bench.size.seed + 100)
-    rows = study(replace(bench, size=size), tried, (2.5,))
+    tried, n = (CHOICES[::7], 2) if bench.size.quick else (CHOICES, TRIED)
+    rows = study(replace(bench, size=replace(bench.size, seed=bench.size.seed + 100)), tried, (2.5,), n=n)
     ranked = sorted(rows, key=_score, reverse=True)
     cells = [
         [f"`{row.way}`", f"{row.guidance:g}", _percent(row.success()), shown(row.background(), "{:.3f}")]
         for row in ranked
     ]
     note = (
-        f"{size.images} held-out scenes of another seed, {BUDGET} evaluations an edit, ees25; by success less "
-        "ten times the background's error."
+        f"{n} held-out scenes of another seed, {BUDGET} evaluations an edit, ees25; by success less ten times the "
+        "background's error."
     )
     title = "Layers and steps of injection, on scenes"
     return Finding("scenes-choices", title, [], ["way", "w", "success", "background"], cells, note)
@@ -69,14 +78,15 @@ def choices(bench: Bench) -> Finding:
 def few(bench: Bench) -> Finding:
     """Compare solvers of plain inversion, a tuned one among them, where calls are few."""
     ways, guidances = (FEW_WAYS[-1:], (2.5,)) if bench.size.quick else (FEW_WAYS, GUIDANCES)
-    rows = study(bench, ways, guidances, FEW)
+    n = 2 if bench.size.quick else SCENES
+    rows = study(bench, ways, guidances, FEW, n)
     cells = [
         [f"`{row.way}`", f"{row.guidance:g}", _percent(row.success()), shown(row.background(), "{:.3f}"), str(row.nfe)]
         for row in rows
     ]
     by = {(row.way, row.guidance): row for row in rows}
     note = (
-        f"{bench.size.images} held-out scenes, {FEW} evaluations an edit in all; the tuned solver was fitted to round "
+        f"{n} held-out scenes, {FEW} evaluations an edit in all; the tuned solver was fitted to round "
         "trips of other pictures (`scripts/tune_scenes.py`)."
     )
     heads = ["way", "w", "success", "background", "evaluations"]
@@ -84,36 +94,54 @@ def few(bench: Bench) -> Finding:
     return Finding("scenes-few", "Few evaluations, on scenes", claims, heads, cells, note)
 
 
-def piece(n: int, seed: int, budget: int, item: tuple[Way, float, int]) -> tuple[SceneEdits, int]:
-    """Edit and judge a chunk of the pictures."""
+@dataclass(frozen=True)
+class Piece:
+    """What is seen of a chunk of the pictures, and the evaluations of an edit."""
+
+    seen: SceneEdits
+    nfe: int
+
+
+def piece(n: int, seed: int, budget: int, item: tuple[Way, float, int]) -> Piece:
+    """Edit and judge a chunk of the pictures.
+
+    Args:
+        n: How many are edited in all, of `TASK`.
+        seed: Of the task.
+        budget: Evaluations of an edit in all.
+        item: The way, the guidance, and the first picture of the chunk.
+    """
     way, guidance, start = item
-    edited, nfe = edit_scenes(way, guidance, n, seed, start, min(start + CHUNK, n), budget)
-    return looked_at(scene_task(n, seed), edited, start), nfe
+    edited, nfe = edit_scenes(way, guidance, TASK, seed, start, min(start + CHUNK, n), budget)
+    return Piece(looked_at(scene_task(TASK, seed), edited, start), nfe)
 
 
-def read_piece(fields: Any) -> tuple[SceneEdits, int]:
+def read_piece(fields: Any) -> Piece:
     """Make a piece from its JSON."""
-    return SceneEdits(**fields[0]), int(fields[1])
+    return Piece(SceneEdits(**fields["seen"]), int(fields["nfe"]))
 
 
-def study(bench: Bench, ways: Sequence[Way], guidances: Sequence[float], budget: int = BUDGET) -> list[Row]:
+def study(
+    bench: Bench, ways: Sequence[Way], guidances: Sequence[float], budget: int = BUDGET, n: int = SCENES
+) -> list[Row]:
     """Edit the pictures in every way at every guidance; each chunk is kept as it comes.
 
     Args:
-        bench: How many pictures, and where the cells are kept.
+        bench: Where the cells are kept, and the seed.
         ways: The ways.
         guidances: Towards the target.
         budget: Evaluations of an edit in all.
+        n: How many pictures.
     """
-    n, seed = bench.size.images, bench.size.seed
-    items = [(way, w, start) for way in ways for w in guidances for start in range(0, n, CHUNK)]
+    seed = bench.size.seed
+    items = [(way, w, start) for start in range(0, n, CHUNK) for way in ways for w in guidances]
     cells = [(f"{_plain(way.label)}-{w:g}-{start:03d}", (way, w, start)) for way, w, start in items]
     found = bench.cells(f"editing-pareto-{budget}", partial(piece, n, seed, budget), cells, read_piece)
-    parts: dict[tuple[str, float], list[tuple[SceneEdits, int]]] = {}
+    parts: dict[tuple[str, float], list[Piece]] = {(way.label, w): [] for way in ways for w in guidances}
     for (way, w, _), one in zip(items, found, strict=True):
-        parts.setdefault((way.label, w), []).append(one)
+        parts[way.label, w].append(one)
     return [
-        Row(label, w, _joined([seen for seen, _ in some]), max(nfe for _, nfe in some))
+        Row(label, w, _joined([part.seen for part in some]), max(part.nfe for part in some))
         for (label, w), some in parts.items()
     ]
 
@@ -143,14 +171,14 @@ def front(rows: Sequence[Row]) -> list[Row]:
 
 def figure(bench: Bench) -> Finding:
     """Compare all ways of editing on scenes."""
-    ways, guidances = (QUICK, (4.0,)) if bench.size.quick else (WAYS, GUIDANCES)
-    rows = study(bench, ways, guidances)
-    task = scene_task(bench.size.images, bench.size.seed)
+    ways, guidances, n = (QUICK, (4.0,), 4) if bench.size.quick else (WAYS, GUIDANCES, SCENES)
+    rows = study(bench, ways, guidances, n=n)
+    task = scene_task(TASK, bench.size.seed)
     by = {(row.way, row.guidance): row for row in rows}
     best = {way.label: _best([by[way.label, w] for w in guidances]) for way in ways}
     leading = {(row.way, row.guidance) for row in front(rows)}
-    chosen = {kind: [k for k, found in enumerate(task.kinds) if found == kind] for kind in KINDS}
-    sides = task.pictures.size.tolist()
+    chosen = {kind: [k for k, found in enumerate(task.kinds[:n]) if found == kind] for kind in KINDS}
+    sides = task.pictures.size[:n].tolist()
     chosen |= {name: [k for k, side in enumerate(sides) if side == which] for which, name in enumerate(SIZES)}
     heads = ["way", "w", "success", "background", *chosen, "on the front at w ="]
     cells = []
@@ -162,13 +190,13 @@ def figure(bench: Bench) -> Finding:
                 f"{row.guidance:g}",
                 _percent(row.success()),
                 shown(row.background(), "{:.3f}"),
-                *(f"{row.success(some).value:.0%}, {row.background(some).value:.3f}" for some in chosen.values()),
+                *(row.both(some) for some in chosen.values()),
                 ", ".join(ahead) or "no",
             ]
         )
-    floor = average(codec_error(task).double())
+    floor = average(codec_error(task)[:n].double())
     note = (
-        f"{len(task)} held-out scenes, a quarter each with another digit, colour or place, or none; {BUDGET} "
+        f"{n} held-out scenes, a quarter each with another digit, colour or place, or none; {BUDGET} "
         "evaluations an edit in all. Success: the judge reads the digit, the colour and the place that were asked for, "
         "or none. Background: root mean square error outside the pixels that the edit concerns, of a range of 1, "
         f"against what the codec makes of the source (itself off by {shown(floor, '{:.3f}')}). Of each way the "

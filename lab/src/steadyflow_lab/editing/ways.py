@@ -33,6 +33,8 @@ class Way:
     """Those of the method."""
     solver: tuple[str, dict[str, Any]] | None = None
     """Of methods that take any."""
+    strength: float | None = None
+    """The share of the path that is gone; that of the method where it is None."""
 
     @property
     def group(self) -> str:
@@ -56,8 +58,16 @@ SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
 """DDIM, a classical method, the near-reversible ones, two exact ones with their published couplings, and ours.
 
 Exact ones in the coordinates of noise do not start from the noisy end of a flow model, where alpha is 0."""
+CHOSEN: dict[str, dict[str, Any]] = {
+    "prompt-to-prompt": {"layers": (0.0, 1.0), "self_share": 0.8},
+    "plug-and-play": {"layers": (0.0, 1.0), "attention_share": 0.8},
+    "masactrl": {"layers": (0.0, 1.0), "steps": (0.2, 1.0)},
+    "value-injection": {"layers": (0.0, 1.0), "share": 0.8},
+}
+"""Layers and shares of the steps of injection that did best on other pictures, of `CHOICES`: see `pareto.choices`."""
 WAYS: tuple[Way, ...] = (
     *(Way(f"inversion, {name}", "inversion", {}, solver) for name, solver in SOLVERS.items()),
+    Way("inversion, ees25, 70 %", "inversion", {}, SOLVERS["ees25"], strength=0.7),
     Way("direct, ees25", "direct", {}, SOLVERS["ees25"]),
     *(
         Way(name, name, {})
@@ -66,9 +76,20 @@ WAYS: tuple[Way, ...] = (
         )
     ),
     *(
-        Way(f"{method}, {name}", method, {}, SOLVERS[name])
+        Way(f"{method}, {name}", method, CHOSEN[method], SOLVERS[name])
         for method in INJECTED
         for name in ("ddim", "ees25", "rex-midpoint, auto")
+    ),
+    *(Way(f"{method}, ees25, as published", method, {}, SOLVERS["ees25"]) for method in INJECTED),
+    *(
+        Way(f"{method}, ees25, 70 %", method, CHOSEN[method], SOLVERS["ees25"], strength=0.7)
+        for method in ("masactrl", "value-injection")
+    ),
+    Way(
+        "prompt-to-prompt, ees25, blend",
+        "prompt-to-prompt",
+        {**CHOSEN["prompt-to-prompt"], "blend": 0.3},
+        SOLVERS["ees25"],
     ),
 )  # fmt: skip
 FEW_WAYS: tuple[Way, ...] = tuple(
@@ -121,6 +142,8 @@ def edit_scenes(
     if way.solver is not None:
         name, given = way.solver
         words["solver"] = str(TUNED) if name == "tuned" else solvers.get(name, **given)
+    if way.strength is not None:
+        words["strength"] = way.strength
     for nfe in _budgets(way, budget):
         try:
             found = sf.edit(
