@@ -59,7 +59,7 @@ def test_entry_points_are_not_looked_at_for_models_of_our_own(monkeypatch):
 
 @pytest.mark.usefixtures("alone")
 def test_without_the_lab_its_models_are_unknown_and_the_message_says_what_to_install():
-    assert models.names() == ["digits"]
+    assert models.names() == ["digits", "ink"]
     with pytest.raises(sf.UnknownNameError, match=r"'faces' is in steadyflow-lab: pip install steadyflow-lab.*digits"):
         sf.load("faces")
     with pytest.raises(sf.UnknownNameError, match=r"\./lab"):
@@ -71,7 +71,7 @@ def test_without_the_lab_its_models_are_unknown_and_the_message_says_what_to_ins
 
 def test_a_name_that_nothing_knows_is_refused_with_all_there_are():
     with pytest.raises(
-        sf.UnknownNameError, match=r"did you mean 'faces'.*digits, digits-flow, faces, mixture25"
+        sf.UnknownNameError, match=r"did you mean 'faces'.*digits, digits-flow, faces, ink, mixture25"
     ) as caught:
         sf.load("face")
     assert "pip install" not in str(caught.value)
@@ -98,7 +98,7 @@ def test_models_of_any_package_are_found(monkeypatch):
     entry = importlib.metadata.EntryPoint("points", f"{__name__}:points", extensions.MODELS)
     found = importlib.metadata.EntryPoints([entry])
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda **given: found.select(**given))
-    assert models.names() == ["digits", "points"]
+    assert models.names() == ["digits", "ink", "points"]
     assert sf.load("points").name == "points"
 
 

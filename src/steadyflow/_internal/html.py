@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _STYLE = """
-:root { color-scheme: light }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1c2430; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
+:root { color-scheme: light dark; --ink: #1c2430; --soft: #4c5a6a; --line: #dde3ea; --edge: #9aa7b5; --box: #f4f6f8 }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #dde3ea; white-space: nowrap }
-th:first-child, td:first-child { text-align: left } tr.first td { border-top: 2px solid #9aa7b5 }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f4f6f8; padding: .6rem }
-figure { margin: 1rem 0 } figcaption { color: #4c5a6a; font-size: .92rem }
+th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
+th:first-child, td:first-child { text-align: left } tr.first td { border-top: 2px solid var(--edge) }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--box); padding: .6rem }
+figure { margin: 1rem 0 } figcaption { color: var(--soft); font-size: .92rem }
 img, video { max-width: 100%; height: auto } img.digits { image-rendering: pixelated; width: 100% }
 video { display: block; min-width: min(100%, 20rem) } audio { display: block; margin: .3rem 0 }
 .sorts { cursor: pointer; user-select: none } .sorts:focus-visible { outline: 2px solid #4e79a7 }
@@ -34,6 +34,9 @@ video { display: block; min-width: min(100%, 20rem) } audio { display: block; ma
 .choices select { font: inherit; padding: .2rem }
 .pair { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)) }
 section[hidden] { display: none }
+@media screen and (prefers-color-scheme: dark) {
+  :root { --ink: #dde3ea; --soft: #a9b4c0; --line: #39424e; --edge: #66727f; --box: #1d242d }
+  body { background: #12171d } figure img:not(.digits) { background: #fff; border-radius: 4px } }
 @media print { .choices { display: none } section[hidden] { display: block !important } .pair { display: block }
   body { margin: 0; max-width: none; font-size: 11pt } figure, tr { break-inside: avoid }
   .scroll { overflow: visible } }

@@ -3,8 +3,8 @@
 Extension packages register others; steadyflow-lab has the models of its experiments.
 """
 
+import dataclasses
 import os
-from dataclasses import asdict
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -27,7 +27,7 @@ _NETWORKS = {"ResidualMLP": ResidualMLP, "UNet": UNet}
 
 def names() -> list[str]:
     """The names of the bundled models, and of those that installed extension packages register."""
-    return sorted({*_own(), *extensions.registered(extensions.MODELS)})
+    return sorted({*_own(), *_pipelines(), *extensions.registered(extensions.MODELS)})
 
 
 def pipeline_folder(name: str = "ink") -> Path:
@@ -39,9 +39,8 @@ def pipeline_folder(name: str = "ink") -> Path:
     Raises:
         UnknownNameError: There is no such pipeline.
     """
-    known = sorted(p.name for p in _folder().iterdir() if (p / "model_index.json").is_file())
-    if name not in known:
-        raise UnknownNameError("pipeline", name, known)
+    if name not in _pipelines():
+        raise UnknownNameError("pipeline", name, _pipelines())
     return _folder() / name
 
 
@@ -50,10 +49,11 @@ def load(name: str | os.PathLike[str]) -> Denoiser:
 
     Args:
         name: The name of a bundled model or of one that an installed extension package registers, or the path of a
-            .safetensors file that `save` wrote.
+            .safetensors file that `save` wrote. A bundled pipeline becomes a model by `from_diffusers`.
 
     Raises:
         UnknownNameError: There is no model of this name.
+        MissingExtraError: It is a pipeline, and diffusers is not installed.
         FileNotFoundError: There is no such file.
         CorruptFileError: The file is damaged, or is not a model.
     """
@@ -62,6 +62,10 @@ def load(name: str | os.PathLike[str]) -> Denoiser:
         return _read(Path(name))
     if name in _own():
         return _read(_folder() / f"{name}.safetensors")
+    if name in _pipelines():
+        from ..diffusers import load_pipeline
+
+        return dataclasses.replace(load_pipeline(pipeline_folder(name)), name=name)
     make = extensions.find(extensions.MODELS, name)
     if make is None:
         raise UnknownNameError("model", name, names(), extensions.hint(extensions.MODELS, name))
@@ -103,13 +107,18 @@ def save(
         "facts": facts,
     }
     if model.clip is not None:
-        about["clip"] = asdict(model.clip)
+        about["clip"] = dataclasses.asdict(model.clip)
     files.write(path, "model", weights, {"model": strict_json.dumps(about)})
 
 
 def _own() -> list[str]:
     """The names of the models that ship with this package."""
     return [path.stem for path in _folder().glob("*.safetensors")]
+
+
+def _pipelines() -> list[str]:
+    """The names of the diffusers pipelines that ship with this package."""
+    return sorted(path.parent.name for path in _folder().glob("*/model_index.json"))
 
 
 def _folder() -> Path:
