@@ -676,13 +676,24 @@ def working(claim: str) -> list[str]:
     return [name for name in zoo.MEMBERS if works(claim, name)]
 
 
+_IN_WORDS = {
+    "changes the latents between its steps|to blend in a mask": "blends a mask into the latents between its steps",
+    "exchanges the attention of its": "exchanges the attention of its network while its call runs",
+    "list index out of range": "its call reads more time steps than it was given (IndexError in diffusers)",
+    "a config that should have been refused": "takes a configuration that it does not support",
+}
+"""What the tables hold as patterns of messages, as the page says it."""
+
+
 def reason(name: str) -> str:
-    """Why something is not to be had of a member; empty if all is."""
-    found = []
+    """Why something is not to be had of a member; empty if all is. Claims that fail alike are named together."""
+    claims: dict[str, list[str]] = {}
     for claim in ("scheduler", "inputs", "decode", "codec", "guidance"):
         for table in (REFUSED, LIMITS, FAULTS):
             why = table.get((name, claim))
             if why is not None:
-                why = why[1] if isinstance(why, tuple) else why
-                found.append(f"{claim}: {why}".replace("\\", ""))
-    return "; ".join(dict.fromkeys(found))
+                why = (why[1] if isinstance(why, tuple) else why).replace("\\", "")
+                why = _IN_WORDS.get(why, why)
+                assert "|" not in why, why
+                claims.setdefault(why, []).append(claim)
+    return "; ".join(f"{', '.join(dict.fromkeys(some))}: {why}" for why, some in claims.items())
