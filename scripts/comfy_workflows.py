@@ -107,7 +107,7 @@ def workflows() -> dict[str, Prompt]:
         "invert_and_decode": {
             **_guided({"source": (_SOURCE, 1.0), "target": (_TARGET, 4.0)}),
             **_picture(),
-            **_way("rex-rk4", 12, end="smallest level"),
+            **_way("ees25", 16, end="smallest level"),
             "inversion": _node("SteadyFlowInvert", guider=["source", 0], **way, **latent),
             "edited": _node("SteadyFlowDecode", guider=["target", 0], inversion=["inversion", 0]),
             **_saved("edited", "steadyflow/decoded"),
