@@ -10,6 +10,7 @@ from sklearn.svm import SVC
 import steadyflow as sf
 from steadyflow.datasets import digits
 from steadyflow.diagnostics import CAUSES, in_precision
+from steadyflow.diagnostics.budget import _pushed
 from steadyflow.diagnostics import report as report
 from steadyflow_lab.datasets import faces
 from steadyflow_lab.editing.coupling import conditional_mixture
@@ -107,6 +108,26 @@ class Projection:
 
     def decode(self, latents):
         return latents @ self.basis.T
+
+
+class Normalised:
+    """A decoder with group normalisation, in the layout of memory that image networks run fast in."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        parts = (torch.nn.Conv2d(2, 8, 3, padding=1), torch.nn.GroupNorm(4, 8), torch.nn.Conv2d(8, 3, 3, padding=1))
+        self.net = torch.nn.Sequential(*parts).double().to(memory_format=torch.channels_last)
+
+    def decode(self, latents):
+        return self.net(latents.contiguous(memory_format=torch.channels_last))
+
+
+def test_differences_are_brought_through_a_decoder_in_any_layout_of_memory():
+    codec, draw = Normalised(), torch.Generator().manual_seed(1)
+    x, v = (torch.randn(2, 2, 8, 8, generator=draw, dtype=torch.float64) for _ in range(2))
+    with torch.no_grad():
+        slope = (codec.decode(x + 1e-5 * v) - codec.decode(x - 1e-5 * v)) / 2e-5
+    assert torch.allclose(_pushed(codec, x, v), slope, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize(("floor", "cause"), [(0.3, "codec"), (1e-4, "steps")])

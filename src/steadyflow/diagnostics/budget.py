@@ -37,6 +37,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from .._integrate import Solution
 from .._internal.tensors import dot, rms
@@ -318,9 +319,21 @@ def _is_linear(middle: Tangent, start: Tangent, total: Tensor) -> Tensor:
     return change.square() <= 0.1 * total * whole
 
 
+class _ContiguousGroupNorm(TorchFunctionMode):
+    """Gives group normalisation contiguous tensors: its forward derivative fails on others (torch 2.13)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if args and func in (torch.group_norm, nn.functional.group_norm):
+            primal, tangent = forward_ad.unpack_dual(args[0])
+            if tangent is not None:
+                args = (forward_ad.make_dual(primal.contiguous(), tangent.contiguous()), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
 def _pushed(codec: Codec, x: Tensor, vector: Tensor) -> Tensor:
     """A difference in the model's space as one between images, by the decoder's derivative."""
-    with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), forward_ad.dual_level():  # fused attention has no derivative
+    math = sdpa_kernel(SDPBackend.MATH)  # fused attention has no derivative
+    with math, _ContiguousGroupNorm(), torch.no_grad(), forward_ad.dual_level():
         tangent = forward_ad.unpack_dual(codec.decode(forward_ad.make_dual(x, vector.to(x.dtype)))).tangent
     assert tangent is not None
     return tangent.double()
