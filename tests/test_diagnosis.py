@@ -10,8 +10,8 @@ from sklearn.svm import SVC
 import steadyflow as sf
 from steadyflow.datasets import digits
 from steadyflow.diagnostics import CAUSES, in_precision
-from steadyflow.diagnostics.budget import _pushed
 from steadyflow.diagnostics import report as report
+from steadyflow.diagnostics.budget import _pushed
 from steadyflow_lab.datasets import faces
 from steadyflow_lab.editing.coupling import conditional_mixture
 
@@ -117,6 +117,9 @@ class Normalised:
         torch.manual_seed(0)
         parts = (torch.nn.Conv2d(2, 8, 3, padding=1), torch.nn.GroupNorm(4, 8), torch.nn.Conv2d(8, 3, 3, padding=1))
         self.net = torch.nn.Sequential(*parts).double().to(memory_format=torch.channels_last)
+
+    def encode(self, images):
+        raise NotImplementedError
 
     def decode(self, latents):
         return self.net(latents.contiguous(memory_format=torch.channels_last))
