@@ -1,6 +1,7 @@
 """The pages of the papers: made from results that are there, of the sizes that the code has, which come out again."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,12 @@ from steadyflow_lab.studies import Bench, Paper, read_findings, result_name, run
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "lab/results"
-PAGES = sorted((ROOT / "docs/papers").glob("*.md"))
+PAGES = [path for path in sorted((ROOT / "docs").rglob("*.md")) if re.search("<!-- (claims|table) ", path.read_text())]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_page_says_what_the_results_say(page):
     text = page.read_text(encoding="utf-8")
-    assert "<!-- claims" in text
     assert fill(text, RESULTS) == text, "stale: run python scripts/paper_pages.py"
 
 

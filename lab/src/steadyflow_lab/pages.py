@@ -1,4 +1,4 @@
-"""The tables in docs/papers and in the README, made from the results that are kept in lab/results.
+"""The tables of results in docs and in the README, made from the results that are kept in lab/results.
 
 A page holds places `<!-- claims PAPER -->` and `<!-- table PAPER FIGURE -->`, each closed by `<!-- end -->`; what lies
 between is replaced. Nothing else in a page is touched.
