@@ -19,7 +19,7 @@ def require() -> type[Figure]:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    with needing("matplotlib", "matplotlib", extra="plots", purpose="plots"):
+    with needing("matplotlib", "matplotlib", extra="plots", purpose="plotting"):
         from matplotlib.figure import Figure
     return Figure
 

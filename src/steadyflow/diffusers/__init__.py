@@ -2,7 +2,7 @@
 
 from .._internal.imports import needing as _needing
 
-with _needing("diffusers", "diffusers", extra="diffusers", purpose="schedulers and models for diffusers pipelines"):
+with _needing("diffusers", "diffusers", extra="diffusers", purpose="the use of diffusers pipelines"):
     import diffusers as _diffusers  # noqa: F401
 
 from ._saved import load_pipeline

@@ -180,7 +180,7 @@ class Family(ABC):
             MissingExtraError: peft is not installed.
         """
         name = f"lora{len(getattr(self.net, 'peft_config', {}))}"
-        with needing("peft", "peft", extra="diffusers", purpose="LoRA weights"):
+        with needing("peft", "peft", extra="diffusers", purpose="reading LoRA weights"):
             import peft  # noqa: F401
         if weight_name is None and (Path(path) / _LORA).is_file():
             weight_name = _LORA  # which diffusers 0.36 does not look for where it may not ask the hub

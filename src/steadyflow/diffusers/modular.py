@@ -34,7 +34,7 @@ from ._identify import parameters_of
 from ._paths import Path, path_of
 from ._planner import time_of_ratio
 
-with needing("diffusers", "diffusers", extra="diffusers", purpose="blocks for Modular Diffusers"):
+with needing("diffusers", "diffusers", extra="diffusers", purpose="a block for Modular Diffusers"):
     from diffusers.modular_pipelines.modular_pipeline import (
         LoopSequentialPipelineBlocks,
         ModularPipelineBlocks,

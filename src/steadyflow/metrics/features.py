@@ -289,7 +289,7 @@ def inception_features(images: Tensor, path: str | None = None) -> Tensor:
         "torchmetrics",
         "torch_fidelity",
         extra="metrics",
-        purpose="Inception features",
+        purpose="the use of Inception features",
         beside=("torch-fidelity",),
     ):
         import torch_fidelity  # noqa: F401  # pyright: ignore[reportMissingImports]
