@@ -64,6 +64,14 @@ def test_no_code_hides_in_another_form():
         assert not re.search(r"^    \S.*(=|\()", plain, re.MULTILINE), page
 
 
+def test_code_fits_the_column():
+    """At a width of 1280 pixels the site shows 120 characters of code."""
+    for page in [*PAGES, ROOT / "README.md"]:
+        for block in re.findall(r"^```.*?^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+            long = [line for line in block.splitlines() if len(line) > 120 and not line.startswith("```")]
+            assert not long, f"{page.name}: {long}"
+
+
 def test_links_and_pictures_lead_to_files():
     for page in [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]:
         for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
