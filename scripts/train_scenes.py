@@ -4,7 +4,8 @@ A flow model of the scenes (`steadyflow_lab.datasets.scenes`) in the form of Sta
 encoders with their tokenizer, and a transformer with joint attention, saved in diffusers' own format; and the judge,
 which is trained on digits and parts of photographs that the pipeline has not seen. Some two hours on one core. What is
 finished lies in WORK, and is not done again; training that was stopped goes on. With --begin FOLDER the codec, the text
-encoders and the judge stay as they are, and the transformer is trained for so many steps more.
+encoders and the judge stay as they are, and the transformer is trained for so many steps more. The bundled pipeline was
+made without options, and then with --begin lab/src/steadyflow_lab/weights/scenes --seed 1 --steps 7500.
 """
 
 import argparse
