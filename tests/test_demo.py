@@ -87,9 +87,9 @@ def test_a_solver_that_diverges_has_a_line_that_says_so(found):
 def test_the_report_opens_with_the_sentence_and_the_picture_and_fetches_nothing(found, tmp_path):
     page = report.write(found, tmp_path / "report.html").read_text(encoding="utf-8")
     body = page[page.index("<h1>") :]
-    assert body.index(demo.sentence(found).split(" (")[0]) < body.index("<img") < body.index("<table")
+    assert body.index(demo.sentence(found).split(" (")[0]) < body.index("<img") < body.index("<h2>Figures")
     assert page.count("<img") == page.count('src="data:image/png;base64,') == page.count('alt="')
-    assert page.count("<img") == 2 + len(found.rows) * 4
+    assert page.count("<img") == 1 + (1 + len(found.rows)) * 3 + 1 + len(found.rows) * 4
     assert not re.search(r'(src|href)="(?!data:)', page)
 
 

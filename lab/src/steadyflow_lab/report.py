@@ -18,11 +18,18 @@ from .demo import FINE, Study, sentence, table, title
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>steadyflow: {{ title }}</title>
-<style>{{ style }}</style></head><body>
+<style>{{ style }}
+table.pictures th, table.pictures td { border: 0; padding: .2rem; text-align: center; white-space: normal;
+  vertical-align: bottom; font-weight: normal }
+table.pictures th[scope=row] { vertical-align: middle; text-align: left }
+table.pictures img { display: block; width: clamp(4.5rem, 12vw, 6.6rem); max-width: none }</style></head><body>
 <h1>{{ title }}</h1>
 <p>{{ sentence }}</p>
-<figure><img alt="A grid of pictures: one line for each solver, with a picture that came back and its edits"
-src="data:image/png;base64,{{ overview }}"><figcaption>One picture, {{ words }}. Every solver had {{ nfe }} evaluations
+<figure><div class="scroll"><table class="pictures">
+<thead><tr><td></td>{% for name in columns %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>{% for name, row in overview %}<tr><th scope="row">{{ name }}</th>{% for one in row %}<td>{% if one %}<img
+class="digits" alt="{{ one.alt }}" src="data:image/png;base64,{{ one.png }}">{% endif %}</td>{% endfor %}</tr>
+{% endfor %}</tbody></table></div><figcaption>One picture, {{ words }}. Every solver had {{ nfe }} evaluations
 of the network each way{% if fewer %}, the tuned one {{ fewer }}{% endif %}; w is the guidance.</figcaption></figure>
 <h2>Why DDIM does not return the picture, and what does</h2>
 {% if cause %}<p><strong>{{ cause }}.</strong> {{ advice }}</p>
@@ -47,7 +54,8 @@ any solver.{% endif %} <em>max |x|</em>: the largest number of any state on the 
 <h2>All pictures</h2>
 <div class="compare" data-label="Solver">
 {% for name, strips in solvers %}<section data-choice="{{ name }}"><h3>{{ name }}</h3>
-{% for strip in strips %}<figure><img class="digits" alt="{{ strip.alt }}" src="data:image/png;base64,{{ strip.png }}">
+{% for strip in strips %}<figure><img class="digits" style="max-width: {{ strip.wide }}rem" alt="{{ strip.alt }}"
+src="data:image/png;base64,{{ strip.png }}">
 <figcaption>{{ strip.caption }}</figcaption></figure>
 {% endfor %}</section>
 {% endfor %}</div>
@@ -74,6 +82,7 @@ def write(result: Study, path: str | Path) -> Path:
         _PAGE,
         title=title(result),
         sentence=sentence(result),
+        columns=["picture", "fine solve", *result.shown],
         overview=overview(result),
         words=result.subject.words[chosen(result)],
         nfe=calls,
@@ -151,15 +160,25 @@ def draw_overview(result: Study, figure: Any, k: int) -> None:
                 axes.set_ylabel(columns[row], fontsize=9)
 
 
-def overview(result: Study) -> str:
-    """The comparison of one picture as a PNG in base64 text.
+def overview(result: Study) -> list[tuple[str, list[dict[str, str] | None]]]:
+    """One picture, what each solver brings back, and its edits: lines of PNGs in base64 text, with their names.
 
     Args:
         result: What the demonstration gave.
     """
-    figure = plots.figure(1.45 * (1 + len(result.shown)), 1.55 * (2 + len(result.guidances)))
-    draw_overview(result, figure, chosen(result))
-    return html.png(figure)
+    k, made = chosen(result), [("a fine solve", result.fine), *result.shown.items()]
+
+    def cell(x: Tensor, alt: str) -> dict[str, str]:
+        return {"alt": alt, "png": html.strip(_large(x[k : k + 1]), width=192)}
+
+    back = [cell(shown.back, f"what {name} brings back") for name, shown in made]
+    lines: list[tuple[str, list[dict[str, str] | None]]] = [
+        ("came back", [cell(result.pictures, "the picture"), *back])
+    ]
+    for w in result.guidances:
+        edits = [cell(shown.edits[w], f"edited by {name} at guidance {w:g}") for name, shown in made]
+        lines.append((f"edited, w = {w:g}", [None, *edits]))
+    return lines
 
 
 def _strips(result: Study, solver: str, count: int = 16) -> list[dict[str, str]]:
@@ -171,8 +190,9 @@ def _strips(result: Study, solver: str, count: int = 16) -> list[dict[str, str]]
     ]
     made = []
     for caption, name, x in strips:
-        alt, png = f"{len(x[:count])} pictures, {name}", html.strip(_large(x[:count]), columns=8)
-        made.append({"alt": alt, "caption": caption, "png": png})
+        n = len(x[:count])
+        alt, png = f"{n} pictures, {name}", html.strip(_large(x[:count]), columns=min(8, n))
+        made.append({"alt": alt, "caption": caption, "png": png, "wide": 8 * min(8, n)})
     return made
 
 

@@ -152,6 +152,7 @@ def draw_budget(found: Diagnosis, axes: Axes) -> None:
             axes.plot(chosen, np.asarray(found.measured[chosen]), "D", color="black", mfc=fill, ms=4, label=label)
     axes.axhline(0, color="#444", lw=0.6)
     axes.set(xlabel="image", ylabel="error (rms)")
+    axes.set_xticks(rows)
     axes.legend(frameon=False, fontsize=8, ncol=6, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
