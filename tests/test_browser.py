@@ -60,7 +60,8 @@ def test_tables_are_sorted_by_a_click_and_back_by_another(browser, page):
     column = [head.text for head in heads].index("edit 7.5")
 
     def values():
-        cells = [row.find_elements("css selector", "td")[column].text for row in find(browser, "table.sortable tbody tr")]
+        rows = find(browser, "table.sortable tbody tr")
+        cells = [row.find_elements("css selector", "td")[column].text for row in rows]
         return [float(cell.removesuffix("%")) / (100 if "%" in cell else 1) for cell in cells]
 
     before = values()
