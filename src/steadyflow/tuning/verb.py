@@ -127,7 +127,8 @@ def tune(
     mark, named = fingerprint(model), plain and [one.spec() for one in plain]
     about = [mark, ground.answer(), task, ground.described(), sizes, fine, derivatives, named, budgets]
     journal = Journal(checkpoint, about)
-    total = estimate(budgets, n=sizes[FIT], judge=sizes[JUDGE], fine=fine, task=task) if calls is None else calls
+    size = {"judge": sizes[JUDGE], "fine": fine, "task": task}
+    total = estimate(budgets, n=sizes[FIT], **size) if calls is None else calls + estimate(budgets, n=0, **size)
     with shown_bar(progress, total, unit="call") as bar:
         work = _TASKS[task](ground, sizes, fine, derivatives, plain, Budget(calls, minutes, bar), journal)
         entries = tuple(work.entry(budget) for budget in budgets)
