@@ -5,6 +5,7 @@ and a function becomes a command, with its attribute `epilog` below the help.
 """
 
 import dataclasses
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,13 +82,15 @@ def demo(
     typer.echo(table(*demonstration.table(result), left=(0,)))
     if result.diagnosis is not None:
         typer.echo(f"\nWhy DDIM does not return the picture:\n{result.diagnosis.summary()}")
-    judged = "done: edits that a classifier takes for what was asked; around: what\nchanged outside of them; "
-    judged, n = "" if result.subject.judge is None else judged, len(result.pictures)
-    typer.echo(
-        "\nround trip: what comes back, less the picture; edit: the edit, less that of a fine solve, at each\n"
-        f"guidance; {judged}{'' if n == 1 else f'medians over {n} pictures; '}root mean squares of a\n"
-        f"picture's range; nfe: evaluations each way. {result.seconds:.0f} s. The pictures are in {path}"
+    n = len(result.pictures)
+    legend = (
+        "round trip: what comes back, less the picture; edit: the edit, less that of a fine solve, at each guidance; "
     )
+    if result.subject.judge is not None:
+        legend += "done: edits that a classifier takes for what was asked; around: what changed outside of them; "
+    legend += "" if n == 1 else f"medians over {n} pictures; "
+    legend += "root mean squares of a picture's range; nfe: evaluations each way."
+    typer.echo(f"\n{textwrap.fill(legend, 100)}\n{result.seconds:.0f} s. The pictures are in {path}")
 
 
 def _subject(

@@ -59,10 +59,10 @@ SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 Exact ones in the coordinates of noise do not start from the noisy end of a flow model, where alpha is 0."""
 CHOSEN: dict[str, dict[str, Any]] = {
-    "prompt-to-prompt": {"layers": (0.0, 1.0), "self_share": 0.8},
-    "plug-and-play": {"layers": (0.0, 1.0), "attention_share": 0.8},
-    "masactrl": {"layers": (0.0, 1.0), "steps": (0.2, 1.0)},
-    "value-injection": {"layers": (0.0, 1.0), "share": 0.8},
+    "prompt-to-prompt": {"layers": (0.0, 0.5), "self_share": 0.2},
+    "plug-and-play": {"layers": (0.5, 1.0), "attention_share": 0.6},
+    "masactrl": {"layers": (0.0, 1.0), "steps": (0.4, 1.0)},
+    "value-injection": {"layers": (0.67, 1.0), "share": 0.2},
 }
 """Layers and shares of the steps of injection that did best on other pictures, of `CHOICES`: see `pareto.choices`."""
 WAYS: tuple[Way, ...] = (
