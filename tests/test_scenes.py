@@ -1,6 +1,7 @@
 """Scenes, the pipeline and the judge that were trained on them, and the study of edits whose truth is known."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +14,11 @@ from steadyflow_lab.datasets.scenes import COLOURS, DIGITS, GROUNDS, PLACES, SIZ
 from steadyflow_lab.editing import pareto, ways
 from steadyflow_lab.editing.scenes import KINDS, SceneEdits, codec_error, judge, looked_at, scene_model, scene_task
 from steadyflow_lab.models import WEIGHTS
+from steadyflow_lab.papers import PAPERS
+from steadyflow_lab.studies import read_findings
 
 N = 24
+RESULTS = Path(__file__).parents[1] / "lab" / "results"
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +150,13 @@ def test_every_way_of_the_study_spends_no_more_than_its_budget():
         edited, nfe = ways.edit_scenes(way, 2.0, 2, 3, 0, 2, budget=24)
         assert edited.shape == (2, 8, 16, 16)
         assert 12 <= nfe <= 24, way.label
+
+
+def test_the_chosen_layers_and_shares_did_best_on_other_pictures():
+    ranked = [row[0].strip("`") for row in read_findings(PAPERS["editing"], RESULTS)["scenes-choices"].rows]
+    for method, options in ways.CHOSEN.items():
+        best = next(label for label in ranked if label.startswith(f"{method}, "))
+        assert [way.options for way in ways.CHOICES if way.label == best] == [options]
 
 
 def test_the_front_is_what_no_other_beats():

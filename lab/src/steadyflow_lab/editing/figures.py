@@ -2,7 +2,7 @@
 
 from ..findings import Size
 from ..studies import Paper
-from . import coupling, diagnostic, equations, knob, smoothing, tradeoff
+from . import coupling, diagnostic, equations, knob, pareto, smoothing, tradeoff
 
 PAPER = Paper(
     "editing",
@@ -17,6 +17,9 @@ PAPER = Paper(
         "diagnostic": diagnostic.figure,
         "budget": diagnostic.budgets,
         "knob": knob.figure,
+        "scenes-choices": pareto.choices,
+        "scenes": pareto.figure,
+        "scenes-few": pareto.few,
     },
     full=Size("full", n=64, long=16, images=24),
     quick=Size("quick", n=16, long=2, images=2),
