@@ -1,5 +1,7 @@
 """The engine on Ray: a cluster of two nodes on this machine gives the same bits, whatever dies."""
 
+import gc
+import os
 import random
 import re
 import signal
@@ -12,9 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import steadyflow as sf
 from steadyflow import runs
+from steadyflow.cli.app import app
 from steadyflow.runs import engines
 from steadyflow.runs.exporting import results
 from steadyflow_lab.hallucination import drawing, setting
@@ -27,16 +31,39 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="fi
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    two = kill_runs.TwoNodes()
-    yield two
-    two.close()
+def models(tmp_path_factory):
+    """A folder of models that the workers import from."""
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "deadly_model.py").write_text(DEADLY)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(models):
+    """Two nodes, and one connection for all tests: with a new one, workers start, and import torch, anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(models), prepend=os.pathsep)
+        two = kill_runs.TwoNodes()
+        held = runs.Ray(two.address)
+        assert list(held.map(abs, [-1])) == [1]
+        yield two
+        del held
+        two.close()
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    """The samples of an undisturbed run in one process."""
-    return kill_runs.undisturbed(tmp_path_factory.mktemp("kills") / "undisturbed")
+    """The samples of an undisturbed run in one process, this one."""
+    folder = tmp_path_factory.mktemp("kills") / "undisturbed"
+    done = CliRunner().invoke(app, words(kill_runs.command(folder, None)))
+    assert done.exit_code == 0, done.output
+    return torch.cat(list(results(runs.RunFolder.open(folder))))
+
+
+def words(command):
+    """Of a command of ours, what follows `python -m steadyflow`."""
+    assert command[1:3] == ["-m", "steadyflow"]
+    return command[3:]
 
 
 JOBS = {
@@ -152,44 +179,32 @@ def hungry():
 
 
 @pytest.fixture
-def deadly(cluster, tmp_path, monkeypatch):
-    """A job on Ray whose sample 5 kills its worker."""
-    import ray
-
-    if ray.is_initialized():
-        ray.shutdown()
-    paths = {"env_vars": {"PYTHONPATH": ":".join([str(tmp_path), *sys.path])}}
-    ray.init(cluster.address, runtime_env=paths, log_to_driver=False, logging_level="error")
-    (tmp_path / "deadly_model.py").write_text(DEADLY)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    x = np.ones((12, 2), "f4") * np.arange(12, dtype="f4")[:, None]
+def deadly(models, tmp_path, monkeypatch):
+    """Jobs whose sample 5 kills its worker."""
+    monkeypatch.syspath_prepend(str(models))
+    x = np.ones((8, 2), "f4") * np.arange(8, dtype="f4")[:, None]
     x[5] = 100
     np.save(tmp_path / "x.npy", x)
-    words = {"n": 12, "solver": "ddim", "steps": 2, "block": 4, "input": str(tmp_path / "x.npy")}
-    yield lambda name: runs.Inverting(f"deadly_model:{name}", **words)
-    ray.shutdown()
+    given = {"n": 8, "solver": "ddim", "steps": 2, "input": str(tmp_path / "x.npy")}
+    return lambda name, block: runs.Inverting(f"deadly_model:{name}", block=block, **given)
 
 
-def test_a_sample_that_kills_its_workers_is_found_and_set_aside(cluster, tmp_path, deadly):
-    with pytest.warns(UserWarning, match=r"finished without 1 of 12 samples: .*its worker died, 3 times"):
-        run = runs.run_job(deadly("make"), tmp_path / "run", engine=runs.Ray(cluster.address), shard=8)
+def test_a_sample_that_kills_its_workers_is_found_and_set_aside(cluster, tmp_path, deadly, monkeypatch):
+    """A shard is cut into blocks, and a block into samples."""
+    monkeypatch.setattr(engines, "_TRIES", 2)  # in place of 3: six workers die
+    job, engine = deadly("make", 2), runs.Ray(cluster.address)
+    with pytest.warns(UserWarning, match=r"finished without 1 of 8 samples: .*its worker died, 2 times"):
+        run = runs.run_job(job, tmp_path / "run", engine=engine, shard=4)
     assert [(one.start, one.stop, one.kind) for one in run.aside()] == [(5, 6, "death")]
     found = torch.cat(list(results(run)))
     assert found[5].isnan().all()
-    np.save(tmp_path / "x.npy", np.where(np.arange(12)[:, None] == 5, 5, np.load(tmp_path / "x.npy")).astype("f4"))
-    with pytest.raises(sf.InputError, match="rows 4 to 7 has changed"):  # a piece of an array is a block
-        runs.run_job(deadly("make"), tmp_path / "run", engine=runs.Ray(cluster.address), shard=8)
-    engine = runs.Ray(cluster.address)
-    run = runs.run_job(deadly("make"), tmp_path / "run", engine=engine, shard=8, recompute_changed=True)
+    np.save(tmp_path / "x.npy", np.where(np.arange(8)[:, None] == 5, 5, np.load(tmp_path / "x.npy")).astype("f4"))
+    with pytest.raises(sf.InputError, match="rows 4 to 5 has changed"):  # a piece of an array is a block
+        runs.run_job(job, tmp_path / "run", engine=engine, shard=4)
+    run = runs.run_job(job, tmp_path / "run", engine=engine, shard=4, recompute_changed=True)
     assert run.aside() == []
-    whole = torch.cat(list(results(runs.run_job(deadly("make"), tmp_path / "whole"))))
+    whole = torch.cat(list(results(runs.run_job(job, tmp_path / "whole"))))
     assert torch.equal(torch.cat(list(results(run))), whole)
-
-
-def test_workers_without_memory_for_a_block_do_it_in_pieces(cluster, tmp_path, deadly):
-    run = runs.run_job(deadly("hungry"), tmp_path / "run", engine=runs.Ray(cluster.address))
-    assert {shard.together for shard in run.shards()} == {2}
-    assert run.aside() == []
 
 
 def test_a_result_that_finds_no_room_is_tried_again_and_then_given_up(cluster, monkeypatch):
@@ -291,6 +306,27 @@ def test_the_plan_for_ten_million_pictures_holds_on_a_small_copy(cluster, tmp_pa
     assert len(np.load("latents.npy")) == 6
 
 
+@pytest.fixture
+def of_the_caller(cluster):
+    """A connection that no engine has made."""
+    import ray
+
+    ray.shutdown()
+    ray.init(cluster.address, log_to_driver=False, logging_level="error")
+    yield ray.get_runtime_context().get_job_id
+    ray.shutdown()
+
+
+def test_workers_without_memory_for_a_block_do_it_in_pieces(cluster, tmp_path, deadly, of_the_caller):
+    """On a connection of the caller's, which is left open."""
+    before = of_the_caller()
+    run = runs.run_job(deadly("hungry", 4), tmp_path / "run", engine=runs.Ray(cluster.address))
+    assert {shard.together for shard in run.shards()} == {2}
+    assert run.aside() == []
+    gc.collect()
+    assert of_the_caller() == before
+
+
 def test_workers_are_at_least_one():
     with pytest.raises(sf.InputError, match="workers: got 0"):
         runs.Ray(workers=0)
@@ -313,7 +349,7 @@ def heeds_ctrl_c():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path, reference):
+def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path, reference, call):
     command = kill_runs.command(tmp_path / "run", None)
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, **pipes, preexec_fn=heeds_ctrl_c)
@@ -327,5 +363,5 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path, reference):
     assert process.returncode == 130
     assert "the same command goes on" in err
     assert "Traceback" not in err
-    subprocess.run(command, check=True, capture_output=True)
+    assert call(*words(command))[0] == 0
     assert torch.equal(torch.cat(list(results(runs.RunFolder.open(tmp_path / "run")))), reference)
