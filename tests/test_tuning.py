@@ -212,22 +212,34 @@ def test_a_fit_wins_on_starts_that_were_not_fitted(tuned):
         assert plain / error > 0.5 * verdict.gain_median[0]
 
 
-def test_the_same_seed_gives_the_same_file(tuned, tmp_path):
-    model, solver = tuned
-    again = sf.tune(model, nfe=(4, 6), n=96, judge=192, against=FEW, fine=120, dtype=torch.float64, progress=False)
-    for number, one in enumerate((solver, again)):
+SMALL = {"nfe": 4, "n": 32, "judge": 32, "against": ["ddim", "fireflow"], "fine": 40, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A quick fit, to be made again."""
+    model = mixture().denoiser(sf.VPLinear())
+    return model, sf.tune(model, **SMALL)
+
+
+def test_the_same_seed_gives_the_same_file(small, tmp_path):
+    model, solver = small
+    for number, one in enumerate((solver, sf.tune(model, **SMALL))):
         one.save(tmp_path / f"{number}.json")
     assert (tmp_path / "0.json").read_bytes() == (tmp_path / "1.json").read_bytes()
-    loaded = solvers.get(str(tmp_path / "0.json"))
+
+
+def test_a_file_holds_the_solver(tuned, tmp_path):
+    _, solver = tuned
+    solver.save(tmp_path / "tuned.json")
+    loaded = solvers.get(str(tmp_path / "tuned.json"))
     assert loaded == solver
     assert loaded.at(4).verdict == solver.at(4).verdict
 
 
 @pytest.mark.parametrize("after", [300, 40_000])
-def test_a_tune_goes_on_where_it_was_stopped(tuned, tmp_path, after, monkeypatch):
-    model, _ = tuned
-    how = {"nfe": 4, "n": 32, "judge": 32, "against": ["ddim", "fireflow"], "fine": 40, "progress": False}
-    whole = sf.tune(model, **how)
+def test_a_tune_goes_on_where_it_was_stopped(small, tmp_path, after, monkeypatch):
+    model, whole = small
     spent = 0
 
     class StoppedError(Exception):
@@ -246,10 +258,10 @@ def test_a_tune_goes_on_where_it_was_stopped(tuned, tmp_path, after, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(sf.tuning.progress.Budget, "spend", counted)
         with pytest.raises(StoppedError):
-            sf.tune(model, **how, checkpoint=file)
-    assert sf.tune(model, **how, checkpoint=file).document() == whole.document()
+            sf.tune(model, **SMALL, checkpoint=file)
+    assert sf.tune(model, **SMALL, checkpoint=file).document() == whole.document()
     with pytest.raises(sf.CorruptFileError, match="another call"):
-        sf.tune(model, **{**how, "seed": 1}, checkpoint=file)
+        sf.tune(model, **{**SMALL, "seed": 1}, checkpoint=file)
 
 
 def test_a_checkpoint_of_another_condition_or_guidance_is_refused(tmp_path):
