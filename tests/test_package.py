@@ -130,34 +130,50 @@ for package, (_, code) in {MISSING!r}.items():
 
 
 HIDDEN = {package: row for package, row in MISSING.items() if package != "scipy.io"}
+BROKEN = {
+    "of a package of its own": ("import absent_thing", "ModuleNotFoundError: No module named 'absent_thing'"),
+    "of a name": ("from math import absent", "ImportError: cannot import name 'absent' from 'math'"),
+    "of another kind": ("raise RuntimeError('built for another torch')", "RuntimeError: built for another torch"),
+}
 
 
-@pytest.mark.parametrize(
-    ("text", "cause"),
-    [
-        ("import absent_thing", "ModuleNotFoundError: No module named 'absent_thing'"),
-        ("from math import absent", "ImportError: cannot import name 'absent' from 'math'"),
-        ("raise RuntimeError('built for another torch')", "RuntimeError: built for another torch"),
-    ],
-    ids=["of a package of its own", "of a name", "of another kind"],
-)
-def test_a_broken_extra_is_told_from_a_missing_one(tmp_path, text, cause):
-    """In a process in which each is there and raises when it is imported."""
-    for package in [*HIDDEN, "scipy"]:  # which counting shapes needs too
-        (tmp_path / f"{package}.py").write_text(text)
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """What is told in processes in which each is there and raises when it is imported, and what went wrong else.
+
+    One has imported torch, and parts into one for each way to be broken.
+    """
+    folders = []
+    for number, (text, _) in enumerate(BROKEN.values()):
+        folders.append(str(tmp_path_factory.mktemp(f"broken-{number}")))
+        for package in [*HIDDEN, "scipy"]:  # which counting shapes needs too
+            (Path(folders[-1]) / f"{package}.py").write_text(text)
     program = f"""
-import sys, torch, steadyflow as sf
-sys.path.insert(0, {str(tmp_path)!r})
-for package, (_, code) in {HIDDEN!r}.items():
-    try:
-        exec(code)
-        print(package, "is not missed")
-    except sf.SteadyflowError as error:
-        print(package, type(error).__name__, str(error).replace(chr(10), " "))
+import os, sys, torch, steadyflow as sf
+for number, folder in enumerate({folders!r}):
+    if os.fork():
+        os.wait()
+        continue
+    sys.path.insert(0, folder)
+    for package, (_, code) in {HIDDEN!r}.items():
+        try:
+            exec(code)
+            print(number, package, "is not missed")
+        except sf.SteadyflowError as error:
+            print(number, package, type(error).__name__, str(error).replace(chr(10), " "))
+    sys.stdout.flush()
+    os._exit(0)
 """
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    told = dict(line.split(" ", 1) for line in out.stdout.splitlines())
-    assert list(told) == list(HIDDEN), out.stderr
+    rows = [line.split(" ", 2) for line in out.stdout.splitlines()]
+    told = [{package: words for k, package, words in rows if k == str(number)} for number in range(len(BROKEN))]
+    return dict(zip(BROKEN, told, strict=True)), out.stderr
+
+
+@pytest.mark.parametrize("way", BROKEN)
+def test_a_broken_extra_is_told_from_a_missing_one(broken, way):
+    told, cause = broken[0][way], BROKEN[way][1]
+    assert list(told) == list(HIDDEN), broken[1]
     for package, words in told.items():
         assert words.startswith("BrokenExtraError "), (package, words)
         assert "which is installed but cannot be used (" in words
@@ -293,7 +309,6 @@ def test_modules_are_short_enough_to_hold_in_the_head():
 CLOCKS = {f"{name}{unit}" for unit in ("", "_ns") for name in
           ("time", "monotonic", "perf_counter", "process_time", "thread_time", "clock_gettime")}  # fmt: skip
 GUARDS = {
-    "test_cli.run": "a command that hangs",
     "test_errors.test_what_a_pool_of_processes_raises_is_raised_here": "a pool that never answers",
     "test_places.test_a_pipe_is_written_into_and_stays_one": "a pipe that nobody reads",
     "test_runs_aside._in_a_child": "a run that hangs",
