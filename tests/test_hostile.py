@@ -203,7 +203,7 @@ def test_parsers_answer_changed_files_with_results_or_errors_of_ours(fuzzed, tar
 
 
 def test_public_functions_answer_any_arguments_with_results_or_errors_of_ours():
-    assert fuzz.fuzz_functions(240, examples=100, rounds=1) > 500
+    assert fuzz.fuzz_functions(240, examples=50, rounds=1) > 250
 
 
 def test_corrupt_numbers_in_arrays_are_told_not_computed_with(tmp_path):
