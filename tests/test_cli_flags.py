@@ -145,6 +145,8 @@ WORDS = {
 """Where a flag is another word of the library."""
 
 DATA = ["--input", "x.npy", "--label", "1"]
+COARSE = ["--tolerance", "1e-2"]
+"""Of reference solves, whose accuracy is no matter here."""
 PLAIN = [name for name in editing.names() if not isinstance(editing.get(name), editing.injection.Injected)]
 """The methods that run without attention; see test_injection for the others."""
 EDIT = ["--input", "x.npy", "--source", "0", "--target", "1", "--guidance", "1.5"]
@@ -157,10 +159,10 @@ BASES = {
     "reconstruct": ["reconstruct", *DATA],
     "reconstruct, of pictures": ["reconstruct", "--input", "large", "--resize"],
     "reconstruct, auto": ["reconstruct", *DATA, "--solver", "auto", "--nfe", "6"],
-    "diagnose": ["diagnose", *DATA, "--n", "2"],
+    "diagnose": ["diagnose", *DATA, "--n", "2", *COARSE],
     "diagnose, contractivity": ["diagnose", *DATA, "--contractivity"],
-    "compare": ["compare", "--n", "2", "--label", "1", "--other-steps", "4"],
-    "compare, by model": ["compare", "--n", "2", "--other", OTHER],
+    "compare": ["compare", "--n", "2", "--label", "1", "--other-steps", "4", *COARSE],
+    "compare, by model": ["compare", "--n", "2", "--other", OTHER, *COARSE],
     **{f"edit, {name}": ["edit", *EDIT, "--method", name] for name in PLAIN},
     "edit": ["edit", *EDIT],
     "edit, without a source": ["edit", "--input", "x.npy", "--target", "1"],
@@ -343,7 +345,7 @@ def test_words_are_in_every_command_whose_verb_takes_them():
 
 
 WORK = {name: BASES[name] for name in ("sample", "invert", "reconstruct", "edit", "edit, flow-edit")}
-WORK["diagnose"] = ["diagnose", *DATA]
+WORK["diagnose"] = ["diagnose", *DATA, *COARSE]
 
 
 @pytest.mark.parametrize("name", WORK)

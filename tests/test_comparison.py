@@ -281,7 +281,7 @@ def test_a_step_cache_of_diffusers_changes_every_second_call():
     pipe = pipelines.build("sd")
     attention_cache(pipe.unet)
     cached = sf.from_diffusers(pipe, "a cat")
-    words = {"n": 1, "solver": "ddim", "steps": 4, "tolerance": 1e-3}
+    words = {"n": 1, "solver": "ddim", "steps": 4, "tolerance": 1e-2}
     found = sf.compare(plain, cached, **words)
     assert found.precision == torch.float32
     assert "precise" in found.summary()
@@ -304,7 +304,7 @@ def test_a_cache_that_asks_which_call_of_a_step_is_made_is_told_so():
     pipe = pipelines.build("flux")
     pipe.transformer.enable_cache(hooks.FirstBlockCacheConfig(threshold=1e9))  # always the first answer's remainder
     cached = sf.from_diffusers(pipe, "a cat", **size)
-    found = sf.compare(plain, cached, n=1, solver="ddim", steps=3, guidance=2.0, tolerance=1e-3)
+    found = sf.compare(plain, cached, n=1, solver="ddim", steps=3, guidance=2.0, tolerance=1e-2)
     assert bool((found.reached["model"][0] == 0).all())
     assert bool((found.reached["model"][1:] > 0).all())
 

@@ -71,7 +71,7 @@ VERBS = {
     "invert": lambda m=MODEL, **o: sf.invert(m.with_condition(0), X, **o),
     "reconstruct": lambda m=MODEL, **o: sf.reconstruct(m.with_condition(0), X, **o),
     "choose_solver": lambda m=MODEL, **o: sf.choose_solver(m.with_condition(0), X, **o),
-    "diagnose": lambda m=MODEL, **o: sf.diagnose(m.with_condition(0), X, tolerance=1e-3, **o),
+    "diagnose": lambda m=MODEL, **o: sf.diagnose(m.with_condition(0), X, tolerance=1e-2, **o),
     **{
         f"edit {name}": lambda m=ATTENTIVE if f"edit {name}" in INJECTED else MODEL, name=name, **o: sf.edit(
             m, X, 1, source=0, method=name, **o

@@ -195,7 +195,7 @@ def test_piebench_is_run_with_its_protocol(call, folder, tmp_path):
 
 def test_piebench_runs_many_settings_and_goes_on_batch_by_batch(call, folder, model, tmp_path, monkeypatch):
     data, out = piebench_folder(tmp_path / "data"), tmp_path / "out"
-    words = ["--model", folder, "--nfe", "6", "--guidance", "1", "--guidance", "2", "--smooth", "0", "--smooth", "0.3"]
+    words = ["--model", folder, "--nfe", "3", "--guidance", "1", "--guidance", "2", "--smooth", "0", "--smooth", "0.3"]
     words += ["--solver", "ees25", "--solver", "ddim", "--batch-size", "2", "--data", data, "--out", out]
     done, real = [], piebench_runs._batch
 
@@ -219,7 +219,7 @@ def test_piebench_runs_many_settings_and_goes_on_batch_by_batch(call, folder, mo
     # the numbers are those of the verb
     item = piebench.items(data)[0]
     x = model.encode(sf.datasets.arrays.read(item.path, model.image_shape, resize=True))
-    edited = sf.edit(model, x, item.target, source=item.source, guidance=2.0, solver="ddim", nfe=6, smoothing=0.3,
+    edited = sf.edit(model, x, item.target, source=item.source, guidance=2.0, solver="ddim", nfe=3, smoothing=0.3,
                      smooth="inversion").x  # fmt: skip
     original = sf.datasets.arrays.read(item.path, (3, 512, 512), resize=True)
     mine = piebench.score(original, piebench.sized(model.decode(edited)), item, {})
@@ -280,7 +280,7 @@ def test_the_reconstruction_experiment_takes_pipelines(call, folder, tmp_path):
 
 def test_a_diagnosis_takes_a_pipeline_and_its_prompt(call, folder, picture):
     options = ["--image", picture, "--prompt", "a cat", "--solver", "ddim", "--steps", "3"]
-    options += ["--tolerance", "1e-3"]  # a coarse reference, as only the way to the diagnosis is looked at
+    options += ["--tolerance", "1e-2"]  # a coarse reference, as only the way to the diagnosis is looked at
     status, text, _ = call("diagnose", "--model", folder, *options, "--json")
     assert status == 0, text
     assert json.loads(text)["cause"]
