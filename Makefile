@@ -5,6 +5,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints-cpu.txt
 PROJECTS = pyproject.toml lab/pyproject.toml constraints-cpu.txt
 export HF_HUB_OFFLINE = 1
+unexport PYTHONDONTWRITEBYTECODE  # the tests start many processes, which need not compile the same modules each
 
 .PHONY: demo test families lint docs benchmarks picture table clean
 
