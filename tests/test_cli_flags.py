@@ -159,7 +159,7 @@ BASES = {
     "reconstruct": ["reconstruct", *DATA],
     "reconstruct, of pictures": ["reconstruct", "--input", "large", "--resize"],
     "reconstruct, auto": ["reconstruct", *DATA, "--solver", "auto", "--nfe", "6"],
-    "diagnose": ["diagnose", *DATA, "--n", "2", *COARSE],
+    "diagnose": ["diagnose", *DATA, "--n", "2"],
     "diagnose, contractivity": ["diagnose", *DATA, "--contractivity"],
     "compare": ["compare", "--n", "2", "--label", "1", "--other-steps", "4", *COARSE],
     "compare, by model": ["compare", "--n", "2", "--other", OTHER, *COARSE],
@@ -345,7 +345,7 @@ def test_words_are_in_every_command_whose_verb_takes_them():
 
 
 WORK = {name: BASES[name] for name in ("sample", "invert", "reconstruct", "edit", "edit, flow-edit")}
-WORK["diagnose"] = ["diagnose", *DATA, *COARSE]
+WORK["diagnose"] = ["diagnose", *DATA]
 
 
 @pytest.mark.parametrize("name", WORK)

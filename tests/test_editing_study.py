@@ -250,5 +250,5 @@ def test_the_budget_of_edits_is_a_figure():
 def test_the_paper_has_a_figure_for_every_part():
     assert set(PAPER.figures) == {
         "equations", "coupling-mixture", "coupling-digits", "tradeoff", "smoothing", "smoothing-digits", "diagnostic",
-        "budget", "knob",
+        "budget", "knob", "scenes-choices", "scenes", "scenes-few",
     }  # fmt: skip

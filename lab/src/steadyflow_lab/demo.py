@@ -52,6 +52,8 @@ class Subject:
     """What each edit is, in words."""
     judge: Callable[[Tensor], SceneEdits] | None = None
     """Says of edited samples whether they are what was asked for, and what has become of their backgrounds."""
+    tuned: str | None = None
+    """The file of a solver tuned for the model, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,9 @@ def scenes(n: int) -> Subject:
     """
     task = scene_task(n)
     words = [f"{source}: {target}" for source, target in zip(task.sources, task.targets, strict=True)]
+    tuned = str(TUNED) if TUNED.is_file() else None
     return Subject(
-        scene_model(), task.latents, task.sources, task.targets, words, lambda edited: looked_at(task, edited)
+        scene_model(), task.latents, task.sources, task.targets, words, lambda edited: looked_at(task, edited), tuned
     )
 
 
@@ -165,7 +168,7 @@ def study(
         subject: What is edited; eight of the bundled scenes by default.
         nfe: Evaluations each way; the fine solve takes four times as many.
         guidances: Towards the target.
-        tuned: The file of a solver tuned for the model; that of the bundled pipeline by default, for its own scenes.
+        tuned: The file of a solver tuned for the model; that of the subject by default.
         explain: Whether to diagnose the first solver's round trip, and to try the remedy.
         progress: Called with every part as it ends.
 
@@ -173,9 +176,7 @@ def study(
         InputError: The model's samples are not pictures, or `nfe` is no multiple of what every solver takes.
     """
     began = time.perf_counter()
-    if subject is None:
-        subject = scenes(8)
-        tuned = str(TUNED) if tuned is None and TUNED.is_file() else tuned
+    subject = scenes(8) if subject is None else subject
     if kind_of(subject.model) != "pictures":
         raise InputError(f"the demonstration is for pictures, which the samples of {subject.model.name!r} are not")
     tell = progress or (lambda _: None)
@@ -183,7 +184,7 @@ def study(
     fine, _ = _made(subject, solvers.get("rk4"), FINE * nfe, guidances, pictures, None)
     tell("the fine solve")
     rows, shown = [], {}
-    for name, (solver, calls) in compared(subject.model, nfe, tuned).items():
+    for name, (solver, calls) in compared(subject.model, nfe, tuned or subject.tuned).items():
         started = time.perf_counter()
         shown[name], measured = _made(subject, solver, calls, guidances, pictures, fine)
         rows.append(Row(name, seconds=time.perf_counter() - started, **measured))
