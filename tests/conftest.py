@@ -1,9 +1,20 @@
-"""Nothing is fetched by any test, and each uses one thread, as two of them run at a time."""
+"""Nothing is fetched by any test, and each uses one thread, as two of them run at a time.
 
+Matplotlib keeps a list of fonts in the user's cache, for all environments of a machine. A list made by an
+environment that is gone holds none of the fonts that matplotlib brings, and each figure then warns of them.
+The tests therefore keep a list of their own, which the processes that they start share.
+"""
+
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "MPLCONFIGDIR" not in os.environ:
+    os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp(prefix="steadyflow-fonts-")
+    atexit.register(shutil.rmtree, os.environ["MPLCONFIGDIR"], ignore_errors=True)
 
 import importlib.util
 import re
