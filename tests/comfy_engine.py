@@ -38,6 +38,15 @@ def _absent(name):
     sys.modules[name] = module
 
 
+def stand_in_for_what_is_absent():
+    """ComfyUI imports torchvision and torchaudio for models that are not used here."""
+    for name in ("torchvision", "torchvision.transforms", "torchaudio", "torchaudio.transforms"):
+        try:
+            import_module(name)
+        except ImportError:
+            _absent(name)
+
+
 def k_diffusion():
     """k-diffusion's samplers and schedules, without its package, which needs torchvision for other things."""
     spec = importlib.util.find_spec("k_diffusion")
@@ -62,11 +71,7 @@ def load():
     sys.path.insert(0, str(HERE.parent / "comfy" / "src"))
     sys.path.insert(0, FOLDER if REAL else str(HERE / "comfy_standin"))
     if REAL:
-        for name in ("torchvision", "torchvision.transforms", "torchaudio", "torchaudio.transforms"):
-            try:
-                import_module(name)
-            except ImportError:
-                _absent(name)
+        stand_in_for_what_is_absent()
         given, sys.argv = sys.argv, [sys.argv[0], "--cpu"]
         import_module("comfy.options").enable_args_parsing()
         import_module("comfy.cli_args")
