@@ -29,7 +29,7 @@ def network():
 
 def text_encoder():
     clip = import_module("comfy.clip_model")
-    config = json.loads(Path(clip.__file__).with_name("sd1_clip_config.json").read_text())
+    config = json.loads(Path(str(clip.__file__)).with_name("sd1_clip_config.json").read_text())
     operations = import_module("comfy.ops").disable_weight_init
     return clip.CLIPTextModel(config, dtype=torch.float32, device="cpu", operations=operations).state_dict()
 
