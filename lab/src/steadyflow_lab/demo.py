@@ -173,7 +173,7 @@ def study(
         progress: Called with every part as it ends.
 
     Raises:
-        InputError: The model's samples are not pictures, or `nfe` is no multiple of what every solver takes.
+        InputError: The model's samples are not pictures, or `nfe` is less than a single step of a solver takes.
     """
     began = time.perf_counter()
     subject = scenes(8) if subject is None else subject
