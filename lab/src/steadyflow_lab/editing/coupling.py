@@ -144,7 +144,7 @@ def _figure(bench: Bench, name: str, words: str) -> Finding:
             f"instability, {name}",
             "exactly reversible solvers blow up under strong edits",
             '"often exhibit instabilities"; no number in the sources at hand',
-            f"{len(blown)} of {len(published)} go beyond {BLOWN:g} times the fine solve's largest number "
+            f"{len(blown)} of {len(published)} exceed {BLOWN:g} times the fine solve's largest absolute value "
             f"({', '.join(blown) or 'none'}); bounded: {', '.join(calm) or 'none'}",
             verdict(not calm, PARTLY if blown else "does not hold"),
         ),
@@ -152,21 +152,21 @@ def _figure(bench: Bench, name: str, words: str) -> Finding:
             f"stability, {name}",
             "near-reversible solvers are more accurate than exactly reversible ones at equal cost in a strong edit",
             '"a more stable alternative"; no number in the sources at hand',
-            f"edit error over that of ees25 at w = {strongest:g}: "
+            f"edit error relative to that of ees25 at w = {strongest:g}: "
             + "; ".join(f"{m} {shown(worse[m], '{:.3g}')}" for m in (*published, *ours)),
             _all_some([worse[m].low > 1.0 for m in (*published, *ours)]),
         ),
         Claim(
             f"the trade-off, {name}",
             "exact reversibility is paid for in stability: in a strong edit every exactly reversible solver is less "
-            "accurate than DDIM, which returns worst",
+            "accurate than DDIM, whose round trip is the worst",
             '"the trade-off between exact reversibility and numerical stability"; no number in the sources at hand',
-            f"edit error over that of ddim at w = {strongest:g}: "
+            f"edit error relative to that of ddim at w = {strongest:g}: "
             + "; ".join(f"{m} {shown(e, '{:.3g}')}" for m, e in cost.items()),
             _all_some([e.low > 1.0 for e in cost.values()]),
         ),
     ]
-    heads = ["solver", *(f"round trip, w = {w:g}" for w in GUIDANCES), *(f"edit, w = {w:g}" for w in GUIDANCES)]
+    heads = ["solver", *(f"{what}, w = {w:g}" for what in ("round-trip error", "edit error") for w in GUIDANCES)]
     heads += [f"largest abs(x), w = {strongest:g}"]
     cells = [
         [
@@ -181,9 +181,8 @@ def _figure(bench: Bench, name: str, words: str) -> Finding:
         Curve(m, list(GUIDANCES), [median(row.edit_error[w]).value for w in GUIDANCES]) for m, row in rows.items()
     ]
     note = (
-        f"{bench.size.n} samples of {words}, {NFE} evaluations each way, float64; medians. The largest number on "
-        "the way "
-        f"of the fine solve at w = {strongest:g} is {usual[strongest]:.3g}."
+        f"{bench.size.n} samples of {words}, {NFE} evaluations each way, float64; medians. The largest absolute value "
+        f"along the fine solve at w = {strongest:g} is {usual[strongest]:.3g}."
     )
     axes = ("guidance w", "distance to the fine solve")
     title = f"Exact reversibility against stability, {name}"

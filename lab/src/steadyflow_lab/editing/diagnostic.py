@@ -166,7 +166,7 @@ def figure(bench: Bench) -> Finding:
             differs.append((one.success[w] != exact[w][0]) | ((one.kept[w] - exact[w][1]).abs() > VISIBLE))
             cells += [f"{error.value:.1e}", f"{success.value:+.2f}", f"{kept.value:+.1f}"]
         rows.append(cells)
-    heads = ["solver", "solved to"]
+    heads = ["solver", "evaluations each way, or tolerance"]
     for w in guidances:
         heads += [f"error, w = {w:g}", f"success, w = {w:g}", f"background, w = {w:g}"]
     claims = [
@@ -180,9 +180,9 @@ def figure(bench: Bench) -> Finding:
         for m in methods
     ]
     note = (
-        f"{n} held-out digits in float64, to one fixed other class each. Error: median distance to the fine solve as a "
-        "share of what that changes. Success and background (dB): mean difference to the fine solve's on the "
-        "same digits."
+        f"{n} held-out digits in float64, each edited to one fixed other class. Error: median distance to the fine "
+        "solve's edit, relative to the change that it makes. Success and background (dB): mean difference from the "
+        "fine solve's on the same digits."
     )
     axes = ("evaluations each way", f"error of the edit at w = {max(guidances):g}")
     return Finding(
@@ -193,13 +193,17 @@ def figure(bench: Bench) -> Finding:
 def _sensitive(maps: dict[float, dict[str, Tensor]]) -> Claim:
     """Whether the target's map amplifies, and more so the stronger the edit."""
     weak, strong = maps[min(maps)], maps[max(maps)]
-    names = {"random": "random directions", "ddim": "the error of ddim's inversion", "ees25": "that of ees25's"}
+    names = {
+        "random": "random directions",
+        "ddim": "the error of ddim's inversion",
+        "ees25": "the error of ees25's inversion",
+    }
     e = {name: (median(weak[name]), median(strong[name])) for name in names}
     above = [name for name, (_, s) in e.items() if s.low > 1.0]
     grows = [name for name in names if mean((strong[name] / weak[name]).log()).low > 0.0]
     return Claim(
         "the reviewers' alternative",
-        "a large edit amplifies any inversion error by the sensitivity of the map to the target",
+        "in a large edit, the sensitivity of the map to the target amplifies any inversion error",
         "a reviewer's alternative to the paper's assumption; not tested in the sources at hand",
         "; ".join(
             f"E along {words} {shown(e[name][0])} at w = {min(maps):g}, {shown(e[name][1])} at {max(maps):g} "
@@ -218,17 +222,18 @@ def _converges(solved: dict[str, Solved], methods: Sequence[Method], budgets: Se
     for method in published:
         errors = [_error(solved, method, b, w) for b in budgets]
         first, last = errors[0], errors[-1]
-        end = f"{last.value:.2g}" if last.value < float("inf") else "none, as rounding would drown its latent,"
-        words.append(f"{label(method)} {first.value:.2g} at {budgets[0]} to {end} at {budgets[-1]}")
+        end = f"{last.value:.2g}" if last.value < float("inf") else "none (rounding would drown its latent)"
+        words.append(f"{label(method)} {first.value:.2g} to {end}")
         falls += [method] if last.high < first.low else []
         gone += last.high < first.low and last.high < 1.0
     return Claim(
         "the assumption",
         "the instabilities of exactly reversible solvers are numerical: with the prompt fixed, the error of the "
-        "edit goes away with finer steps (falls, and to less than the edit's own change)",
+        "edit goes away with finer steps (it falls to less than the edit's own change)",
         "assumed; not tested in the sources at hand",
-        f"median error over the edit's own change at w = {w:g}: {'; '.join(words)}; falls in {len(falls)} of "
-        f"{len(published)}, and to less than the change itself in {gone}",
+        f"median error relative to the edit's own change at w = {w:g}, with {budgets[0]} and with {budgets[-1]} "
+        f"evaluations: {'; '.join(words)}. It falls for {len(falls)} of {len(published)} solvers, and to less than the "
+        f"change itself for {gone}",
         HOLDS if gone == len(published) else PARTLY if gone else FAILS,
     )
 
@@ -246,18 +251,23 @@ def _visible(error: Tensor, differs: Tensor) -> Claim:
         if not bool(inside.any()):
             continue
         e = wilson(int(differs[inside].sum()), int(inside.sum()))
-        below = f"below {last:g}" if first == 0.0 else f"from {first:g} on" if last == DECADES[-1] else f"to {last:g}"
+        below = (
+            f"below {last:g}"
+            if first == 0.0
+            else f"from {first:g} on"
+            if last == DECADES[-1]
+            else f"{first:g} to {last:g}"
+        )
         said.append(f"{below}: {e.value:.1%} [{e.low:.1%}, {e.high:.1%}]")
         if last <= TENTH:
             high, low = max(high, e.high), max(low, e.low)
     return Claim(
         "ours: error and quality",
-        "the quality of an edit does not depend on its numerical error while that is below a tenth of the edit's "
+        "the quality of an edit does not depend on its numerical error while this is below a tenth of the edit's "
         "change",
-        "not said (ours)",
-        "share of edits whose reading differs from the fine solve's, or whose background does by over "
-        f"{VISIBLE:g} dB, by "
-        f"the error over the change: {'; '.join(said)}",
+        "not stated",
+        "share of edits whose reading differs from the fine solve's, or whose background differs by more than "
+        f"{VISIBLE:g} dB, by error relative to the change: {'; '.join(said)}",
         HOLDS if high < RARE else FAILS if low > RARE else OPEN,
     )
 
@@ -299,20 +309,18 @@ def budgets(bench: Bench) -> Finding:
     by_inversion = [name for name, e in shares.items() if e["inversion"].low > 0.5]
     claim = Claim(
         "where it comes from",
-        "the error of an exactly reversible solver in a strong edit is the solver's own on the way to the "
-        "target, not an "
-        "inversion error that the target's map amplifies",
+        "in a strong edit, the error of an exactly reversible solver arises in its own solve to the target, and is not "
+        "an inversion error amplified by the map to the target",
         "the assumption behind the method; no number in the sources at hand",
-        f"median share of the generation at w = {max(guidances):g}: "
+        f"median share of the error from the generation at w = {max(guidances):g}: "
         + "; ".join(f"{name} {shown(e['generation'])}" for name, e in shares.items()),
         HOLDS if len(by_generation) == len(shares) else FAILS if by_inversion and not by_generation else PARTLY,
     )
-    heads = ["solver", "guidance", "error / change", "share of the inversion", "share of the generation", "E", "linear"]
+    heads = ["solver", "guidance", "error / change", "share from inversion", "share from generation", "E", "linear"]
     note = (
         f"The error budget of edits (`sf.diagnose(..., target=...)`) of {n} held-out digits at 48 evaluations "
-        "each way; "
-        "medians with 95 % intervals. The inversion's share is what the target's map makes of the latent's "
-        "error, E its "
-        "amplification; linear: for how many the linear theory holds."
+        "each way; medians with 95 % intervals. The share from the inversion is what the map to the target makes of "
+        "the error of the latent, and E is the factor by which it amplifies that error. Linear: share of the digits "
+        "for which the linear theory holds."
     )
     return Finding("budget", "The error budget of edits", [claim], heads, rows, note)

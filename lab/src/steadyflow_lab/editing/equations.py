@@ -71,16 +71,21 @@ def figure(bench: Bench) -> Finding:
             assert first is not None
             assert promised is not None
             right = right and first[0] == promised + 1 and abs(slope.value - promised - 1) < 0.25
-            said.append(f"{name}: R(z) R(-z) = 1 {term}, defect of a step and back ~ h^{shown(slope, '{:.2f}')}")
+            said.append(
+                f"{name}: R(z) R(-z) = 1 {term}, defect after a step and its reverse ~ h^{shown(slope, '{:.2f}')}"
+            )
     returned = [label(m) for m in PUBLISHED if exact(m)]
     claim = Claim(
         "near-reversibility",
-        "EES(2,5) and EES(2,7) return to orders 5 and 7: a step and back leaves h^6 and h^8",
+        "EES(2,5) and EES(2,7) return to orders 5 and 7: a step and its reverse leave defects of order h^6 and h^8",
         "antisymmetric orders 5 and 7, in the names of the methods",
-        "; ".join(said) + f". Exactly reversible, with nothing left but rounding: {', '.join(returned)}",
+        "; ".join(said) + f". Exactly reversible, up to rounding: {', '.join(returned)}",
         verdict(right),
     )
     sizes = f"{STEPS[0]:g} and {STEPS[1]:g}"
-    note = f"Slopes between steps of {sizes} on a mixture's exact ODE; medians over {len(x)} states."
-    heads = ["solver", "antisymmetric order", "first term of R(z) R(-z) - 1", "exponent of a step and back"]
+    note = (
+        f"The exponent is the slope of the defect after a step and its reverse, between steps of {sizes}, on a "
+        f"mixture's exact ODE; medians over {len(x)} states."
+    )
+    heads = ["solver", "antisymmetric order", "first term of R(z) R(-z) - 1", "exponent of the defect"]
     return Finding("equations", "Near-reversibility as equations", [claim], heads, rows, note)

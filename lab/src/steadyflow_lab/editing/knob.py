@@ -125,20 +125,18 @@ def judged(sweeps: Sequence[Sweep]) -> Claim:
     ]
     said = [
         f"{s.problem}, {s.knob}: best {_value(s.best[min(s.best)])} at w = {min(s.best):g}, "
-        f"{_value(s.best[max(s.best)])} "
-        f"at {max(s.best):g}; the best fixed value, {s.fixed:g}, errs {shown(max(s.gain.values(), key=_worth))} "
-        "times as much "
-        "at most"
+        f"{_value(s.best[max(s.best)])} at {max(s.best):g}; the error at the best fixed value, {s.fixed:g}, is at most "
+        f"{shown(max(s.gain.values(), key=_worth))} times as large"
         for s in sweeps
     ]
     some = [f"{s.knob} on {s.problem}" for s in sweeps if s.follows]
     return Claim(
         "the knob",
-        "the degree of near-reversibility should be chosen from the strength of the edit: the best value moves with "
-        "guidance, the same way on every problem, and gains a tenth over the best fixed one",
+        "the degree of near-reversibility should follow the strength of the edit: the best value moves with guidance, "
+        "in the same direction on every problem, and gains a tenth over the best fixed value",
         'a reviewer\'s suggestion ("might be tuned automatically based on edit size"); no number',
-        f"a rule for every problem: {', '.join(rule) or 'none'}; worth following for: {', '.join(some) or 'none'}. "
-        + "; ".join(said),
+        f"a rule that holds on every problem: {', '.join(rule) or 'none'}; worth following: "
+        f"{', '.join(some) or 'none'}. " + "; ".join(said),
         HOLDS if len(rule) == len(by_knob) else PARTLY if rule or some else FAILS,
     )
 
@@ -163,7 +161,8 @@ def figure(bench: Bench) -> Finding:
                 means = [t.clamp(1e-300, 1e30).log().mean().exp().item() for t in tables[w]]
                 if name == problems[-1] and knob.startswith("x"):
                     curves.append(Curve(f"w = {w:g}", list(values), means))
-    heads = ["problem", "knob", "guidance", "best", "best fixed value / best", "value used / best"]
+    heads = ["problem", "knob", "guidance", "best value"]
+    heads += ["error at the best fixed value / at the best", "error at the default / at the best"]
     claim = judged(sweeps)
     note = f"{n} samples, {NFE} evaluations each way. Values tried: " + "; ".join(
         f"{knob}: {', '.join(f'{v:g}' for v in values)}" for knob, values in KNOBS.items()

@@ -68,8 +68,8 @@ def choices(bench: Bench) -> Finding:
         for row in ranked
     ]
     note = (
-        f"{n} held-out scenes of another seed, {BUDGET} evaluations an edit, ees25; by success less ten times the "
-        "background's error."
+        f"{n} held-out scenes of another seed, {BUDGET} evaluations per edit, ees25; sorted by success minus ten times "
+        "the error of the background."
     )
     title = "Layers and steps of injection, on scenes"
     return Finding("scenes-choices", title, [], ["way", "w", "success", "background"], cells, note)
@@ -86,7 +86,7 @@ def few(bench: Bench) -> Finding:
     ]
     by = {(row.way, row.guidance): row for row in rows}
     note = (
-        f"{n} held-out scenes, {FEW} evaluations an edit in all; the tuned solver was fitted to round "
+        f"{n} held-out scenes, {FEW} evaluations per edit in all; the tuned solver was fitted to round "
         "trips of other pictures (`scripts/tune_scenes.py`)."
     )
     heads = ["way", "w", "success", "background", "evaluations"]
@@ -196,12 +196,12 @@ def figure(bench: Bench) -> Finding:
         )
     floor = average(codec_error(task)[:n].double())
     note = (
-        f"{n} held-out scenes, a quarter each with another digit, colour or place, or none; {BUDGET} "
-        "evaluations an edit in all. Success: the judge reads the digit, the colour and the place that were asked for, "
-        "or none. Background: root mean square error outside the pixels that the edit concerns, of a range of 1, "
-        f"against what the codec makes of the source (itself off by {shown(floor, '{:.3f}')}). Of each way the "
-        "guidance w with the best success less ten times the background's error; the columns of kinds and of the "
-        "digit's sizes give both."
+        f"{n} held-out scenes; a quarter each is edited to another digit, another colour, another place, or no digit; "
+        f"{BUDGET} evaluations per edit in all. Success: the judge reads the digit, the colour and the place that were "
+        "asked for, or no digit. Background: root mean square error outside the pixels that the edit concerns, on a "
+        f"scale from 0 to 1, relative to what the codec makes of the source (itself off by {shown(floor, '{:.3f}')}). "
+        "Each way is shown at the guidance w with the largest success minus ten times the error of the background; the "
+        "columns for kinds of edit and sizes of the digit give both."
     )
     claims = (
         []
@@ -246,10 +246,12 @@ def _compared(
 ) -> tuple[list[str], int, int]:
     """What pairs of ways give, and in how many settings the first keeps more background, and less, for certain."""
     words, better, worse = [], 0, 0
+    one = len({first for first, _ in pairs}) < len(pairs)  # one way against several, which are then named instead
     for first, second in pairs:
         for w in guidances:
             success, background = _paired(by[first, w], by[second, w])
-            words.append(f"{first} at {w:g}: {shown(success, '{:+.2f}')}, {shown(background, '{:+.4f}')}")
+            name = f"against {second}" if one else first
+            words.append(f"{name} at {w:g}: {shown(success, '{:+.2f}')}, {shown(background, '{:+.4f}')}")
             better, worse = better + (background.high < 0.0), worse + (background.low > 0.0)
     return words, better, worse
 
@@ -259,11 +261,11 @@ def _near(by: dict[tuple[str, float], Row], guidances: Sequence[float]) -> Claim
     words, better, worse, total = _against(by, guidances, "rex-midpoint, auto")
     return Claim(
         "near-reversible, injected",
-        "with injected features a near-reversible solver (ees25) keeps as much background as an exact one at equal "
-        "evaluations: not more error in any setting",
-        "ours",
-        f"more error in {worse} of {total} settings, less in {better}. Paired differences in success and in error: "
-        + words,
+        "with injected features, a near-reversible solver (ees25) keeps as much of the background as an exact one at "
+        "equal evaluations: no larger error in any setting",
+        "not stated",
+        f"larger error in {worse} of {total} settings, smaller in {better}. Paired differences in success and in error "
+        f"of the background: {words}",
         HOLDS if not worse else FAILS if worse > total / 2 else PARTLY,
     )
 
@@ -276,10 +278,10 @@ def _tuned(by: dict[tuple[str, float], Row]) -> Claim:
     total = len(pairs) * len(GUIDANCES)
     return Claim(
         "tuned, few calls",
-        f"a solver tuned for round trips keeps more background than every plain one at {FEW} evaluations",
-        "ours",
-        f"less error in {better} of {total} settings, more in {worse}. Paired differences in success and in error: "
-        + "; ".join(words),
+        f"a solver tuned for round trips keeps more of the background than every plain one at {FEW} evaluations",
+        "not stated",
+        f"smaller error in {better} of {total} settings, larger in {worse}. Paired differences in success and in error "
+        f"of the background: {'; '.join(words)}",
         HOLDS if better == total else FAILS if not better else PARTLY,
     )
 
@@ -289,9 +291,10 @@ def _without(by: dict[tuple[str, float], Row], guidances: Sequence[float]) -> Cl
     words, better, worse, total = _against(by, guidances, "ddim")
     return Claim(
         "reversible, injected",
-        "with injected features a near-reversible solver keeps more background than DDIM at equal evaluations",
-        "ours",
-        f"less error in {better} of {total} settings, more in {worse}. Paired differences: {words}",
+        "with injected features, a near-reversible solver keeps more of the background than DDIM at equal evaluations",
+        "not stated",
+        f"smaller error in {better} of {total} settings, larger in {worse}. Paired differences in success and in error "
+        f"of the background: {words}",
         HOLDS if better == total else FAILS if not better else PARTLY,
     )
 
@@ -308,10 +311,10 @@ def _aligned(by: dict[tuple[str, float], Row], guidances: Sequence[float]) -> Cl
     words, better, worse = _compared(by, [("flow-align", "flow-edit")], guidances)
     return Claim(
         "FlowAlign",
-        "its regularised path keeps more of the source than FlowEdit at the same guidance",
-        "structure is preserved better (2505.23145); no number of ours to compare with",
-        f"less error in {better} of {len(guidances)} guidances, more in {worse}. Paired differences: "
-        + "; ".join(words),
+        "its regularised path keeps more of the source than FlowEdit does at the same guidance",
+        "structure is preserved better (2505.23145); no number comparable with ours",
+        f"smaller error at {better} of {len(guidances)} guidances, larger at {worse}. Paired differences in success "
+        f"and in error of the background: {'; '.join(words)}",
         HOLDS if better == len(guidances) else FAILS if not better and worse else PARTLY if better else OPEN,
     )
 
@@ -323,12 +326,12 @@ def _leads(rows: Sequence[Row]) -> Claim:
     shares = {
         name: sum(groups[row.way] == name for row in ahead) for name in ("injection", "inversion", "no inversion")
     }
-    led = ", ".join(f"{row.way} at {row.guidance:g}" for row in ahead)
+    led = "; ".join(f"{row.way} at {row.guidance:g}" for row in ahead)
     return Claim(
         "injection leads",
-        "the front of success against background is made of ways that inject the source's features",
+        "the front of success against error of the background consists of ways that inject the source's features",
         "every leader of the published benchmarks injects; no number to compare with",
-        f"on the front: {led}; of injection {shares['injection']}, of plain inversion {shares['inversion']}, without "
-        f"an inversion {shares['no inversion']}",
+        f"on the front: {led}. Of these, with injection {shares['injection']}, with plain inversion "
+        f"{shares['inversion']}, without an inversion {shares['no inversion']}",
         HOLDS if shares["injection"] == len(ahead) else PARTLY if shares["injection"] else FAILS if ahead else EMPTY,
     )

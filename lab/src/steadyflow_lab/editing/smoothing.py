@@ -205,7 +205,7 @@ def difference(one: Seen, other: Seen, name: str, level: float = 0.95) -> Estima
 
 
 def _finding(figure: str, title: str, results: Results, words: str, n: int) -> Finding:
-    heads = ["solver", "smoothed", "radius", "equal", "steps"]
+    heads = ["solver", "smoothed", "radius", "at equal", "steps"]
     for w in GUIDANCES:
         heads += [f"background, w = {w:g}", f"success, w = {w:g}", f"blown up, w = {w:g}"]
     rows = []
@@ -224,8 +224,8 @@ def _finding(figure: str, title: str, results: Results, words: str, n: int) -> F
                 cells += [shown(kept, "{:+.1f}"), shown(success, "{:+.2f}"), blown]
         rows.append(cells)
     note = (
-        f"{words}. Background (PSNR in dB) and success (share) without smoothing; in the other rows the difference to "
-        "that on the same pictures, with a 95 % interval."
+        f"{words}. The rows without smoothing give background (PSNR in dB) and success (share), the others the "
+        "difference from these on the same pictures, with 95 % intervals."
     )
     return Finding(figure, title, _claims(results, figure), heads, rows, note)
 
@@ -236,8 +236,8 @@ def _claims(results: Results, figure: str) -> list[Claim]:
     quoted = '"improves edit fidelity"; no number in the sources at hand'
     says = "near-reversible solving with smoothing during the inversion improves edit fidelity"
     claims = [_improves(results, near, ("inversion",), f"smoothing, {problem}", says, quoted)]
-    says = "smoothing during the generation, or both ways, improves it"
-    claims.append(_improves(results, near, WAYS[1:], f"ours: smoothing otherwise, {problem}", says, "not said"))
+    says = "smoothing during the generation, or during both, improves edit fidelity"
+    claims.append(_improves(results, near, WAYS[1:], f"ours: smoothing otherwise, {problem}", says, "not stated"))
     used = [seen for s, seen in results if s.method == near and s.way == "inversion"]
     blown = [max(sum(one.blown) for one in seen) for seen in used]
     total = len(results[0][1][0].blown)
@@ -247,14 +247,14 @@ def _claims(results: Results, figure: str) -> list[Claim]:
             f"smoothing and stability, {problem}",
             "near-reversible solving with smoothing during the inversion remains stable under large edits",
             '"remains stable under large edits"; no number in the sources at hand',
-            f"at most {max(blown)} of {total} blown up with smoothing ({shown(most, '{:.0%}')}), {plain} without",
+            f"at most {max(blown)} of {total} edits blow up with smoothing ({shown(most, '{:.0%}')}), {plain} without",
             HOLDS if most.high < RARE else FAILS if min(blown) > plain else PARTLY,
         )
     )
     rex: Method = ("rex-midpoint", {})
     if any(s.method == rex for s, _ in results):
         says = "smoothing improves the edits of an exactly reversible solver"
-        claims.append(_improves(results, rex, WAYS, f"ours: smoothing rex-midpoint, {problem}", says, "not said"))
+        claims.append(_improves(results, rex, WAYS, f"ours: smoothing rex-midpoint, {problem}", says, "not stated"))
     return claims
 
 
@@ -285,12 +285,12 @@ def _improves(results: Results, method: Method, ways: Sequence[str], name: str, 
     assert best is not None
     both = [len([1 for s, _, _ in used if s.equal == equal]) for equal in gains]
     here = (
-        f"better in {len(gains['evaluations'])} of {both[0]} settings at equal "
-        f"evaluations{_of(gains['evaluations'])}, in "
-        f"{len(gains['steps'])} of {both[1]} at equal steps{_of(gains['steps'])}; worse in "
-        f"{len(harms)}{_of(harms)}; success "
-        f"may gain {most['success']:+.2f} at most, the background {most['kept']:+.1f} dB; best for success, {best[2]}: "
-        f"{shown(best[0], '{:+.2f}')}, {shown(best[1], '{:+.1f}')} dB (intervals for all {2 * len(used)} together)"
+        f"better in {len(gains['evaluations'])} of {both[0]} settings at equal evaluations{_of(gains['evaluations'])}, "
+        f"and in {len(gains['steps'])} of {both[1]} at equal steps{_of(gains['steps'])}; worse in "
+        f"{len(harms)}{_of(harms)}; success can gain at most {most['success']:+.2f}, the background "
+        f"{most['kept']:+.1f} dB; the setting best for success ({best[2]}) gains {shown(best[0], '{:+.2f}')} in "
+        f"success and {shown(best[1], '{:+.1f}')} dB in background (simultaneous intervals for all {2 * len(used)} "
+        "differences)"
     )
     small = most["success"] < GAIN_SUCCESS and most["kept"] < GAIN_KEPT
     if gains["evaluations"]:

@@ -153,11 +153,10 @@ def figure(bench: Bench) -> Finding:
         for name in groups
     ]
     note = (
-        f"{bench.size.images} held-out pictures, every other one to another digit, the rest to another ink; {nfe} "
-        "evaluations each way, float32. Background: PSNR outside the strokes in dB. Success: the judge reads the digit "
-        f"and the ink that were asked for. Round trip: median error of the first {min(CHUNK, bench.size.images)} "
-        "latents "
-        "at that guidance both ways."
+        f"{bench.size.images} held-out pictures, every other one edited to another digit, the rest to another ink; "
+        f"{nfe} evaluations each way, float32. Background: PSNR outside the strokes in dB. Success: the judge reads "
+        "the digit and the ink that were asked for. Round trip: median error over the first "
+        f"{min(CHUNK, bench.size.images)} latents, at that guidance both ways."
     )
     axes = ("alignment with the target", "PSNR of the background, dB")
     return Finding("tradeoff", "What edits keep, and what they change", claims, heads, cells, note, curves, axes)
@@ -179,13 +178,13 @@ def _trade(found: dict[tuple[str, float], Row], published: Sequence[str], strong
     verdict = HOLDS if len(pattern) == total else PARTLY if pattern else FAILS
     return Claim(
         "the trade-off",
-        "exact reversibility against stability shows as background against alignment: an exactly reversible "
-        "solver keeps "
-        "more background (by over 0.1 dB) and aligns less (by over 0.02) than a near-reversible one",
+        "exact reversibility against stability shows as background against alignment: an exactly reversible solver "
+        "keeps more of the background (by over 0.1 dB) and aligns less with the target (by over 0.02) than a "
+        "near-reversible one",
         '"manifests empirically as a trade-off"; no number in the sources at hand',
-        f"more background and less alignment than ees25 in {len(pattern)} of {total} "
-        f"({', '.join(pattern) or 'none'}); less "
-        f"of both in {len(other)} ({', '.join(other) or 'none'}). Paired differences from ees25: {'; '.join(words)}",
+        f"more background and less alignment than ees25 in {len(pattern)} of {total} settings "
+        f"({', '.join(pattern) or 'none'}); less of both in {len(other)} ({', '.join(other) or 'none'}). Paired "
+        f"differences from ees25 in background and alignment: {'; '.join(words)}",
         verdict,
     )
 
@@ -200,8 +199,8 @@ def _stable(found: dict[tuple[str, float], Row], published: Sequence[str], w: fl
         "stability under large edits",
         f"near-reversible methods stay stable where exactly reversible ones fail (ees25 at w = {w:g})",
         '"remains stable under large edits"; no number in the sources at hand',
-        f"blown up: ees25 {_rate(near.seen.blown)}; success of ees25 less that of the exact solver, on the same "
-        "pictures: " + "; ".join(f"{name} {shown(e, '{:+.2f}')}" for name, e in gains.items()),
+        f"edits of ees25 that blow up: {_rate(near.seen.blown)}; success of ees25 minus that of the exact solver, on "
+        "the same pictures: " + "; ".join(f"{name} {shown(e, '{:+.2f}')}" for name, e in gains.items()),
         HOLDS if len(better) == len(published) else PARTLY if better and not worse else FAILS if worse else OPEN,
     )
 
@@ -226,13 +225,12 @@ def _retained(found: dict[tuple[str, float], Row], names: Sequence[str], strong:
     )
     return Claim(
         "background preservation",
-        "near-reversible methods (ees25) largely retain the background that reversible solvers preserve: at "
-        "least half "
-        "of what a stable one gains over DDIM",
+        "near-reversible methods (ees25) largely retain the background that reversible solvers preserve: at least half "
+        "of what a stable exact solver gains over DDIM",
         '"largely retains"; no number in the sources at hand',
-        f"a stable exact solver gains on DDIM in {gained} of {len(calm) * (1 + len(strong))} settings; at least "
-        "half is "
-        f"retained in {kept}, less in {lost}. " + "; ".join(words),
+        f"a stable exact solver gains over DDIM in {gained} of {len(calm) * (1 + len(strong))} settings; of these "
+        f"gains, ees25 retains at least half in {kept} and less than half in {lost}, by the intervals. "
+        + "; ".join(words),
         verdict,
     )
 

@@ -85,11 +85,11 @@ def figure_critical(bench: Bench) -> Finding:
             "future work",
             "the critical time of a sample, after which its mode is settled, can be found from the score alone",
             "an open question",
-            "the likeliest mode is the final one for "
+            "the likeliest mode is already the final one for "
             + ", ".join(short(e) for e in settled)
-            + " of the samples when their critical time has passed, against "
+            + " of the samples once their critical time has passed, against "
             + ", ".join(short(e) for e in open_)
-            + " when the window opens (exact in 2 and 8 dimensions, learned)",
+            + " when the window opens (exact score in 2 and 8 dimensions, learned score)",
             decide(
                 (a.low > 0.95 and b.high < a.low for a, b in zip(settled, open_, strict=True)),
                 (a.high < 0.95 or b.low > a.high for a, b in zip(settled, open_, strict=True)),
@@ -97,21 +97,21 @@ def figure_critical(bench: Bench) -> Finding:
         ),
         Claim(
             "ours",
-            "two transposed products are enough to find it",
+            "two transposed Jacobian products per step are enough to find it",
             "",
-            "within one step of the time that the modes' posterior covariance tells, for "
+            "it is within one step of the time given by the posterior covariance of the modes for "
             + ", ".join(short(e) for e in agree)
             + " of the samples",
             decide((e.low > 0.9 for e in agree), (e.high < 0.9 for e in agree)),
         ),
     ]
-    heads = ["model", "window opens, steps left", "peak", "closes", "median critical time, steps left"]
-    heads += ["likeliest mode is the final one: when the window opens", "when a sample's critical time has passed"]
-    heads += ["as the modes tell, within one step"]
+    heads = ["model", "window opens, steps left", "peaks", "closes", "median critical time, steps left"]
+    heads += ["likeliest mode is the final one: when the window opens", "once a sample's critical time has passed"]
+    heads += ["critical time within one step of that from the modes"]
     note = (
-        "The critical time: the last of the 50 steps at which the largest singular value of alpha d x0_hat / d x "
-        "is above "
-        "1. The modes tell the same by the posterior covariance of the means, whose largest eigenvalue then exceeds s2."
+        "The critical time is the last of the 50 steps at which the largest singular value of alpha d x0_hat / d x is "
+        "above 1. From the modes it is the last step at which the largest eigenvalue of the posterior covariance of "
+        "their means exceeds s2."
     )
     return Finding("critical-time", "The critical time of each sample", claims, heads, rows, note=note)
 
@@ -149,21 +149,22 @@ def figure_placement(bench: Bench) -> Finding:
     claims = [
         Claim(
             "ours",
-            "Escape placed by the window halves the rate at least, on three grids in the plane, with no number "
+            "Escape placed by the window at least halves the rate in three settings in the plane, with no number "
             "set by hand",
             "",
-            "; ".join(f"{short(a)} to {short(c)} (by hand {short(b)})" for a, b, c in gains),
+            "; ".join(f"from {short(a)} to {short(c)} (placed by hand: {short(b)})" for a, b, c in gains),
             decide((c.high < a.low / 2.0 for a, _, c in gains), (c.low > a.high / 2.0 for a, _, c in gains)),
         ),
         Claim(
             "ours",
-            "stochastic steps from the window's peak on lower the rate more than five set by hand, at equal calls",
+            "stochastic steps from the window's peak on lower the rate more than five placed by hand, at equal "
+            "evaluations",
             "",
-            "; ".join(f"{short(b)} against {short(a)}" for a, b in cheap),
+            "rate " + "; ".join(f"{short(b)} against {short(a)}" for a, b in cheap),
             decide((b.high < a.low for a, b in cheap), (b.low > a.high for a, b in cheap)),
         ),
     ]
-    heads = ["model", "grid", "window: opens, peak, closes", "sampler", "interpolated", "of no mode", "evaluations"]
+    heads = ["model", "grid", "window opens, peaks, closes", "sampler", "interpolated", "at no mode", "evaluations"]
     return Finding("placement", "Noise placed by the critical window", claims, heads, rows)
 
 
@@ -257,28 +258,33 @@ def figure_high(bench: Bench) -> Finding:
         ratio = average((along[:, -2].log() - off_data.log()).double())
         factor = Estimate(*(math.exp(v) for v in (ratio.value, ratio.low, ratio.high)))
         gaps.append((factor, float(along[:, -2].median()), on[1]))
-        words.append(f"{short(plain)} to {short(saved[-1])}")
+        words.append(f"from {short(plain)} to {short(saved[-1])}")
     claims = [
         Claim(
             "ours",
-            "what is wrong in 8 and 32 dimensions is the score late in a run, and not the sampler",
+            "in 8 and 32 dimensions the fault lies in the score late in a run, not in the sampler",
             "",
-            f"with the exact score in the last 20 of 50 steps the share that belongs to no mode falls from "
+            f"with the exact score in the last 20 of 50 steps, the share of samples at no mode falls "
             f"{'; '.join(words)}",
             decide((e.high < 0.05 for e in saved), (e.low > 0.05 for e in saved)),
         ),
         Claim(
             "ours",
-            "the score is wrong off the manifold: along DDIM's trajectories it errs more than on true noisy data",
+            "the score is wrong off the data manifold: its error is larger along DDIM's trajectories than on true "
+            "noisy data",
             "",
-            "6 steps before the end the clean prediction errs by "
-            + "; ".join(f"{b:.2f} against {c:.2f} radii of a mode's shell, {a} times" for a, b, c in gaps),
+            "6 steps before the end, the median error of the clean prediction is "
+            + "; ".join(
+                f"{b:.2f} radii of a mode's shell, against {c:.2f} on true noisy data ({a} times as large in the "
+                "geometric mean)"
+                for a, b, c in gaps
+            ),
             decide((a.low > 1.0 for a, _, _ in gaps), (a.high < 1.0 for a, _, _ in gaps)),
         ),
         Claim(
             "ours",
-            "no deterministic sampler of 50 calls lowers them; noise does, as it takes states back to where the "
-            "score was trained",
+            "no deterministic sampler with 50 evaluations lowers the share at no mode; noise does, because it takes "
+            "states back to where the score was trained",
             "",
             "; ".join(f"DDIM {short(a)}, the best ({c}) {short(b)}" for a, b, c, _ in lowest),
             decide(
@@ -287,10 +293,10 @@ def figure_high(bench: Bench) -> Finding:
             ),
         ),
     ]
-    heads = ["model", "sampler", "of no mode", "error with 12 steps left", "6 left", "0 left", "evaluations"]
+    heads = ["model", "sampler", "at no mode", "error with 12 steps left", "with 6 left", "with 0 left", "evaluations"]
     note = (
-        "Error: the clean prediction's distance from the exact one at the same state, in radii of a mode's shell "
-        "(medians)."
+        "At no mode: interpolated or invalid. Error: the clean prediction's distance from the exact one at the same "
+        "state, in radii of a mode's shell (medians)."
     )
     return Finding("high-dimensions", "What goes wrong in 8 and 32 dimensions", claims, heads, rows, note=note)
 
@@ -336,20 +342,20 @@ def figure_images(bench: Bench) -> Finding:
     claims = [
         Claim(
             "ours",
-            "a wrong count is decided early, where the layout is: late noise comes too late",
+            "a wrong count is decided early, together with the layout: noise late in a run comes too late",
             "",
-            f"of real images noised to {starts[1]} steps left {short(again[1])} come back wrong, to {starts[-1]} left "
-            f"{short(again[-1])}; drawn from noise {short(plain)}",
+            f"of real images noised to {starts[1]} steps left, {short(again[1])} come back with a wrong count; of "
+            f"those noised to {starts[-1]} left, {short(again[-1])}; of images drawn from noise, {short(plain)}",
             decide(
                 [again[1].high < 0.1 and again[1].high < plain.low], [again[1].low > 0.1 or again[1].high > plain.low]
             ),
         ),
         Claim(
             "ours",
-            "some sampler of about 50 calls lowers the share of wrong counts",
+            "some sampler with about 50 evaluations lowers the share of wrong counts",
             "",
-            f"DDIM-50 {short(plain)}; the lowest of {len(others)} others {short(min(others, key=lambda e: e.value))}"
-            + (f": {', '.join(lower)}" if lower else "; none is lower by its interval"),
+            f"DDIM-50: {short(plain)}; the lowest of {len(others)} others: {short(min(others, key=lambda e: e.value))}"
+            + (f"; lower: {', '.join(lower)}" if lower else "; none has its whole interval below DDIM-50's"),
             HOLDS if lower else FAILS if all(e.low > plain.high - 0.25 for e in others) else OPEN,
         ),
     ]

@@ -149,10 +149,10 @@ _HEADS = [
     "model",
     "sampler",
     "two modes dominate",
-    "of these the pair still changed",
+    "of these, pair still changed",
     "one mode alone",
-    "neither: left out",
-    "from t on (median)",
+    "neither (left out)",
+    "judged from t on (median)",
     "slope",
     "under the bound of T4.2",
     "left the tube",
@@ -188,9 +188,9 @@ def _row(problem: Problem, method: Method, n: int, seed: int) -> tuple[list[str]
 
 
 _NOTE = (
-    "Judged are the trajectories for which two modes dominate with kappa = 7, from the time on when they dominate and "
-    "are the last pair; and those at one mode, for which the same bound holds on the distance to it. The slope is that "
-    "of ln distance against ln sqrt(s2) while the distance is above the bound's tail; for DDPM that of the rms "
+    "Trajectories are judged if two modes dominate with kappa = 7, from the time on at which they dominate and are the "
+    "final pair; and if they end at a single mode, where the same bound holds on the distance to it. The slope is that "
+    "of ln distance against ln sqrt(s2) while the distance is above the bound's tail; for DDPM, that of the rms "
     "distance."
 )
 
@@ -209,11 +209,10 @@ def figure_4(bench: Bench) -> Finding:
     claims = [
         Claim(
             "T4.2, figure 4",
-            "with the exact score DDIM's distance to the segment falls like sqrt(s2) once two modes dominate",
+            "with the exact score, DDIM's distance to the segment falls like sqrt(s2) once two modes dominate",
             "exponential decay with slope 1",
-            f"slope {slope.value:.3f} [{slope.low:.3f}, {slope.high:.3f}]; {short(every[0])} of those judged are "
-            f"under the "
-            f"bound, {judged[0]:.0%} are judged",
+            f"slope {slope.value:.3f} [{slope.low:.3f}, {slope.high:.3f}]; of the trajectories judged, "
+            f"{short(every[0])} stay under the bound; {judged[0]:.0%} are judged",
             decide(
                 [every[0].low > 0.99 and _near_one(slope, 0.05)], [every[0].high < 0.99 or _far_from_one(slope, 0.05)]
             ),
@@ -222,9 +221,8 @@ def figure_4(bench: Bench) -> Finding:
             "T4.2, figure 4",
             "the same holds with a learned score",
             "exponential decay",
-            f"slope {bent.value:.3f} [{bent.low:.3f}, {bent.high:.3f}]; {short(every[1])} of those judged are "
-            f"under the "
-            f"bound, {judged[1]:.0%} are judged",
+            f"slope {bent.value:.3f} [{bent.low:.3f}, {bent.high:.3f}]; of the trajectories judged, "
+            f"{short(every[1])} stay under the bound; {judged[1]:.0%} are judged",
             decide([every[1].low > 0.95 and _near_one(bent, 0.1)], [every[1].high < 0.95 or _far_from_one(bent, 0.1)]),
         ),
         Claim(
@@ -239,9 +237,10 @@ def figure_4(bench: Bench) -> Finding:
         ),
         Claim(
             "C4.3",
-            "what has come into the tube around the segment stays there",
+            "a trajectory that has entered the tube around the segment stays there",
             "a corollary of T4.2",
-            f"of those that come in {short(left[0])} leave with the exact score, {short(left[1])} with the learned one",
+            f"of those that enter, {short(left[0])} leave again with the exact score, {short(left[1])} with the "
+            "learned one",
             decide((e.high < 0.02 for e in left), (e.low > 0.02 for e in left)),
         ),
     ]
@@ -269,16 +268,16 @@ def figure_e9(bench: Bench) -> Finding:
     claims = [
         Claim(
             "figure E.9",
-            "in 8 and 32 dimensions too DDIM interpolates more often than DDPM",
+            "in 8 and 32 dimensions, too, DDIM interpolates more often than DDPM",
             "a gap at every dimension; no number in the text",
-            f"{words}; but these are rates among the few samples that belong anywhere",
+            f"{words}; but these rates leave out the many samples that lie at no mode and on no segment",
             decide((a.low > b.high for a, b in rates), (a.high < b.low for a, b in rates)),
         ),
         Claim(
             "figure E.9",
-            "and the convergence to the segment is exponential, for both samplers",
+            "the convergence to the segment is exponential for both samplers",
             "exponential decay",
-            "slopes " + ", ".join(f"{s.value:.2f} [{s.low:.2f}, {s.high:.2f}]" for s in slopes),
+            "slopes " + ", ".join(f"{s.value:.2f} [{s.low:.2f}, {s.high:.2f}]" for s in slopes) + "; 1 is predicted",
             decide((_near_one(e, 0.1) for e in slopes), (_far_from_one(e, 0.1) for e in slopes)),
         ),
     ]
@@ -314,10 +313,9 @@ def _assumptions(number: str, dims: tuple[int, ...], bench: Bench) -> Finding:
         Claim(
             f"A4.1, figure {number}",
             "two modes dominate all others from some time on, with kappa = 7",
-            "found valid in every dimension that is tried",
-            f"for at least {short(min(reached, key=lambda e: e.value))} of the trajectories of DDIM and DDPM; for "
-            f"one pair "
-            f"alone in {strict}, as near a mode several pairs do",
+            "found valid in every dimension tried",
+            f"for at least {short(min(reached, key=lambda e: e.value))} of the trajectories of DDIM and DDPM; for a "
+            f"single pair alone in {strict} of them, because near a mode several pairs dominate",
             decide((e.low > 0.9 for e in reached), (e.high < 0.9 for e in reached)),
         )
     ]
@@ -335,28 +333,26 @@ def _assumptions(number: str, dims: tuple[int, ...], bench: Bench) -> Finding:
                 "figures E.7, E.8",
                 "tau_1 moves toward the noisy end as the dimension grows, for DDIM and DDPM",
                 "grows with d = 4, 8, 32, 64; no number in the text",
-                f"with the nearest modes as far apart as in the plane A4.1 begins at t = {words} (median; DDIM "
-                f"and DDPM) in "
-                f"d = {', '.join(map(str, dims))}; at the farthest points of the lattice, whose distances grow "
-                f"with d, at "
-                f"t = {apart}",
+                f"with the nearest modes as far apart as in the plane, A4.1 begins to hold at t = {words} (medians; "
+                f"DDIM and DDPM) in d = {', '.join(map(str, dims))}; with modes at the farthest points of the lattice, "
+                f"whose distances grow with d, at t = {apart}",
                 decide((line[-1] > line[0] for line in lines), (line[-1] <= line[0] for line in lines)),
             ),
             Claim(
                 "A4.4, figures E.7, E.8",
                 "tau_2 moves toward the clean end as the dimension grows",
                 "A4.4 with a factor that grows with d; the factor is not in the sources at hand",
-                f"with a factor of ours, d / 2, from t = {', '.join(f'{t:.0f}' for t in growing)} on",
+                f"with a factor of our own, d / 2, A4.4 holds from t = {', '.join(f'{t:.0f}' for t in growing)} on",
                 OPEN,  # with any factor that grows with d it does; the paper's own is what would have to be tested
             ),
         ]
-    heads = ["dimension", "sampler", "kappa", "A4.1 holds from some time on", "for one pair alone"]
-    heads += ["from t on (median)", "l^2 / (2 s2) >= 2 kappa from t on", "and >= kappa d"]
+    heads = ["dimension", "sampler", "kappa", "A4.1 holds from some time on", "for a single pair alone"]
+    heads += ["A4.1 holds from t on (median)", "l^2 / (2 s2) >= 2 kappa from t on", "l^2 / (2 s2) >= kappa d from t on"]
     note = (
-        "The modes are brought so near that the nearest are as far apart as in the plane. Near a mode several "
-        "neighbours "
-        "may be about as near; the remark after A4.1 lets it hold for several pairs then. The last column takes A4.4 "
-        "factor d / 2, so that the shells of radius sqrt(d s2) around two modes do not overlap."
+        "The modes are moved closer together, so that the nearest are as far apart as in the plane. Near a mode, "
+        "several neighbours may be about equally close; by the remark after A4.1, it may then hold for several pairs. "
+        "The last column is A4.4 with the factor d / 2, with which the shells of radius sqrt(d s2) around two modes do "
+        "not overlap."
     )
     return Finding(number, "When the assumptions begin to hold", claims, heads, rows, note=note)
 

@@ -155,32 +155,32 @@ def figure_p51(bench: Bench) -> Finding:
             "P5.1, equation 7",
             "the probability that DDPM ends within theta of the midpoint is small: below one per cent",
             "the sum of two exponentials; the event is verified in figure 5",
-            f"ending within {THETA:g} lengths: at most {short(worst)} in 2 to 64 dimensions, of paths that start on "
-            "the bisector when the pair dominates",
+            f"of paths that start on the bisector when the pair dominates, at most {short(worst)} end within "
+            f"{THETA:g} lengths, in 2 to 64 dimensions",
             decide([worst.high < 0.01], [worst.low > 0.01]),
         ),
         Claim(
             "P5.1, equation 7",
-            "the bound of equation 7 says so",
+            "the bound of equation 7 shows this",
             "equation 7",
             f"it is {min(f.paper for f in found):.2f} to {max(f.paper for f in found):.2f} here, and {least:.2f} at "
-            f"the best of {tried} settings: true, but it bounds nothing",
+            f"the best of {tried} settings: true, but vacuous or nearly so",
             EMPTY if least > 0.5 else verdict(all(f.ended.low <= f.paper for f in found)),
         ),
         Claim(
             "ours",
-            "with `escape_bound` for its first term it does",
+            "with `escape_bound` in place of its first term, the bound does show this",
             "",
-            f"at most {loosest:.2g}, against at most {short(worst)} seen",
+            f"the bound is at most {loosest:.2g}; the observed share is at most {short(worst)}",
             verdict(loosest < 1.0 and all(f.ended.low <= f.ours for f in found)),
         ),
     ]
     heads = ["dimension", "steps left at the start", "ends within theta", "stays within 2 theta"]
-    heads += ["equation 7", "its first term", "ours", "its first term"]
+    heads += ["equation 7", "first term of equation 7", "our bound", "first term of our bound"]
     note = (
-        f"theta = {THETA:g} l, outward drift up to {OUTER:g} l; {count} paths each, exact score of 25 modes, from the "
-        "first time on at which the pair dominates (A4.1 with kappa = 7) at least one in twenty of the states on its "
-        "bisector."
+        f"theta = {THETA:g} l, outward drift up to {OUTER:g} l; {count} paths each, with the exact score of 25 modes, "
+        "from the first time at which the pair dominates (A4.1 with kappa = 7) at least one in twenty of the states on "
+        "its bisector."
     )
     return Finding("P5.1", "The terminal event of DDPM near the midpoint", claims, heads, rows, note=note)
 
@@ -253,24 +253,25 @@ def figure_e14(bench: Bench) -> Finding:
             "equation 5, figure E.14",
             "the drift within the slab is bounded by K(t)",
             "verified over 400,000 samples",
-            f"K computed from the pair alone holds at {sum(bounded)} of {len(bounded)} times, over "
+            f"K, computed from the pair alone, bounds it at {sum(bounded)} of {len(bounded)} times, over "
             f"{per * len(pairs):,} samples",
             verdict(all(bounded)),
         ),
         Claim(
             "equation 6, figure E.14",
-            "the drift is outward by lambda_rep > 0 between theta and a*, where paths no longer return",
-            "verified over 400,000 samples in 50 intervals a side",
-            f"a* = {limit:g} lengths ({short(back[levels.index(limit)])} return); outward in every interval at "
-            f"{sum(v == 1.0 for v in outward)} of {len(outward)} times, and by the margin computed at {sum(margins)}",
+            "between theta and a*, the distance from which paths no longer return, the drift is outward by at least "
+            "lambda_rep > 0",
+            "verified over 400,000 samples in 50 intervals on each side",
+            f"a* = {limit:g} lengths ({short(back[levels.index(limit)])} return from there); the drift is outward in "
+            f"every interval at {sum(v == 1.0 for v in outward)} of {len(outward)} times, and by at least the computed "
+            f"margin at {sum(margins)}",
             decide((v == 1.0 for v in outward), (v < 1.0 for v in outward)),
         ),
     ]
     heads = ["t", "K / l", "largest drift found / l", "lambda_rep / l", "least outward drift found / l"]
     note = (
-        f"Exact score of all 25 modes; theta = {THETA:g} l, K over the slab of 2 theta; the tube has the radius "
-        f"of T4.2's tail, "
-        f"{tube / length:.2g} l. Back at theta of those that had come to "
+        f"Exact score of all 25 modes; theta = {THETA:g} l; K is taken within 2 theta of the midpoint; the radius of "
+        f"the tube is T4.2's tail, {tube / length:.2g} l. Share of paths that return to theta after reaching "
         + ", ".join(f"{level:g} l: {rate.value:.1%}" for level, rate in zip(levels, back, strict=True))
         + "."
     )

@@ -77,24 +77,24 @@ def figure_p45(bench: Bench) -> Finding:
             "P4.5, C4.6",
             "each mode has a stable equilibrium nearby, and trajectories around it come together (exact score, "
             "25 modes)",
-            "exponentially near in kappa",
-            f"in the ball of a quarter length: the pull of the others is below its radius, the flow contracts at "
-            f"least at "
-            f"rate {float(rows[0][2]):.2f}, and as measured",
+            "exponentially close in kappa",
+            f"in the ball of a quarter length, the pull of the other modes is smaller than the radius, and the flow "
+            f"contracts at a rate of at least {float(rows[0][2]):.2f}, both by the bound and as measured",
             verdict(holds),
         ),
         Claim(
             "ours",
-            "with the learned score too, trajectories in that ball come together",
+            "with the learned score, too, trajectories in that ball come together",
             "",
-            f"of pairs followed from nine steps before the end {short(nearer)} end nearer to each other; at "
-            f"single times the "
-            f"flow still expands somewhere in the ball, at a rate of up to {-min(float(r[-1]) for r in rows):.2f}",
+            f"of pairs followed from nine steps before the end, {short(nearer)} end closer together than they began; "
+            f"at single times the flow still expands somewhere in the ball, at a rate of up to "
+            f"{-min(float(r[-1]) for r in rows):.2f}",
             decide([nearer.low > 0.99], [nearer.high < 0.99]),
         ),
     ]
-    heads = ["t", "exact: pull bound / l", "rate bound", "equilibrium off the mode / l", "inward", "least rate"]
-    heads += ["learned: equilibrium off the mode / l", "inward", "least rate"]
+    heads = ["t", "exact: bound on the pull / l", "exact: bound on the rate"]
+    parts = ("equilibrium's distance from the mode / l", "inward", "least rate")
+    heads += [f"{score}: {part}" for score in ("exact", "learned") for part in parts]
     return Finding("P4.5", "Stability within a quarter length of the modes", claims, heads, rows)
 
 
@@ -144,41 +144,41 @@ def figure_b1(bench: Bench) -> Finding:
     claims = [
         Claim(
             "B.1 (1)",
-            "with unequal weights the saddle moves toward the lighter mode, by ln(xi/(1-xi)) = ln(w_j/w_i) + "
+            "with unequal weights the saddle moves toward the lighter mode, to where ln(xi/(1-xi)) = ln(w_j/w_i) + "
             "(l^2/s2)(xi - 1/2)",
             "equation B.8",
-            f"weights 4 to 1: the exact flow's saddle is {moved[0]:.3f} lengths from the midpoint nine steps "
-            f"before the end "
-            f"and {moved[-1]:.4f} at it; at most {inside:.1g} from the equation",
+            f"weights 4 to 1: the saddle of the exact flow is {moved[0]:.3f} lengths from the midpoint nine steps "
+            f"before the end and {moved[-1]:.4f} at the end; it is at most {inside:.1g} from the equation's solution",
             verdict(toward and inside < 1e-3),
         ),
         Claim(
             "B.1 (2)",
             "the other modes displace it by at most C e^-kappa / m",
-            "C e^-kappa / m, C open",
-            f"with the constant derived here it holds at {sum(margins)} of {len(margins)} times (to 1e-12)",
+            "C e^-kappa / m, C left open",
+            f"with the constant derived here, this holds at {sum(margins)} of {len(margins)} times (to within 1e-12)",
             verdict(all(margins)),
         ),
         Claim(
             "B.1",
-            "so the basins of a heavier and a lighter mode meet nearer to the lighter one",
+            "the basins of a heavier and a lighter mode therefore meet closer to the lighter one",
             "a consequence",
-            f"{boundary:.4f} lengths from the midpoint toward the lighter mode, {meets:.4f} by the two-mode flow",
+            f"they meet {boundary:.4f} lengths from the midpoint toward the lighter mode; {meets:.4f} by the two-mode "
+            "flow",
             verdict(boundary > 0.0 and abs(boundary - meets) < 0.02),
         ),
         Claim(
             "ours",
-            "interpolated samples of unequal modes lie nearer to the lighter one (exact score, DDIM-20 on a "
+            "interpolated samples between unequal modes lie closer to the lighter one (exact score, DDIM-20 on a "
             "uniform grid)",
             "",
-            f"mean place {leaning} lengths toward the lighter mode; rates {short(rates[0].classes.rate())} (4 to "
-            f"1) and "
-            f"{short(rates[1].classes.rate())} (equal)",
+            f"their mean position is {leaning} lengths from the midpoint toward the lighter mode; rates of "
+            f"interpolation {short(rates[0].classes.rate())} (4 to 1) and {short(rates[1].classes.rate())} (equal)",
             decide([leaning.low > 0.0], [leaning.high < 0.0]),
         ),
     ]
-    heads = ["t", "saddle off the midpoint / l, two modes", "exact, 25 modes", "greatest difference", "C e^-kappa / m"]
-    return Finding("B.1", "The saddle of unequal weights, 4 to 1 on a chequerboard", claims, heads, rows)
+    heads = ["t", "saddle's distance from the midpoint / l: two modes", "exact flow of 25 modes", "largest difference"]
+    heads += ["C e^-kappa / m"]
+    return Finding("B.1", "The saddle under unequal weights, 4 to 1 on a chequerboard", claims, heads, rows)
 
 
 def _saddles(problem: Problem, t: float) -> Tensor:
@@ -301,41 +301,40 @@ def figure_c(bench: Bench) -> Finding:
             "C.4",
             "under a bounded score error the saddle persists, displaced by at most about delta / lambda",
             "equation C.15",
-            f"a saddle is found on {sum(s.value for s in signs) / len(signs):.0%} of segments and times; delta is "
-            f"small enough for "
-            f"the statement at {sum(applies)} of {len(applies)} times, and it holds at {sum(bounded)} of these",
+            f"a saddle is found for {sum(s.value for s in signs) / len(signs):.0%} of segments and times; delta is "
+            f"small enough for the statement to apply at {sum(applies)} of {len(applies)} times, and it holds at "
+            f"{sum(bounded)} of these",
             FAILS if not all(bounded) else EMPTY if not any(applies) else PARTLY if not all(applies) else HOLDS,
         ),
         Claim(
             "ours",
-            "value and slope of the learned speed at the midpoint predict where the saddle is",
+            "the value and the slope of the learned speed at the midpoint predict where the saddle is",
             "",
-            f"rank correlation {agreement}; the prediction misses by {miss:.3f} lengths where saddles are "
-            f"{size:.3f} off (medians)",
+            f"rank correlation {agreement}; the prediction misses by {miss:.3f} lengths, the saddles being {size:.3f} "
+            f"from the midpoint (medians)",
             decide([agreement.low > 0.8 and miss < 0.25 * size], [agreement.high < 0.8 or miss > 0.25 * size]),
         ),
         Claim(
             "C.5",
             "score error can lower the unstable eigenvalue, and even make the saddle stable",
             "lambda + u.grad psi.u",
-            f"the error's slope takes nearly all of it: {rows[-1][4]} is left of {rows[-1][3]} at the last step; "
-            f"stable on "
-            f"{max(s.value for s in stable):.0%} of the segments at most",
+            f"the slope of the error takes away nearly all of it: {rows[-1][4]} is left of {rows[-1][3]} at the last "
+            f"step; stable on at most {max(s.value for s in stable):.0%} of the segments",
             HOLDS if max(s.value for s in stable) > 0.0 else PARTLY,
         ),
         Claim(
             "C.6",
-            "DDPM's escape survives while the error is below the drift's margin",
+            "DDPM still escapes as long as the error is below the margin of the drift",
             "equation C.18",
-            f"the measured error is below it at {sum(robust)} of {len(robust)} times; from 0.01 lengths off the "
-            f"midpoint "
-            f"{short(escaped)} of DDPM's samples escape, and {short(stuck)} of DDIM's",
+            f"the measured error is below it at {sum(robust)} of {len(robust)} times; of samples started 0.01 lengths "
+            f"from the midpoint, {short(escaped)} escape with DDPM, and {short(stuck)} with DDIM",
             FAILS if escaped.high < 0.5 else EMPTY if not any(robust) else PARTLY if not all(robust) else HOLDS,
         ),
     ]
     heads = ["t", "delta / l", "Lipschitz constant", "exact rate", "learned rate", "segments with a saddle"]
-    heads += ["saddle off the midpoint / l (median)", "C.4's bound", "C.6's condition"]
+    heads += ["saddle's distance from the midpoint / l (median)", "C.4's bound / l", "C.6's condition met"]
     note = (
-        "In tubes of 0.05 lengths around the 40 segments, from 0.05 to 0.95; delta and the constant are in the clock s."
+        "In tubes of radius 0.05 lengths around the 40 segments, from 0.05 to 0.95 of each; delta and the Lipschitz "
+        "constant are in the clock s."
     )
     return Finding("C", "The learned model's own score error", claims, heads, rows, note=note)

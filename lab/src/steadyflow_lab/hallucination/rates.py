@@ -53,7 +53,7 @@ def figure_1(bench: Bench) -> Finding:
     claim = Claim(
         "figure 1",
         "DDIM interpolates more often than DDPM",
-        "a significantly lower rate with DDPM; the numbers are in a picture",
+        "a significantly lower rate with DDPM; the numbers are only in a figure",
         f"{short(fast)} against {short(noisy)}",
         verdict(fast.low > noisy.high),
     )
@@ -69,10 +69,10 @@ def figure_3(bench: Bench) -> Finding:
     rows = [[o.label, percent(o.classes.rate()), invalid(o)] for o in (*fine, slow)]
     claim = Claim(
         "figure 3",
-        "finer DDIM still interpolates more than DDPM, so that discretisation is not the cause",
-        "the gap remains from coarse to fine steps; the numbers are in a picture",
+        "even with finer steps DDIM interpolates more than DDPM, so discretisation is not the cause",
+        "the gap remains from coarse to fine steps; the numbers are only in a figure",
         f"{short(rates[0])} at 50 steps, {short(rates[-1])} at 800, against {short(noisy)}: the gap remains, but more "
-        "than half of the rate at 50 steps is the error of the steps",
+        "than half of the rate at 50 steps is discretisation error",
         verdict(all(rate.low > noisy.high for rate in rates), FAILS)
         if 2.0 * rates[-1].low > rates[0].high
         else PARTLY
@@ -131,22 +131,22 @@ def _radius(number: str, problem: Problem, offsets: tuple[float, ...], bench: Be
     stuck = [k for k in range(len(offsets)) if fast[k].low > 0.5 and all(e.low > 0.5 for e in fast[:k])]
     radius = offsets[stuck[-1]] if stuck else 0.0
     at = stuck[-1] if stuck else 0
-    held, freed = f"DDIM {short(fast[at])}", f"DDPM {short(slow[at])} at {offsets[at]:g} lengths"
+    held, start = f"DDIM {short(fast[at])}", f"from {offsets[at]:g} lengths"
     few = ", ".join(short(values[at]) for values in hybrids)
     apart = decide((fast[k].low > slow[k].high for k in stuck), (fast[k].high < slow[k].low for k in stuck))
     claims = [
         Claim(
             number if number.startswith("E") else f"figure {number}",
-            f"{where} there is a radius around the midpoint within which DDIM hallucinates and DDPM far less often",
-            "a radius exists (trajectories from 9 steps left); the curves are in a picture",
-            f"DDIM stays in most cases within {radius:g} lengths; {held}, {freed}",
+            f"{where}, there is a radius around the midpoint within which DDIM hallucinates, and DDPM far less often",
+            "a radius exists (trajectories with 9 steps left); the curves are only in a figure",
+            f"DDIM mostly stays if started within {radius:g} lengths; rate {start}: {held}, DDPM {short(slow[at])}",
             FAILS if not stuck else PARTLY if apart == HOLDS and radius < _OFFSETS[0] else apart,
         ),
         Claim(
             number if number.startswith("E") else f"figure {number}",
-            f"{where} a few DDPM steps appended to DDIM lower the rate",
+            f"{where}, a few DDPM steps in DDIM's run lower the rate",
             "hybrids of 2, 5 and 8 steps lower it",
-            f"{held}, with 2, 5 and 8 of them {few} at {offsets[at]:g} lengths",
+            f"rate {start}: {held}; with 2, 5 and 8 DDPM steps {few}",
             decide((v[at].high < fast[at].low for v in hybrids), (v[at].low > fast[at].high for v in hybrids)),
         ),
     ]
@@ -185,9 +185,9 @@ def figure_e11(bench: Bench) -> Finding:
     words = "; ".join(f"{label} {short(v[0])} at 5 steps left, {short(v[-1])} at 13" for label, v in rates.items())
     claim = Claim(
         "figure E.11",
-        "a larger tau_3, more time to escape, lowers the rate of every sampler",
-        "the rate drops as tau_3 grows; the curves are in a picture",
-        f"from within 0.15 lengths: {words}",
+        "a larger tau_3, which leaves more time to escape, lowers the rate of every sampler",
+        "the rate drops as tau_3 grows; the curves are only in a figure",
+        f"from starts within 0.15 lengths: {words}",
         verdict(all(values[0].low > values[-1].high for values in rates.values())),
     )
     return Finding(
@@ -213,19 +213,19 @@ def figure_e13(bench: Bench) -> Finding:
         Claim(
             "figure E.13",
             "the highest level of noise gives the fewest interpolations",
-            "eta = 1 has the lowest rate; the curve is in a picture",
+            "eta = 1 has the lowest rate; the curve is only in a figure",
             f"{short(overall[0])} at eta = 0, {short(overall[-2])} at 0.8, {short(overall[-1])} at 1",
             decide((overall[-1].high < e.low for e in overall[:-1]), (overall[-1].low > e.high for e in overall[:-1])),
         ),
         Claim(
             "figure E.13",
-            "noise in DDIM's own steps helps to leave the midpoint's neighbourhood",
-            "the analogue of figure 5; the curves are in a picture",
-            f"from within 0.15 lengths {short(within[0])} at eta = 0, {short(within[-1])} at 1",
+            "noise in DDIM's own steps helps samples to leave the neighbourhood of the midpoint",
+            "the analogue of figure 5; the curves are only in a figure",
+            f"rate from starts within 0.15 lengths: {short(within[0])} at eta = 0, {short(within[-1])} at 1",
             verdict(within[-1].high < within[0].low),
         ),
     ]
-    heads = ["", "overall", *(f"from {o:g} lengths" for o in _OFFSETS)]
+    heads = ["noise", "overall", *(f"from {o:g} lengths" for o in _OFFSETS)]
     rows = [
         [m.label, short(whole), *(short(e) for e in line)]
         for m, whole, line in zip(methods, overall, rates, strict=True)
@@ -277,20 +277,20 @@ def figure_e16(bench: Bench) -> Finding:
             "figure E.16",
             "DDIM interpolates more than DDPM for other T, sigma and l, with a model trained for each",
             "the gap persists; no number in the text",
-            f"the base {short(base[0])} against {short(base[1])}; {told}",
+            f"base: {short(base[0])} against {short(base[1])}; {told}",
             decide(gaps, contrary),
         ),
         Claim(
             "figure E.16",
-            "the gap shrinks as sigma grows and as l falls, where modes begin to overlap",
+            "the gap shrinks as sigma grows and as l falls, that is, as modes begin to overlap",
             "the gap decreases",
-            f"DDIM less DDPM: base {base[0].value - base[1].value:.2%}, "
+            f"DDIM minus DDPM: base {base[0].value - base[1].value:.2%}, "
             + ", ".join(f"{words[k]} {rates[k][0].value - rates[k][1].value:.2%}" for k in ("wide", "near")),
             shrinks,
         ),
         Claim(
             "ours",
-            "with the exact score coarse steps alone make DDIM interpolate more than DDPM",
+            "with the exact score, coarse steps alone make DDIM interpolate more than DDPM",
             "",
             f"in {sum(every_gap)} of {len(every_gap)} settings DDIM-20 on a uniform grid interpolates more than DDPM",
             decide(every_gap, no_gap),
@@ -302,7 +302,7 @@ def figure_e16(bench: Bench) -> Finding:
         claims,
         ["score", "changed", "grid", "DDIM", "DDPM, all steps", "invalid, DDIM", "invalid, DDPM"],
         rows,
-        note="The four models are trained by one protocol, shorter than the paper's (scripts/train_mixture.py).",
+        note="The four models were trained by the same protocol, shorter than the paper's (scripts/train_mixture.py).",
     )
 
 
@@ -345,8 +345,8 @@ def table_i1(bench: Bench) -> Finding:
             "table I.1",
             "the midpoint's neighbourhood drives the rates: most of P(H) comes from M",
             "the first term of I.347 dominates",
-            f"{short(quick[3])} of DDIM's and {short(slow[3])} of DDPM's interpolations were in M, where "
-            f"{short(quick[0])} and {short(slow[0])} of all trajectories are",
+            f"{short(quick[3])} of DDIM's and {short(slow[3])} of DDPM's interpolated samples had been in M, as had "
+            f"{short(quick[0])} and {short(slow[0])} of all samples",
             decide((e[3].low > 0.5 for e in (quick, slow)), (e[3].high < 0.5 for e in (quick, slow))),
         ),
         Claim(
@@ -358,10 +358,10 @@ def table_i1(bench: Bench) -> Finding:
         ),
         Claim(
             "appendix I",
-            "with the exact score P(M) agrees between the samplers and P(H) is 0",
+            "with the exact score, P(M) is the same for both samplers and P(H) is 0",
             "equal; 0",
             f"P(M) {short(fast[0])} for DDIM over all timesteps and {short(noisy[0])} for DDPM (DDIM-50: "
-            f"{short(coarse[0])}, the error of its steps); P(H) {short(fast[2])} and {short(noisy[2])}",
+            f"{short(coarse[0])}, through discretisation error); P(H) {short(fast[2])} and {short(noisy[2])}",
             verdict(max(fast[0].high - noisy[0].low, noisy[0].high - fast[0].low) < _SAME and none, OPEN),
         ),
     ]
@@ -414,14 +414,14 @@ def figure_d(bench: Bench) -> Finding:
         "D.1, figure 1",
         "on a grid, interpolated samples rarely lie on the diagonals of a cell",
         "rarely; a dominant diagonal pair forces the lighter mode's share below e^-2kappa",
-        f"{short(shares[0])} of DDIM's lie on one and on no edge; spread over both by length it would be {length:.0%}",
+        f"{short(shares[0])} of DDIM's lie on a diagonal and on no edge; spread evenly over the length of both, it "
+        f"would be {length:.0%}",
         decide([shares[0].high < 0.05], [shares[0].low > 0.05]),
     )
     heads = ["sampler", "interpolated samples", "on an edge", "on a cell's diagonal only", "on a longer segment only"]
     note = (
-        "On: within 5 sigma. The two nearest modes of a point are never the diagonal of a square grid's cell, so "
-        "that they "
-        "would decide nothing."
+        "On: within 5 sigma. On a square grid, the two modes nearest to a point are never diagonal neighbours, so "
+        "they could not decide this."
     )
     return Finding("D", "Interpolation on diagonals", [claim], heads, rows, note=note)
 

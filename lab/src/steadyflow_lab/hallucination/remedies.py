@@ -79,9 +79,9 @@ def figure_e10(bench: Bench) -> Finding:
     words = "; ".join(f"{short(quick)} against {short(slow)}" for quick, slow in pairs)
     claim = Claim(
         "figure E.10",
-        "over the epochs of training DDIM miscounts triangles more often than DDPM",
+        "throughout training, DDIM miscounts triangles more often than DDPM",
         "consistently, across epochs; no number in the text",
-        f"after 20, 40 and 80 epochs {words}",
+        f"after 20, 40 and 80 epochs: {words}",
         decide(apart, (quick.high < slow.low for quick, slow in pairs)),
     )
     rows = [[name, *(percent(share) for share in pair)] for name, pair in zip(names, pairs, strict=True)]
@@ -89,7 +89,7 @@ def figure_e10(bench: Bench) -> Finding:
         "E.10",
         "Images of three triangles with a wrong count",
         [claim],
-        ["model (epochs of 80)", "DDIM-50", "DDPM-250"],
+        ["model (epochs; without a number, 80)", "DDIM-50", "DDPM-250"],
         rows,
         note="DDPM takes every fourth timestep.",
     )
@@ -113,13 +113,13 @@ def detection(bench: Bench) -> Finding:
     plane = best.get("mixture25", [0.0] * 4)
     claim = Claim(
         "ours",
-        "the stretch of the clean prediction finds interpolated samples without knowledge of the modes, in the plane",
+        "in the plane, the stretch of the clean prediction finds interpolated samples without knowledge of the modes",
         "",
-        f"area under the ROC {max(plane[1:]):.3f}; {plane[0]:.3f} by the variance of Aithal et al.; but "
+        f"area under the ROC curve {max(plane[1:]):.3f}; {plane[0]:.3f} for the variance of Aithal et al.; but "
         + ", ".join(f"{max(best[k][1:]):.2f} in {k.split('-')[1]}" for k in best if "-" in k),
         verdict(max(plane[1:]) > 0.99),
     )
-    heads = ["model", "variance of x0 (Aithal et al.)", "stretch, 4 steps left", "6 left", "8 left"]
+    heads = ["model", "variance of x0 (Aithal et al.)", "stretch with 4 steps left", "with 6 left", "with 8 left"]
     return Finding("detector", "ROC area of detectors of interpolated samples", [claim], heads, rows)
 
 
@@ -163,7 +163,7 @@ def remedy_table(bench: Bench) -> Finding:
             claims.append(
                 Claim(
                     "future work",
-                    "an adaptive sampler that detects held samples and adds noise keeps DDIM's cost and DDPM's rate",
+                    "an adaptive sampler that detects held samples and adds noise has DDIM's cost and DDPM's rate",
                     "left to future work",
                     f"Escape: {short(freed)} at {cost:.1f} evaluations; DDIM-50 {short(plain)}, DDPM-1000 "
                     f"{short(slow)}",
@@ -174,17 +174,16 @@ def remedy_table(bench: Bench) -> Finding:
             claims.append(
                 Claim(
                     "section 7",
-                    "only a few noisy steps significantly lower the rate of DDIM",
+                    "just a few noisy steps significantly lower the rate of DDIM",
                     "significantly lower",
-                    f"2, 5 and 8 noisy steps from tau_3 on: {', '.join(short(r) for r in hybrids)} against "
-                    f"{short(plain)}",
+                    f"with 2, 5 and 8 noisy steps from tau_3 on: {', '.join(short(r) for r in hybrids)}, against "
+                    f"{short(plain)} without",
                     decide((r.high < plain.low for r in hybrids), (r.low > plain.high for r in hybrids)),
                 )
             )
     heads = ["model", "sampler", "evaluations", *RATE[1:], "sliced Wasserstein", "imbalance"]
     note = (
-        "Sliced 2-Wasserstein distance to fresh data, in units of the published lattice; imbalance is the total "
-        "variation "
-        "from equal shares. A Jacobian product counts as two evaluations."
+        "Sliced 2-Wasserstein distance to fresh data, in units of the published lattice. Imbalance: total variation "
+        "distance between the modes' shares and equal shares. A Jacobian product counts as two evaluations."
     )
     return Finding("remedies", "Remedies at about equal evaluations", claims, heads, rows, note=note)

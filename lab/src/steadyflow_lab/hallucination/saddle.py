@@ -130,6 +130,11 @@ def exact_radius(problem: Problem) -> Tensor:
     return 10.0**low
 
 
+def _one_digit(value: float) -> str:
+    """Write a positive number rounded to one significant digit, such as "3,000"."""
+    return f"{float(f'{value:.0e}'):,g}"
+
+
 def figure_p47(bench: Bench) -> Finding:
     """Compare the radius that P4.7 bounds with the one that is observed, and with what predicts it."""
     sharp, problem, size = exact(dtype=torch.float64), learned(), bench.size
@@ -186,26 +191,26 @@ def figure_p47(bench: Bench) -> Finding:
     claims = [
         Claim(
             "P4.7 (2)",
-            "a start within the trapping radius of the midpoint does not leave it",
+            "a start within the trapping radius of the midpoint stays trapped",
             "theta exp(-(3/2) integral of the rate); no number in the text",
             f"true on every segment, but with the exact score at the paper's parameters the radius is {paper:.1g} "
-            f"lengths; "
-            f"DDIM-50 is seen to hold what is within {at.median():.1g}",
+            f"lengths, whereas DDIM-50 is seen to hold starts within {at.median():.1g}",
             FAILS if not bool((at >= paper).all()) else EMPTY if paper < 1e-16 else HOLDS,
         ),
         Claim(
             "ours",
-            "with the learned model's own rates and curvature P4.7's radius holds what starts within it, and is "
+            "with the learned model's own rates and curvature, P4.7's radius holds what starts within it, and is "
             "not vacuous",
             "",
-            f"median {bound.median():.2g} lengths, three thousand times below the {observed.median():.2g} "
-            f"observed; of starts "
-            f"at that distance to either side of the midpoint {short(kept)} stay",
+            f"median {bound.median():.2g} lengths, about {_one_digit(float(observed.median() / bound.median()))} "
+            f"times below the {observed.median():.2g} observed; of starts at that radius on either side of the "
+            f"midpoint, {short(kept)} stay",
             decide([kept.low > 0.9], [kept.high < 0.9]),
         ),
         Claim(
             "ours",
-            "linear growth with the measured rates predicts the observed radius within a factor of two, and its rank",
+            "linear growth with the measured rates predicts the observed radius to within a factor of two, and its "
+            "rank",
             "",
             f"predicted over observed {told['linear']} (geometric mean); rank correlation over segments "
             f"{ranks['linear']}",
@@ -218,9 +223,8 @@ def figure_p47(bench: Bench) -> Finding:
             "section 4",
             "the motion within the tube reduces to the parallel dynamics on the segment",
             "the reduction behind P4.7",
-            f"the radius of the parallel dynamics over the observed one {told['reduced']}; rank correlation over "
-            f"segments "
-            f"{ranks['reduced']}",
+            f"the radius of the parallel dynamics over the observed one is {told['reduced']}; rank correlation over "
+            f"segments {ranks['reduced']}",
             decide(
                 [told["reduced"].low > 0.9 and told["reduced"].high < 1.1 and ranks["reduced"].low > 0.8],
                 [told["reduced"].high < 0.9 or told["reduced"].low > 1.1 or ranks["reduced"].high < 0.8],
@@ -228,14 +232,14 @@ def figure_p47(bench: Bench) -> Finding:
         ),
         Claim(
             "section 4",
-            "interpolated samples are those that come into the trapping radius: wider ones hold more",
+            "interpolated samples are those that come within the trapping radius: segments with a wider one hold more",
             "the mechanism; no number in the text",
-            f"rank correlation of a segment's radius with its count of interpolated samples ({int(hits.sum())}): "
-            f"{counts}",
+            f"rank correlation of a segment's radius with its count of interpolated samples ({int(hits.sum())} in "
+            f"all): {counts}",
             decide([counts.low > 0.0], [counts.high < 0.0]),
         ),
     ]
-    heads = ["trapping radius from 9 steps left, in lengths", "median over the 40 segments", "range"]
+    heads = ["trapping radius with 9 steps left, in lengths", "median over the 40 segments", "range"]
     return Finding("P4.7", "The trapping radius: bound, prediction, observation", claims, heads, rows)
 
 
@@ -276,16 +280,16 @@ def figure_e12(bench: Bench) -> Finding:
             "P4.7 (1)",
             "the midpoint is a saddle with the unstable eigenvalue l^2 / (4 s2) - 1",
             "l^2 / (4 s2) - 1",
-            f"with the exact score of 25 modes at most {off:.1%} away, over all ten times",
+            f"with the exact score of 25 modes, off by at most {off:.1%} over all ten times",
             verdict(off < 0.05),
         ),
         Claim(
             "figure E.12",
-            "one eigenvalue is positive and one negative, with the learned score too",
+            "one eigenvalue is positive and one negative, with the learned score, too",
             "consistently positive and negative",
-            f"exact: {short(shares[0])} of midpoints and times; learned: {short(shares[1])}; the learned unstable "
-            f"one *falls* "
-            f"from {largest[1][0]:.2g} to {largest[1][-1]:.2g}, where the exact one rises to {largest[0][-1]:.3g}",
+            f"exact: {short(shares[0])} of midpoints and times; learned: {short(shares[1])}; the unstable eigenvalue "
+            f"of the learned score *falls* from {largest[1][0]:.2g} to {largest[1][-1]:.2g}, while the exact one rises "
+            f"to {largest[0][-1]:.3g}",
             decide((e.low > 0.95 for e in shares), (e.high < 0.95 for e in shares)),
         ),
     ]

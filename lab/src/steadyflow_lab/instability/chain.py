@@ -108,7 +108,7 @@ def report(data: Problem, real: Chain, own: Chain, nfe: int) -> Finding:
             "mechanism 2",
             "images of low density have a large Jacobian determinant",
             "low density needs large determinants; no number in the sources at hand",
-            f"rank correlation of log density and mean stretch {shown(found['density', 'mean stretch'])}; with the "
+            f"rank correlation of log density with mean stretch {shown(found['density', 'mean stretch'])}, with the "
             f"coefficient along random directions {shown(step_density)}",
             _both(kind(found["density", "mean stretch"], -1), kind(step_density, -1)),
         ),
@@ -122,42 +122,43 @@ def report(data: Problem, real: Chain, own: Chain, nfe: int) -> Finding:
         ),
         Claim(
             "mechanism 1",
-            "images with a larger coefficient are reconstructed worse, also at equal errors of the latent",
+            "images with a larger coefficient are reconstructed worse, even at equal errors of the latent",
             "strong positive correlation",
             f"rank correlation of coefficient and error {shown(step_error)}; given the latent's error {shown(alone)}",
             _both(kind(step_error), kind(alone)),
         ),
         Claim(
             "mechanism 2",
-            "images of low density are reconstructed worse, and by way of expansion",
+            "images of low density are reconstructed worse, and expansion is the reason",
             "the chain low density, expansion, error",
             f"rank correlation of log density and error {shown(found['density', 'error'])}; given the coefficient "
-            f"{shown(rest)}; the quarter of least density has {low:.2f} times the median error",
+            f"{shown(rest)}; the median error of the quarter of lowest density is {low:.2f} times that of all images",
             _mediated(found["density", "error"], rest),
         ),
         Claim(
             "failure signature",
             "real images lie where the model's density is low, and are reconstructed worse",
             "pi_real puts mass where pi_gen is low",
-            f"a real image has less density than an own sample in {shown(below, '{:.0%}')} of pairs, and a larger "
-            f"error in {shown(worse, '{:.0%}')}",
+            f"a real image has a lower density than one of the model's own samples in {shown(below, '{:.0%}')} of the "
+            f"pairs, and a larger error in {shown(worse, '{:.0%}')}",
             _both(_above(below), _above(worse)),
         ),
     ]
     error = float(real.density.error.median())
     how = "the exact divergence" if data.probes is None else f"{data.probes} probes (standard error {error:.3f})"
     note = (
-        f"{n} real images and {n} of the model's own samples under the same conditions; medians, rank correlations and "
-        f"partial ones, with 95 % bootstrap intervals. Density: ln p_gen(x) over the {data.dim} dimensions, by {how}; "
-        f"mean stretch: ln |det J| over the dimensions; E: along {data.directions} random directions; E along: "
-        f"along the error of the inversion. Errors of Euler's round trip at {nfe} evaluations each way"
-        + (", of latents." if name == "ink" else ".")
+        f"{n} real images and {n} of the model's own samples under the same conditions: medians, then rank "
+        "correlations and partial rank correlations of the quantities named, with 95 % bootstrap intervals. Density: "
+        f"ln p_gen(x) divided by the dimension, {data.dim}, from {how}. Mean stretch: ln |det J| divided by the "
+        f"dimension. E: the mean coefficient along {data.directions} random directions; isotropic: its root mean "
+        "square; E along: the coefficient along the error of the inversion. Errors are those of Euler's round trip at "
+        f"{nfe} evaluations each way" + (", in the latents." if name == "ink" else ".")
     )
     return Finding(
         f"chain-{name}",
         f"Density, expansion and error, {name}",
         claims,
-        ["what", "real images", "own samples"],
+        ["quantity", "real images", "the model's own samples"],
         rows,
         note=note,
     )

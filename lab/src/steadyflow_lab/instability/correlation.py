@@ -107,32 +107,32 @@ def report(
             "main result",
             "coefficient and reconstruction error are strongly and positively correlated",
             "strong positive correlation; no number in the sources at hand",
-            f"rank correlation along random directions {shown(random)}, of the logarithms {shown(logs)}; {n} "
-            f"{name}, Euler, {first.trip.nfe} evaluations",
+            f"rank correlation along random directions {shown(random)}, correlation of the logarithms {shown(logs)}; "
+            f"{n} {name}, Euler, {first.trip.nfe} evaluations each way",
             {"yes": HOLDS if random.low > STRONG else PARTLY, "no": FAILS, "open": OPEN}[kind(random)],
         ),
         Claim(
             "mechanism 1",
             "the Jacobian of the generation map has singular values above 1",
             "required for amplification; E > 1 is the signature of an unstable region",
-            f"the largest (a lower bound) is above 1 for {short(stretched)} of {len(top)} images, median "
+            f"a lower bound on the largest is above 1 for {short(stretched)} of {len(top)} images; its median is "
             f"{float(top.median()):.3g}",
             HOLDS if stretched.low > 0.5 else FAILS if stretched.high < 0.5 else OPEN,
         ),
         Claim(
             "main result",
-            "instability amplifies the error of the inversion, E > 1 along it",
+            "instability amplifies the error of the inversion: E > 1 along that error",
             "reconstruction errors amplified beyond what discretisation alone would cause",
-            f"E along it is above 1 for {short(unstable)} of the images; median {medians['inversion']}, along random "
-            f"directions {medians['random']}",
+            f"E along that error is above 1 for {short(unstable)} of the images; its median is {medians['inversion']}, "
+            f"and {medians['random']} along random directions",
             amplifies,
         ),
         Claim(
             "next check 1",
             "there is a range of perturbation sizes over which the coefficient does not depend on the size",
             "size not given; asks for the linear regime",
-            f"from {linear[0]:g} to {linear[1]:g} (root mean square, latents have 1) it changes by less than 2 % from "
-            f"size to size for at least half of the images; {SIZE:g} is used",
+            f"from {linear[0]:g} to {linear[1]:g} (root mean square; that of latents is 1) it changes by less than 2 % "
+            f"from one size to the next for at least half of the images; {SIZE:g} is used here",
             HOLDS if linear[0] <= SIZE <= linear[1] and linear[1] >= 10.0 * linear[0] else FAILS,
         ),
     ]
@@ -140,34 +140,35 @@ def report(
         claims.append(
             Claim(
                 "next check 3",
-                "solvers of higher order lower the error; the coefficient is the map's, and stays",
+                "solvers of higher order lower the error; the coefficient, a property of the map, stays the same",
                 "Heun and RK45 proposed",
-                f"at {better[0].trip.nfe} evaluations the median error falls by {min(gains):.3g} to {max(gains):.3g} "
-                f"times; the coefficient of the solvers' own maps is {min(owns):.3f} to {max(owns):.3f} of the "
-                "exact map's",
+                f"at {better[0].trip.nfe} evaluations the median error falls by a factor of {min(gains):.3g} to "
+                f"{max(gains):.3g}; the coefficient of the solvers' own maps is {min(owns):.3f} to {max(owns):.3f} "
+                "times the exact map's",
                 HOLDS if min(gains) > 1.0 and min(owns) > 0.95 and max(owns) < 1.05 else FAILS,
             )
         )
     claims.append(
         Claim(
             "ours",
-            "with solvers of higher order no correlation with the coefficient is found",
+            "with solvers of higher order, no correlation with the coefficient is found",
             "",
-            "along random directions "
+            "rank correlation along random directions: "
             + ", ".join(f"{row.trip.solver} {shown(row.correlations['random'])}" for row in better),
             HOLDS if not still else PARTLY if len(still) < len(better) else FAILS,
         )
     )
     heads = [
         "solver",
-        "nfe",
+        "evaluations each way",
         "error",
         "latent error",
         "own E / E",
-        "E along it",
-        "rank corr. random",
-        "along it",
-        "isotropic",
+        "E along the latent error",
+        "rank correlation with E, random directions",
+        "with E along the latent error",
+        "with E, isotropic",
+        "with the latent error",
     ]
     cells = [
         [
@@ -182,16 +183,17 @@ def report(
         for row in made
     ]
     note = (
-        f"{n} images; medians, and rank correlations of the reconstruction error with 95 % bootstrap intervals. Along "
-        f"random directions E is {medians['random']}, the mean of {data.directions} directions an image (standard "
-        f"error {float((found.random_error / found.random).median()):.1%}). E is of the map itself (RK4, {data.steps} "
-        f"steps) at the exact latent (RK4, {data.reference} steps)."
+        f"Medians over {n} images, and rank correlations of the reconstruction error with the quantities named, with "
+        f"95 % bootstrap intervals. Along random directions, E is {medians['random']}, where each image has the mean "
+        f"of {data.directions} directions (standard error "
+        f"{float((found.random_error / found.random).median()):.1%}). E is that of the map itself (RK4, {data.steps} "
+        f"steps) at the exact latent (RK4, {data.reference} steps); own E is that of the solver's own map."
     )
     return Finding(
         f"correlation-{name}",
         f"Error against instability coefficient, {name}",
         claims,
-        [*heads, "latent error"],
+        heads,
         cells,
         note=note,
     )

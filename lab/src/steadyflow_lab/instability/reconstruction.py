@@ -311,8 +311,8 @@ def note(result: Result) -> str:
     smaller, larger = result.linear
     text = (
         f"A quarter of the perturbation ({result.settings.perturbation:g}) changes the coefficient by {smaller:+.1%}, "
-        f"four times by {larger:+.1%} (medians of the first batch)"
+        f"four times as much by {larger:+.1%} (medians of the first batch)"
     )
     if max(abs(smaller), abs(larger)) < 0.05:
         return f"{text}: it is within the linear regime."
-    return f"{text}: it is at the edge of the linear regime, or beyond; try another one."
+    return f"{text}: it is at the edge of the linear regime or beyond; try another size."

@@ -111,7 +111,7 @@ def toys(bench: Bench) -> Finding:
             between.append(_share(seen.values[far & seen.inside, 0] > 1.0) if (far & seen.inside).any() else None)
             beyond.append(_share(seen.values[far & ~seen.inside, 0] > 1.0))
             peak = theory.midpoint_stretch(VPLinear(), spread, 2.0) if modes == 2 else float(seen.values.max())
-            shown = "none are" if between[-1] is None else short(between[-1])
+            shown = "no points" if between[-1] is None else short(between[-1])
             rows.append([str(modes), f"{spread:g}", shown, short(beyond[-1]), short(own[-1]), f"{peak:.3g}"])
     lines = [_slope(spread) for spread in SPREADS]
     peaks = [theory.midpoint_stretch(VPLinear(), spread, 2.0) for spread in SPREADS]
@@ -121,28 +121,28 @@ def toys(bench: Bench) -> Finding:
             "experiment 3",
             "the map expands between the modes",
             "large gradients where density is low; no number in the sources at hand",
-            f"in the modes' hull, beyond 3 spreads of each, it expands at {_range(known)} of the points",
+            f"in the modes' convex hull, more than 3 spreads from each, it expands at {_range(known)} of the points",
             verdict(all(e.low > 0.5 for e in known), PARTLY),
         ),
         Claim(
             "mechanism 2",
             "low density means expansion",
             "to preserve mass, low-density regions need large gradients",
-            f"outside the hull, beyond 3 spreads of each mode, it expands at {_range(beyond)} of the points; at the "
-            "others the latent's density is lower still",
+            f"outside the hull, more than 3 spreads from each mode, it expands at {_range(beyond)} of the points; at "
+            "the others the density of the latent is lower still",
             verdict(all(e.low > 0.5 for e in beyond), PARTLY if any(e.low > 0.5 for e in beyond) else FAILS),
         ),
         Claim(
             "mechanism 2",
             "the sparser the distribution, the larger the gradients",
             "no number in the sources at hand",
-            f"the largest slope of two modes at distance 2 rises from {peaks[0]:.3g} at spread {SPREADS[0]:g} to "
+            f"the largest slope for two modes at distance 2 rises from {peaks[0]:.3g} at spread {SPREADS[0]:g} to "
             f"{peaks[-1]:.3g} at {SPREADS[-1]:g} (closed form)",
             verdict(peaks == sorted(peaks)),
         ),
         Claim(
             "ours",
-            "the sparser the distribution, the rarer are its own samples at which the map expands",
+            "the sparser the distribution, the fewer of its own samples lie where the map expands",
             "",
             f"two modes: {short(own[0])} at spread {SPREADS[0]:g}, {short(own[len(SPREADS) - 1])} at {SPREADS[-1]:g}",
             verdict(
@@ -154,11 +154,11 @@ def toys(bench: Bench) -> Finding:
         "toys",
         "Where the map of a mixture expands",
         claims,
-        ["modes", "spread", "between the modes", "outside", "own samples", "largest stretch"],
+        ["modes", "spread", "between the modes", "outside", "the model's own samples", "largest stretch"],
         rows,
-        note="Shares of points at which the largest singular value is above 1. Two modes at distance 2 on a line, "
+        note="Share of points at which the largest singular value is above 1. Two modes at distance 2 on a line, or "
         f"five on a circle in the plane; {n} samples of the model itself, and as many points uniform over [-3, 3]^d, "
-        "of which those within 3 spreads of a mode are left out. The curves are the slope on the line.",
+        "of which those within 3 spreads of a mode are left out. The curves show the slope on the line.",
         curves=[Curve(f"spread {s:g}", *line) for s, line in zip(SPREADS, lines, strict=True)],
         axes=("latent z", "dG/dz"),
         scales=("linear", "log"),
@@ -233,16 +233,16 @@ def theorem(bench: Bench) -> Finding:
     claims = [
         Claim(
             "theorem",
-            "for data of finite support and density bounded below, the probability of instability tends to 1",
+            "for data with finite support and a density bounded below, the probability of instability tends to 1",
             "converges to 1 as the dimension grows",
-            f"geometric mean above 1: {words}",
+            f"share of points with a geometric mean above 1: {words}",
             verdict(certain, PARTLY),
         ),
         Claim(
             "ours",
-            "it is the data that the model would hardly generate, not the dimension",
+            "the cause is data that the model would hardly generate, not the dimension",
             "",
-            f"of the model's own samples in {dims[-1]} dimensions, "
+            f"share of the model's own samples with a geometric mean above 1 in {dims[-1]} dimensions: "
             + "; ".join(f"spread {r.std:g}: {short(r.geometric)}" for r in alone),
             verdict(all(r.geometric.high < 0.1 for r in alone)),
         ),
@@ -255,12 +255,12 @@ def theorem(bench: Bench) -> Finding:
     ]
     return Finding(
         "theorem",
-        "Expansion over the dimension",
+        "Expansion by dimension",
         claims,
         ["spread", "data", "dimension", "geometric mean > 1", "random direction > 1"],
         [[f"{r.std:g}", r.data, str(r.dim), short(r.geometric), short(r.random)] for r in found],
-        note=f"{n} points each. Real: uniform over the cube [-1.5, 1.5]^d; the model: 8 modes in it, at random places "
-        "for each dimension. Generated: the model's own.",
+        note=f"{n} points each. Real: uniform over the cube [-1.5, 1.5]^d; the model has 8 modes at random places in "
+        "it, drawn anew for each dimension. Generated: the model's own samples.",
         curves=curves,
         axes=("dimension", "share of points with geometric mean amplification > 1"),
         scales=("log", "linear"),
@@ -294,23 +294,25 @@ def conditions(bench: Bench) -> Finding:
             "open question 1",
             "the map expands in the geometric mean at x if and only if p_gen(x) < p_prior(z)",
             "asks for necessary and sufficient conditions",
-            f"the sign is that of ln |det J| at {agree[0]} of {agree[1]} points of mixtures, {percent(agreed)}",
+            f"the sign of ln p_prior(z) - ln p_gen(x) is that of ln |det J| at {agree[0]} of {agree[1]} points of "
+            f"mixtures, {percent(agreed)}",
             verdict(agreed.low > 0.99, PARTLY),
         ),
         Claim(
             "open question 1",
-            "two equal modes at distance l expand somewhere if and only if l^2 > 4 ln(V1/V0) / D, on a "
-            "variance-preserving path nearly l > spread sqrt(8 ln(1/spread))",
+            "the map of two equal modes at distance l expands somewhere if and only if l^2 > 4 ln(V1/V0) / D; on a "
+            "variance-preserving path this is nearly l > spread sqrt(8 ln(1/spread))",
             "asks for necessary and sufficient conditions",
-            f"the distance at which the stretch at the midpoint passes 1 is within {off:.1e} of it, relative",
+            f"the distance at which the stretch at the midpoint passes 1 agrees with this to within a relative "
+            f"{off:.1e}",
             verdict(off < 1e-3, FAILS),
         ),
         Claim(
             "open question 1",
-            "modes of one spread whose means lie within that distance expand nowhere",
+            "the map of modes of equal spread whose means all lie within that distance of each other expands nowhere",
             "asks for necessary and sufficient conditions",
-            f"the largest singular value of {sum(m.points for m in mixtures)} points is at most "
-            f"{max(m.reach for m in mixtures):.1%} of the bound",
+            f"the largest singular value at {sum(m.points for m in mixtures)} points is at most "
+            f"{max(m.reach for m in mixtures):.1%} of its bound, the midpoint stretch at the largest distance of means",
             HOLDS if all(m.reach <= 1.0 + 1e-6 for m in mixtures) else FAILS,
         ),
     ]
@@ -320,9 +322,10 @@ def conditions(bench: Bench) -> Finding:
         claims,
         ["model", "spread", "threshold l", "found by bisection", "largest error of ln stretch", "sign agrees"],
         rows,
-        note="Jacobians of RK4 (96 steps, for six modes 192) against `theory.instability`. Two modes: the error is "
-        "that of the stretch along their line at 100 latents, at 1.5 times the threshold. Six modes at random places: "
-        "that of ln |det J| over the dimension, at samples of the model and at points uniform in the cube.",
+        note="Jacobians by RK4 (96 steps; 192 for six modes), compared with `theory.instability`. Two modes: the error "
+        "is that of the stretch along their line at 100 latents, with the modes at 1.5 times the threshold. Six modes "
+        "at random places: that of ln |det J| divided by the dimension, at samples of the model and at points uniform "
+        "in the cube.",
     )
 
 

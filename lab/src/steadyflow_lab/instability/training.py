@@ -179,21 +179,21 @@ def report(found: dict[str, list[Trained]], n: int) -> Finding:
             "open question 2",
             "training towards a less sparse distribution lowers the amplification along random directions",
             "asks whether training can reduce sparsity, and with it instability",
-            "; ".join(f"{way}: E times {changes[way]['random']}" for way in less) or "no way made it less sparse",
+            "; ".join(f"{way}: E is {changes[way]['random']} times as large" for way in less) or _NONE,
             _all(stretch, less, [way for way in less if changes[way]["random"].low > 1.0]),
         ),
         Claim(
             "open question 2",
-            "and the reconstruction error",
+            "training towards a less sparse distribution lowers the reconstruction error",
             "asks whether training can mitigate the error of reconstructions",
-            "; ".join(f"{way}: error times {changes[way]['error']}" for way in less) or "no way made it less sparse",
+            "; ".join(f"{way}: the error is {changes[way]['error']} times as large" for way in less) or _NONE,
             _all(lower, less, [way for way in less if changes[way]["error"].low > 1.0]),
         ),
         Claim(
             "ours",
-            "what it costs: the samples lie farther from the real digits",
+            "the price is samples that lie farther from the real digits",
             "",
-            "; ".join(f"{way}: distance times {worse[way]:.2f}" for way in less) or "no way made it less sparse",
+            "; ".join(f"{way}: the distance is {worse[way]:.2f} times as large" for way in less) or _NONE,
             OPEN if not less else HOLDS if all(worse[way] > 1.0 for way in less) else PARTLY,
         ),
     ]
@@ -201,18 +201,29 @@ def report(found: dict[str, list[Trained]], n: int) -> Finding:
         "training",
         "Does training towards less sparsity lower the amplification?",
         claims,
-        ["way", *KEYS, "recognised", "distance"],
+        ["training", *KEYS.values(), "recognised", "distance"],
         rows,
         note=f"Residual perceptrons of width 128 on the digits, {len(plain)} seeds; medians over {n} held-out images "
-        "of their means over the seeds. Sparsity: ln p_gen per dimension at own samples, less the entropy; density: "
-        "the same at the images; stretch: |det J|^(1/dim); random, along: E along random directions and along the "
-        f"error of the inversion. Errors of Euler's round trip at {NFE} evaluations each way. Recognised, distance: of "
-        "samples; the latter sliced Wasserstein to the held-out digits. Below, against the plain network on the same "
-        "images: differences of the first two, geometric mean ratios of the others.",
+        "of each image's mean over the seeds. Sparsity: ln p_gen per dimension at the network's own samples, whose "
+        "mean is minus the entropy; density: the same at the images; stretch: |det J|^(1/dim). Errors are those of "
+        f"Euler's round trip at {NFE} evaluations each way. Recognised: share of the samples in which a classifier "
+        "sees the digit asked for; distance: sliced Wasserstein distance of the samples to the held-out digits. The "
+        "lower rows compare with the plain network on the same images: differences in the first two columns, geometric "
+        "means of ratios in the others.",
     )
 
 
-KEYS = ("sparsity", "density", "stretch", "random", "along", "latent_error", "error")
+KEYS = {
+    "sparsity": "sparsity",
+    "density": "density",
+    "stretch": "stretch",
+    "random": "E, random directions",
+    "along": "E along the inversion's error",
+    "latent_error": "latent error",
+    "error": "error",
+}
+"""What is measured of each image, and its headings."""
+_NONE = "no way of training made the distribution less sparse"
 
 
 def _mean(runs: Sequence[Trained], key: str) -> Tensor:

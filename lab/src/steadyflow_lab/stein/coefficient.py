@@ -84,15 +84,15 @@ def coefficient(bench: Bench) -> Finding:
     claims += [_on_runs([one for one in along if one.form == form]) for form in FORMS]
     return Finding(
         "coefficient",
-        "Stein's coefficient of DDIM's step beside the best one from reference samples",
+        "Stein's coefficient of DDIM's step beside the best coefficient",
         claims,
-        ["problem", "states", "noise level", *(f"{_NAMES[f]}: {w}" for f in FORMS for w in ("value", "over the best"))],
+        ["problem", "states", "noise level", *(f"{_NAMES[f]}: {w}" for f in FORMS for w in ("value", "ratio to best"))],
         [_together(*pair) for pair in zip((held + along)[::2], (held + along)[1::2], strict=True)],
         note=(
-            "On marginals a step halves the noise level, and the best coefficient is that of the data of which the "
-            "states are made; along a run, where states have no data, it is that of the model's own clean estimate. "
-            "Intervals are 99.9 % bootstrap intervals over the samples; four probes. All problems are on a VP path; "
-            "sigma / alpha is the noise level."
+            "On marginals, a step halves the noise level, and the best coefficient is computed from the data of which "
+            "the states are noised versions; along a run, whose states have no such data, it is computed from the "
+            "model's own clean estimate. Intervals are 99.9 % bootstrap intervals over the samples; four probes. All "
+            "problems are on a VP path; the noise level is sigma / alpha."
         ),
     )
 
@@ -112,10 +112,11 @@ def _on_marginals(held: list[_Held]) -> Claim:
     off = max(abs(one.ratio.value - 1.0) for one in close) if close else math.nan
     return Claim(
         f"closed form, {_NAMES[form]}",
-        f"on exact marginals it is the best coefficient that reference samples give, without them, within {_OFF:.0%}",
+        f"on exact marginals, and without reference samples, it agrees to within {_OFF:.0%} with the best coefficient "
+        "that reference samples give",
         "a closed-form coefficient by Stein's identity, without reference samples",
-        f"in {len(close)} of {len(held)} cells, where it is off by at most {off:.1%}; the interval of the ratio "
-        f"contains 1 in {sum(inside)}",
+        f"agrees in {len(close)} of {len(held)} cells, and there it is off by at most {off:.1%}; 1 lies within "
+        f"the interval of the ratio in {sum(inside)} cells",
         decided([_close(one) for one in held]),
     )
 
@@ -125,9 +126,10 @@ def _on_runs(along: list[_Held]) -> Claim:
     worst = max(along, key=lambda one: abs(one.ratio.value - 1.0))
     return Claim(
         f"reference-free along a run, {_NAMES[form]}",
-        f"on the states of a run of 8 steps too it is the best one for the model's clean estimate, within {_OFF:.0%}",
+        f"on the states of an 8-step run, too, it agrees to within {_OFF:.0%} with the best coefficient for the "
+        "model's clean estimate",
         "reference-free adaptation at every step of large-step sampling",
-        f"at {sum(close)} of {len(along)} steps; the worst ratio is {short(worst.ratio)} "
+        f"agrees at {sum(close)} of {len(along)} steps; the worst ratio is {short(worst.ratio)} "
         f"({worst.problem}, {worst.where})",
         decided(close),
     )
@@ -161,14 +163,22 @@ def edm(bench: Bench) -> Finding:
         [
             Claim(
                 "EDM view",
-                "1 - c_skip is Stein's coefficient of the step along the state itself, and c_out^2 what it leaves",
+                "1 - c_skip is Stein's coefficient of the step along the state itself, and c_out^2 is the mean square "
+                "of what that step leaves",
                 "a complementary Stein perspective on EDM-style parameterizations; its formulas are not in the sources "
                 "at hand, so these are derived here",
-                f"{sum(inside)} of {len(inside)} intervals contain the formula's number (99.9 % each)",
+                f"{sum(inside)} of {len(inside)} intervals (99.9 % each) contain the value of the formula",
                 verdict(all(inside)),
             )
         ],
-        ["problem", "noise level", "1 - c_skip", "Stein, u = y", "best from reference samples", "left over c_out^2"],
+        [
+            "problem",
+            "noise level",
+            "1 - c_skip",
+            "Stein, u = y",
+            "best from reference samples",
+            "mean square left / c_out^2",
+        ],
         [row for row, _ in found],
-        note="c_skip and c_out with sigma_data^2 the mean square of the data's numbers; 99.9 % bootstrap intervals.",
+        note="For c_skip and c_out, sigma_data^2 is the mean square of the data's values; 99.9 % bootstrap intervals.",
     )

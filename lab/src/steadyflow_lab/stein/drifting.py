@@ -86,7 +86,7 @@ def drift(bench: Bench) -> Finding:
     along = [one for part in bench.map(on_run, PROBLEMS) for one in part]
     return Finding(
         "drift",
-        "The drift term of the form for VP as alpha goes to 0, and over a run",
+        "The drift term of the VP form as alpha goes to 0, and along a run",
         [_grows(found), _noisy(found)],
         ["problem", "states", "alpha", "1 - 1/alpha", "drift term", "divergence term", "sum", "best", "spread, VP",
          "spread, clean"],
@@ -96,10 +96,11 @@ def drift(bench: Bench) -> Finding:
             for one in (*found, *along)
         ],
         note=(
-            "Terms of the coefficient, each over E|u|^2. On marginals a step halves the noise level, and the best "
-            "coefficient is that of the data; along a run, from t = 0.99, that of the model's clean estimate. Spread: "
-            f"standard deviation of the coefficient over {_PARTS} batches, over the best one, with a 95 % interval by "
-            f"chi square; one probe, batches of {count('2-D') // _PARTS} (digits: {count('digits') // _PARTS})."
+            "The terms of the coefficient are divided by E|u|^2. On marginals, a step halves the noise level, and the "
+            "best coefficient is computed from the data; along a run, which starts at t = 0.99, it is computed from "
+            f"the model's clean estimate. Spread: standard deviation of the coefficient over {_PARTS} batches, divided "
+            f"by the best coefficient, with a 95 % chi-square interval; one probe, batches of {count('2-D') // _PARTS} "
+            f"(digits: {count('digits') // _PARTS})."
         ),
         curves=[
             Curve(f"{name}: {word}", [1.0 / one.alpha for one in mine], [abs(value(one)) for one in mine])
@@ -120,9 +121,9 @@ def _grows(found: list[_Measured]) -> Claim:
         slopes[name] = average(log_slopes(inverse, [one.sizes for one in high]))
     return Claim(
         "VP singularity",
-        "as alpha goes to 0 the drift term grows without bound",
+        "as alpha goes to 0, the drift term grows without bound",
         "1 - 1/alpha goes to minus infinity at high noise; EDM avoids this entirely",
-        f"for alpha < {_HIGH:g} its size grows like 1/alpha to the power "
+        f"for alpha < {_HIGH:g}, its size grows like 1/alpha to the power "
         + ", ".join(f"{short(slope)} ({name})" for name, slope in slopes.items()),
         decided([slope.low > 0.0 for slope in slopes.values()]),
     )
@@ -138,8 +139,8 @@ def _noisy(found: list[_Measured]) -> Claim:
     words = [f"{one.problem}: VP {short(one.spread['vp'])}, clean {short(one.spread['clean'])}" for one in ends]
     return Claim(
         "VP instability",
-        "so the form becomes numerically unstable, and the clean form does not",
+        "the VP form therefore becomes numerically unstable, and the clean form does not",
         "1/alpha can become numerically unstable; EDM avoids it",
-        f"spread over batches, over the best coefficient, at alpha = {ends[0].alpha:.4f}: {'; '.join(words)}",
+        f"spread over batches, relative to the best coefficient, at alpha = {ends[0].alpha:.4f}: {'; '.join(words)}",
         decided([one.spread["vp"].low > 1.0 and one.spread["clean"].high < 1.0 for one in ends]),
     )

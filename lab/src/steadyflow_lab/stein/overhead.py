@@ -99,16 +99,17 @@ def overhead(bench: Bench) -> Finding:
             rows.append([one.model, kind, f"{each:.3g}", short(ratio), nominal])
     return Finding(
         "overhead",
-        "Wall time of a corrected run over that of a plain one",
+        "Wall time of a corrected run relative to a plain one",
         _claims(timed),
-        ["model", "correction", "ms per sample", "over plain", "evaluations over plain"],
+        ["model", "correction", "ms per sample", "time / plain", "evaluations / plain"],
         rows,
         note=(
-            f"DDIM, {_STEPS} steps, a correction at every one, one thread; batches of "
+            f"DDIM, {_STEPS} steps, corrected at every step, one thread; batches of "
             + ", ".join(f"{n} ({name})" for name, n in _BATCHES.items() if name in models)
-            + ". Medians of runs in turns, ratios within a turn, with 95 % bootstrap intervals. The rest: residual, "
-            "means, coefficient and update, with a given divergence. The evaluations are those that "
-            "`Stein.record` counts: one for the graph, two for a transposed product, one for a Jacobian product."
+            + ". Every round times each variant once; ratios are taken within a round, and medians over the rounds, "
+            "with 95 % bootstrap intervals. The rest: residual, means, coefficient and update, with the divergence "
+            "given. Evaluations are counted as by `Stein.record`: one for the graph, two for a transposed product, "
+            "one for a Jacobian product."
         ),
     )
 
@@ -131,30 +132,31 @@ def _claims(timed: list[_Timed]) -> list[Claim]:
     return [
         Claim(
             "table 3: the VJP dominates",
-            "most of the time that the correction adds is that of the vector-Jacobian product",
+            "most of the time that the correction adds is spent on the vector-Jacobian product",
             "the VJP computation dominates; the numbers of table 3 are not in the sources at hand",
-            f"share of the added time, one probe: {_listed(shares)}",
+            f"share of the added time, with one probe: {_listed(shares)}",
             verdict(all(e.low > 0.5 for e in shares.values())),
         ),
         Claim(
             "table 3: a VJP",
-            "a further vector-Jacobian product costs no more than about one forward pass (at most twice)",
+            "each further vector-Jacobian product costs about as much as one forward pass (at most twice as much)",
             "each VJP has complexity comparable to one forward pass",
-            f"over a plain step: {_listed(products)}; a further Jacobian product (jvp): {_listed(jvps)}",
+            f"relative to a plain step: {_listed(products)}; each further Jacobian product (jvp): {_listed(jvps)}",
             below(2.0, products),
         ),
         Claim(
             "table 3: the rest",
             "means, coefficient and update are cheap (less than a tenth of a step)",
             "O(Bd) operations for the means, O(1) for coefficient and update",
-            f"of a plain step: {_listed(rests)}",
+            f"relative to a plain step: {_listed(rests)}",
             below(0.1, rests),
         ),
         Claim(
             "ours: the counter",
-            "the count of evaluations says what the time will be with vjp, within a quarter",
-            "none",
-            f"time over count {min(e.value for e in counted):.2f} to {max(e.value for e in counted):.2f}",
+            "with vjp, the counted evaluations predict the wall time to within a quarter",
+            "not stated",
+            "wall time over counted evaluations, both relative to a plain run: "
+            f"{min(e.value for e in counted):.2f} to {max(e.value for e in counted):.2f}",
             decided([e.low > 0.75 and e.high < 1.25 for e in counted]),
         ),
     ]

@@ -17,7 +17,7 @@ from .runs import Study, mean, study
 from .settings import CLAMPED, CONTROLS, FREE, PLAIN, families
 
 _KINDS = ("exact", "learned", "wrong")
-_WORDS = "better quality and fewer artifacts in large-step sampling, by FID; its numbers are not in the sources at hand"
+_WORDS = "better quality and fewer artifacts in large-step sampling, by FID; the numbers are not in the sources at hand"
 
 
 def study_figure(bench: Bench, solver: str) -> Finding:
@@ -27,17 +27,18 @@ def study_figure(bench: Bench, solver: str) -> Finding:
     heads = ["family", "setting", *_KINDS, "Frechet", "precision", "recall", "recognised", "newly diverged"]
     return Finding(
         f"study-{solver}",
-        f"Few steps with {solver}, relative to the plain solver at the same steps",
+        f"Few steps with {solver}, relative to the plain solver",
         _claims(found),
         heads,
         rows,
         note=(
-            "Sliced Wasserstein distance to the data over the plain solver's, geometric mean with a 95 % bootstrap "
-            "interval over problems, budgets and seeds, by kind of score; below 1 is better. Frechet: that distance in "
-            "the data's own coordinates over the plain solver's, all problems. Precision and recall: the change "
-            "against the plain solver, all problems; recognised: that of the share of digits that a classifier takes "
-            "for what they should be. A run that broke off counts as a thousand times the plain solver's distance. "
-            "Each family has the one setting that did best on other problems and another seed."
+            "Exact, learned, wrong: sliced Wasserstein distance to the data relative to the plain solver's, by kind of "
+            "score; geometric mean over problems, budgets and seeds with a 95 % bootstrap interval; below 1 is better. "
+            "Frechet: the Frechet distance in the data's own coordinates, also relative to the plain solver's, over "
+            "all problems. Precision and recall: change from the plain solver, over all problems. Recognised: change "
+            "in the share of digits that a classifier recognises as the intended digit. A run that broke off counts as "
+            "a thousand times the plain solver's distance. Each family is shown with the one setting that did best on "
+            "other problems with another seed."
         ),
     )
 
@@ -62,12 +63,12 @@ def short(e: Estimate) -> str:
 def _claims(found: Study) -> list[Claim]:
     claims = []
     for families_, label, how in (
-        (FREE, "as written", "at every step and as it comes"),
-        (CLAMPED, "in a trust region", "at every step, clipped to a trust region that is tuned"),
+        (FREE, "as written", "applied at every step and unclipped"),
+        (CLAMPED, "in a trust region", "applied at every step and clipped to a tuned trust region"),
     ):
         cells = {(f, kind): found.ratio(f, kind) for f in families_ for kind in _KINDS}
         here = "; ".join(
-            f"{f.split(',')[1].strip()}: " + ", ".join(f"{kind} {short(cells[f, kind])}" for kind in _KINDS)
+            f"{f.split(',')[1].strip()} form, " + ", ".join(f"{kind} {short(cells[f, kind])}" for kind in _KINDS)
             for f in families_
         )
         diverged = max(found.newly_diverged(f) for f in families_)
@@ -76,8 +77,8 @@ def _claims(found: Study) -> list[Claim]:
                 f"quality, {found.solver}, {label}",
                 f"the paper's coefficient, {how}, improves few-step samples of {found.solver}",
                 _WORDS,
-                f"distance over the plain solver's, {here}{_at_limit(found, families_)}; newly "
-                f"diverged: at most {diverged:.0%}",
+                f"distance relative to the plain solver's: {here}{_at_limit(found, families_)}; newly diverged "
+                f"samples: at most {diverged:.0%}",
                 decided([e.high < 1.0 for e in cells.values()], [e.low > 1.0 for e in cells.values()]),
             )
         )
@@ -86,9 +87,11 @@ def _claims(found: Study) -> list[Claim]:
     claims.append(
         Claim(
             f"ours, {found.solver}, against controls",
-            f"the best of the paper's forms with {found.solver} does better than a constant, one more step, equal cost",
-            "no such control in the sources at hand",
-            f"{best} over each: " + ", ".join(f"{name} {short(e)}" for name, e in over.items()),
+            f"the best of the paper's forms with {found.solver} does better than each control: a constant, one more "
+            "step, or equal cost",
+            "no such controls in the sources at hand",
+            f"best form: {best.removeprefix('paper, ')}; its distance relative to that of each control: "
+            + ", ".join(f"{name} {short(e)}" for name, e in over.items()),
             decided([e.high < 1.0 for e in over.values()], [e.low > 1.0 for e in over.values()]),
         )
     )
@@ -99,7 +102,7 @@ def _at_limit(found: Study, names: Sequence[str]) -> str:
     """Say how many of the clipped coefficients lay at the end of the trust region."""
     shares = {f: [r.limited for r in found.of(f) if math.isfinite(r.limited)] for f in names if "clamped" in f}
     words = [f"{f.split(',')[1].strip()} {mean(values):.0%}" for f, values in shares.items() if values]
-    return f"; steps at the region's end: {', '.join(words)}" if words else ""
+    return f"; steps at the edge of the region: {', '.join(words)}" if words else ""
 
 
 def decided(parts: Sequence[bool], contrary: Sequence[bool] | None = None) -> str:
@@ -133,16 +136,17 @@ def quality(bench: Bench) -> Finding:
     forms = {f: (found.ratio(f, of="frechet"), *(found.change(f, key) for key in _MEASURES)) for f in (*FREE, *CLAMPED)}
     return Finding(
         "quality",
-        "Frechet distance, precision and recall of every problem, DDIM",
+        "Frechet distance, precision and recall on every problem, with DDIM",
         [
             Claim(
                 "quality by three measures",
-                f"the paper's coefficient lowers the Frechet distance at no more than {_LOSS:g} of precision or recall",
-                "improved generative quality; FID, precision and recall are named, their numbers are not in the "
+                f"the paper's coefficient lowers the Frechet distance at a cost of no more than {_LOSS:g} in precision "
+                "or recall",
+                "improved generative quality; FID, precision and recall are named, but the numbers are not in the "
                 "sources at hand",
                 "; ".join(
-                    f"{f.removeprefix('paper, ')}: distance times {short(ratio)}, precision {change(precise)}, recall "
-                    f"{change(recalled)}"
+                    f"{f.removeprefix('paper, ')}: distance {short(ratio)} times the plain solver's, precision "
+                    f"{change(precise)}, recall {change(recalled)}"
                     for f, (ratio, precise, recalled) in forms.items()
                 ),
                 decided([r.high < 1.0 and min(p.low, q.low) > -_LOSS for r, p, q in forms.values()]),
@@ -151,8 +155,8 @@ def quality(bench: Bench) -> Finding:
         ["family", *names],
         rows,
         note=(
-            "Frechet distance / precision / recall, means over budgets and seeds, in the data's own coordinates; a "
-            "distance counts as 999 at most. The first row is fresh data (of digits: one half of the images against "
+            "Frechet distance / precision / recall in the data's own coordinates, means over budgets and seeds; "
+            "distances are capped at 999. The first row is fresh data (for the digits, one half of the images against "
             "the other)."
         ),
     )

@@ -66,18 +66,20 @@ def trap(bench: Bench) -> Finding:
     rows = bench.map(one, items)
     return Finding(
         "trap",
-        "Local Lipschitz constants of steps, by their number and the denoiser's sharpness",
+        "Local Lipschitz constants of steps, by their number and the sharpness of the denoiser",
         _claims(rows, counts),
-        ["model", "", "solver", "steps", "certified", "largest constant, mean", "product over the run, median"],
+        ["model", "sharpness", "solver", "steps", "certified", "largest constant, mean",
+         "product over the run, median"],
         [
             [r.model, r.sharpness, r.solver, str(r.steps), f"{r.certified.mean():.0%}", short(average(r.largest)),
              f"{r.product.median():.3g}"]
             for r in rows
         ],
         note=(
-            "Flow coordinates; digits: from the latents of held-out images. Certified: share of steps with a local "
-            "constant below 1. The largest constant of a run's steps is a mean over runs with a 95 % interval. The "
-            "product bounds, to first order, what the whole run makes of an error at its start."
+            "Flow coordinates; the runs on digits start from the latents of held-out images. Certified: share of steps "
+            "with a local constant below 1. Largest constant: the largest among a run's steps, mean over the runs with "
+            "a 95 % interval. Product: the product of the constants of a run's steps, which bounds, to first order, "
+            "the factor by which the whole run amplifies an error at its start."
         ),
     )  # fmt: skip
 
@@ -100,39 +102,42 @@ def _claims(rows: list[_Row], counts: tuple[int, ...]) -> list[Claim]:
     ordered = [[r for r in rows if (r.model, r.solver, r.steps) == ("digits", "ddim", few)],
                [r for r in rows if (r.model, r.steps) == ("2-D mixture", few)]]  # fmt: skip
     sharper = [average((b.largest / a.largest).log()) for part in ordered for a, b in itertools.pairwise(part)]
-    steps = f"{few} against {many} steps"
+    steps = f"with {few} steps over that with {many}"
     return [
         Claim(
             "trap: constants",
             "larger steps have larger Lipschitz constants",
             "aggressive steps undermine contraction-based certificates; no number in the sources at hand",
-            f"{steps}: the largest constant times {_range([e.value for e in grows])}; the interval above 1 in "
+            f"the largest constant {steps}: {_range([e.value for e in grows])}; the interval lies above 1 in "
             f"{sum(e.low > 0.0 for e in grows)} of {len(grows)} settings",
             verdict(all(e.low > 0.0 for e in grows), PARTLY if any(e.low > 0.0 for e in grows) else verdict(False)),
         ),
         Claim(
             "trap: certificates",
-            "with larger steps fewer of them are certified to contract",
+            "the larger the steps, the fewer of them are certified to contract",
             "large steps undermine contraction-based stability certificates",
-            f"{steps}: share of certified steps {min(e.value for e in fewer):+.0%} to "
-            f"{max(e.value for e in fewer):+.0%}; lower by its interval in {sum(e.high < 0.0 for e in fewer)}, "
-            f"higher in {sum(e.low > 0.0 for e in fewer)} of {len(fewer)} settings",
+            f"the share of certified steps with {few} steps less that with {many}: "
+            f"{min(e.value for e in fewer):+.0%} to {max(e.value for e in fewer):+.0%}; "
+            f"the interval lies below 0 in {sum(e.high < 0.0 for e in fewer)} and "
+            f"above 0 in {sum(e.low > 0.0 for e in fewer)} of {len(fewer)} settings",
             verdict(all(e.high < 0.0 for e in fewer), PARTLY if any(e.high < 0.0 for e in fewer) else verdict(False)),
         ),
         Claim(
             "trap: expressive denoisers",
-            "more expressive denoisers have larger constants (here: more guidance, narrower modes)",
+            "more expressive denoisers have larger constants (here: stronger guidance, narrower modes)",
             "highly expressive denoisers undermine certificates",
-            f"with {few} steps, each next one: the largest constant times {_range([e.value for e in sharper])}; the "
-            f"interval above 1 in {sum(e.low > 0.0 for e in sharper)} of {len(sharper)}",
+            f"with {few} steps, the largest constant over that of the next less sharp denoiser: "
+            f"{_range([e.value for e in sharper])}; the interval lies above 1 in {sum(e.low > 0.0 for e in sharper)} "
+            f"of {len(sharper)} pairs",
             verdict(all(e.low > 0.0 for e in sharper), PARTLY if any(e.low > 0.0 for e in sharper) else verdict(False)),
         ),
         Claim(
             "ours: the whole run",
-            "what all steps together may add to an error grows with the size of the steps",
-            "not stated; what the trap is feared for",
-            f"{steps}: the product times {_range([e.value for e in worse])}; the interval above 1 in "
-            f"{sum(e.low > 0.0 for e in worse)}, below 1 in {sum(e.high < 0.0 for e in worse)} of {len(worse)}",
+            "the factor by which all steps together may amplify an error grows with the size of the steps",
+            "not stated; the reason why the trap would matter",
+            f"the product {steps}: {_range([e.value for e in worse])}; the interval lies above 1 in "
+            f"{sum(e.low > 0.0 for e in worse)} and below 1 in {sum(e.high < 0.0 for e in worse)} of {len(worse)} "
+            "settings",
             verdict(all(e.low > 0.0 for e in worse), PARTLY if any(e.low > 0.0 for e in worse) else verdict(False)),
         ),
     ]

@@ -77,17 +77,17 @@ def variance(bench: Bench) -> Finding:
             rows.append([name, f"{chi:g}", str(batch), *both, *(short(cells[kind]) for kind in kinds)])
     says = {
         "probes": "in the Hutchinson estimator alone, at fixed states, the EDM form has the smaller relative variance",
-        "batch": "with the noise of the batch, the EDM form has the smaller relative variance",
-        "step": "the step that results has the smaller variance with the EDM form",
+        "batch": "with the noise of the batch included, the EDM form has the smaller relative variance",
+        "step": "the resulting step has the smaller variance with the EDM form",
     }
     return Finding(
         "variance",
-        "Standard deviation of the VP form over that of the EDM form, at equal states",
+        "Standard deviation of the VP form over that of the EDM form, at the same states",
         [
             Claim(
                 f"variance, {kind}",
                 says[kind],
-                "fewer terms to estimate reduces variance in the Hutchinson estimator (EDM against VP); no number",
+                "fewer terms to estimate reduce the variance of the Hutchinson estimator (EDM against VP); no number",
                 _words(ratios[kind]),
                 decided([e.low > 1.0 for e in ratios[kind]]),
             )
@@ -96,10 +96,11 @@ def variance(bench: Bench) -> Finding:
         ["problem", "noise level", "batch", "EDM: probes", "EDM: batch", *(f"VP over EDM: {kind}" for kind in kinds)],
         rows,
         note=(
-            "Relative standard deviations, over the best coefficient from reference samples; a step halves the noise "
-            f"level. Probes: over {_PROBES} single probes at fixed states. Batch: over batches of one probe. Step: of "
-            "the end of the step in model space. 95 % bootstrap intervals over batches. The only term of the VP form "
-            "that needs the estimator is the divergence, as in the EDM form."
+            "A step halves the noise level. Probes and batch: standard deviation of the coefficient relative to the "
+            f"best one from reference samples, over {_PROBES} single probes at fixed states, and over batches with one "
+            "probe each. Step: standard deviation of the step's end point in model space, over the same batches. 95 % "
+            "bootstrap intervals over batches. In the VP form, as in the EDM form, only the divergence needs the "
+            "estimator."
         ),
     )
 
@@ -108,6 +109,6 @@ def _words(found: list[Estimate]) -> str:
     larger, smaller = sum(e.low > 1.0 for e in found), sum(e.high < 1.0 for e in found)
     values = [e.value for e in found]
     return (
-        f"VP over EDM {statistics.median(values):.3g} in the median, {min(values):.3g} to {max(values):.3g}; "
-        f"the interval above 1 in {larger} of {len(found)} cells, below 1 in {smaller}"
+        f"VP over EDM: median {statistics.median(values):.3g}, range {min(values):.3g} to {max(values):.3g}; "
+        f"the interval lies above 1 in {larger} of {len(found)} cells and below 1 in {smaller}"
     )
