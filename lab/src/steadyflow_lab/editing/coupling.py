@@ -150,7 +150,7 @@ def _figure(bench: Bench, name: str, words: str) -> Finding:
         ),
         Claim(
             f"stability, {name}",
-            "near-reversible solvers are more accurate than exactly reversible ones at equal cost in a strong edit",
+            "the near-reversible ees25 is more accurate than exactly reversible solvers at equal cost in a strong edit",
             '"a more stable alternative"; no number in the sources at hand',
             f"edit error relative to that of ees25 at w = {strongest:g}: "
             + "; ".join(f"{m} {shown(worse[m], '{:.3g}')}" for m in (*published, *ours)),

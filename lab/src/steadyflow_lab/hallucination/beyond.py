@@ -337,8 +337,8 @@ def figure_images(bench: Bench) -> Finding:
     for method, count in zip(methods, found, strict=True):
         held = "" if count.held is None else f"{count.held / count.n:.1%}"
         rows.append([method.label, percent(count.share), f"{count.evaluations:.1f}", held])
-    plain, others = found[0].share, [c.share for c in found[1:]]
-    lower = [m.label for m, c in zip(methods[1:], found[1:], strict=True) if c.share.high < plain.low]
+    plain, others = found[0].share, [c.share for c in found[1:] if c.evaluations < 60]
+    lower = [m.label for m, c in zip(methods, found, strict=True) if c.evaluations < 60 and c.share.high < plain.low]
     claims = [
         Claim(
             "ours",
