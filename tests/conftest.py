@@ -3,6 +3,9 @@
 Matplotlib keeps a list of fonts in the user's cache, for all environments of a machine. A list made by an
 environment that is gone holds none of the fonts that matplotlib brings, and each figure then warns of them.
 The tests therefore keep a list of their own, which the processes that they start share.
+
+Ray's workers are as urgent as any other process here. At their usual niceness of 15, beside two processes that compute,
+one takes a minute to start.
 """
 
 import atexit
@@ -12,6 +15,7 @@ import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_worker_niceness", "0")
 if "MPLCONFIGDIR" not in os.environ:
     os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp(prefix="steadyflow-fonts-")
     atexit.register(shutil.rmtree, os.environ["MPLCONFIGDIR"], ignore_errors=True)

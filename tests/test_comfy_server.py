@@ -32,8 +32,8 @@ SHOWN = {
     "edit": ["PreviewAny", "SaveImage"],
     "diagnose": ["PreviewAny", "PreviewAny", "PreviewImage"],
 }
-PATIENCE = 900
-"""Seconds that a workflow, or the start of the server, may take."""
+PATIENCE = 3000
+"""How often the server is asked whether it has started, or a workflow has ended."""
 
 
 class Server:
@@ -79,11 +79,12 @@ class Server:
         return np.asarray(Image.open(folder / image["filename"]).convert("RGB"), dtype=int)
 
     def within(self, asked):
-        until = time.monotonic() + PATIENCE
-        while not (found := asked()):
-            assert time.monotonic() < until, (self.base / "log").read_text()[-2000:]
+        """What is answered at last."""
+        for _ in range(PATIENCE):
+            if found := asked():
+                return found
             time.sleep(0.3)
-        return found
+        raise AssertionError((self.base / "log").read_text()[-2000:])
 
 
 @pytest.fixture(scope="module")

@@ -309,6 +309,7 @@ def test_modules_are_short_enough_to_hold_in_the_head():
 CLOCKS = {f"{name}{unit}" for unit in ("", "_ns") for name in
           ("time", "monotonic", "perf_counter", "process_time", "thread_time", "clock_gettime")}  # fmt: skip
 GUARDS = {
+    "test_comfy_server.within": "a server that does not start, or a workflow that does not end",
     "test_errors.test_what_a_pool_of_processes_raises_is_raised_here": "a pool that never answers",
     "test_places.test_a_pipe_is_written_into_and_stays_one": "a pipe that nobody reads",
     "test_runs_aside._in_a_child": "a run that hangs",
