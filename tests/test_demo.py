@@ -124,9 +124,11 @@ def test_the_bundled_scenes_are_judged(call, tmp_path):
 
 def test_a_tuned_solver_is_compared_for_each_of_its_numbers_of_calls(subject, tmp_path):
     images, labels = (part[:24] for part in digits("held-out"))
-    words = {"nfe": 4, "x": images, "conditions": labels.tolist(), "n": 8, "judge": 8, "calls": 4000, "progress": False}
+    words = {"nfe": 4, "x": images, "conditions": labels.tolist(), "n": 8, "judge": 8, "calls": 800, "progress": False}
     sf.tune(subject.model, task="round trip", **words).save(tmp_path / "tuned.json")
-    sf.tune(subject.model, nfe=4, calls=4000, progress=False).save(tmp_path / "sampler.json")
+    sf.tune(subject.model, nfe=4, n=8, judge=8, fine=20, calls=200, against=["ddim"], progress=False).save(
+        tmp_path / "sampler.json"
+    )
     names = demo.compared(subject.model, tuned=str(tmp_path / "tuned.json"))
     assert list(names)[-1] == "tuned for 4 calls"
     with pytest.raises(sf.errors.InputError, match="tuned: got 'ddim', expected the file of a tuned solver"):

@@ -81,8 +81,14 @@ def starts(times, calls):
     return [round(t, 2) for t in times[::calls]]
 
 
-@pytest.mark.parametrize("strength", [0.25, 0.3, 0.5, 0.7, 0.75, 0.9])
-@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux"])
+def strengths():
+    """Every second combination of a family and a strength; the others are slow."""
+    pairs = itertools.product(enumerate(("sd", "sdxl", "sd3", "flux")), enumerate((0.25, 0.3, 0.5, 0.7, 0.75, 0.9)))
+    for (k, name), (j, strength) in pairs:
+        yield pytest.param(name, strength, marks=pytest.mark.slow if (k + j) % 2 else ())
+
+
+@pytest.mark.parametrize(("name", "strength"), strengths())
 def test_strength_is_the_same_for_solvers_of_any_number_of_calls(bases, name, strength):
     pipe, config = sibling(bases, name, "image"), bases[name].scheduler.config
     image = torch.rand(1, 3, side(name), side(name), generator=seeded())

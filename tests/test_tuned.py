@@ -525,7 +525,7 @@ def test_the_command_tunes_and_writes_a_file(tmp_path):
 @pytest.mark.parametrize("edits", [[], ["--target", "8", "--guidance", "2"]])
 def test_the_command_fits_round_trips_of_held_out_data(tmp_path, edits):
     out = tmp_path / "back.json"
-    few = ["--n", "16", "--judge", "12", "--fine", "24", "--against", "ddim,fireflow", "--nfe", "3"]
+    few = ["--n", "16", "--judge", "12", "--fine", "24", "--against", "ddim,fireflow", "--nfe", "3", "--calls", "2000"]
     shown = _command("tune", "--model", "digits", "--task", "round-trip", *few, *edits, "--out", out)
     assert "16 starts to fit on, 12 to judge on" in shown
     found = Tuned.load(out)
