@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import steadyflow as sf
 import tuned_solvers
+from combinations import every_second
 from steadyflow import corrections, editing, solvers
 from steadyflow.solvers import registry
 
@@ -88,8 +89,7 @@ def error(net, path, adjoint, run):
     return errors(net, path, [adjoint], run)[0]
 
 
-@pytest.mark.parametrize("path", ["vp", "flow"])
-@pytest.mark.parametrize("name", registry.built_in())
+@pytest.mark.parametrize(("name", "path"), every_second(registry.built_in(), ["vp", "flow"]))
 def test_states_that_are_kept_give_the_gradient_of_every_solver(name, path):
     net, run = Net(), sampling(name, steps=5)
     try:
@@ -253,9 +253,9 @@ DIRECTIONS = torch.randn(2, len(TIMES), dtype=torch.float64, generator=torch.Gen
 PLAIN = [name for name in registry.built_in() if not registry.get(name).properties.stochastic]
 
 
-@pytest.mark.parametrize(("path", "end"), [("vp", "path"), ("flow", "clean")])
-@pytest.mark.parametrize("name", PLAIN)
-def test_times_of_a_grid_have_the_gradient_that_differences_show(name, path, end):
+@pytest.mark.parametrize(("name", "ends"), every_second(PLAIN, [("vp", "path"), ("flow", "clean")]))
+def test_times_of_a_grid_have_the_gradient_that_differences_show(name, ends):
+    path, end = ends
     schedule, kind = PATHS[path]
     x, base, null, scale = (leaf.detach() for leaf in leaves())
     model = sf.Denoiser(Net().requires_grad_(False), schedule, kind, condition=base, null=null, guidance=scale)

@@ -11,6 +11,7 @@ diffusers = pytest.importorskip("diffusers")
 
 import pipelines  # noqa: E402
 import steadyflow as sf  # noqa: E402
+from combinations import every_second  # noqa: E402
 from steadyflow.diffusers import SteadyFlowScheduler, SteadyScheduler  # noqa: E402
 
 SEVERAL = {"heun": 2, "dpm-2": 2, "ees25": 3, "rk4": 4, "rex-midpoint": 4, "edict": 2, "unipc": 1, "dpmpp-2m": 1}
@@ -81,14 +82,9 @@ def starts(times, calls):
     return [round(t, 2) for t in times[::calls]]
 
 
-def strengths():
-    """Every second combination of a family and a strength; the others are slow."""
-    pairs = itertools.product(enumerate(("sd", "sdxl", "sd3", "flux")), enumerate((0.25, 0.3, 0.5, 0.7, 0.75, 0.9)))
-    for (k, name), (j, strength) in pairs:
-        yield pytest.param(name, strength, marks=pytest.mark.slow if (k + j) % 2 else ())
-
-
-@pytest.mark.parametrize(("name", "strength"), strengths())
+@pytest.mark.parametrize(
+    ("name", "strength"), every_second(["sd", "sdxl", "sd3", "flux"], [0.25, 0.3, 0.5, 0.7, 0.75, 0.9])
+)
 def test_strength_is_the_same_for_solvers_of_any_number_of_calls(bases, name, strength):
     pipe, config = sibling(bases, name, "image"), bases[name].scheduler.config
     image = torch.rand(1, 3, side(name), side(name), generator=seeded())

@@ -1,7 +1,6 @@
 """Orders, inverses and stability of every registered solver, from its own step code."""
 
 import dataclasses
-import itertools
 import math
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from scipy.integrate import solve_ivp
 
 import steadyflow as sf
+from combinations import every_second
 from oracles import (
     SCHEDULES,
     field_model,
@@ -106,17 +106,9 @@ IN_VARIABLES = [
 ]
 
 
-def paths():
-    """Every second combination: each solver meets every second path, and each path every second solver."""
-    pairs = itertools.product(enumerate(IN_VARIABLES), enumerate(SCHEDULES.items()))
-    for (k, (name, coordinates)), (j, (path, schedule)) in pairs:
-        marks = pytest.mark.slow if (k + j) % 2 else ()
-        yield pytest.param(name, coordinates, schedule, id=f"{name}-{coordinates}-{path}", marks=marks)
-
-
-@pytest.mark.parametrize(("name", "coordinates", "schedule"), paths())
-def test_forward_order_on_gaussian_data_is_the_declared_one_on_every_path(name, coordinates, schedule):
-    solver = in_variable(name, coordinates)
+@pytest.mark.parametrize(("variables", "path"), every_second(IN_VARIABLES, list(SCHEDULES)))
+def test_forward_order_on_gaussian_data_is_the_declared_one_on_every_path(variables, path):
+    solver, schedule, name = in_variable(*variables), SCHEDULES[path], variables[0]
     mixture = gaussian()
     model = mixture.denoiser(schedule)
     top, bottom = inner_range(schedule)
