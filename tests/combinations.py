@@ -11,7 +11,10 @@ def every_second(*axes):
     The place of a combination is the sum of those of its values on their axes: each value of an axis meets every second
     of the next.
     """
+    found = []
     for places in itertools.product(*(range(len(axis)) for axis in axes)):
         values = [axis[place] for axis, place in zip(axes, places, strict=True)]
         parts = [part for value in values for part in (value if isinstance(value, tuple) else (value,))]
-        yield pytest.param(*values, id="-".join(map(str, parts)), marks=pytest.mark.slow if sum(places) % 2 else ())
+        marks = pytest.mark.slow if sum(places) % 2 else ()
+        found.append(pytest.param(*values, id="-".join(map(str, parts)), marks=marks))
+    return found
