@@ -99,3 +99,24 @@ def call(monkeypatch, capsys):
         return stop.value.code or 0, out, err
 
     return invoke
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Chromium, driven by Selenium."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    from selenium.webdriver.chrome.service import Service
+
+    programs = shutil.which("chromium"), shutil.which("chromedriver")
+    if None in programs:
+        pytest.skip("needs chromium and chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs[0]
+    quiet = ["background-networking", "component-update", "sync", "gpu", "quic"]
+    profile = f"--user-data-dir={tmp_path_factory.mktemp('profile')}"
+    for argument in ["--headless=new", "--no-sandbox", "--no-first-run", profile, *(f"--disable-{q}" for q in quiet)]:
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(programs[1]))
+    yield driver
+    driver.quit()

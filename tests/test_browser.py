@@ -1,7 +1,5 @@
 """The reports in a real browser, without a network: sorting, choosing, a phone's width, print."""
 
-import shutil
-
 import pytest
 import torch
 
@@ -10,26 +8,6 @@ from steadyflow.datasets import digits
 from steadyflow.diagnostics import report
 from steadyflow_lab import demo
 from steadyflow_lab import report as demo_report
-
-webdriver = pytest.importorskip("selenium.webdriver")
-PROGRAMS = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(None in PROGRAMS, reason="needs chromium and chromedriver")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = PROGRAMS[0]
-    quiet = ["background-networking", "component-update", "sync", "gpu", "quic"]
-    profile = f"--user-data-dir={tmp_path_factory.mktemp('profile')}"
-    for argument in ["--headless=new", "--no-sandbox", "--no-first-run", profile, *(f"--disable-{q}" for q in quiet)]:
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(PROGRAMS[1]))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="module")

@@ -167,3 +167,22 @@ def test_what_cannot_be_honoured_is_refused_by_name_and_the_server_lives_on(serv
     assert status == 400
     assert "flow-edits" in json.dumps(answer)
     assert server.started()
+
+
+READY = "return Boolean(window.app && app.graph && LiteGraph.registered_node_types['SteadyFlowEdit'])"
+LOADED = """
+const [graph, done] = arguments;
+app.loadGraphData(graph).then(() => app.graphToPrompt()).then(prompt => done(prompt.output), error => done(`${error}`));
+"""
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_the_editor_makes_of_a_workflow_what_the_server_is_given(name, server, browser):
+    """Its own form, with a place for every node, and the other are the same workflow."""
+    browser.get(f"http://127.0.0.1:{server.port}/")
+    server.within(lambda: browser.execute_script(READY))
+    drawn = ROOT / "comfy" / "src" / "steadyflow_comfy" / "example_workflows" / f"{name}.json"
+    made = browser.execute_async_script(LOADED, json.loads(drawn.read_text()))
+    assert {key: (node["class_type"], node["inputs"]) for key, node in made.items()} == {
+        key: (node["class_type"], node["inputs"]) for key, node in WORKFLOWS[name].items()
+    }
