@@ -145,7 +145,7 @@ def _no_scheduler():
 
 NO_FIELD = {
     "a window of steps of a ControlNet": (_control_window, r"control_guidance_end"),
-    "guidance that ends at a share of the steps": (_truncated_ratio, r"number of the step|number of steps"),
+    "guidance that ends at a share of the steps": (_truncated_ratio, r"a window of steps"),
     "a cache of the first block": (_first_block_cache, r"a cache is on for its transformer.*disable_cache"),
     "a cache of attention": (_pyramid_attention, r"a cache is on for its transformer"),
     "a cache on a video network": (_faster_cache, r"a cache is on for its transformer"),
