@@ -436,7 +436,7 @@ def codec(name: str) -> float:
 def _through(vae: Any, images: Tensor) -> Tensor:
     """Pictures encoded and decoded by a VAE itself."""
     folded = images.ndim == 5 and isinstance(vae, diffusers.AutoencoderKL)
-    lifted = images.ndim == 4 and ("3d" in str(vae) or "Conv3d" in str([type(m) for m in vae.modules()]))
+    lifted = images.ndim == 4 and "3d" in str(vae)
     y = images[0].transpose(0, 1) if folded else images.unsqueeze(2) if lifted else images
     with torch.no_grad():
         found = vae.encode(y)

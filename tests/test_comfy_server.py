@@ -4,6 +4,7 @@ They run where STEADYFLOW_COMFYUI names ComfyUI's folder and STEADYFLOW_COMFYUI_
 The checkpoint is random (see comfy_server.py), and the pictures are 64 pixels wide.
 """
 
+import copy
 import json
 import os
 import shutil
@@ -105,7 +106,7 @@ def server(tmp_path_factory):
 
 def small(name):
     """A workflow, whose empty latents are as small as the picture."""
-    prompt = json.loads(json.dumps(WORKFLOWS[name]))
+    prompt = copy.deepcopy(WORKFLOWS[name])
     for node in prompt.values():
         if node["class_type"] == "EmptyLatentImage":
             node["inputs"] |= {"width": 64, "height": 64}

@@ -7,11 +7,12 @@ import warnings
 import pytest
 import torch
 
+from combinations import every_second
+
 diffusers = pytest.importorskip("diffusers")
 
 import pipelines  # noqa: E402
 import steadyflow as sf  # noqa: E402
-from combinations import every_second  # noqa: E402
 from steadyflow.diffusers import SteadyFlowScheduler, SteadyScheduler  # noqa: E402
 
 SEVERAL = {"heun": 2, "dpm-2": 2, "ees25": 3, "rk4": 4, "rex-midpoint": 4, "edict": 2, "unipc": 1, "dpmpp-2m": 1}

@@ -80,16 +80,17 @@ def figure_critical(bench: Bench) -> Finding:
             f"{window.decided[passed].double().median():.0f}",
         ]
         rows.append([problem.name, *ends, *(short(e[-1]) for e in (open_, settled, agree))])
+    settings = ("exact score in 2 dimensions", "exact score in 8", "learned score in 2")
     claims = [
         Claim(
             "future work",
             "the critical time of a sample, after which its mode is settled, can be found from the score alone",
             "an open question",
-            "the likeliest mode is already the final one for "
-            + ", ".join(short(e) for e in settled)
-            + " of the samples once their critical time has passed, against "
-            + ", ".join(short(e) for e in open_)
-            + " when the window opens (exact score in 2 and 8 dimensions, learned score)",
+            "share of the samples whose likeliest mode is already the final one, once their critical time has passed "
+            "and when the window opens: "
+            + "; ".join(
+                f"{where} {short(a)} against {short(b)}" for where, a, b in zip(settings, settled, open_, strict=True)
+            ),
             decide(
                 (a.low > 0.95 and b.high < a.low for a, b in zip(settled, open_, strict=True)),
                 (a.high < 0.95 or b.low > a.high for a, b in zip(settled, open_, strict=True)),
